@@ -1,0 +1,41 @@
+PYTHON ?= python3
+BIN := .venv/bin
+.DEFAULT_GOAL := help
+.PHONY: help lab test lint bench lock clean
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+
+lab: .venv/lab ## run the lab's sweep and print its table (results land in multirun/lab)
+	@rm -rf multirun/lab/*/
+	@$(BIN)/python run.py experiment=lab
+
+test: .venv/dev ## run the test suite
+	@$(BIN)/pytest
+
+lint: .venv/dev ## check style, format and types
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+
+bench: .venv/dev ## measure our share of a sweep beside bare Hydra
+	@$(BIN)/python benchmarks/overhead.py
+
+lock: .venv/dev ## resolve the newest versions into requirements.lock
+	@$(BIN)/pip install --quiet uv
+	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev \
+		--no-header --no-annotate pyproject.toml --output-file requirements.lock
+
+clean: ## remove the environment and every cache
+	@rm -rf .venv .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
+
+.venv/lab: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "quantlab needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .
+	@touch $@
+
+.venv/dev: .venv/lab
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
+	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib]' --group dev
+	@touch $@

@@ -6,13 +6,13 @@ range that a distribution's parameters lead one to expect; nothing here looks at
 """
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from statistics import NormalDist
 
 
 @dataclass(frozen=True, kw_only=True)
-class Expected:
+class Expected(ABC):
     """What is believed of a tensor before it is seen, in figures and in words.
 
     `landmark` is a value in the tensor's own unit whose relative error is asked for.

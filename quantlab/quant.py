@@ -45,7 +45,9 @@ def value_range(x: ArrayLike, name: str = "x") -> tuple[float, float]:
     """
     x = np.asarray(x, dtype=np.float32)
     if x.size == 0:
-        raise ValueError(f"tensor '{name}' is empty (shape {x.shape}): there is nothing to quantize")
+        raise ValueError(
+            f"tensor '{name}' is empty (shape {x.shape}): there is nothing to quantize"
+        )
     lo, hi = float(x.min()), float(x.max())
     if not np.isfinite([lo, hi]).all():
         where = np.argwhere(~np.isfinite(x))

@@ -1,0 +1,158 @@
+"""Collect a sweep: records -> tidy table -> results.json, results.csv, plot, manifest.json."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from quantlab import manifest, plots, record
+from quantlab.record import Record
+
+FACTORS = ["dist", "mode", "n_bits", "tensor"]
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What became of a sweep: one row a tensor and run, the failures, the files written.
+
+    `levels` are the columns that nest results.json; `failures` maps a run directory to its error.
+    """
+
+    table: pd.DataFrame
+    levels: list[str]
+    failures: dict[str, str]
+    files: list[Path]
+
+
+def aggregate(directory: Path) -> Sweep:
+    """Write the aggregate of every record below `directory` into it.
+
+    Its files depend on the records alone; times stand in the manifest only. Raises ValueError when
+    there is no record, or when two records answer for the same combination.
+    """
+    runs = [_run(path, directory) for path in record.find(directory)]
+    if not runs:
+        raise ValueError(f"{directory} is no sweep: there is no {record.NAME} in it or below it")
+    records = sorted((run.record for run in runs if run.record), key=_sweep_order)
+    completed = [each for each in records if each["status"] == "completed"]
+    axes = swept_axes(completed)
+    table = tidy(completed, axes)
+    levels = varied_levels(table, axes)
+    _refuse_duplicates(table, levels, directory)
+    artefacts = {
+        "results.json": record.to_json(nest(table, levels)),
+        "results.csv": table.to_csv(index=False, lineterminator="\n").encode(),
+    }
+    if completed:
+        artefacts["error_histogram.png"] = plots.error_histogram(completed)
+    artefacts["manifest.json"] = record.to_json(
+        manifest.manifest(directory, runs, levels, artefacts)
+    )
+    for name, content in artefacts.items():
+        record.write(directory / name, content)
+    failures = {run.directory: run.error for run in runs if run.error}
+    return Sweep(table, levels, failures, [directory / name for name in artefacts])
+
+
+def _run(path: Path, directory: Path) -> manifest.Run:
+    where = path.parent.relative_to(directory).as_posix()
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        content = record.read(path)
+    except ValueError as reason:
+        return manifest.Run(where, sha256, None, str(reason))
+    return manifest.Run(where, sha256, content, content["error"])
+
+
+def _sweep_order(one: Record) -> tuple[Any, ...]:
+    return one["job"] or 0, one["dist"], one["mode"], one["n_bits"]
+
+
+def swept_axes(records: list[Record]) -> list[str]:
+    """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
+    keys = {key for each in records for key in _overrides(each)} - set(FACTORS)
+    return sorted(key for key in keys if len({_label(_setting(r, key)) for r in records}) > 1)
+
+
+def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
+    """Return one row a tensor and run: the factors, the axes, then every figure; null is None."""
+    rows = [row for each in records for row in _rows(each, axes)]
+    columns = list(dict.fromkeys([*FACTORS, *axes, *(key for row in rows for key in row)]))
+    cells = [[row.get(column) for column in columns] for row in rows]
+    return pd.DataFrame(cells, columns=columns, dtype=object)  # object: ints stay ints beside nulls
+
+
+def _rows(one: Record, axes: list[str]) -> list[dict[str, Any]]:
+    factors = {"dist": one["dist"], "mode": one["mode"], "n_bits": one["n_bits"]}
+    settings = {axis: _setting(one, axis) for axis in axes}
+    return [
+        factors | {"tensor": name} | settings | _figures(tensor)
+        for name, tensor in one["tensors"].items()
+    ]
+
+
+def _figures(tensor: dict[str, Any]) -> dict[str, Any]:
+    lo, hi = tensor["range"]
+    predicted = tensor["predicted"] or {}
+    return {
+        **tensor["measured"],
+        **tensor["params"],
+        "n_elements": tensor["n_elements"],
+        "x_min": lo,
+        "x_max": hi,
+        **tensor["rank"],
+        **{f"predicted_{key}": value for key, value in predicted.items() if key != "words"},
+        "reasons": "; ".join(f"{key}: {why}" for key, why in tensor["reasons"].items()) or None,
+    }
+
+
+def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
+    """Return the columns that nest results.json: what varies, after dist and mode."""
+    levels = ["dist", "mode"]
+    if table["n_bits"].nunique() > 1:
+        levels.append("n_bits")
+    if (table.groupby("dist")["tensor"].nunique() > 1).any():
+        levels.append("tensor")
+    return [*levels, *axes]
+
+
+def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
+    """Return the figures of each row under its levels, outermost first."""
+    nested: dict[str, Any] = {}
+    figures = table.columns.difference([*FACTORS, *levels], sort=False)
+    for row in table.to_dict("records"):
+        node = nested
+        for level in levels:
+            node = node.setdefault(_label(row[level]), {})
+        node.update({figure: row[figure] for figure in figures})
+    return nested
+
+
+def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directory: Path) -> None:
+    keys = table[levels].map(_label)
+    if keys.duplicated().any():
+        twice = ", ".join(f"{k}={v}" for k, v in keys[keys.duplicated()].iloc[0].items())
+        raise ValueError(
+            f"{directory} holds two runs of {twice}: remove one, or sweep into a directory of its own"
+        )
+
+
+def _overrides(one: Record) -> dict[str, str]:
+    return dict(text.lstrip("+").partition("=")[::2] for text in one["overrides"])
+
+
+def _setting(one: Record, key: str) -> Any:
+    """Return the value of a dotted key in a record's config, or as it was typed."""
+    node: Any = one["config"]
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return _overrides(one).get(key)
+        node = node[part]
+    return node
+
+
+def _label(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)

@@ -1,0 +1,106 @@
+"""Where a sweep's figures come from: what ran, with what, and the sha256 of everything."""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from quantlab import record
+from quantlab.record import Record
+
+SCHEMA = 1
+
+
+class Run(NamedTuple):
+    """One run directory, relative to its sweep; `record` is None when it cannot be read."""
+
+    directory: str
+    sha256: str
+    record: Record | None
+    error: str | None
+
+
+def manifest(
+    directory: Path, runs: Sequence[Run], levels: Sequence[str], artefacts: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """Return the provenance of a sweep; `levels` are those that nest results.json."""
+    records = [run.record for run in runs if run.record]
+    return {
+        "schema": SCHEMA,
+        "command": _command(directory, records),
+        "levels": list(levels),
+        "runs": [_describe(run) for run in runs],
+        "artefacts": {name: hashlib.sha256(data).hexdigest() for name, data in artefacts.items()},
+        "environment": record.versions() | {"platform": platform.platform(), "cpu": _cpu()},
+        "git": _git(),
+        "start": min((each["started"] for each in records), default=None),
+        "end": max((_end(each) for each in records), default=None),
+    }
+
+
+def _command(directory: Path, records: Sequence[Record]) -> str | None:
+    """Return the command line of the sweep, or of the one run that stands alone."""
+    launched = directory / "multirun.yaml"  # Hydra's own note of a sweep
+    if launched.exists():
+        overrides = OmegaConf.load(launched).hydra.overrides
+        flags = ["-m"] if "hydra.mode=MULTIRUN" in overrides.hydra else []
+        typed = [each for each in overrides.hydra if each != "hydra.mode=MULTIRUN"]
+        return shlex.join(["python", "run.py", *flags, *overrides.task, *typed])
+    if len(records) == 1:
+        return shlex.join(["python", "run.py", *records[0]["overrides"]])
+    return None
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    return {
+        "directory": run.directory,
+        "key": run.record and run.record["key"],
+        "status": run.record["status"] if run.record else "unreadable",
+        "error": run.error,
+        "record_sha256": run.sha256,
+    }
+
+
+def _end(one: Record) -> str:
+    started = datetime.fromisoformat(one["started"])
+    return (started + timedelta(seconds=one["seconds"])).isoformat()
+
+
+def _cpu() -> str:
+    """Return the processor's name and how many of them there are."""
+    name = platform.processor()
+    with_names = Path("/proc/cpuinfo")  # Linux, where platform has no name to give
+    if with_names.exists():
+        lines = with_names.read_text().splitlines()
+        name = next((ln.partition(": ")[2] for ln in lines if ln.startswith("model name")), name)
+    return f"{os.cpu_count()} x {name or platform.machine()}"
+
+
+def _git() -> dict[str, Any] | None:
+    """Return the commit of this code and whether files beside the sweeps differ from it."""
+    commit = _ask_git("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _ask_git("status", "--porcelain", "--", ":(top)", ":(top,exclude)multirun")
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _ask_git(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

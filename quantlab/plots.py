@@ -1,0 +1,62 @@
+"""Pictures of a sweep."""
+
+import io
+import math
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from quantlab.record import Record
+
+INK, BAR, LINE = "#222222", "#56B4E9", "#D55E00"  # Okabe and Ito's colour-blind safe palette
+
+
+def error_histogram(records: list[Record]) -> bytes:
+    """Return a PNG of |x - x_hat| under each mode, with half a step marked (lab 03, block F).
+
+    Of several distributions it shows `hidden`, of several widths 8 bits; else those that come
+    first.
+    """
+    chosen = _prefer(_prefer(records, "dist", "hidden"), "n_bits", 8)
+    tensors = {each["mode"]: next(iter(each["tensors"].values())) for each in reversed(chosen)}
+    figure = Figure(figsize=(1 + 3.6 * len(tensors), 3.6), dpi=120, layout="constrained")
+    panels = figure.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
+    for panel, mode in zip(panels, sorted(tensors, reverse=True), strict=True):
+        _draw(panel, mode, tensors[mode])
+    panels[0].set_ylabel("elements in a bin")
+    figure.suptitle(_title(chosen[0], tensors), color=INK, fontsize=12)
+    content = io.BytesIO()
+    figure.savefig(content, format="png")
+    return content.getvalue()
+
+
+def _prefer(records: list[Record], key: str, value: object) -> list[Record]:
+    """Keep the records with this value, or where there is none, with that of the first."""
+    wanted = value if any(each[key] == value for each in records) else records[0][key]
+    return [each for each in records if each[key] == wanted]
+
+
+def _draw(panel: Axes, mode: str, tensor: dict[str, Any]) -> None:
+    histogram = tensor["error_histogram"]
+    counts, half_step = histogram["counts"], histogram["upper"]
+    panel.stairs(counts, np.linspace(0, half_step, len(counts) + 1), fill=True, color=BAR)
+    even = sum(counts) / len(counts)
+    panel.axhline(even, color=INK, linestyle=":", label=f"spread evenly: {even:.0f} a bin")
+    panel.axvline(half_step, color=LINE, linewidth=2, label=f"s/2 = {half_step:.4g}")
+    panel.set_title(f"{mode}, s = {2 * half_step:.4g}", color=INK, fontsize=11)
+    panel.set_xlabel("|x − x̂|, in units of x")
+    panel.set_xlim(0, half_step * 1.08)
+    panel.set_ylim(0, max(counts) * 1.45)
+    panel.legend(loc="upper center", frameon=False, fontsize=9)
+    panel.spines[["top", "right"]].set_visible(False)
+
+
+def _title(shown: Record, tensors: dict[str, dict[str, Any]]) -> str:
+    figures = [tensor["measured"] for tensor in tensors.values()]
+    worst = max(each["bound_ratio"] for each in figures)
+    even = all(abs(each["rmse_over_scale"] - 1 / math.sqrt(12)) < 0.01 for each in figures)
+    spread = "spread evenly and " if even else ""
+    end = "end at s/2" if worst < 1.001 else f"reach {worst:.1f} times s/2"
+    return f"{shown['dist']} in {shown['n_bits']} bits: the errors {spread}{end}"

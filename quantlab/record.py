@@ -1,0 +1,114 @@
+"""The record of one run: what was asked, what came out, kept whole or not at all."""
+
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import quantlab
+
+SCHEMA = 1
+NAME = "record.json"
+KEYS = {
+    "schema", "key", "status", "error", "dist", "mode", "n_bits", "job", "overrides", "config",
+    "tensors", "versions", "started", "seconds",
+}  # fmt: skip
+
+Record = dict[str, Any]
+
+
+def keep(
+    directory: Path, work: Callable[[], dict[str, Any]], config: dict[str, Any], **asked: Any
+) -> Record:
+    """Do the work of a run and write its record, also when the work fails.
+
+    `work` returns the measured tensors under their names; `config` is the resolved config; `asked`
+    holds what else says which run this is: ``dist, mode, n_bits, job, overrides``.
+    """
+    started, clock = datetime.now(UTC), time.perf_counter()
+    tensors: dict[str, Any] = {}
+    error = None
+    try:
+        tensors = work()
+    except ValueError as reason:
+        error = str(reason)
+    except Exception as reason:  # one failing combination must cost a sweep that one alone
+        error = f"{type(reason).__name__}: {reason}"
+    record = {
+        "schema": SCHEMA,
+        "key": run_key(config, [tensor["sha256"] for tensor in tensors.values()]),
+        "status": "failed" if error else "completed",
+        "error": error,
+        **asked,
+        "config": config,
+        "tensors": tensors,
+        "versions": versions(),
+        "started": started.isoformat(),
+        "seconds": time.perf_counter() - clock,
+    }
+    write(directory / NAME, to_json(record))
+    return record
+
+
+def run_key(config: dict[str, Any], tensor_hashes: list[str]) -> str:
+    """Return the sha256 of what a run's result depends on: its config and its tensors."""
+    return hashlib.sha256(json.dumps([config, tensor_hashes], sort_keys=True).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a figure may depend on."""
+    return {
+        "quantlab": quantlab.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def to_json(value: Any) -> bytes:
+    """Return indented UTF-8 JSON; NaN and Inf, which JSON does not know, raise ValueError."""
+    return (json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole: under a temporary name, synced, then renamed over what was there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def read(path: Path) -> Record:
+    """Read a record back; raises ValueError, naming the file, when it is not one of this schema."""
+    try:
+        record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except (OSError, ValueError) as reason:
+        raise ValueError(f"{path} is no readable record ({reason})") from None
+    if not isinstance(record, dict) or record.keys() != KEYS:
+        raise ValueError(f"{path} is no record of a run: its keys are not those of a record")
+    if record["schema"] != SCHEMA:
+        raise ValueError(f"{path} has schema {record['schema']!r}, this quantlab reads {SCHEMA}")
+    return record
+
+
+def find(directory: Path) -> Iterator[Path]:
+    """Yield the path of every record below a directory, sorted."""
+    yield from sorted(directory.rglob(NAME))
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is not JSON")

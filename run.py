@@ -1,0 +1,23 @@
+"""Measure one combination of tensors, quantizer and bit width; ``-m`` sweeps, ``--help`` helps."""
+
+import os
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
+from quantlab import sweep
+from quantlab.errors import told
+from quantlab.record import Record
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(cfg: DictConfig) -> Record:
+    """Measure what the config describes, in a run directory of its own."""
+    return sweep.run(cfg, HydraConfig.get())
+
+
+if __name__ == "__main__":
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand us its errors instead of printing them
+    with told():
+        main()

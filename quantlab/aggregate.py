@@ -112,9 +112,9 @@ def _figures(tensor: dict[str, Any]) -> dict[str, Any]:
 def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
     """Return the columns that nest results.json: what varies, after dist and mode."""
     levels = ["dist", "mode"]
-    if table["n_bits"].nunique() > 1:
+    if len(set(table["n_bits"])) > 1:
         levels.append("n_bits")
-    if (table.groupby("dist")["tensor"].nunique() > 1).any():
+    if any(len(set(tensors)) > 1 for _, tensors in table.groupby("dist")["tensor"]):
         levels.append("tensor")
     return [*levels, *axes]
 
@@ -136,7 +136,7 @@ def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directory: Path) 
     if keys.duplicated().any():
         twice = ", ".join(f"{k}={v}" for k, v in keys[keys.duplicated()].iloc[0].items())
         raise ValueError(
-            f"{directory} holds two runs of {twice}: remove one, or sweep into a directory of its own"
+            f"{directory} holds two runs of {twice}: remove one or sweep into another directory"
         )
 
 

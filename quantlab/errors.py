@@ -4,7 +4,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from hydra.errors import HydraException, InstantiationException, MissingConfigException
+from hydra.errors import (
+    HydraException,
+    InstantiationException,
+    MissingConfigException,
+    OverrideParseException,
+)
 from omegaconf.errors import ConfigAttributeError, ConfigKeyError, OmegaConfBaseException
 
 
@@ -30,13 +35,15 @@ def sentence(mistake: BaseException) -> str:
         return f"{group}={option} does not exist: choose one of {', '.join(mistake.options)}"
     cause = mistake.__cause__
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        return _unknown_key(cause)
+        typed = str(mistake).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
+        return f"{typed} sets an unknown key: {_known_keys(cause)}"
     if isinstance(mistake, InstantiationException) and cause:
         return sentence(cause)
-    return " ".join(str(mistake).split())
+    typed = f"{mistake.override}: " if isinstance(mistake, OverrideParseException) else ""
+    return typed + " ".join(str(mistake).split())
 
 
-def _unknown_key(cause: ConfigAttributeError | ConfigKeyError) -> str:
-    known = cause.parent_node.keys() if cause.parent_node else ()
-    choices = sorted(str(key) for key in known if key not in ("hydra", "_target_"))
-    return f"unknown key {cause.full_key}: choose one of {', '.join(choices)}"
+def _known_keys(cause: ConfigAttributeError | ConfigKeyError) -> str:
+    nodes = cause.parent_node.keys() if cause.parent_node else ()
+    known = sorted(str(key) for key in nodes if key not in ("hydra", "_target_"))
+    return f"choose one of {', '.join(known)}" if known else "there is none to set here"

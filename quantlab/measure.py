@@ -71,7 +71,7 @@ def measure(
         "shape": list(x.shape),
         "dtype": str(x.dtype),
         "n_elements": int(x.size),
-        "sha256": hashlib.sha256(np.ascontiguousarray(x)).hexdigest(),
+        "sha256": hashlib.sha256(np.ascontiguousarray(x).data).hexdigest(),
         "range": [lo, hi],
         "params": _params(params, quantizer),
         "predicted": _predicted(expected, quantizer) if expected else None,

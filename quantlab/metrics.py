@@ -4,7 +4,7 @@ The error `x_hat - x` is taken in float32, as in the lab; everything summed is f
 blocks add up to the sums of the whole, and every figure is a function of `Evidence`.
 
 To add a metric: write a function of `Evidence` and append it to `METRICS`; its name is its column.
-A figure that does not exist raises `Undefined` with the reason, and becomes null.
+A figure that does not exist raises `UndefinedError` with the reason, and becomes null.
 """
 
 import math
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-class Undefined(ValueError):
+class UndefinedError(ValueError):
     """A figure has no value for this tensor; the message says why."""
 
 
@@ -26,7 +26,7 @@ class Sums(NamedTuple):
     Powers and products are of x and x_hat in the tensor's own unit; the others are counts.
     """
 
-    count: int
+    n: int
     nonzero: int
     zeroed: int  # x != 0, x_hat == 0
     negative: int
@@ -55,7 +55,7 @@ def block_sums(
     counted = magnitude > rel_threshold
     positive = (x > 0) & (x_hat > 0)
     return Sums(
-        count=x.size,
+        n=x.size,
         nonzero=int(np.count_nonzero(x)),
         zeroed=int(np.count_nonzero((x != 0) & (x_hat == 0))),
         negative=int(np.count_nonzero(x < 0)),
@@ -111,7 +111,7 @@ class Evidence:
 
 def mae(e: Evidence) -> float:
     """Mean of |x_hat - x|."""
-    return e.sums.abs_err / e.sums.count
+    return e.sums.abs_err / e.sums.n
 
 
 def max_err(e: Evidence) -> float:
@@ -122,7 +122,7 @@ def max_err(e: Evidence) -> float:
 def rel_err(e: Evidence) -> float:
     """Mean of |x_hat - x| / |x| over |x| above the threshold (lab 03, block C and pitfalls)."""
     if not e.sums.rel_count:
-        raise Undefined("no |x| is above the threshold")
+        raise UndefinedError("no |x| is above the threshold")
     return e.sums.rel_err / e.sums.rel_count
 
 
@@ -138,21 +138,21 @@ def n_codes(e: Evidence) -> int:
 
 def rmse(e: Evidence) -> float:
     """Root of the mean squared error."""
-    return math.sqrt(e.sums.sq_err / e.sums.count)
+    return math.sqrt(e.sums.sq_err / e.sums.n)
 
 
 def sqnr_db(e: Evidence) -> float:
     """Signal to quantization noise ratio, 10 log10(sum x^2 / sum err^2), in dB."""
     if not e.sums.sq_err:
-        raise Undefined("the round trip is perfect")
+        raise UndefinedError("the round trip is perfect")
     if not e.sums.sq_x:
-        raise Undefined("x is all zeros")
+        raise UndefinedError("x is all zeros")
     return 10 * math.log10(e.sums.sq_x / e.sums.sq_err)
 
 
 def bias(e: Evidence) -> float:
     """Mean of x_hat - x."""
-    return e.sums.err / e.sums.count
+    return e.sums.err / e.sums.n
 
 
 def err_p50(e: Evidence) -> float:
@@ -168,18 +168,18 @@ def err_p95(e: Evidence) -> float:
 def zeroed(e: Evidence) -> float:
     """Share of the non-zero values that come back as 0."""
     if not e.sums.nonzero:
-        raise Undefined("x is all zeros")
+        raise UndefinedError("x is all zeros")
     return e.sums.zeroed / e.sums.nonzero
 
 
 def clipped(e: Evidence) -> float:
     """Share of the values beyond the code range before saturation."""
-    return e.clipped / e.sums.count
+    return e.clipped / e.sums.n
 
 
 def code_entropy(e: Evidence) -> float:
     """Shannon entropy of the codes, in bits."""
-    shares = (count / e.sums.count for count in e.code_counts.tolist())
+    shares = (count / e.sums.n for count in e.code_counts.tolist())
     return 0.0 - math.fsum(share * math.log2(share) for share in shares)
 
 
@@ -203,9 +203,9 @@ def one_minus_cos(e: Evidence) -> float:
 def kl(e: Evidence) -> float:
     """Kullback-Leibler divergence of x_hat, renormalised, from x, in bits."""
     if e.sums.negative or abs(e.sums.x - 1) > 1e-5:
-        raise Undefined("x is no probability vector")
+        raise UndefinedError("x is no probability vector")
     if e.sums.zeroed:
-        raise Undefined(f"x_hat is 0 at {e.sums.zeroed} elements where x is not")
+        raise UndefinedError(f"x_hat is 0 at {e.sums.zeroed} elements where x is not")
     return max(0.0, e.sums.divergence / e.sums.x + math.log2(e.sums.x_hat / e.sums.x))
 
 
@@ -237,7 +237,7 @@ def figures(evidence: Evidence) -> tuple[dict[str, float | None], dict[str, str]
     for metric in METRICS:
         try:
             values[metric.__name__] = metric(evidence)
-        except Undefined as reason:
+        except UndefinedError as reason:
             values[metric.__name__] = None
             reasons[metric.__name__] = str(reason)
     return values, reasons
@@ -245,5 +245,5 @@ def figures(evidence: Evidence) -> tuple[dict[str, float | None], dict[str, str]
 
 def _product_of_norms(e: Evidence) -> float:
     if not e.sums.sq_x or not e.sums.sq_x_hat:
-        raise Undefined(f"{'x_hat' if e.sums.sq_x else 'x'} is all zeros")
+        raise UndefinedError(f"{'x_hat' if e.sums.sq_x else 'x'} is all zeros")
     return math.sqrt(e.sums.sq_x) * math.sqrt(e.sums.sq_x_hat)

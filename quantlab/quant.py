@@ -11,7 +11,7 @@ asymmetric   scale = (hi - lo) / (qmax - qmin),  zero_point = qmin - rint(lo / s
 ``[lo, hi]`` is the range of the data and nothing else: no clipping of outliers, no calibration.
 Scale and zero point are per tensor, chosen in float64 and rounded to float32 once. The round trip
 is float32 with a true division and halves rounded to even, so the codes equal those of ONNX
-``QuantizeLinear`` (opset 21) bit for bit. The six functions at the end are those of lab 03, block A.
+``QuantizeLinear`` (opset 21) bit for bit. The last six functions are those of lab 03, block A.
 """
 
 from dataclasses import dataclass
@@ -83,7 +83,8 @@ def unclipped_codes(x: ArrayLike, params: Params) -> FloatArray:
 
 def saturate(unclipped: FloatArray, n_bits: int) -> Codes:
     """Clip to the code range and store as int8 up to 8 bits, as int16 above."""
-    return np.clip(unclipped, *code_range(n_bits)).astype(np.int8 if n_bits <= 8 else np.int16)
+    q = np.clip(unclipped, *code_range(n_bits))
+    return q.astype(np.int8) if n_bits <= 8 else q.astype(np.int16)
 
 
 def quantize(x: ArrayLike, params: Params, n_bits: int) -> Codes:

@@ -1,4 +1,4 @@
-"""Does the order of the largest values survive a round trip? (lab 03, block E)
+"""Whether the order of the largest values survives a round trip (lab 03, block E).
 
 Quantization makes ties, and sorting breaks ties by luck: the answer to "is the top 10 the same?"
 is then an interval. A monotone quantizer can only merge neighbours, never swap them.

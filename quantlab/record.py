@@ -25,12 +25,10 @@ KEYS = {
 Record = dict[str, Any]
 
 
-def keep(
-    directory: Path, work: Callable[[], dict[str, Any]], config: dict[str, Any], **asked: Any
-) -> Record:
+def keep(directory: Path, work: Callable[[], dict[str, Any]], config: Any, **asked: Any) -> Record:
     """Do the work of a run and write its record, also when the work fails.
 
-    `work` returns the measured tensors under their names; `config` is the resolved config; `asked`
+    `work` returns the measured tensors under their names; `config` is the resolved config, in plain containers; `asked`
     holds what else says which run this is: ``dist, mode, n_bits, job, overrides``.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
@@ -58,7 +56,7 @@ def keep(
     return record
 
 
-def run_key(config: dict[str, Any], tensor_hashes: list[str]) -> str:
+def run_key(config: Any, tensor_hashes: list[str]) -> str:
     """Return the sha256 of what a run's result depends on: its config and its tensors."""
     return hashlib.sha256(json.dumps([config, tensor_hashes], sort_keys=True).encode()).hexdigest()
 

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
@@ -22,7 +24,6 @@ from quantlab import record, report
 from quantlab.errors import told
 from quantlab.measure import Experiment
 
-
 MODE_NAMES = {"sym": "symmetric", "asym": "asymmetric"}  # as in the lab; others keep their yaml's
 
 
@@ -31,20 +32,20 @@ def build(cfg: DictConfig) -> Experiment:
     return Experiment(
         dist=instantiate(cfg.dist),
         quantizer=instantiate(cfg.mode, n_bits=cfg.n_bits),
-        k=cfg.rank.k,
-        rel_threshold=cfg.metrics.rel_threshold,
+        k=OmegaConf.select(cfg, "rank.k"),
+        rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
     )
 
 
-def run(cfg: DictConfig, hydra: DictConfig) -> record.Record:
+def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
     """Measure what a config describes and keep its record in Hydra's output directory."""
     choices = hydra.runtime.choices
     return record.keep(
         Path(hydra.runtime.output_dir),
         work=lambda: build(cfg).run(),
         config=OmegaConf.to_container(cfg, resolve=True),
-        dist=choices.dist,
-        mode=MODE_NAMES.get(choices.mode, choices.mode),
+        dist=choices["dist"],
+        mode=MODE_NAMES.get(choices["mode"], choices["mode"]),
         n_bits=cfg.n_bits,
         job=OmegaConf.select(hydra, "job.num"),
         overrides=list(hydra.overrides.task),
@@ -72,9 +73,9 @@ class Sweep(Callback):
         with told():
             build(config)
 
-    def on_run_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the figures of a single run, or end the program with its error."""
-        one = job_return.return_value
+        one = kwargs["job_return"].return_value
         if one["error"]:
             raise SystemExit(f"quantlab: {one['error']}")
         print(report.figures(one))
@@ -105,29 +106,41 @@ class Sweep(Callback):
 
 
 def _variants(config: DictConfig) -> Iterator[DictConfig]:
-    """Yield the config of a sweep once for each value of each swept key, the rest at its first.
+    """Yield the config of a sweep once for each value of each key, the other keys at their first.
 
-    Options of config groups are left out: Hydra composes every job's before it launches any.
+    The options of config groups are only looked up: Hydra composes them before it launches a job.
     """
     settings = _settings(config)
     base = config.copy()
     for key, values in settings.items():
         OmegaConf.update(base, key, values[0])
-    for key, values in settings.items() or [("seed", [config.seed])]:
-        for value in values:
+    yield base
+    for key, values in settings.items():
+        for value in values[1:]:
             variant = base.copy()
             OmegaConf.update(variant, key, value)
             yield variant
 
 
 def _settings(config: DictConfig) -> dict[str, list[Any]]:
-    """Return the values that a sweep gives each key."""
+    """Return the values that a sweep gives each key; raises ValueError at a group's bad option."""
+    loader = GlobalHydra.instance().config_loader()
     params = OmegaConf.select(config, "hydra.sweeper.params") or {}
     typed = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
-    return {
-        each.key_or_group: list(each.sweep_iterator())
-        if each.is_discrete_sweep()
-        else [each.value()]
-        for each in OverridesParser.create().parse_overrides(typed)
-        if each.key_or_group not in config.hydra.runtime.choices and not each.is_delete()
-    }
+    settings: dict[str, list[Any]] = {}
+    for each in OverridesParser.create(loader).parse_overrides(typed):
+        key, sweeps = each.key_or_group, each.is_discrete_sweep()
+        values = list(each.sweep_iterator()) if sweeps else [each.value()]
+        if key in config.hydra.runtime.choices:
+            _require_options(key, values, loader.get_group_options(key))
+        elif not each.is_delete():
+            settings[key] = values
+    return settings
+
+
+def _require_options(group: str, chosen: list[Any], options: list[str]) -> None:
+    if not chosen:
+        raise ValueError(f"{group} matches nothing: choose from {', '.join(options)}")
+    for option in chosen:
+        if option is not None and "/" not in str(option) and option not in options:
+            raise ValueError(f"{group}={option} does not exist: choose one of {', '.join(options)}")

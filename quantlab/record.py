@@ -28,8 +28,8 @@ Record = dict[str, Any]
 def keep(directory: Path, work: Callable[[], dict[str, Any]], config: Any, **asked: Any) -> Record:
     """Do the work of a run and write its record, also when the work fails.
 
-    `work` returns the measured tensors under their names; `config` is the resolved config, in plain containers; `asked`
-    holds what else says which run this is: ``dist, mode, n_bits, job, overrides``.
+    `work` returns the measured tensors under their names; `config` is the resolved config in plain
+    containers; `asked` says which run this is: ``dist, mode, n_bits, job, overrides``.
     """
     started, clock = datetime.now(UTC), time.perf_counter()
     tensors: dict[str, Any] = {}

@@ -47,7 +47,7 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
         dist=choices["dist"],
         mode=MODE_NAMES.get(choices["mode"], choices["mode"]),
         n_bits=cfg.n_bits,
-        job=OmegaConf.select(hydra, "job.num"),
+        job=None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num,
         overrides=list(hydra.overrides.task),
     )
 

@@ -1,0 +1,22 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+
+def run_python(*arguments, cwd=ROOT):
+    """Run a command as a person would and return it finished, output captured as text."""
+    command = [sys.executable, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def lab_sweep(tmp_path_factory):
+    """The lab's sweep, run for real once a test process, and where it landed."""
+    directory = tmp_path_factory.mktemp("lab")
+    done = run_python("run.py", "experiment=lab", f"hydra.sweep.dir={directory}")
+    assert done.returncode == 0, done.stderr
+    return directory, done.stdout

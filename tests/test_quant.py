@@ -107,86 +107,88 @@ def test_every_code_is_a_fixed_point(quantizer):
         assert np.array_equal(quantize(dequantize(q, params), params, quantizer.n_bits), q)
 
 
-class TestAgainstOnnxRuntime:
-    """Scale, zero point, codes and values, from ONNX Runtime's own code."""
+def onnx_scale(x, symmetric):
+    from onnx import TensorProto
+    from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
 
-    @staticmethod
-    def oracle(x, symmetric):
-        from onnx import TensorProto
-        from onnxruntime.quantization.quant_utils import compute_scale_zp, get_qmin_qmax_for_qType
+    qmin, qmax = get_qmin_qmax_for_qType(TensorProto.INT8, symmetric=symmetric)
+    zero_point, scale = compute_scale_zp(x.min(), x.max(), qmin, qmax, symmetric)
+    return np.float32(scale), np.int8(zero_point)
 
-        qmin, qmax = get_qmin_qmax_for_qType(TensorProto.INT8, symmetric=symmetric)
-        zero_point, scale = compute_scale_zp(x.min(), x.max(), qmin, qmax, symmetric)
-        return np.float32(scale), np.int8(zero_point)
 
-    @pytest.fixture(scope="class")
-    def session(self):
-        import onnxruntime
-        from onnx import TensorProto, helper
+@pytest.fixture(scope="module")
+def onnx_session():
+    import onnxruntime
+    from onnx import TensorProto, helper
 
-        names = ["x", "s", "z"]
-        graph = helper.make_graph(
-            [
-                helper.make_node("QuantizeLinear", names, ["q"]),
-                helper.make_node("DequantizeLinear", ["q", "s", "z"], ["x_hat"]),
-            ],
-            "round_trip",
-            [
-                helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
-                helper.make_tensor_value_info("s", TensorProto.FLOAT, []),
-                helper.make_tensor_value_info("z", TensorProto.INT8, []),
-            ],
-            [
-                helper.make_tensor_value_info("q", TensorProto.INT8, ["n"]),
-                helper.make_tensor_value_info("x_hat", TensorProto.FLOAT, ["n"]),
-            ],
-        )
-        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        return onnxruntime.InferenceSession(model.SerializeToString(), options)
+    names = ["x", "s", "z"]
+    graph = helper.make_graph(
+        [
+            helper.make_node("QuantizeLinear", names, ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["x_hat"]),
+        ],
+        "round_trip",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n"]),
+            helper.make_tensor_value_info("s", TensorProto.FLOAT, []),
+            helper.make_tensor_value_info("z", TensorProto.INT8, []),
+        ],
+        [
+            helper.make_tensor_value_info("q", TensorProto.INT8, ["n"]),
+            helper.make_tensor_value_info("x_hat", TensorProto.FLOAT, ["n"]),
+        ],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return onnxruntime.InferenceSession(model.SerializeToString(), options)
 
-    def agrees(self, session, x, quantizer):
-        params, q, x_hat = round_trip(x, quantizer)
-        scale, zero_point = self.oracle(x, isinstance(quantizer, Symmetric))
-        assert params.scale == scale
-        assert params.zero_point == zero_point
-        self.codes_agree(session, x, params, q, x_hat)
 
-    @staticmethod
-    def codes_agree(session, x, params, q, x_hat):
-        feed = {"x": x, "s": np.array(params.scale), "z": np.array(params.zero_point, np.int8)}
-        theirs, theirs_hat = session.run(None, feed)
-        assert np.array_equal(theirs, q)
-        assert np.array_equal(theirs_hat, x_hat)
+def agree_with_onnx(onnx_session, x, quantizer):
+    params, q, x_hat = round_trip(x, quantizer)
+    scale, zero_point = onnx_scale(x, isinstance(quantizer, Symmetric))
+    assert params.scale == scale
+    assert params.zero_point == zero_point
+    codes_agree_with_onnx(onnx_session, x, params, q, x_hat)
 
-    @pytest.mark.parametrize("quantizer", [Symmetric(8), Asymmetric(8)])
-    def test_on_the_labs_tensors(self, session, quantizer):
-        sources = TenseLogits(42, None), VerbProbs(42, 600, 1.5), Hidden(42, 1024, 600)
-        for source in sources:
-            ((_, x),) = source.tensors()
-            self.agrees(session, x, quantizer)
 
-    @pytest.mark.parametrize("quantizer", [Symmetric(8), Asymmetric(8)])
-    def test_on_random_tensors_over_seven_decades(self, session, quantizer):
-        rng = np.random.default_rng(0)
-        for trial in range(400):
-            spread, shift = 10.0 ** rng.uniform(-4, 3), rng.normal() * (trial % 3)
-            x = (spread * (rng.standard_normal(rng.integers(1, 300)) + shift)).astype(np.float32)
-            self.agrees(session, x, quantizer)
+def codes_agree_with_onnx(onnx_session, x, params, q, x_hat):
+    feed = {"x": x, "s": np.array(params.scale), "z": np.array(params.zero_point, np.int8)}
+    theirs, theirs_hat = onnx_session.run(None, feed)
+    assert np.array_equal(theirs, q)
+    assert np.array_equal(theirs_hat, x_hat)
 
-    @pytest.mark.parametrize("x", [f32(0, 0), f32(FLOAT32.tiny), f32(-1e-45, 1e-44), f32(3)])
-    @pytest.mark.parametrize("quantizer", [Symmetric(8), Asymmetric(8)])
-    def test_on_degenerate_tensors(self, session, quantizer, x):
-        self.agrees(session, x, quantizer)
 
-    @pytest.mark.parametrize("zero_point", [-128, -7, -6, 0, 1, 6, 127])
-    def test_on_ties(self, session, zero_point):
-        params = Params(np.float32(0.25), zero_point)
-        x = (np.arange(-300, 300).astype(np.float32) + np.float32(0.5)) * params.scale
-        assert (unclipped_codes(x, params) % 2 == zero_point % 2).all()  # every one rounds to even
-        q = quantize(x, params, 8)
-        self.codes_agree(session, x, params, q, dequantize(q, params))
+@pytest.mark.parametrize("quantizer", [Symmetric(8), Asymmetric(8)])
+def test_onnx_runtime_agrees_on_the_labs_tensors(onnx_session, quantizer):
+    sources = TenseLogits(42, None), VerbProbs(42, 600, 1.5), Hidden(42, 1024, 600)
+    for source in sources:
+        ((_, x),) = source.tensors()
+        agree_with_onnx(onnx_session, x, quantizer)
+
+
+@pytest.mark.parametrize("quantizer", [Symmetric(8), Asymmetric(8)])
+def test_onnx_runtime_agrees_on_random_tensors_over_seven_decades(onnx_session, quantizer):
+    rng = np.random.default_rng(0)
+    for trial in range(400):
+        spread, shift = 10.0 ** rng.uniform(-4, 3), rng.normal() * (trial % 3)
+        x = (spread * (rng.standard_normal(rng.integers(1, 300)) + shift)).astype(np.float32)
+        agree_with_onnx(onnx_session, x, quantizer)
+
+
+@pytest.mark.parametrize("x", [f32(0, 0), f32(FLOAT32.tiny), f32(-1e-45, 1e-44), f32(3)])
+@pytest.mark.parametrize("quantizer", [Symmetric(8), Asymmetric(8)])
+def test_onnx_runtime_agrees_on_degenerate_tensors(onnx_session, quantizer, x):
+    agree_with_onnx(onnx_session, x, quantizer)
+
+
+@pytest.mark.parametrize("zero_point", [-128, -7, -6, 0, 1, 6, 127])
+def test_onnx_runtime_agrees_on_ties(onnx_session, zero_point):
+    params = Params(np.float32(0.25), zero_point)
+    x = (np.arange(-300, 300).astype(np.float32) + np.float32(0.5)) * params.scale
+    assert (unclipped_codes(x, params) % 2 == zero_point % 2).all()  # every one rounds to even
+    q = quantize(x, params, 8)
+    codes_agree_with_onnx(onnx_session, x, params, q, dequantize(q, params))
 
 
 def test_the_zero_point_policies_on_tense_logits():

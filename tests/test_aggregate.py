@@ -1,0 +1,138 @@
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from quantlab import record, report
+from quantlab.aggregate import aggregate
+from quantlab.dist import Hidden
+from quantlab.measure import Experiment
+from quantlab.quant import Symmetric
+
+
+def keep(directory, n_bits=8, job=0, work=None, **config):
+    directory.mkdir(parents=True)
+    record.keep(
+        directory,
+        work or Experiment(Hidden(1, 50, 0), Symmetric(n_bits), 10, 1e-8).run,
+        {"n_bits": n_bits, **config},
+        dist="hidden",
+        mode="symmetric",
+        n_bits=n_bits,
+        job=job,
+        overrides=[f"{key}={value}" for key, value in config.items()],
+    )
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def test_one_width_nests_as_the_lab_shows(tmp_path):
+    keep(tmp_path / "a")
+    assert aggregate(tmp_path).levels == ["dist", "mode"]
+    figures = results(tmp_path)["hidden"]["symmetric"]
+    assert list(figures)[:5] == ["mae", "max_err", "rel_err", "cos_sim", "n_codes"]
+
+
+def test_every_swept_axis_is_one_more_level(tmp_path):
+    for job, (bits, seed) in enumerate([(8, 1), (8, 2), (4, 1), (4, 2)]):
+        keep(tmp_path / str(job), bits, job, seed=seed, fixed="same")
+    assert aggregate(tmp_path).levels == ["dist", "mode", "n_bits", "seed"]
+    nested = results(tmp_path)["hidden"]["symmetric"]
+    assert list(nested) == ["8", "4"]  # in the order of the sweep
+    assert list(nested["4"]) == ["1", "2"]
+    assert json.loads((tmp_path / "manifest.json").read_text())["levels"][-1] == "seed"
+
+
+def test_several_tensors_are_a_level(tmp_path):
+    one = Experiment(Hidden(1, 50, 0), Symmetric(8), 10, 1e-8).run()["hidden"]
+    keep(tmp_path / "a", work=lambda: {"w/1": one, "w 2": one})
+    aggregate(tmp_path)
+    assert list(results(tmp_path)["hidden"]["symmetric"]) == ["w/1", "w 2"]
+
+
+def test_the_csv_holds_what_the_json_holds(lab_sweep):
+    directory, _ = lab_sweep
+    nested = results(directory)
+    with (directory / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["dist", "mode", "n_bits", "tensor"]
+    assert len(rows) == 6
+    for row in rows:
+        figures = nested[row["dist"]][row["mode"]]
+        assert list(row)[4:] == list(figures)
+        for key, value in figures.items():
+            assert row[key] == ("" if value is None else str(value)), key
+
+
+def test_the_same_records_give_the_same_bytes_elsewhere(lab_sweep, tmp_path):
+    directory, _ = lab_sweep
+    copy = shutil.copytree(directory, tmp_path / "elsewhere")
+    for name in ("results.json", "results.csv", "error_histogram.png"):
+        (copy / name).unlink()
+    aggregate(copy)
+    for name in ("results.json", "results.csv", "error_histogram.png"):
+        assert (copy / name).read_bytes() == (directory / name).read_bytes()
+
+
+def test_the_manifest_hashes_what_is_there(lab_sweep):
+    directory, _ = lab_sweep
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["command"].startswith("python run.py experiment=lab")
+    assert len(manifest["runs"]) == 6
+    for run in manifest["runs"]:
+        content = (directory / run["directory"] / record.NAME).read_bytes()
+        assert run["record_sha256"] == hashlib.sha256(content).hexdigest()
+        assert run["key"] == json.loads(content)["key"]
+        assert run["status"] == "completed"
+    for name, sha256 in manifest["artefacts"].items():
+        assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == sha256
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert manifest["git"]["commit"] == head.stdout.strip()
+    assert manifest["start"] < manifest["end"]
+
+
+def test_failures_and_unreadable_records_are_told_and_cost_nothing_else(tmp_path):
+    def fail():
+        raise ValueError("tensor 'w' is empty")
+
+    keep(tmp_path / "good")
+    keep(tmp_path / "bad", work=fail)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / record.NAME).write_text("{")
+    done = aggregate(tmp_path)
+    assert len(done.table) == 1
+    assert done.failures["bad"] == "tensor 'w' is empty"
+    assert "no readable record" in done.failures["torn"]
+    statuses = {
+        run["directory"]: run["status"]
+        for run in json.loads((tmp_path / "manifest.json").read_text())["runs"]
+    }
+    assert statuses == {"bad": "failed", "good": "completed", "torn": "unreadable"}
+    assert "bad failed: tensor 'w' is empty" in report.sweep(done)
+
+
+def test_a_sweep_of_failures_only_still_has_its_files(tmp_path):
+    def fail():
+        raise ValueError("no")
+
+    keep(tmp_path / "bad", work=fail)
+    done = aggregate(tmp_path)
+    assert results(tmp_path) == {}
+    assert "bad failed: no" in report.sweep(done)
+
+
+def test_two_answers_to_one_question_are_refused(tmp_path):
+    keep(tmp_path / "a")
+    keep(tmp_path / "b")
+    with pytest.raises(ValueError, match="two runs of dist=hidden, mode=symmetric"):
+        aggregate(tmp_path)
+
+
+def test_a_directory_that_is_no_sweep_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"is no sweep: there is no record\.json"):
+        aggregate(tmp_path)

@@ -1,0 +1,37 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+CORE = ["quant", "dist", "metrics", "rank", "predict", "measure", "record", "report"]
+NUMPY_ALONE = ["quant", "metrics", "rank", "predict"]
+
+
+def modules_after(code):
+    code += "; import json, sys; print(json.dumps(list(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", CORE)
+def test_the_core_needs_neither_hydra_nor_pandas_nor_matplotlib(module):
+    assert not {"hydra", "omegaconf", "pandas", "matplotlib"} & modules_after(
+        f"import quantlab.{module}"
+    )
+
+
+@pytest.mark.parametrize("module", NUMPY_ALONE)
+def test_the_numerics_import_nothing_of_ours(module):
+    ours = {name for name in modules_after(f"import quantlab.{module}") if "quantlab" in name}
+    assert ours == {"quantlab", f"quantlab.{module}"}
+
+
+def test_a_single_run_imports_neither_pandas_nor_matplotlib(tmp_path):
+    code = (
+        f"import runpy, sys; sys.argv = ['run.py', 'hydra.sweep.dir={tmp_path}']; "
+        "runpy.run_path('run.py', run_name='__main__')"
+    )
+    loaded = modules_after(code)
+    assert "quantlab.measure" in loaded
+    assert not {"pandas", "matplotlib"} & loaded

@@ -15,7 +15,7 @@ MEASURED = {
     "mae": ".3e",
     "max_err": ".3e",
     "rel_err": ".1%",
-    "cos_sim": ".6f",
+    "cos_sim": ".7f",
     "n_codes": "d",
     "sqnr_db": ".2f",
     "zeroed": ".1%",
@@ -95,10 +95,12 @@ def _sentence(rows: "pd.DataFrame") -> str:
     holding = list(takewhile(_order_holds, widest_first))
     row = holding[-1] if holding else widest_first[0]
     top, bits = f"the top {row['top_k']}", f"{row['n_bits']} bits"
-    order = f"{top} keeps its order at {bits}" if holding else f"{top} is not safe at {bits}"
-    detail = "" if holding else f" ({_rank(row)})"
+    if holding:
+        order = f"{top} keeps its order {f'from {bits} up' if len(rows) > 1 else f'at {bits}'}"
+    else:
+        order = f"{top} is not safe at {bits} ({_rank(row)})"
     cost = f"rel_err {_cell(row['rel_err'], '.1%')}, {_cell(row['zeroed'], '.1%')} become 0"
-    return f"{order}{detail}; {cost}"
+    return f"{order}; there {cost}"
 
 
 def _order_holds(row: Any) -> bool:

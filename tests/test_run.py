@@ -171,7 +171,7 @@ def test_a_tensor_that_is_not_finite_fails_its_run_alone(tmp_path, monkeypatch):
     assert told in single.stderr
     assert "Traceback" not in single.stderr
 
-    many = run(*own, "-m", "dist=broken,hidden,verb_probs")
+    many = run("-m", *own, "dist=broken,hidden,verb_probs")
     assert many.returncode == 1
     assert told in many.stdout
     nested = json.loads((tmp_path / "sweep" / "results.json").read_text())

@@ -1,0 +1,94 @@
+"""The README's figures are those of the committed sweep and of the commands beside them."""
+
+import json
+
+import pandas as pd
+import pytest
+
+from quantlab import report
+from quantlab.aggregate import Sweep
+from tests.conftest import ROOT, run_python
+
+README = (ROOT / "README.md").read_text()
+LAB = json.loads((ROOT / "multirun" / "lab" / "results.json").read_text())
+
+
+def committed():
+    rows = [
+        {"dist": dist, "mode": mode, "n_bits": 8} | figures
+        for dist, modes in LAB.items()
+        for mode, figures in modes.items()
+    ]
+    return Sweep(pd.DataFrame(rows, dtype=object), ["dist", "mode"], {}, [])
+
+
+def test_the_committed_results_are_what_the_lab_gives(lab_sweep):
+    directory, _ = lab_sweep
+    for name in ("results.json", "results.csv"):
+        fresh, kept = directory / name, ROOT / "multirun" / "lab" / name
+        assert fresh.read_bytes() == kept.read_bytes()
+
+
+def test_the_tables_are_those_of_the_committed_sweep():
+    assert report.measured(committed()) in README
+    assert report.predicted(committed()) in README
+
+
+def test_the_claims_hold():
+    verb, verb_asym = LAB["verb_probs"]["symmetric"], LAB["verb_probs"]["asymmetric"]
+    hidden, tense = LAB["hidden"]["symmetric"], LAB["tense_logits"]["symmetric"]
+    assert verb["kl"] is verb_asym["kl"] is None
+    assert verb["top_worst"] == verb_asym["top_worst"] == 1
+    finer = LAB["tense_logits"]["asymmetric"]
+    for claim in (
+        f"largest {verb['x_max']:.4f}, step {verb['scale']:.2e}",
+        f"A mean relative error of {verb['rel_err']:.1%} ({verb_asym['rel_err']:.1%} asymmetric), "
+        f"{verb['zeroed']:.1%} ({verb_asym['zeroed']:.1%})",
+        f"{verb['landmark_rel_err']:.1%} wrong ({verb_asym['landmark_rel_err']:.1%} asymmetric)",
+        f"rel_err {verb['rel_err']:.1%} → {verb_asym['rel_err']:.1%}",
+        f"SQNR {verb['sqnr_db']:.1f} → {verb_asym['sqnr_db']:.1f} dB",
+        f"{verb['top_swapped']} swaps, {verb['top_merged']} merge",
+        f"no: {verb['top_merged']} pair of neighbours merges",
+        f"keep the set from {verb['top_bits_sufficient']} bits",
+        f"{tense['landmark_rel_err']:.1%}; half a step is {tense['scale'] / 2 / 1.2:.1%}",
+        f"{hidden['landmark_rel_err']:.1%}; it is the mean, drawn up by values near 0, that is "
+        f"{hidden['rel_err']:.1%}",
+        f"s/2 = {hidden['scale'] / 2:.5f}: rms {hidden['rmse_over_scale']:.4f} steps",
+        f"[{tense['x_min']:.1f}, {tense['x_max']:.1f}] came",
+        f"{finer['predicted_scale'] / finer['scale']:.1f} times finer",
+        f"predicted at {verb['predicted_scale'] * 127:.4f} and came at {verb['x_max']:.4f}",
+        f"{verb['predicted_scale'] / verb['scale'] - 1:.0%}".replace("%", " % too coarse"),
+        f"({verb_asym['predicted_landmark_rel_err']:.1%} predicted, "
+        f"{verb_asym['landmark_rel_err']:.1%} measured)",
+        f"predicted at {hidden['predicted_scale'] * 127:.2f}, its median; "
+        f"{max(hidden['x_max'], -hidden['x_min']):.2f} came",
+        f"{hidden['scale'] / hidden['predicted_scale']:.2f} times the prediction",
+        f"largest error 0.5 on tense_logits, {0.5 / finer['scale']:.0f} steps",
+    ):
+        assert claim in " ".join(README.split()), claim
+    assert hidden["mae"] == pytest.approx(hidden["scale"] / 4, rel=0.02)
+
+
+@pytest.mark.parametrize(
+    ("sweep", "part"),
+    [
+        (["dist=tense_logits", "mode=asym", "mode.zero_point=widen,clip,wide_int"], 1),
+        (["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"], 3),
+    ],
+)
+def test_the_sweeps_print_what_is_shown(tmp_path, sweep, part):
+    done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    assert done.stdout.split("\n\n")[part] in README
+
+
+def test_no_value_of_the_lab_lies_on_a_half_step():
+    import numpy as np
+
+    from quantlab import dist, quant
+
+    sources = dist.TenseLogits(42, None), dist.VerbProbs(42, 600, 1.5), dist.Hidden(42, 1024, 600)
+    for source in sources:
+        ((_, x),) = source.tensors()
+        for quantizer in (quant.Symmetric(8), quant.Asymmetric(8)):
+            steps = x / quantizer.choose(*quant.value_range(x)).scale
+            assert not (np.abs(steps - np.trunc(steps)) == 0.5).any()

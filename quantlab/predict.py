@@ -95,8 +95,8 @@ def predict(step: float, rms: float, landmark: float) -> dict[str, float]:
 
     Examples
     --------
-    >>> predict(step=0.04, rms=1.0, landmark=0.1)["landmark_rel_err"]
-    0.1
+    >>> predict(step=0.5, rms=1.0, landmark=1.0)["landmark_rel_err"]
+    0.125
     """
     rmse = step / math.sqrt(12)
     return {

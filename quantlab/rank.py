@@ -69,14 +69,14 @@ def bits_sufficient(absmax: float, gap: float) -> int | None:
     """Return the least width at which symmetric quantization must keep two values apart.
 
     Values further apart than a step get different codes, so it takes ``absmax / qmax < gap``,
-    that is more than ``1 + log2(1 + absmax / gap)`` bits. At equality both may round to the same
-    even code. The gap is first cut by the float32 rounding of the two quotients, ``absmax / 2^23``.
+    that is ``1 + log2(1 + absmax / gap)`` bits. The gap is first cut by the float32 rounding of the
+    two quotients, ``absmax / 2^23``; at a gap of just one step both may round to one even code.
     None when no width is enough.
     """
     gap -= absmax * 2.0**-23
     if gap <= 0:
         return None
-    return max(2, math.floor(1 + math.log2(1 + absmax / gap)) + 1)
+    return max(2, math.ceil(1 + math.log2(1 + absmax / gap)))
 
 
 def _kept(

@@ -182,11 +182,15 @@ def test_onnx_runtime_agrees_on_degenerate_tensors(onnx_session, quantizer, x):
     agree_with_onnx(onnx_session, x, quantizer)
 
 
+@pytest.mark.parametrize("scale", [0.25, 0.1, 1 / 3])
 @pytest.mark.parametrize("zero_point", [-128, -7, -6, 0, 1, 6, 127])
-def test_onnx_runtime_agrees_on_ties(onnx_session, zero_point):
-    params = Params(np.float32(0.25), zero_point)
+def test_onnx_runtime_agrees_on_ties(onnx_session, zero_point, scale):
+    params = Params(np.float32(scale), zero_point)
     x = (np.arange(-300, 300).astype(np.float32) + np.float32(0.5)) * params.scale
-    assert (unclipped_codes(x, params) % 2 == zero_point % 2).all()  # every one rounds to even
+    if scale == 0.25:  # each quotient is exact, and each rounds to even before z is added
+        assert (unclipped_codes(x, params) % 2 == zero_point % 2).all()
+    else:  # a multiplication by 1/s would miss some of these ties
+        assert (np.rint(x * (1 / params.scale)) != np.rint(x / params.scale)).any()
     q = quantize(x, params, 8)
     codes_agree_with_onnx(onnx_session, x, params, q, dequantize(q, params))
 

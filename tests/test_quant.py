@@ -182,7 +182,7 @@ def test_onnx_runtime_agrees_on_degenerate_tensors(onnx_session, quantizer, x):
     agree_with_onnx(onnx_session, x, quantizer)
 
 
-@pytest.mark.parametrize("scale", [0.25, 0.1, 1 / 3])
+@pytest.mark.parametrize("scale", [0.25, 0.7, 0.013])
 @pytest.mark.parametrize("zero_point", [-128, -7, -6, 0, 1, 6, 127])
 def test_onnx_runtime_agrees_on_ties(onnx_session, zero_point, scale):
     params = Params(np.float32(scale), zero_point)

@@ -34,6 +34,8 @@ def sentence(mistake: BaseException) -> str:
         group, _, option = str(mistake.missing_cfg_file).rpartition("/")
         return f"{group}={option} does not exist: choose one of {', '.join(mistake.options)}"
     cause = mistake.__cause__
+    if isinstance(mistake, ConfigAttributeError | ConfigKeyError):
+        return f"{mistake.full_key} is an unknown key: {_known_keys(mistake)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         typed = str(mistake).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
         return f"{typed} sets an unknown key: {_known_keys(cause)}"

@@ -64,7 +64,7 @@ def measured(done: "Sweep") -> str:
     rows = done.table[:LONGEST]
     columns = {key: rows[key].map(lambda v, s=spec: _cell(v, s)) for key, spec in MEASURED.items()}
     columns["top k"] = rows.apply(_rank, axis=1)
-    text = _aligned(rows[done.levels].assign(**columns))
+    text = _aligned(rows[done.levels].map(str).assign(**columns))
     left_out = len(done.table) - len(rows)
     return text + (f"\n... and {left_out} rows more, in results.csv" if left_out else "")
 
@@ -80,7 +80,7 @@ def predicted(done: "Sweep") -> str:
         ]
         for key, spec in PREDICTED.items()
     }
-    return _aligned(rows[done.levels].assign(**columns))
+    return _aligned(rows[done.levels].map(str).assign(**columns))
 
 
 def verdict(done: "Sweep") -> str:

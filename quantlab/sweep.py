@@ -133,7 +133,7 @@ def _settings(config: DictConfig) -> dict[str, list[Any]]:
         values = list(each.sweep_iterator()) if sweeps else [each.value()]
         if key in config.hydra.runtime.choices:
             _require_options(key, values, loader.get_group_options(key))
-        elif not each.is_delete():
+        elif not (each.is_delete() or each.is_add() or each.is_force_add()):
             settings[key] = values
     return settings
 

@@ -121,6 +121,7 @@ def test_completion_is_hydras():
         (["rank.k=0"], "rank.k must be a whole number of 1 or more, got 0"),
         (["rank=5"], "rank.k must be a whole number of 1 or more, got None"),
         (["bits=4"], "bits=4 sets an unknown key: choose one of dist, metrics, mode, n_bits"),
+        (["-m", "bits=4,8"], "bits is an unknown key: choose one of dist, metrics, mode, n_bits"),
         (["mode.zero_point=clip"], "mode.zero_point=clip sets an unknown key: there is none"),
         (["dist=glob("], "dist=glob(: no viable alternative"),
         (["-m", "dist=hidden,foo"], "dist=foo does not exist: choose one of hidden"),

@@ -3,8 +3,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT = Path(__file__).parents[1]
+
+settings.register_profile("laws", deadline=None)  # a busy machine is no failing law
+settings.load_profile("laws")
 
 
 def run_python(*arguments, cwd=ROOT):

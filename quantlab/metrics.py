@@ -197,7 +197,7 @@ def one_minus_cos(e: Evidence) -> float:
     """1 - cos_sim without its cancellation: (|err|^2 - (|x_hat| - |x|)^2) / (2 |x| |x_hat|)."""
     norms = _product_of_norms(e)
     longer = e.sums.radial / (math.sqrt(e.sums.sq_x) + math.sqrt(e.sums.sq_x_hat))
-    return max(0.0, e.sums.sq_err - longer**2) / (2 * norms)
+    return max(0.0, e.sums.sq_err - longer * longer) / (2 * norms)
 
 
 def kl(e: Evidence) -> float:

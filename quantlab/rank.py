@@ -71,10 +71,12 @@ def bits_sufficient(absmax: float, gap: float) -> int | None:
     Values further apart than a step get different codes, so it takes ``absmax / qmax < gap``,
     that is ``1 + log2(1 + absmax / gap)`` bits. The gap is first cut by the float32 rounding of the
     two quotients, ``absmax / 2^23``; at a gap of just one step both may round to one even code.
-    None when no width is enough.
+    None when no width is enough, or when the step of one may underflow and be replaced by 1.
     """
+    if gap == math.inf:
+        return 2
     gap -= absmax * 2.0**-23
-    if gap <= 0:
+    if gap <= 0 or absmax / 2**15 < np.finfo(np.float32).tiny:
         return None
     return max(2, math.ceil(1 + math.log2(1 + absmax / gap)))
 

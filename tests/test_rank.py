@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -88,6 +88,7 @@ def test_a_per_tensor_quantizer_never_swaps(x, n_bits, symmetric, k):
 
 
 @given(vectors, st.integers(2, 16), st.integers(1, 12))
+@example(f32(5.579151e-39, 0), 3, 1)  # the step underflows and becomes 1
 def test_the_certificate_holds(x, n_bits, k):
     answer = stability(x, round_trip(x, Symmetric(n_bits)), k)
     sufficient = answer["top_bits_sufficient"]

@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from quantlab import sweep
+from quantlab import job
 from quantlab.errors import told
 from quantlab.record import Record
 
@@ -14,7 +14,7 @@ from quantlab.record import Record
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
 def main(cfg: DictConfig) -> Record:
     """Measure what the config describes, in a run directory of its own."""
-    return sweep.run(cfg, HydraConfig.get())
+    return job.run(cfg, HydraConfig.get())
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from quantlab.experiment import Outcome
 
 SCHEMA = 2
 NAME = "record.json"
+WITHOUT_EFFECT = {"threads", "resume"}  # settings that change no figure
 KEYS = {
     "schema", "key", "status", "error", "dist", "mode", "n_bits", "job", "overrides", "config",
     "tensors", "failed", "skipped", "versions", "started", "seconds",
@@ -26,7 +27,9 @@ KEYS = {
 Record = dict[str, Any]
 
 
-def keep(directory: Path, work: Callable[[], Outcome], config: Any, **asked: Any) -> Record:
+def keep(
+    directory: Path, work: Callable[[], Outcome], config: dict[str, Any], **asked: Any
+) -> Record:
     """Do the work of a run and write its record, also when the work fails in part or whole.
 
     `config` is the resolved config in plain containers; `asked` says which run this is:
@@ -67,9 +70,11 @@ def _failures(outcome: Outcome) -> str | None:
     return reasons if n == 1 else f"{failed} of {n} tensors failed: {reasons}"
 
 
-def run_key(config: Any, tensor_hashes: list[str]) -> str:
-    """Return the sha256 of what a run's result depends on: its config and its tensors."""
-    return hashlib.sha256(json.dumps([config, tensor_hashes], sort_keys=True).encode()).hexdigest()
+def run_key(config: dict[str, Any], tensor_hashes: list[str]) -> str:
+    """Return the sha256 of what a run's result depends on: its settings and its tensors."""
+    settings = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    content = json.dumps([settings, tensor_hashes], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:

@@ -1,154 +1,164 @@
-"""Hydra's side of quantlab: from a config to an experiment, and what happens around the runs.
+"""A sweep from the values typed to its table: which runs, which are left, launch, aggregate."""
 
-Importing this module registers the ``run_name`` resolver that names run directories; launchers
-that work in processes of their own import it with the callback.
-"""
-
-import hashlib
-import json
 import os
-import re
-from collections.abc import Iterator
+import platform
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-from hydra.conf import HydraConf
-from hydra.core.global_hydra import GlobalHydra
+from filelock import FileLock, Timeout
+from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
-from hydra.experimental.callback import Callback
-from hydra.types import RunMode
-from hydra.utils import instantiate
+from hydra.core.override_parser.types import Override
+from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
-from quantlab import record, report
-from quantlab.errors import one_of, told
-from quantlab.experiment import Experiment
+from quantlab import record, report, resume
+from quantlab.errors import one_of, sentence
+from quantlab.job import build
+from quantlab.progress import Progress
 
-MODE_NAMES = {"sym": "symmetric", "asym": "asymmetric"}  # as in the lab; others keep their yaml's
-
-
-def build(cfg: DictConfig) -> Experiment:
-    """Return the experiment that a config describes; raises ValueError where it makes no sense."""
-    return Experiment(
-        dist=instantiate(cfg.dist),
-        quantizer=instantiate(cfg.mode, n_bits=cfg.n_bits),
-        k=OmegaConf.select(cfg, "rank.k"),
-        rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
-        threads=usable_cores() if cfg.threads is None else cfg.threads,
-    )
+LOCK = ".lock"
+Job = list[str]  # the overrides of one run
 
 
-def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def sweep(
+    typed: Sequence[str], config: DictConfig, loader: ConfigLoader, launcher: Launcher
+) -> None:
+    """Do every combination of the values in `typed` that is not done yet, then aggregate.
 
-
-def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
-    """Measure what a config describes and keep its record in Hydra's output directory."""
-    choices = hydra.runtime.choices
-    return record.keep(
-        Path(hydra.runtime.output_dir),
-        work=lambda: build(cfg).run(),
-        config=OmegaConf.to_container(cfg, resolve=True),
-        dist=choices["dist"],
-        mode=MODE_NAMES.get(choices["mode"], choices["mode"]),
-        n_bits=cfg.n_bits,
-        job=None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num,
-        overrides=list(hydra.overrides.task),
-    )
-
-
-def run_name(*, _root_: DictConfig) -> str:
-    """Name a run's directory: its choices to read, a hash of its overrides to tell it apart.
-
-    The name depends on what was asked alone, not on when, where, or the order of the overrides.
+    Raises ValueError or an error of Hydra's before the first run where a value makes no sense, and
+    where another sweep holds the directory; SystemExit with code 1 where a run failed, 130 where
+    Ctrl-C ended the sweep.
     """
-    choices, overrides = _root_.hydra.runtime.choices, sorted(_root_.hydra.overrides.task)
-    readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
-    return f"{readable[:80]}-{hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]}"
+    directory = Path(config.hydra.sweep.dir)
+    overrides = OverridesParser.create(loader).parse_overrides(list(typed))
+    _require_options(overrides, loader)
+    jobs = combinations(overrides)
+    _require_sound(jobs, config, loader)
+    jobs = [[*job, f"hydra.sweeper.position={number}"] for number, job in enumerate(jobs)]
+    directory.mkdir(parents=True, exist_ok=True)
+    with held(directory):
+        record.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
+        left = _left(jobs, directory, config, loader)
+        stopped = _launch(left, directory, launcher)
+        _finish(directory, config, stopped)
 
 
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+def combinations(overrides: Sequence[Override]) -> list[list[str]]:
+    """Return the overrides of each run, the last key varying fastest; raises ValueError.
+
+    A key given twice takes its last values, as in Hydra's basic sweeper.
+    """
+    choices = {}
+    for each in overrides:
+        key = each.get_key_element()
+        if each.is_interval_sweep():
+            raise ValueError(f"{each.input_line}: an interval has no end, list values or use range")
+        swept = each.is_discrete_sweep()
+        values = [f"{key}={value}" for value in each.sweep_string_iterator()] if swept else []
+        choices[key] = values if swept else [str(each.input_line)]
+    return [list(each) for each in product(*choices.values())]
 
 
-class Sweep(Callback):
-    """Refuses bad settings before anything runs, tells of each run, aggregates at the end."""
+@contextmanager
+def held(directory: Path) -> Iterator[None]:
+    """Hold a sweep's directory against a second sweep; raises ValueError, naming who holds it.
 
-    def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse a run whose settings make no sense, before its directory exists."""
-        with told():
-            build(config)
+    The system gives the lock back when the process that holds it ends, however it ends.
+    """
+    path = directory / LOCK
+    try:
+        with FileLock(path, timeout=0):
+            path.write_text(f"process {os.getpid()} on {platform.node()}")
+            yield
+    except Timeout:
+        raise ValueError(
+            f"{directory} is in use by another sweep, {path.read_text()}: wait for it to end, or "
+            "sweep into another directory with hydra.sweep.dir=..."
+        ) from None
 
-    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
-        """Print the figures of a single run, and end the program with its error if it has one."""
-        one = kwargs["job_return"].return_value
-        if one["tensors"]:
-            print(report.figures(one))
-            print(Path(config.hydra.runtime.output_dir, record.NAME))
-        if one["error"]:
-            raise SystemExit(f"quantlab: {one['error']}")
 
-    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse a sweep if any value in it makes no sense, before its first run."""
-        with told():
-            for variant in _variants(config):
-                build(variant)
+def _require_options(overrides: Sequence[Override], loader: ConfigLoader) -> None:
+    """Raise ValueError where a pattern like ``glob(*)`` matches none of a group's options."""
+    for each in overrides:
+        if each.is_discrete_sweep() and not list(each.sweep_iterator()):
+            options = loader.get_group_options(each.key_or_group)
+            raise ValueError(
+                f"{each.key_or_group} matches nothing: {one_of(each.key_or_group, options)}"
+            )
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
-        """Print one line a run of a sweep."""
-        if config.hydra.mode == RunMode.MULTIRUN:
-            one = job_return.return_value
-            what = " ".join(one["overrides"])
-            print(f"run {one['job']}: {what}{' failed' if one['error'] else ''}")
 
-    def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Aggregate the sweep, print its table, and end with exit code 1 if a run failed."""
-        from quantlab.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
+def _require_sound(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader) -> None:
+    """Raise the error of a wrong override: build each value and each choice of groups once."""
+    groups = config.hydra.runtime.choices
+    seen: set[str | tuple[str, ...]] = set()
+    for job in jobs:
+        chosen = tuple(each for each in job if each.partition("=")[0] in groups)
+        news: set[str | tuple[str, ...]] = {chosen, *job}
+        if not news <= seen:
+            build(loader.load_sweep_config(config, job))
+            seen |= news
 
-        with told():
-            done = aggregate(Path(config.hydra.sweep.dir))
+
+def _left(
+    jobs: Sequence[Job], directory: Path, config: DictConfig, loader: ConfigLoader
+) -> Sequence[Job]:
+    """Return the runs that have no complete record of theirs, and say how many have one."""
+    if not config.resume or resume.is_numbered(config) or not any(record.find(directory)):
+        return jobs
+    states = [
+        resume.state(loader.load_sweep_config(config, each), directory)
+        for each in tqdm(jobs, desc="looking for what is done", delay=1, disable=None, leave=False)
+    ]
+    found = Counter(states)
+    counts = ", ".join(f"{found[each]} {each}" for each in resume.STATES if found[each])
+    left = [job for job, state in zip(jobs, states, strict=True) if state != "complete"]
+    print(f"resuming {len(jobs)} runs: {counts}; {len(left)} to do (resume=false does all again)")
+    return left
+
+
+def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseException | None:
+    """Do runs and return what stopped them, or kept one from leaving its record."""
+    if not jobs:
+        return None
+    try:
+        with Progress(directory, len(jobs)):
+            results = launcher.launch(jobs, initial_job_idx=0)
+        for each in results:
+            _ = each.return_value  # Hydra raises here what a run raised
+    except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
+        return error
+    return None
+
+
+def _finish(directory: Path, config: DictConfig, stopped: BaseException | None) -> None:
+    """Aggregate what is complete, print it, and end the program where something went wrong."""
+    from quantlab.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
+
+    failed = stopped is not None
+    try:
+        done = aggregate(directory)
         print(f"\n{report.sweep(done)}")
-        if done.failures:
-            raise SystemExit(1)
+        failed |= bool(done.failures)
+    except (ValueError, OSError) as error:  # none is complete, or what stopped the runs persists
+        stopped = stopped or error
+    if stopped:
+        print(f"quantlab: {sentence(stopped) or type(stopped).__name__}", file=sys.stderr)
+    if stopped or failed:
+        print(f"to do what failed or is missing: {_again(config)}", file=sys.stderr)
+        raise SystemExit(130 if isinstance(stopped, KeyboardInterrupt) else 1)
 
 
-def _variants(config: DictConfig) -> Iterator[DictConfig]:
-    """Yield the config of a sweep once for each value of each key, the other keys at their first.
-
-    The options of config groups are only looked up: Hydra composes them before it launches a job.
-    """
-    settings = _settings(config)
-    base = config.copy()
-    for key, values in settings.items():
-        OmegaConf.update(base, key, values[0])
-    yield base
-    for key, values in settings.items():
-        for value in values[1:]:
-            variant = base.copy()
-            OmegaConf.update(variant, key, value)
-            yield variant
-
-
-def _settings(config: DictConfig) -> dict[str, list[Any]]:
-    """Return the values that a sweep gives each key; raises ValueError at a group's bad option."""
-    loader = GlobalHydra.instance().config_loader()
-    params = OmegaConf.select(config, "hydra.sweeper.params") or {}
-    typed = [f"{key}={value}" for key, value in params.items()] + list(config.hydra.overrides.task)
-    settings: dict[str, list[Any]] = {}
-    for each in OverridesParser.create(loader).parse_overrides(typed):
-        key, sweeps = each.key_or_group, each.is_discrete_sweep()
-        values = list(each.sweep_iterator()) if sweeps else [each.value()]
-        if key in config.hydra.runtime.choices:
-            _require_options(key, values, loader.get_group_options(key))
-        elif not (each.is_delete() or each.is_add() or each.is_force_add()):
-            settings[key] = values
-    return settings
-
-
-def _require_options(group: str, chosen: list[Any], options: list[str]) -> None:
-    if not chosen:
-        raise ValueError(f"{group} matches nothing: {one_of(group, options)}")
-    for option in chosen:
-        if option is not None and "/" not in str(option) and option not in options:
-            raise ValueError(f"{group}={option} does not exist: {one_of(group, options)}")
+def _again(config: DictConfig) -> str:
+    """Return the command that resumes a sweep: as typed, with its directory."""
+    typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
+    kept = [each for each in typed if not each.startswith(("resume=", "hydra.mode="))]
+    if not any(each.startswith("hydra.sweep.dir=") for each in kept):
+        kept.append(f"hydra.sweep.dir={config.hydra.sweep.dir}")
+    return shlex.join(["python", "run.py", "-m", *kept])

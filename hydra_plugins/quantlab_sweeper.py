@@ -1,0 +1,58 @@
+"""``hydra/sweeper=quantlab``, where Hydra looks for plugins.
+
+Hydra imports this module at the start of every app of an environment: the work is imported late.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class QuantlabSweeperConf:
+    """What can be set: `params` as for Hydra's basic sweeper; `position` the sweeper sets itself.
+
+    `position` says which run of its sweep a run is, counting from 0; of a resumed sweep a launcher
+    sees only the runs that are left, and its ``hydra.job.num`` counts those.
+    """
+
+    _target_: str = "hydra_plugins.quantlab_sweeper.QuantlabSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+    position: int | None = None
+
+
+ConfigStore.instance().store("quantlab", QuantlabSweeperConf, "hydra/sweeper", provider="quantlab")
+
+
+class QuantlabSweeper(Sweeper):
+    """Every combination of the values swept; see `quantlab.sweep`."""
+
+    def __init__(self, params: dict[str, Any], **_: Any) -> None:
+        self.params = params
+
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        """Have the launcher compose its runs with a loader that asks Hydra once for each choice."""
+        from quantlab.compose import Composer
+
+        self.loader = cast("ConfigLoader", Composer(hydra_context.config_loader))
+        self.sweep_config = config
+        self.engine = Plugins.instance().instantiate_launcher(
+            hydra_context=HydraContext(self.loader, hydra_context.callbacks),
+            task_function=task_function,
+            config=config,
+        )
+
+    def sweep(self, arguments: list[str]) -> None:
+        """Do the runs that are left, aggregate, print; SystemExit says how it went wrong."""
+        from quantlab import sweep
+
+        typed = [f"{key}={value}" for key, value in self.params.items()] + arguments
+        sweep.sweep(typed, self.sweep_config, self.loader, self.engine)

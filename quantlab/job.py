@@ -1,0 +1,106 @@
+"""Hydra's side of one run: from a config to an experiment, and to its record.
+
+Importing this module registers the ``run_name`` resolver that names run directories; launchers
+that work in processes of their own import it with the callback.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.conf import HydraConf
+from hydra.experimental.callback import Callback
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from quantlab import record, report
+from quantlab.errors import told
+from quantlab.experiment import Experiment
+
+MODE_NAMES = {"sym": "symmetric", "asym": "asymmetric"}  # as in the lab; others keep their yaml's
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """Return the experiment that a config describes; raises ValueError where it makes no sense."""
+    return Experiment(
+        dist=instantiate(cfg.dist),
+        quantizer=instantiate(cfg.mode, n_bits=cfg.n_bits),
+        k=OmegaConf.select(cfg, "rank.k"),
+        rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
+        threads=usable_cores() if cfg.threads is None else cfg.threads,
+    )
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
+    """Measure what a config describes and keep its record in Hydra's output directory."""
+    choices = hydra.runtime.choices
+    return record.keep(
+        Path(hydra.runtime.output_dir),
+        work=lambda: build(cfg).run(),
+        config=settings(cfg),
+        dist=choices["dist"],
+        mode=MODE_NAMES.get(choices["mode"], choices["mode"]),
+        n_bits=cfg.n_bits,
+        job=_position(hydra),
+        overrides=list(hydra.overrides.task),
+    )
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config in plain containers, without Hydra's own part."""
+    own = cfg.copy()
+    with open_dict(own):
+        own.pop("hydra", None)
+    return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+
+
+def _position(hydra: HydraConf) -> int | None:
+    """Return which run of its sweep this is, counting from 0; a single run has no position.
+
+    Launchers number what they are given, which is less than the sweep when it is resumed; the
+    sweeper knows.
+    """
+    if "position" in hydra.sweeper:
+        return hydra.sweeper.position
+    return None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Name a run's directory: its choices to read, a hash of its overrides to tell it apart.
+
+    The name depends on what was asked alone, not on when, where, or the order of the overrides.
+    """
+    choices, typed = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
+    overrides = sorted(each for each in typed if not each.startswith("resume="))
+    readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
+    return f"{readable[:80]}-{hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]}"
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+
+
+class Single(Callback):
+    """Refuses bad settings before a single run, prints its figures at the end."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a run whose settings make no sense, before its directory exists."""
+        with told():
+            build(config)
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the figures, and end the program with its error if it has one."""
+        with told():  # a record that could not be written is an error too
+            one = kwargs["job_return"].return_value
+        if one["tensors"]:
+            print(report.figures(one))
+            print(Path(config.hydra.runtime.output_dir, record.NAME))
+        if one["error"]:
+            raise SystemExit(f"quantlab: {one['error']}")

@@ -1,0 +1,38 @@
+"""What a sweep's directory already holds of a run."""
+
+import re
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig, OmegaConf
+
+from quantlab import record
+from quantlab.job import build, settings
+
+STATES = ("complete", "failed", "missing", "changed")
+NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
+
+
+def state(config: DictConfig, sweep: Path) -> str:
+    """Return what became of the run with this config: one of `STATES`.
+
+    It is "complete" only where a record of this schema answers this very config with these very
+    tensors; "changed" where the record answers another, or cannot be read.
+    """
+    HydraConfig.instance().set_config(config)  # a subdir may name any of Hydra's values
+    path = sweep / config.hydra.sweep.subdir / record.NAME
+    if not path.exists():
+        return "missing"
+    try:
+        one = record.read(path)
+        if one["status"] == "failed":
+            return "failed"
+        hashes = [tensor.sha256() for tensor in build(config).dist.tensors()]
+    except (ValueError, OSError):  # the run will say it better
+        return "changed"
+    return "complete" if one["key"] == record.run_key(settings(config), hashes) else "changed"
+
+
+def is_numbered(config: DictConfig) -> bool:
+    """Return whether directories are named by launch number, which says nothing of their run."""
+    return bool(NUMBERED.search(OmegaConf.to_yaml(config.hydra.sweep)))

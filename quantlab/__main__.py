@@ -1,9 +1,9 @@
-"""Everything around a run: ``python -m quantlab aggregate|tensors``, installed as ``quantlab``."""
+"""Everything around a run: ``python -m quantlab COMMAND``, installed as ``quantlab``."""
 
 import argparse
 from pathlib import Path
 
-from quantlab import files, report
+from quantlab import files, record, report
 from quantlab.errors import told
 
 
@@ -14,6 +14,12 @@ def main() -> None:
     collect = commands.add_parser("aggregate", help="collect the records of a sweep again")
     collect.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
     collect.set_defaults(run=_aggregate)
+    check = commands.add_parser("verify", help="check a sweep against its manifest and schemas")
+    check.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
+    check.set_defaults(run=_verify)
+    again = commands.add_parser("reproduce", help="do one run again and compare bit for bit")
+    again.add_argument("directory", type=Path, metavar="RUN_DIR", help="where record.json is")
+    again.set_defaults(run=_reproduce)
     tensors = commands.add_parser("tensors", help="list what a file of tensors holds")
     tensors.add_argument("path", type=Path, metavar="PATH", help="npy, npz, safetensors or gguf")
     tensors.add_argument(
@@ -33,6 +39,27 @@ def _aggregate(asked: argparse.Namespace) -> None:
     print(report.sweep(done))
     if done.failures:
         raise SystemExit(1)
+
+
+def _verify(asked: argparse.Namespace) -> None:
+    from quantlab.verify import faults
+
+    found = list(faults(asked.directory))
+    if found:
+        print("\n".join(found))
+        raise SystemExit(1)
+    print(f"{asked.directory} is what its manifest says")
+
+
+def _reproduce(asked: argparse.Namespace) -> None:
+    from quantlab.verify import reproduce
+
+    one, differing = reproduce(asked.directory)
+    if differing:
+        print("\n".join(differing))
+        print(f"recorded with {one['versions']}, this is {record.versions()}")
+        raise SystemExit(1)
+    print(f"{asked.directory}: every figure comes out again, bit for bit")
 
 
 def _tensors(asked: argparse.Namespace) -> None:

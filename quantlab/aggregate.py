@@ -1,12 +1,13 @@
 """Collect a sweep: records -> tidy table -> results.json, results.csv, plot, manifest.json."""
 
-import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from tqdm import tqdm
 
 from quantlab import manifest, plots, record
 from quantlab.record import Record
@@ -32,52 +33,87 @@ class Sweep:
 def aggregate(directory: Path) -> Sweep:
     """Write the aggregate of every record below `directory` into it.
 
-    Its files depend on the records alone; times stand in the manifest only. Raises ValueError when
-    there is no record, or when two records answer for the same combination.
+    Its files depend on the records alone; times stand in the manifest only. A record that cannot
+    be read is a failure like that of a run. Raises ValueError when there is no record, or when two
+    records answer for the same combination.
     """
-    runs = [_run(path, directory) for path in record.find(directory)]
-    if not runs:
-        raise ValueError(f"{directory} is no sweep: there is no {record.NAME} in it or below it")
-    records = sorted((run.record for run in runs if run.record), key=_sweep_order)
-    measured = [each for each in records if each["tensors"]]
-    axes = swept_axes(records)
-    table = tidy(measured, axes)
-    levels = varied_levels(table, axes)
-    _refuse_duplicates(table, levels, directory)
-    artefacts = {
-        "results.json": record.to_json(nest(table, levels)),
-        "results.csv": table.to_csv(index=False, lineterminator="\n").encode(
-            errors="backslashreplace"
-        ),
-    }
+    runs = collect(directory)
+    table, levels = tabulate(runs, directory)
+    artefacts = tables(table, levels)
+    measured = [run.record for run in runs if run.record and run.record["tensors"]]
     if measured:
-        artefacts["error_histogram.png"] = plots.error_histogram(measured)
+        where = {id(run.record): directory / run.directory / record.NAME for run in runs}
+        shown = [record.read(where[id(each)]) for each in plots.to_show(measured)]
+        artefacts["error_histogram.png"] = plots.error_histogram(shown)
     artefacts["manifest.json"] = record.to_json(
         manifest.manifest(directory, runs, levels, artefacts)
     )
     for name, content in artefacts.items():
         record.write(directory / name, content)
     failures = {_which(run): run.error for run in runs if run.error}
-    skipped = {name: why for each in records for name, why in each["skipped"].items()}
+    skipped = {
+        name: why for run in runs if run.record for name, why in run.record["skipped"].items()
+    }
     return Sweep(table, levels, failures, skipped, [directory / name for name in artefacts])
 
 
-def _run(path: Path, directory: Path) -> manifest.Run:
+def collect(directory: Path) -> list[manifest.Run]:
+    """Read the record of every run below a directory, in the order of the sweep.
+
+    Of each tensor a record keeps its row of the table alone: ten thousand fit in memory. Raises
+    ValueError when there is no record.
+    """
+    paths = list(record.find(directory))
+    if not paths:
+        raise ValueError(f"{directory} is no sweep: there is no {record.NAME} in it or below it")
+    sweep = directory.resolve()
+    with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
+        return sorted((_run(path, directory, sweep) for path in bar), key=_sweep_order)
+
+
+def _run(path: Path, directory: Path, sweep: Path) -> manifest.Run:
     where = path.parent.relative_to(directory).as_posix()
-    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     try:
+        if not path.resolve().is_relative_to(sweep):
+            raise ValueError(f"{path} is a link out of the sweep")
         content = record.read(path)
+        sha256 = record.digest(path)
     except ValueError as reason:
-        return manifest.Run(where, sha256, None, str(reason))
+        return manifest.Run(where, None, None, str(reason))
+    content["tensors"] = {name: _figures(each) for name, each in content["tensors"].items()}
     return manifest.Run(where, sha256, content, content["error"])
+
+
+def tabulate(runs: Sequence[manifest.Run], directory: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
+    records = [run.record for run in runs if run.record]
+    axes = swept_axes(records)
+    table = tidy(records, axes)
+    levels = varied_levels(table, axes)
+    _refuse_duplicates(table, levels, directory)
+    return table, levels
+
+
+def tables(table: pd.DataFrame, levels: list[str]) -> dict[str, bytes]:
+    """Return results.json and results.csv."""
+    csv = table.to_csv(index=False, lineterminator="\n")
+    return {
+        "results.json": record.to_json(nest(table, levels)),
+        "results.csv": csv.encode(errors="backslashreplace"),
+    }
 
 
 def _which(run: manifest.Run) -> str:
     return " ".join([run.directory, *(run.record["overrides"] if run.record else ())])
 
 
-def _sweep_order(one: Record) -> tuple[Any, ...]:
-    return one["job"] or 0, one["dist"], one["mode"], one["n_bits"]
+def _sweep_order(run: manifest.Run) -> tuple[Any, ...]:
+    """Order runs as they were typed, what cannot be read first."""
+    if run.record is None:
+        return (-1,)
+    one = run.record
+    n_bits = one["n_bits"] if isinstance(one["n_bits"], int) else 0  # a run may fail for it
+    return one["job"] or 0, one["dist"], one["mode"], n_bits, run.directory
 
 
 def swept_axes(records: list[Record]) -> list[str]:
@@ -98,8 +134,7 @@ def _rows(one: Record, axes: list[str]) -> list[dict[str, Any]]:
     factors = {"dist": one["dist"], "mode": one["mode"], "n_bits": one["n_bits"]}
     settings = {axis: _setting(one, axis) for axis in axes}
     return [
-        factors | {"tensor": name} | settings | _figures(tensor)
-        for name, tensor in one["tensors"].items()
+        factors | {"tensor": name} | settings | figures for name, figures in one["tensors"].items()
     ]
 
 

@@ -37,6 +37,7 @@ class Distribution(Protocol):
 
     def require_tensors(self) -> None:
         """Raise ValueError when there is nothing to measure."""
+        return
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Mistakes of a person, told in one sentence instead of a traceback."""
 
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from quantlab.files import FORMATS
 
 QUOTED = """"key='a value'\""""
 AMBIGUOUS = "Ambiguous value for argument "
+INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 
 @contextmanager
@@ -33,6 +35,9 @@ def told() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, ValueError, OSError) as mistake:
         raise SystemExit(f"quantlab: {sentence(mistake)}") from None
+    except KeyboardInterrupt as stopped:
+        print(f"quantlab: {sentence(stopped)}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     except Exception:
         traceback.print_exc()
         raise SystemExit(1) from None
@@ -58,7 +63,11 @@ def sentence(mistake: BaseException) -> str:
     if isinstance(mistake, OverrideParseException):
         why = " ".join(str(mistake).split("\n")[0].split())
         return f"{mistake.override}: {why}; a value with such a character takes quotes: {QUOTED}"
-    text = " ".join(str(mistake).split())
+    if isinstance(mistake, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(mistake, OSError) and mistake.filename:
+        return f"{mistake.filename}: {mistake.strerror}"
+    text = " ".join(str(mistake).split()) or type(mistake).__name__
     if text.startswith(AMBIGUOUS):
         return f"{text.removeprefix(AMBIGUOUS).split()[0].strip(chr(39))} is a sweep: add -m"
     return text

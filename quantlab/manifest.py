@@ -19,10 +19,10 @@ SCHEMA = 1
 
 
 class Run(NamedTuple):
-    """One run directory, relative to its sweep; `record` is None when it cannot be read."""
+    """One run directory, relative to its sweep; `record` and its hash are None where unreadable."""
 
     directory: str
-    sha256: str
+    sha256: str | None
     record: Record | None
     error: str | None
 

@@ -15,16 +15,24 @@ from quantlab.tensor import label
 INK, BAR, LINE = "#222222", "#56B4E9", "#D55E00"  # Okabe and Ito's colour-blind safe palette
 
 
-def error_histogram(records: list[Record]) -> bytes:
-    """Return a PNG of |x - x_hat| under each mode, with half a step marked (lab 03, block F).
+def to_show(records: list[Record]) -> list[Record]:
+    """Choose the runs of the histogram, one a mode, from what records say of their runs.
 
     Of several distributions it shows `hidden`, of several widths 8 bits; else those that come
-    first. Of several tensors it shows the one that suffers most.
+    first.
     """
     chosen = _prefer(_prefer(records, "dist", "hidden"), "n_bits", 8)
+    return list({each["mode"]: each for each in reversed(chosen)}.values())[::-1]
+
+
+def error_histogram(chosen: list[Record]) -> bytes:
+    """Return a PNG of |x - x_hat| under each mode, with half a step marked (lab 03, block F).
+
+    `chosen` are the records of one run a mode. Of several tensors it shows the one that suffers
+    most in the first.
+    """
     name = _worst(chosen[0]["tensors"])
-    with_it = [each for each in reversed(chosen) if name in each["tensors"]]
-    tensors = {each["mode"]: each["tensors"][name] for each in with_it}
+    tensors = {e["mode"]: e["tensors"][name] for e in chosen if name in e["tensors"]}
     figure = Figure(figsize=(1 + 3.6 * len(tensors), 3.6), dpi=120, layout="constrained")
     panels = figure.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
     for panel, mode in zip(panels, sorted(tensors, reverse=True), strict=True):

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 
 import quantlab
+from quantlab import schema
 from quantlab.experiment import Outcome
 
 SCHEMA = 2
 NAME = "record.json"
 WITHOUT_EFFECT = {"threads", "resume"}  # settings that change no figure
-KEYS = {
-    "schema", "key", "status", "error", "dist", "mode", "n_bits", "job", "overrides", "config",
-    "tensors", "failed", "skipped", "versions", "started", "seconds",
-}  # fmt: skip
+LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
 
 Record = dict[str, Any]
 
@@ -33,8 +31,15 @@ def keep(
     """Do the work of a run and write its record, also when the work fails in part or whole.
 
     `config` is the resolved config in plain containers; `asked` says which run this is:
-    ``dist, mode, n_bits, job, overrides``.
+    ``dist, mode, n_bits, job, overrides``. Raises OSError when the record cannot be written.
     """
+    record = {"schema": SCHEMA, **asked, "config": config, **perform(work, config)}
+    write(directory / NAME, to_json(record))
+    return record
+
+
+def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, Any]:
+    """Do the work of a run and return what its record says of the outcome."""
     started, clock = datetime.now(UTC), time.perf_counter()
     outcome, error = Outcome(), None
     try:
@@ -44,13 +49,10 @@ def keep(
         error = str(reason)
     except Exception as reason:  # one failing combination must cost a sweep that one alone
         error = f"{type(reason).__name__}: {reason}"
-    record = {
-        "schema": SCHEMA,
+    return {
         "key": run_key(config, [tensor["sha256"] for tensor in outcome.tensors.values()]),
         "status": "failed" if error else "completed",
         "error": error,
-        **asked,
-        "config": config,
         "tensors": outcome.tensors,
         "failed": outcome.failed,
         "skipped": outcome.skipped,
@@ -58,8 +60,6 @@ def keep(
         "started": started.isoformat(),
         "seconds": time.perf_counter() - clock,
     }
-    write(directory / NAME, to_json(record))
-    return record
 
 
 def _failures(outcome: Outcome) -> str | None:
@@ -101,28 +101,59 @@ def write(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
-    except BaseException:
+    except OSError as reason:
+        raise OSError(reason.errno, reason.strerror, str(path)) from None
+    finally:
         with suppress(OSError):
             temporary.unlink()
-        raise
 
 
 def read(path: Path) -> Record:
     """Read a record back; raises ValueError, naming the file, when it is not one of this schema."""
     try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("it is larger than any record")
         record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
-    except (OSError, ValueError) as reason:
+    except OSError as reason:
+        raise ValueError(f"{path} is no readable record ({reason.strerror})") from None
+    except (ValueError, RecursionError) as reason:
         raise ValueError(f"{path} is no readable record ({reason})") from None
-    if not isinstance(record, dict) or record.keys() != KEYS:
-        raise ValueError(f"{path} is no record of a run: its keys are not those of a record")
-    if record["schema"] != SCHEMA:
-        raise ValueError(f"{path} has schema {record['schema']!r}, this quantlab reads {SCHEMA}")
+    if isinstance(record, dict) and isinstance(record.get("schema"), int):
+        _require_schema(path, record["schema"])
+    try:
+        schema.require("record", record)
+    except ValueError as reason:
+        raise ValueError(f"{path} is no record of a run: {reason}") from None
     return record
 
 
+def _require_schema(path: Path, found: int) -> None:
+    if found > SCHEMA:
+        raise ValueError(f"{path} has schema {found}, newer than {SCHEMA}: update quantlab")
+    if found < SCHEMA:
+        raise ValueError(f"{path} has schema {found}, older than {SCHEMA}: run it again")
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def find(directory: Path) -> Iterator[Path]:
-    """Yield the path of every record below a directory, sorted."""
-    yield from sorted(directory.rglob(NAME))
+    """Yield what is named as a record below a directory, sorted, also where it cannot be one.
+
+    Links to directories are not followed: a record behind one is not of this sweep, and is yielded
+    to be told of. Hidden directories are Hydra's and its launchers'.
+    """
+    for where, folders, files in os.walk(directory):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        here = Path(where)
+        if NAME in files or NAME in folders:
+            yield here / NAME
+        for each in folders:
+            if (here / each).is_symlink() and (here / each / NAME).exists():
+                yield here / each / NAME
 
 
 def _refuse_constant(name: str) -> None:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from itertools import takewhile
+from itertools import islice, takewhile
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +75,7 @@ def sweep(done: "Sweep") -> str:
     parts = [
         *_tables(done),
         "\n".join(_skipped(done.skipped)),
-        "\n".join(f"{where} failed: {why}" for where, why in done.failures.items()),
+        _shortened([f"{run} failed: {why}" for run, why in done.failures.items()], "manifest.json"),
         "\n".join(str(path) for path in done.files),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -94,6 +94,12 @@ def _tables(done: "Sweep") -> Iterator[str]:
     if "predicted_scale" in done.table:
         yield f"predicted → measured\n{predicted(done)}"
     yield verdict(done)
+
+
+def _shortened(lines: list[str], where: str) -> str:
+    """Return the lines that a terminal has room for, and where the rest is."""
+    more = [f"... and more, in {where}"] * (len(lines) > LONGEST)
+    return "\n".join(lines[:LONGEST] + more)
 
 
 def _skipped(reasons: dict[str, str]) -> list[str]:
@@ -178,8 +184,8 @@ def predicted(done: "Sweep") -> str:
 
 def verdict(done: "Sweep") -> str:
     """Return a sentence for each tensor and quantizer: from how many bits its order holds."""
-    groups = _groups(done, without="n_bits")
-    return "\n".join(f"{_named(run)}: {_sentence(rows)}" for run, rows in groups)
+    groups = islice(_groups(done, without="n_bits"), LONGEST + 1)
+    return _shortened([f"{_named(run)}: {_sentence(rows)}" for run, rows in groups], "results.csv")
 
 
 def _sentence(rows: "pd.DataFrame") -> str:

@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from quantlab import record, report, resume
-from quantlab.errors import one_of, sentence
+from quantlab.errors import INTERRUPTED, one_of, sentence
 from quantlab.job import build
 from quantlab.progress import Progress
 
@@ -141,18 +141,17 @@ def _finish(directory: Path, config: DictConfig, stopped: BaseException | None) 
     """Aggregate what is complete, print it, and end the program where something went wrong."""
     from quantlab.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
 
-    failed = stopped is not None
+    failures: dict[str, str] = {}
     try:
         done = aggregate(directory)
+        failures = done.failures
         print(f"\n{report.sweep(done)}")
-        failed |= bool(done.failures)
     except (ValueError, OSError) as error:  # none is complete, or what stopped the runs persists
         stopped = stopped or error
-    if stopped:
-        print(f"quantlab: {sentence(stopped) or type(stopped).__name__}", file=sys.stderr)
-    if stopped or failed:
-        print(f"to do what failed or is missing: {_again(config)}", file=sys.stderr)
-        raise SystemExit(130 if isinstance(stopped, KeyboardInterrupt) else 1)
+    if stopped or failures:
+        why = sentence(stopped) if stopped else f"{len(failures)} failed"
+        print(f"quantlab: {why}; to do the rest: {_again(config)}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
 
 
 def _again(config: DictConfig) -> str:

@@ -1,10 +1,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
+LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
+	--no-annotate pyproject.toml
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test lint bench lock clean
+.PHONY: help lab demo test lint bench bench-sweep slurm ray lock clean
 
 help: ## list the targets
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 16
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
 
 lab: .venv/lab ## run the lab's sweep and print its table (results land in multirun/lab)
 	@rm -rf multirun/lab/*/
@@ -19,19 +21,28 @@ demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bi
 test: .venv/dev .venv/demo ## run the test suite
 	@$(BIN)/pytest
 
+slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
+	@tests/slurm.sh .venv/slurm
+
+ray: .venv/ray ## install Ray for the tests, in an environment of its own
+
 lint: .venv/dev ## check style, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
 bench: .venv/dev ## print the benchmark tables (torch joins in where it is installed)
-	@$(BIN)/python benchmarks/overhead.py
 	@$(BIN)/python benchmarks/throughput.py
+	@$(BIN)/python benchmarks/aggregate.py
+
+bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app (5 minutes)
+	@$(BIN)/python benchmarks/sweep.py
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
 	@$(BIN)/pip install --quiet uv
-	@$(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --all-extras --group dev \
-		--no-header --no-annotate pyproject.toml --output-file requirements.lock
+	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --group dev \
+		--output-file requirements.lock
+	@$(LOCK) --extra ray --output-file requirements-ray.lock
 
 clean: ## remove the environment and every cache
 	@rm -rf .venv .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache
@@ -49,5 +60,10 @@ clean: ## remove the environment and every cache
 
 .venv/dev: .venv/lab
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
-	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,safetensors,gguf]' --group dev
+	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf]' --group dev
+	@touch $@
+
+.venv/ray: .venv/lab requirements-ray.lock
+	@$(PYTHON) -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements-ray.lock --editable '.[ray]'
 	@touch $@

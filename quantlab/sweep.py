@@ -1,12 +1,14 @@
 """A sweep from the values typed to its table: which runs, which are left, launch, aggregate."""
 
+import logging
 import os
 import platform
 import shlex
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from itertools import product
 from pathlib import Path
 
@@ -128,13 +130,32 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
     if not jobs:
         return None
     try:
-        with Progress(directory, len(jobs)):
+        with _without_sacct(), Progress(directory, len(jobs)):
             results = launcher.launch(jobs, initial_job_idx=0)
         for each in results:
             _ = each.return_value  # Hydra raises here what a run raised
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
         return error
     return None
+
+
+@contextmanager
+def _without_sacct() -> Iterator[None]:
+    """Keep a Slurm without accounts from complaining each time that submitit asks after its jobs.
+
+    The complaints are those of a command, sacct, that inherits our standard error.
+    """
+    logging.getLogger("submitit").addFilter(lambda line: line.levelno > logging.WARNING)
+    if shutil.which("sacct") is None:
+        yield
+        return
+    with os.fdopen(os.dup(2), "w") as terminal, Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        with redirect_stderr(terminal):
+            try:
+                yield
+            finally:
+                os.dup2(terminal.fileno(), 2)
 
 
 def _finish(directory: Path, config: DictConfig, stopped: BaseException | None) -> None:
@@ -149,7 +170,7 @@ def _finish(directory: Path, config: DictConfig, stopped: BaseException | None) 
     except (ValueError, OSError) as error:  # none is complete, or what stopped the runs persists
         stopped = stopped or error
     if stopped or failures:
-        why = sentence(stopped) if stopped else f"{len(failures)} failed"
+        why = sentence(stopped) if stopped else f"{len(failures)} runs failed"
         print(f"quantlab: {why}; to do the rest: {_again(config)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
 

@@ -1,11 +1,13 @@
-import json
 import math
 
 import pytest
 
 from quantlab import record
-from quantlab.experiment import Outcome
+from quantlab.dist import Hidden
+from quantlab.experiment import Experiment, Outcome
+from quantlab.quant import Symmetric
 
+ENTRY = Experiment(Hidden(1, 50, 0), Symmetric(8), 10, 1e-8, 1).run().tensors["hidden"]
 ASKED = {"dist": "d", "mode": "symmetric", "n_bits": 8, "job": 0, "overrides": []}
 
 
@@ -14,7 +16,7 @@ def keep(directory, work):
 
 
 def test_a_record_reads_back_as_written(tmp_path):
-    written = keep(tmp_path, lambda: Outcome({"x": {"sha256": "0", "mae": 0.1}}))
+    written = keep(tmp_path, lambda: Outcome({"x": ENTRY}))
     assert written["status"] == "completed"
     assert record.read(tmp_path / record.NAME) == written
     assert [path.name for path in tmp_path.iterdir()] == [record.NAME]
@@ -33,7 +35,7 @@ def test_a_mistake_is_recorded_as_it_reads_and_a_bug_with_its_type(tmp_path):
 
 
 def test_a_tensor_that_fails_costs_no_other(tmp_path):
-    outcome = Outcome({"x": {"sha256": "0"}}, {"w": "tensor 'w' is empty"}, {"n": "an integer"})
+    outcome = Outcome({"x": ENTRY}, {"w": "tensor 'w' is empty"}, {"n": "an integer"})
     one = keep(tmp_path, lambda: outcome)
     assert one["status"] == "failed"
     assert one["error"] == "1 of 2 tensors failed: tensor 'w' is empty"
@@ -47,6 +49,7 @@ def test_a_tensor_that_fails_costs_no_other(tmp_path):
 def test_the_key_follows_config_and_tensors_alone():
     key = record.run_key({"a": 1, "b": 2}, ["0"])
     assert key == record.run_key({"b": 2, "a": 1}, ["0"])
+    assert key == record.run_key({"a": 1, "b": 2, "threads": 4, "resume": False}, ["0"])
     assert key != record.run_key({"a": 1, "b": 3}, ["0"])
     assert key != record.run_key({"a": 1, "b": 2}, ["1"])
 
@@ -78,7 +81,10 @@ def test_nan_never_reaches_a_file():
         (b"\xff\xfe", "no readable record"),
         (b'{"schema": NaN}', "holds NaN, which is not JSON"),
         (b"[]", "no record of a run"),
-        (b'{"schema": 1}', "no record of a run"),
+        (b'{"schema": 2}', "no record of a run: data must contain"),
+        (b'{"schema": 1}', "schema 1, older than 2: run it again"),
+        (b'{"schema": 3}', "schema 3, newer than 2: update quantlab"),
+        (b"[" * 100_000, "no readable record"),
     ],
 )
 def test_what_is_no_record_is_named(tmp_path, content, why):
@@ -89,15 +95,31 @@ def test_what_is_no_record_is_named(tmp_path, content, why):
     assert str(path) in str(caught.value)
 
 
-def test_another_schema_is_refused(tmp_path):
-    keep(tmp_path, Outcome)
+def test_what_is_too_large_is_never_read(tmp_path):
     path = tmp_path / record.NAME
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"schema": 99}))
-    with pytest.raises(ValueError, match="schema 99"):
+    with path.open("wb") as file:
+        file.truncate(2 * 10**9)
+    with pytest.raises(ValueError, match="larger than any record"):
         record.read(path)
+
+
+def test_a_directory_is_no_record(tmp_path):
+    (tmp_path / record.NAME).mkdir()
+    with pytest.raises(ValueError, match="Is a directory"):
+        record.read(tmp_path / record.NAME)
+
+
+def test_hidden_directories_and_links_hold_no_records_of_a_sweep(tmp_path):
+    sweep, elsewhere = tmp_path / "sweep", tmp_path / "elsewhere"
+    for directory in (sweep / "b", sweep / "a" / "deep", sweep / ".submitit", elsewhere):
+        directory.mkdir(parents=True)
+        (directory / record.NAME).touch()
+    (sweep / "link").symlink_to(elsewhere)
+    found = [path.relative_to(sweep).as_posix() for path in record.find(sweep)]
+    assert found == ["link/record.json", "a/deep/record.json", "b/record.json"]  # told, not entered
 
 
 def test_a_name_that_is_no_unicode_is_kept(tmp_path):
     name = b"\xff.npy".decode(errors="surrogateescape")
-    one = keep(tmp_path, lambda: Outcome({name: {"sha256": "0"}}))
+    one = keep(tmp_path, lambda: Outcome({name: ENTRY}))
     assert record.read(tmp_path / record.NAME) == one

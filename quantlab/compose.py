@@ -12,6 +12,8 @@ from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from quantlab.job import typed
+
 _composed: dict[tuple[str, ...], DictConfig] = {}  # of a process: Composers travel to workers
 
 
@@ -42,7 +44,7 @@ class Composer:
             return self.loader.load_sweep_config(
                 master_config, list(sweep_overrides)
             )  # it says why
-        _note(config, parsed, list(master_config.hydra.overrides.hydra))
+        _note(config, parsed, typed(master_config.hydra.overrides.hydra))
         return config
 
     def _compose(self, master_config: DictConfig, structure: list[str]) -> DictConfig:

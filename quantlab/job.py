@@ -8,13 +8,14 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from quantlab import record, report
 from quantlab.errors import told
@@ -50,7 +51,7 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
         mode=MODE_NAMES.get(choices["mode"], choices["mode"]),
         n_bits=cfg.n_bits,
         job=_position(hydra),
-        overrides=list(hydra.overrides.task),
+        overrides=typed(hydra.overrides.task),
     )
 
 
@@ -60,6 +61,11 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     with open_dict(own):
         own.pop("hydra", None)
     return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+
+
+def typed(overrides: Sequence[str]) -> list[str]:
+    """Return overrides as a person typed them: to read one with ${...} in it would resolve it."""
+    return cast("list[str]", OmegaConf.to_container(cast("ListConfig", overrides)))
 
 
 def _position(hydra: HydraConf) -> int | None:
@@ -78,8 +84,8 @@ def run_name(*, _root_: DictConfig) -> str:
 
     The name depends on what was asked alone, not on when, where, or the order of the overrides.
     """
-    choices, typed = _root_.hydra.runtime.choices, _root_.hydra.overrides.task
-    overrides = sorted(each for each in typed if not each.startswith("resume="))
+    choices, overrides = _root_.hydra.runtime.choices, typed(_root_.hydra.overrides.task)
+    overrides = sorted(each for each in overrides if not each.startswith("resume="))
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
     return f"{readable[:80]}-{hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]}"
 

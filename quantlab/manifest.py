@@ -49,10 +49,10 @@ def _command(directory: Path, records: Sequence[Record]) -> str | None:
     """Return the command line of the sweep, or of the one run that stands alone."""
     launched = directory / "multirun.yaml"  # Hydra's own note of a sweep
     if launched.exists():
-        overrides = OmegaConf.load(launched).hydra.overrides
-        flags = ["-m"] if "hydra.mode=MULTIRUN" in overrides.hydra else []
-        typed = [each for each in overrides.hydra if each != "hydra.mode=MULTIRUN"]
-        return shlex.join(["python", "run.py", *flags, *overrides.task, *typed])
+        typed: Any = OmegaConf.to_container(OmegaConf.load(launched).hydra.overrides)
+        flags = ["-m"] if "hydra.mode=MULTIRUN" in typed["hydra"] else []
+        hydra = [each for each in typed["hydra"] if each != "hydra.mode=MULTIRUN"]
+        return shlex.join(["python", "run.py", *flags, *typed["task"], *hydra])
     if len(records) == 1:
         return shlex.join(["python", "run.py", *records[0]["overrides"]])
     return None

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from quantlab import record, report, resume
 from quantlab.errors import INTERRUPTED, one_of, sentence
-from quantlab.job import build
+from quantlab.job import build, typed
 from quantlab.progress import Progress
 
 LOCK = ".lock"
@@ -30,16 +30,16 @@ Job = list[str]  # the overrides of one run
 
 
 def sweep(
-    typed: Sequence[str], config: DictConfig, loader: ConfigLoader, launcher: Launcher
+    arguments: Sequence[str], config: DictConfig, loader: ConfigLoader, launcher: Launcher
 ) -> None:
-    """Do every combination of the values in `typed` that is not done yet, then aggregate.
+    """Do every combination of the values in `arguments` that is not done yet, then aggregate.
 
     Raises ValueError or an error of Hydra's before the first run where a value makes no sense, and
     where another sweep holds the directory; SystemExit with code 1 where a run failed, 130 where
     Ctrl-C ended the sweep.
     """
     directory = Path(config.hydra.sweep.dir)
-    overrides = OverridesParser.create(loader).parse_overrides(list(typed))
+    overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
     _require_options(overrides, loader)
     jobs = combinations(overrides)
     _require_sound(jobs, config, loader)
@@ -177,8 +177,8 @@ def _finish(directory: Path, config: DictConfig, stopped: BaseException | None) 
 
 def _again(config: DictConfig) -> str:
     """Return the command that resumes a sweep: as typed, with its directory."""
-    typed = [*config.hydra.overrides.task, *config.hydra.overrides.hydra]
-    kept = [each for each in typed if not each.startswith(("resume=", "hydra.mode="))]
+    overrides = typed(config.hydra.overrides.task) + typed(config.hydra.overrides.hydra)
+    kept = [each for each in overrides if not each.startswith(("resume=", "hydra.mode="))]
     if not any(each.startswith("hydra.sweep.dir=") for each in kept):
         kept.append(f"hydra.sweep.dir={config.hydra.sweep.dir}")
     return shlex.join(["python", "run.py", "-m", *kept])

@@ -14,7 +14,8 @@ def require(name: str, value: Any) -> None:
     try:
         _validator(name)(value)
     except fastjsonschema.JsonSchemaValueException as reason:
-        raise ValueError(reason.message.removeprefix("data.")) from None
+        where = reason.message.removeprefix("data")  # how fastjsonschema names the whole
+        raise ValueError(where.removeprefix(".") if where[0] == "." else f"it{where}") from None
 
 
 @cache

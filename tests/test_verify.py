@@ -1,0 +1,130 @@
+import json
+import shutil
+
+import pytest
+
+from quantlab import record
+from tests.conftest import run_python
+
+
+def verify(directory):
+    done = run_python("-m", "quantlab", "verify", directory)
+    assert done.stderr == "", done.stderr
+    return done.returncode, done.stdout.splitlines()
+
+
+@pytest.fixture
+def sweep(lab_sweep, tmp_path):
+    return shutil.copytree(lab_sweep[0], tmp_path / "sweep")
+
+
+def edit(path, change):
+    content = json.loads(path.read_bytes())
+    change(content)
+    path.write_bytes(record.to_json(content))
+
+
+def hidden(sweep):
+    (directory,) = sweep.glob("hidden-sym-*")
+    return directory
+
+
+def test_an_intact_sweep_is_told_so(sweep):
+    assert verify(sweep) == (0, [f"{sweep} is what its manifest says"])
+
+
+def test_a_flipped_bit_is_named(sweep):
+    for path in (hidden(sweep) / record.NAME, sweep / "error_histogram.png", sweep / "results.csv"):
+        content = path.read_bytes()
+        path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+        code, told = verify(sweep)
+        assert code == 1
+        assert told[0] == f"{path} has changed: its sha256 is not the one in the manifest"
+        path.write_bytes(content)
+
+
+def test_a_missing_and_an_extra_run_are_named(sweep):
+    moved = hidden(sweep).rename(sweep / "elsewhere")
+    code, told = verify(sweep)
+    assert code == 1
+    assert told == [
+        f"{sweep / 'hidden-sym-8bit-db8a4fa7' / record.NAME} is missing: the manifest lists it",
+        f"{moved / record.NAME} is extra: the manifest does not list it",
+    ]
+
+
+def test_an_edited_figure_is_named_also_where_the_hashes_were_edited_too(sweep):
+    edit(sweep / "results.json", lambda it: it["hidden"]["symmetric"].update(mae=0.5))
+    sha256 = record.digest(sweep / "results.json")
+    edit(sweep / "manifest.json", lambda it: it["artefacts"].update({"results.json": sha256}))
+    code, (told,) = verify(sweep)
+    assert code == 1
+    assert told.startswith(
+        f"{sweep}/results.json: hidden.symmetric.mae is 0.5, the records say 0.00"
+    )
+
+
+def test_a_manifest_may_name_nothing_outside(sweep, tmp_path):
+    (tmp_path / "secret").write_text("secret")
+    edit(sweep / "manifest.json", lambda it: it["artefacts"].update({"../secret": "0" * 64}))
+    edit(sweep / "manifest.json", lambda it: it["runs"][0].update(directory="/etc"))
+    code, told = verify(sweep)
+    assert code == 1
+    outside = "is outside the sweep: the manifest should not name it, it was not read"
+    assert f"{sweep}/../secret {outside}" in told
+    assert f"/etc/record.json {outside}" in told
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (None, "No such file or directory; python -m quantlab aggregate"),
+        ("{", "is no manifest: Expecting"),
+        ("[]", "is no manifest: it must be object"),
+        ('{"schema": 9}', "is no manifest: it must contain"),
+    ],
+)
+def test_without_a_manifest_there_is_nothing_to_hold_against(sweep, content, why):
+    path = sweep / "manifest.json"
+    path.unlink()
+    if content:
+        path.write_text(content)
+    code, (told,) = verify(sweep)
+    assert code == 1
+    assert why in told
+    assert str(path) in told
+
+
+def test_what_follows_no_schema_is_named(sweep):
+    edit(sweep / "results.json", lambda it: it["hidden"].update(symmetric=[]))
+    edit(hidden(sweep) / record.NAME, lambda it: it.update(status="fine"))
+    code, told = verify(sweep)
+    assert code == 1
+    assert f"{sweep}/results.json: hidden.symmetric must be object" in told
+
+
+def test_a_run_comes_out_again(sweep):
+    for directory in sweep.glob("*/"):
+        done = run_python("-m", "quantlab", "reproduce", directory)
+        assert done.returncode == 0, done.stdout
+        assert done.stdout == f"{directory}: every figure comes out again, bit for bit\n"
+
+
+def test_a_figure_that_does_not_come_out_again_is_named(sweep):
+    def change(it):
+        it["tensors"]["hidden"]["measured"].update(mae=0.5)
+
+    edit(hidden(sweep) / record.NAME, change)
+    done = run_python("-m", "quantlab", "reproduce", hidden(sweep))
+    assert done.returncode == 1
+    assert "tensors.hidden.measured.mae is 0.00" in done.stdout
+    assert "now, 0.5 in the record" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_a_directory_without_a_run_cannot_be_reproduced(tmp_path):
+    done = run_python("-m", "quantlab", "reproduce", tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith(
+        f"quantlab: {tmp_path}/record.json is no readable record (No such"
+    )

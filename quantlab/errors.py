@@ -21,6 +21,7 @@ from omegaconf.errors import (
 from quantlab.files import FORMATS
 
 QUOTED = """"key='a value'\""""
+MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
 AMBIGUOUS = "Ambiguous value for argument "
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
@@ -33,7 +34,7 @@ def told() -> Iterator[None]:
     """
     try:
         yield
-    except (HydraException, OmegaConfBaseException, ValueError, OSError) as mistake:
+    except MISTAKES as mistake:
         raise SystemExit(f"quantlab: {sentence(mistake)}") from None
     except KeyboardInterrupt as stopped:
         print(f"quantlab: {sentence(stopped)}", file=sys.stderr)
@@ -67,7 +68,9 @@ def sentence(mistake: BaseException) -> str:
         return "interrupted"
     if isinstance(mistake, OSError) and mistake.filename:
         return f"{mistake.filename}: {mistake.strerror}"
-    text = " ".join(str(mistake).split()) or type(mistake).__name__
+    text = " ".join(str(mistake).split())
+    if not isinstance(mistake, MISTAKES):
+        return f"{type(mistake).__name__}: {text}"
     if text.startswith(AMBIGUOUS):
         return f"{text.removeprefix(AMBIGUOUS).split()[0].strip(chr(39))} is a sweep: add -m"
     return text

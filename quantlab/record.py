@@ -20,6 +20,7 @@ from quantlab.experiment import Outcome
 SCHEMA = 2
 NAME = "record.json"
 WITHOUT_EFFECT = {"threads", "resume"}  # settings that change no figure
+TEMPORARY = "partial"  # the suffix of a file that is being written
 LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
 
 Record = dict[str, Any]
@@ -33,6 +34,7 @@ def keep(
     `config` is the resolved config in plain containers; `asked` says which run this is:
     ``dist, mode, n_bits, job, overrides``. Raises OSError when the record cannot be written.
     """
+    clear(directory)
     record = {"schema": SCHEMA, **asked, "config": config, **perform(work, config)}
     write(directory / NAME, to_json(record))
     return record
@@ -94,7 +96,7 @@ def to_json(value: Any) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole: under a temporary name, synced, then renamed over what was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{TEMPORARY}")
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -106,6 +108,12 @@ def write(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+def clear(directory: Path) -> None:
+    """Remove what processes that were killed left of their writes; no other may be writing here."""
+    for temporary in directory.glob(f".*.{TEMPORARY}"):
+        temporary.unlink()
 
 
 def read(path: Path) -> Record:

@@ -75,7 +75,7 @@ def sweep(done: "Sweep") -> str:
     parts = [
         *_tables(done),
         "\n".join(_skipped(done.skipped)),
-        _shortened([f"{run} failed: {why}" for run, why in done.failures.items()], "manifest.json"),
+        _failures(done.failures),
         "\n".join(str(path) for path in done.files),
     ]
     return "\n\n".join(part for part in parts if part)
@@ -94,6 +94,12 @@ def _tables(done: "Sweep") -> Iterator[str]:
     if "predicted_scale" in done.table:
         yield f"predicted → measured\n{predicted(done)}"
     yield verdict(done)
+
+
+def _failures(reasons: dict[str, str]) -> str:
+    lines = [f"{run} failed: {why}" for run, why in reasons.items()]
+    many = [f"{len(lines)} runs failed or left no record that can be read"] * (len(lines) > 1)
+    return "\n".join([*many, _shortened(lines, "manifest.json")])
 
 
 def _shortened(lines: list[str], where: str) -> str:

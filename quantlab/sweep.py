@@ -2,31 +2,24 @@
 
 import logging
 import os
-import platform
 import shlex
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
-from itertools import product
+from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from quantlab import record, report, resume
-from quantlab.errors import INTERRUPTED, one_of, sentence
-from quantlab.job import build, typed
+from quantlab.errors import INTERRUPTED, sentence
+from quantlab.grid import Job, grid
+from quantlab.job import typed
+from quantlab.lock import held
 from quantlab.progress import Progress
-
-LOCK = ".lock"
-Job = list[str]  # the overrides of one run
 
 
 def sweep(
@@ -39,73 +32,14 @@ def sweep(
     Ctrl-C ended the sweep.
     """
     directory = Path(config.hydra.sweep.dir)
-    overrides = OverridesParser.create(loader).parse_overrides(list(arguments))
-    _require_options(overrides, loader)
-    jobs = combinations(overrides)
-    _require_sound(jobs, config, loader)
-    jobs = [[*job, f"hydra.sweeper.position={number}"] for number, job in enumerate(jobs)]
+    jobs = grid(arguments, config, loader)
     directory.mkdir(parents=True, exist_ok=True)
     with held(directory):
+        record.clear(directory)
         record.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         left = _left(jobs, directory, config, loader)
         stopped = _launch(left, directory, launcher)
         _finish(directory, config, stopped)
-
-
-def combinations(overrides: Sequence[Override]) -> list[list[str]]:
-    """Return the overrides of each run, the last key varying fastest; raises ValueError.
-
-    A key given twice takes its last values, as in Hydra's basic sweeper.
-    """
-    choices = {}
-    for each in overrides:
-        key = each.get_key_element()
-        if each.is_interval_sweep():
-            raise ValueError(f"{each.input_line}: an interval has no end, list values or use range")
-        swept = each.is_discrete_sweep()
-        values = [f"{key}={value}" for value in each.sweep_string_iterator()] if swept else []
-        choices[key] = values if swept else [str(each.input_line)]
-    return [list(each) for each in product(*choices.values())]
-
-
-@contextmanager
-def held(directory: Path) -> Iterator[None]:
-    """Hold a sweep's directory against a second sweep; raises ValueError, naming who holds it.
-
-    The system gives the lock back when the process that holds it ends, however it ends.
-    """
-    path = directory / LOCK
-    try:
-        with FileLock(path, timeout=0):
-            path.write_text(f"process {os.getpid()} on {platform.node()}")
-            yield
-    except Timeout:
-        raise ValueError(
-            f"{directory} is in use by another sweep, {path.read_text()}: wait for it to end, or "
-            "sweep into another directory with hydra.sweep.dir=..."
-        ) from None
-
-
-def _require_options(overrides: Sequence[Override], loader: ConfigLoader) -> None:
-    """Raise ValueError where a pattern like ``glob(*)`` matches none of a group's options."""
-    for each in overrides:
-        if each.is_discrete_sweep() and not list(each.sweep_iterator()):
-            options = loader.get_group_options(each.key_or_group)
-            raise ValueError(
-                f"{each.key_or_group} matches nothing: {one_of(each.key_or_group, options)}"
-            )
-
-
-def _require_sound(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader) -> None:
-    """Raise the error of a wrong override: build each value and each choice of groups once."""
-    groups = config.hydra.runtime.choices
-    seen: set[str | tuple[str, ...]] = set()
-    for job in jobs:
-        chosen = tuple(each for each in job if each.partition("=")[0] in groups)
-        news: set[str | tuple[str, ...]] = {chosen, *job}
-        if not news <= seen:
-            build(loader.load_sweep_config(config, job))
-            seen |= news
 
 
 def _left(
@@ -130,7 +64,8 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
     if not jobs:
         return None
     try:
-        with _without_sacct(), Progress(directory, len(jobs)):
+        slurm = "submitit" in type(launcher).__module__
+        with _without_sacct() if slurm else nullcontext(), Progress(directory, len(jobs)):
             results = launcher.launch(jobs, initial_job_idx=0)
         for each in results:
             _ = each.return_value  # Hydra raises here what a run raised
@@ -146,9 +81,6 @@ def _without_sacct() -> Iterator[None]:
     The complaints are those of a command, sacct, that inherits our standard error.
     """
     logging.getLogger("submitit").addFilter(lambda line: line.levelno > logging.WARNING)
-    if shutil.which("sacct") is None:
-        yield
-        return
     with os.fdopen(os.dup(2), "w") as terminal, Path(os.devnull).open("w") as nowhere:
         os.dup2(nowhere.fileno(), 2)
         with redirect_stderr(terminal):

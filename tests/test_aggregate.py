@@ -116,6 +116,44 @@ def test_failures_and_unreadable_records_are_told_and_cost_nothing_else(tmp_path
     assert "bad failed: tensor 'w' is empty" in report.sweep(done)
 
 
+def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
+    sweep = tmp_path / "sweep"
+    keep(sweep / "good")
+    one = (sweep / "good" / record.NAME).read_bytes()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / record.NAME).write_bytes(one)
+    (sweep / "linked").symlink_to(elsewhere)
+    for name in ("directory", "link", "zeros", "text", "nan", "newer", "half", "fifth"):
+        (sweep / name).mkdir()
+    (sweep / "directory" / record.NAME).mkdir()
+    (sweep / "link" / record.NAME).symlink_to(elsewhere / record.NAME)
+    with (sweep / "zeros" / record.NAME).open("wb") as file:
+        file.truncate(2 * 10**9)
+    (sweep / "text" / record.NAME).write_text("mae 0.1")
+    (sweep / "nan" / record.NAME).write_bytes(one.replace(b'"seconds": ', b'"seconds": NaN, "x": '))
+    (sweep / "newer" / record.NAME).write_bytes(one.replace(b'"schema": 2', b'"schema": 3'))
+    (sweep / "half" / record.NAME).write_bytes(one[: len(one) // 2])
+    (sweep / "fifth" / record.NAME).write_bytes(one.replace(b'"status": "c', b'"status": "un'))
+    done = aggregate(sweep)
+    assert len(done.table) == 1
+    told = report.sweep(done)
+    assert "9 runs failed or left no record that can be read" in told
+    for name, why in {
+        "directory": "Is a directory",
+        "link": "is a link out of the sweep",
+        "linked": "is a link out of the sweep",
+        "zeros": "it is larger than any record",
+        "text": "Expecting value",
+        "nan": "it holds NaN, which is not JSON",
+        "newer": "has schema 3, newer than 2: update quantlab",
+        "half": "is no readable record",
+        "fifth": "status must be one of ['completed', 'failed']",
+    }.items():
+        assert why in done.failures[name]
+        assert str(sweep / name / record.NAME) in done.failures[name]
+
+
 def test_a_sweep_of_failures_only_still_has_its_files(tmp_path):
     def fail():
         raise ValueError("no")

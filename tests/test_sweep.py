@@ -14,7 +14,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from quantlab import record
-from quantlab.sweep import combinations
+from quantlab.grid import combinations
 from tests.conftest import ROOT, run_python
 
 SWEEP = ["-m", "dist=hidden,verb_probs", "mode=sym,asym", "n_bits=range(2,12)"]
@@ -70,6 +70,7 @@ def test_a_sweep_killed_ten_times_ends_as_one_left_alone(undisturbed, tmp_path):
     done = run(*sweep)
     assert done.returncode == 0, done.stderr
     require_equal(tmp_path, undisturbed)
+    assert not list(tmp_path.rglob("*.partial"))
 
 
 def test_what_is_complete_is_not_done_again(undisturbed, tmp_path):

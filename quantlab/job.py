@@ -15,7 +15,7 @@ from typing import Any, cast
 from hydra.conf import HydraConf
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
-from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from quantlab import record, report
 from quantlab.errors import told
@@ -57,9 +57,7 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return a config in plain containers, without Hydra's own part."""
-    own = cfg.copy()
-    with open_dict(own):
-        own.pop("hydra", None)
+    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
     return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
 
 

@@ -57,7 +57,7 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return a config in plain containers, without Hydra's own part."""
-    own = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
 
 

@@ -39,16 +39,17 @@ class Progress:
         self.thread.join()
         self._look()
         self.bar.close()
-        if self.bar.disable:
-            self._tell()
+        self._tell()
 
     def _watch(self) -> None:
-        pause = INTERVAL
+        pause, news = INTERVAL, False
         while not self.ended.wait(pause):
-            start = time.monotonic()
+            start, before = time.monotonic(), self.done
             self._look()
-            if self.bar.disable and start - self.told > LINES:
+            news |= self.done > before
+            if self.bar.disable and news and start - self.told > LINES:
                 self._tell()
+                news = False
             pause = max(INTERVAL, 20 * (time.monotonic() - start))  # a look costs the runs time
 
     def _look(self) -> None:

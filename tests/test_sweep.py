@@ -1,13 +1,18 @@
 """Sweeps that are resumed, interrupted, killed, held, or out of room, in processes of their own."""
 
+import fcntl
 import os
+import pty
 import random
 import re
 import shutil
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -169,6 +174,22 @@ def test_the_second_sweep_into_a_directory_is_told_who_holds_it(tmp_path):
     first.communicate()
     third = run(*SWEEP, f"hydra.sweep.dir={tmp_path}")  # the lock of the dead holds nobody up
     assert third.returncode == 0, third.stderr
+
+
+def test_a_terminal_has_one_line_that_moves(tmp_path):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        os.execv(sys.executable, [*RUN, *SWEEP, f"hydra.sweep.dir={tmp_path}"])
+    shown = b""
+    with suppress(OSError):  # the terminal of a process that ended
+        while more := os.read(terminal, 4096):
+            shown += more
+    assert os.waitpid(pid, 0)[1] == 0
+    moving, _, rest = shown.decode().partition("40/40 runs, 0 failed\r\n")
+    assert "\n" not in moving
+    assert re.search(r"\r *\d+%\|.*\| \d+/40 \[00:0\d<00:0\d, .*run/s, 0 failed\]", moving)
+    assert "results.csv" in rest
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ class Sweep:
     """What became of a sweep: one row a tensor and run, the failures, the files written.
 
     `levels` are the columns that nest results.json; `failures` maps a run directory and its
-    overrides to the error, `skipped` a tensor that was left out to the reason.
+    overrides to the error, `skipped` a tensor that was left out to the reason; `failed` holds the
+    overrides of each run that failed.
     """
 
     table: pd.DataFrame
@@ -28,6 +29,7 @@ class Sweep:
     failures: dict[str, str]
     skipped: dict[str, str]
     files: list[Path]
+    failed: list[list[str]] = field(default_factory=list)
 
 
 def aggregate(directory: Path) -> Sweep:
@@ -54,7 +56,9 @@ def aggregate(directory: Path) -> Sweep:
     skipped = {
         name: why for run in runs if run.record for name, why in run.record["skipped"].items()
     }
-    return Sweep(table, levels, failures, skipped, [directory / name for name in artefacts])
+    failed = [run.record["overrides"] for run in runs if run.record and run.error]
+    files = [directory / name for name in artefacts]
+    return Sweep(table, levels, failures, skipped, files, failed)
 
 
 def collect(directory: Path) -> list[manifest.Run]:
@@ -118,7 +122,8 @@ def _sweep_order(run: manifest.Run) -> tuple[Any, ...]:
 
 def swept_axes(records: list[Record]) -> list[str]:
     """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
-    keys = {key for each in records for key in _overrides(each)} - set(FACTORS)
+    keys = {key for each in records for key in _overrides(each)}
+    keys -= {*FACTORS, *record.WITHOUT_EFFECT}
     return sorted(key for key in keys if len({_label(_setting(r, key)) for r in records}) > 1)
 
 

@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from quantlab.job import typed
 
+MOST = 256  # configs kept, of 0.1 MB each
 _composed: dict[tuple[str, ...], DictConfig] = {}  # of a process: Composers travel to workers
 
 
@@ -34,11 +35,13 @@ class Composer:
         """Return the config of one run; raises Hydra's errors where it cannot be composed."""
         groups = master_config.hydra.runtime.choices
         parsed = [_parse(each) for each in sweep_overrides]
-        settings = [each for each in parsed if _is_setting(each, groups)]
-        structure = [str(each.input_line) for each in parsed if each not in settings]
+        kinds = [_kind(each, groups) for each in parsed]
+        ordered = max((n for n, kind in enumerate(kinds) if kind == "other"), default=-1) + 1
+        settings = [n for n, kind in enumerate(kinds) if n >= ordered and kind == "setting"]
+        structure = [each for n, each in enumerate(sweep_overrides) if n not in settings]
         config = deepcopy(self._compose(master_config, structure))
         try:
-            for each in settings:
+            for each in (parsed[n] for n in settings):
                 OmegaConf.update(config, each.key_or_group, each.value(), merge=True)
         except OmegaConfBaseException:
             return self.loader.load_sweep_config(
@@ -50,6 +53,8 @@ class Composer:
     def _compose(self, master_config: DictConfig, structure: list[str]) -> DictConfig:
         key = (self.sweep, *structure)
         if key not in _composed:
+            if len(_composed) == MOST:
+                _composed.clear()
             _composed[key] = self.loader.load_sweep_config(master_config, structure)
         return _composed[key]
 
@@ -65,11 +70,17 @@ def _parse(override: str) -> Override:
     return OverridesParser.create().parse_override(override)
 
 
-def _is_setting(override: Override, groups: Collection[str]) -> bool:
-    """Return whether an override changes a value alone and nothing of what is composed."""
+def _kind(override: Override, groups: Collection[str]) -> str:
+    """Return what an override changes: which "group" option, a "setting", or something "other".
+
+    Only a plain ``key=value`` may be made up for in a copy, and only after all that is "other":
+    ``x=1 ++x=2`` is not ``++x=2 x=1``.
+    """
     key = override.key_or_group
-    plain = override.type == OverrideType.CHANGE and override.package is None and "/" not in key
-    return plain and key not in groups and key != "hydra.searchpath"
+    plain = override.type == OverrideType.CHANGE and override.package is None
+    if not plain or "/" in key or key == "hydra.searchpath":
+        return "other"
+    return "group" if key in groups else "setting"
 
 
 def _note(config: DictConfig, overrides: Sequence[Override], launched_with: list[str]) -> None:

@@ -6,10 +6,12 @@ from itertools import product
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from quantlab.errors import one_of
-from quantlab.job import build
+from quantlab.job import require_sound
+from quantlab.record import WITHOUT_EFFECT
 
 Job = list[str]  # the overrides of one run
 
@@ -29,7 +31,8 @@ def grid(arguments: Sequence[str], config: DictConfig, loader: ConfigLoader) -> 
 def combinations(overrides: Sequence[Override]) -> list[Job]:
     """Return the overrides of each run, the last key varying fastest; raises ValueError.
 
-    A key given twice takes its last values, as in Hydra's basic sweeper.
+    A key given twice takes its last values, as in Hydra's basic sweeper; a value given twice is
+    one run.
     """
     choices = {}
     for each in overrides:
@@ -38,18 +41,20 @@ def combinations(overrides: Sequence[Override]) -> list[Job]:
             raise ValueError(f"{each.input_line}: an interval has no end, list values or use range")
         swept = each.is_discrete_sweep()
         values = [f"{key}={value}" for value in each.sweep_string_iterator()] if swept else []
-        choices[key] = values if swept else [str(each.input_line)]
+        choices[key] = list(dict.fromkeys(values)) if swept else [str(each.input_line)]
     return [list(each) for each in product(*choices.values())]
 
 
 def _require_options(overrides: Sequence[Override], loader: ConfigLoader) -> None:
-    """Raise ValueError where a pattern like ``glob(*)`` matches none of a group's options."""
+    """Raise ValueError where a sweep has no value, or its values make no difference."""
     for each in overrides:
+        key = each.key_or_group
+        if each.is_sweep_override() and key in WITHOUT_EFFECT:
+            raise ValueError(f"{each.input_line}: {key} changes no figure, give it one value")
         if each.is_discrete_sweep() and not list(each.sweep_iterator()):
-            options = loader.get_group_options(each.key_or_group)
-            raise ValueError(
-                f"{each.key_or_group} matches nothing: {one_of(each.key_or_group, options)}"
-            )
+            options = loader.get_group_options(key)
+            hint = one_of(key, options) if options else "name at least one value"
+            raise ValueError(f"{each.input_line} matches nothing: {hint}")
 
 
 def _require_sound(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader) -> None:
@@ -60,5 +65,7 @@ def _require_sound(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader
         chosen = tuple(each for each in job if each.partition("=")[0] in groups)
         news: set[str | tuple[str, ...]] = {chosen, *job}
         if not news <= seen:
-            build(loader.load_sweep_config(config, job))
+            one = loader.load_sweep_config(config, job)
+            with env_override(one.hydra.job.env_set):
+                require_sound(one)
             seen |= news

@@ -35,6 +35,15 @@ def build(cfg: DictConfig) -> Experiment:
     )
 
 
+def require_sound(cfg: DictConfig) -> None:
+    """Raise ValueError where a config makes no experiment, or none that JSON can record."""
+    build(cfg)
+    try:
+        record.run_key(settings(cfg), [], {})
+    except (TypeError, ValueError) as reason:
+        raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
+
+
 def usable_cores() -> int:
     """Return the number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -61,6 +70,11 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
 
 
+def has_no_effect(override: str) -> bool:
+    """Return whether an override changes no figure."""
+    return override.lstrip("+").partition("=")[0] in record.WITHOUT_EFFECT
+
+
 def typed(overrides: Sequence[str]) -> list[str]:
     """Return overrides as a person typed them: to read one with ${...} in it would resolve it."""
     return cast("list[str]", OmegaConf.to_container(cast("ListConfig", overrides)))
@@ -83,9 +97,9 @@ def run_name(*, _root_: DictConfig) -> str:
     The name depends on what was asked alone, not on when, where, or the order of the overrides.
     """
     choices, overrides = _root_.hydra.runtime.choices, typed(_root_.hydra.overrides.task)
-    overrides = sorted(each for each in overrides if not each.startswith("resume="))
+    asked = sorted(each for each in overrides if not has_no_effect(each))
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
-    return f"{readable[:80]}-{hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:8]}"
+    return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 
 
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
@@ -97,7 +111,7 @@ class Single(Callback):
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
         """Refuse a run whose settings make no sense, before its directory exists."""
         with told():
-            build(config)
+            require_sound(config)
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the figures, and end the program with its error if it has one."""

@@ -31,15 +31,22 @@ def manifest(
     directory: Path, runs: Sequence[Run], levels: Sequence[str], artefacts: Mapping[str, bytes]
 ) -> dict[str, Any]:
     """Return the provenance of a sweep; `levels` are those that nest results.json."""
-    records = [run.record for run in runs if run.record]
     return {
         "schema": SCHEMA,
-        "command": _command(directory, records),
-        "levels": list(levels),
-        "runs": [_describe(run) for run in runs],
+        **told_by_records(directory, runs, levels),
         "artefacts": {name: hashlib.sha256(data).hexdigest() for name, data in artefacts.items()},
         "environment": record.versions() | {"platform": platform.platform(), "cpu": _cpu()},
         "git": _git(),
+    }
+
+
+def told_by_records(directory: Path, runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
+    """Return what of a manifest depends on the sweep's directory alone."""
+    records = [run.record for run in runs if run.record]
+    return {
+        "command": _command(directory, records),
+        "levels": list(levels),
+        "runs": [_describe(run) for run in runs],
         "start": min((each["started"] for each in records), default=None),
         "end": max((_end(each) for each in records), default=None),
     }
@@ -49,13 +56,22 @@ def _command(directory: Path, records: Sequence[Record]) -> str | None:
     """Return the command line of the sweep, or of the one run that stands alone."""
     launched = directory / "multirun.yaml"  # Hydra's own note of a sweep
     if launched.exists():
-        typed: Any = OmegaConf.to_container(OmegaConf.load(launched).hydra.overrides)
+        settings = OmegaConf.load(launched).hydra
+        typed: Any = OmegaConf.to_container(settings.overrides)
         flags = ["-m"] if "hydra.mode=MULTIRUN" in typed["hydra"] else []
         hydra = [each for each in typed["hydra"] if each != "hydra.mode=MULTIRUN"]
-        return shlex.join(["python", "run.py", *flags, *typed["task"], *hydra])
+        return shlex.join(["python", "run.py", *flags, *_chosen(settings), *typed["task"], *hydra])
     if len(records) == 1:
         return shlex.join(["python", "run.py", *records[0]["overrides"]])
     return None
+
+
+def _chosen(settings: Any) -> list[str]:
+    """Return the flags that chose another config than ours."""
+    name, sources = settings.job.config_name, settings.runtime.config_sources
+    named = [] if name == "config" else ["--config-name", name]
+    added = [each.path for each in sources if each.provider == "command-line"]
+    return named + [flag for path in added for flag in ("--config-dir", path)]
 
 
 def _describe(run: Run) -> dict[str, Any]:

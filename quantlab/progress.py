@@ -81,6 +81,6 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _has_failed(path: Path) -> bool:
-    with suppress(ValueError):
+    with suppress(ValueError, AttributeError):
         return json.loads(path.read_bytes()).get("status") == "failed"
     return False

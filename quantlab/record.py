@@ -51,8 +51,12 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         error = str(reason)
     except Exception as reason:  # one failing combination must cost a sweep that one alone
         error = f"{type(reason).__name__}: {reason}"
+    tensors = [
+        {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
+        for name, tensor in outcome.tensors.items()
+    ]
     return {
-        "key": run_key(config, [tensor["sha256"] for tensor in outcome.tensors.values()]),
+        "key": run_key(config, tensors, outcome.skipped),
         "status": "failed" if error else "completed",
         "error": error,
         "tensors": outcome.tensors,
@@ -72,10 +76,13 @@ def _failures(outcome: Outcome) -> str | None:
     return reasons if n == 1 else f"{failed} of {n} tensors failed: {reasons}"
 
 
-def run_key(config: dict[str, Any], tensor_hashes: list[str]) -> str:
-    """Return the sha256 of what a run's result depends on: its settings and its tensors."""
+def run_key(config: dict[str, Any], tensors: list[dict[str, Any]], skipped: dict[str, str]) -> str:
+    """Return the sha256 of what a run's result depends on: its settings and its tensors.
+
+    Of a tensor it takes ``name, shape, dtype, sha256``; of those left out the reason.
+    """
     settings = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    content = json.dumps([settings, tensor_hashes], sort_keys=True)
+    content = json.dumps([settings, tensors, skipped], sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -113,7 +120,7 @@ def write(path: Path, content: bytes) -> None:
 def clear(directory: Path) -> None:
     """Remove what processes that were killed left of their writes; no other may be writing here."""
     for temporary in directory.glob(f".*.{TEMPORARY}"):
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
 
 
 def read(path: Path) -> Record:

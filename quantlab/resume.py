@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from omegaconf import DictConfig, OmegaConf
 
 from quantlab import record
+from quantlab.errors import MISTAKES
 from quantlab.job import build, settings
 
 STATES = ("complete", "failed", "missing", "changed")
@@ -19,18 +21,21 @@ def state(config: DictConfig, sweep: Path) -> str:
     It is "complete" only where a record of this schema answers this very config with these very
     tensors; "changed" where the record answers another, or cannot be read.
     """
-    HydraConfig.instance().set_config(config)  # a subdir may name any of Hydra's values
-    path = sweep / config.hydra.sweep.subdir / record.NAME
-    if not path.exists():
-        return "missing"
+    HydraConfig.instance().set_config(config)  # a setting may name any of Hydra's values
     try:
-        one = record.read(path)
-        if one["status"] == "failed":
-            return "failed"
-        hashes = [tensor.sha256() for tensor in build(config).dist.tensors()]
-    except (ValueError, OSError):  # the run will say it better
+        with env_override(config.hydra.job.env_set):
+            path = sweep / config.hydra.sweep.subdir / record.NAME
+            if not path.exists():
+                return "missing"
+            one = record.read(path)
+            if one["status"] == "failed":
+                return "failed"
+            source = build(config).dist
+            tensors = [tensor.identity() for tensor in source.tensors()]
+            key = record.run_key(settings(config), tensors, source.skipped())
+    except MISTAKES:  # the run will say it better
         return "changed"
-    return "complete" if one["key"] == record.run_key(settings(config), hashes) else "changed"
+    return "complete" if one["key"] == key else "changed"
 
 
 def is_numbered(config: DictConfig) -> bool:

@@ -17,9 +17,10 @@ from tqdm import tqdm
 from quantlab import record, report, resume
 from quantlab.errors import INTERRUPTED, sentence
 from quantlab.grid import Job, grid
-from quantlab.job import typed
 from quantlab.lock import held
 from quantlab.progress import Progress
+
+BATCH = 1000  # runs launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
 
 
 def sweep(
@@ -39,7 +40,7 @@ def sweep(
         record.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         left = _left(jobs, directory, config, loader)
         stopped = _launch(left, directory, launcher)
-        _finish(directory, config, stopped)
+        _finish(jobs, directory, stopped)
 
 
 def _left(
@@ -61,16 +62,18 @@ def _left(
 
 def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseException | None:
     """Do runs and return what stopped them, or kept one from leaving its record."""
-    if not jobs:
-        return None
+    slurm = "submitit" in type(launcher).__module__
+    progress = Progress(directory, len(jobs))
     try:
-        slurm = "submitit" in type(launcher).__module__
-        with _without_sacct() if slurm else nullcontext(), Progress(directory, len(jobs)):
-            results = launcher.launch(jobs, initial_job_idx=0)
-        for each in results:
-            _ = each.return_value  # Hydra raises here what a run raised
+        with _without_sacct() if slurm else nullcontext(), progress:
+            for start in range(0, len(jobs), BATCH):
+                for each in launcher.launch(jobs[start : start + BATCH], initial_job_idx=start):
+                    _ = each.return_value  # Hydra raises here what a run raised
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
         return error
+    if progress.done < len(jobs):
+        lost = len(jobs) - progress.done
+        return ValueError(f"{lost} runs left no record: hydra.sweep.subdir is the same for several")
     return None
 
 
@@ -90,27 +93,27 @@ def _without_sacct() -> Iterator[None]:
                 os.dup2(terminal.fileno(), 2)
 
 
-def _finish(directory: Path, config: DictConfig, stopped: BaseException | None) -> None:
+def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None) -> None:
     """Aggregate what is complete, print it, and end the program where something went wrong."""
     from quantlab.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
 
-    failures: dict[str, str] = {}
+    failed = 0
     try:
         done = aggregate(directory)
-        failures = done.failures
         print(f"\n{report.sweep(done)}")
+        asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
+        failed = sum(tuple(each) in asked for each in done.failed)
     except (ValueError, OSError) as error:  # none is complete, or what stopped the runs persists
         stopped = stopped or error
-    if stopped or failures:
-        why = sentence(stopped) if stopped else f"{len(failures)} runs failed"
-        print(f"quantlab: {why}; to do the rest: {_again(config)}", file=sys.stderr)
+    if stopped or failed:
+        why = sentence(stopped) if stopped else f"{failed} of {len(jobs)} runs failed"
+        print(f"quantlab: {why}; to do the rest: {_again(directory)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
 
 
-def _again(config: DictConfig) -> str:
+def _again(directory: Path) -> str:
     """Return the command that resumes a sweep: as typed, with its directory."""
-    overrides = typed(config.hydra.overrides.task) + typed(config.hydra.overrides.hydra)
-    kept = [each for each in overrides if not each.startswith(("resume=", "hydra.mode="))]
+    kept = [each for each in sys.argv if not each.startswith("resume=")]
     if not any(each.startswith("hydra.sweep.dir=") for each in kept):
-        kept.append(f"hydra.sweep.dir={config.hydra.sweep.dir}")
-    return shlex.join(["python", "run.py", "-m", *kept])
+        kept.append(f"hydra.sweep.dir={directory}")
+    return shlex.join(["python", *kept])

@@ -88,6 +88,11 @@ class Tensor:
         index = [int(i) for i in np.unravel_index(first, self.shape)]
         raise quant.not_finite(label(self.name), where.size, self.size, value, index)
 
+    def identity(self) -> dict[str, Any]:
+        """Return what tells a tensor from another: ``name, shape, dtype, sha256``."""
+        kept = {"shape": list(self.shape), "dtype": self.dtype, "sha256": self.sha256()}
+        return {"name": self.name, **kept}
+
     def sha256(self) -> str:
         """Return the sha256 of the stored values, in C order and their own byte order."""
         if self.state is None:

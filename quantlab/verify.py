@@ -9,9 +9,11 @@ from omegaconf import DictConfig
 
 from quantlab import aggregate, record, schema
 from quantlab.job import build
+from quantlab.manifest import told_by_records
 
 ABSENT = "absent"  # what stands where a key is missing
 LONGEST = 80  # characters of a value that a sentence has room for
+TABLES = {"results.json", "results.csv"}
 OUTCOME = ("key", "status", "error", "tensors", "failed", "skipped")
 
 
@@ -28,43 +30,70 @@ def faults(directory: Path) -> Iterator[str]:
     except OSError as reason:
         yield f"{path}: {reason.strerror}; python -m quantlab aggregate {directory} writes it"
         return
-    except ValueError as reason:
+    except (ValueError, RecursionError) as reason:
         yield f"{path} is no manifest: {reason}"
         return
-    hashes = {f"{run['directory']}/{record.NAME}": run["record_sha256"] for run in manifest["runs"]}
-    for name, sha256 in (hashes | manifest["artefacts"]).items():
+    for name, sha256 in manifest["artefacts"].items():
         yield from _changed(directory, name, sha256)
-    for extra in sorted(record.find(directory)):
-        if extra.relative_to(directory).as_posix() not in hashes:
-            yield f"{extra} is extra: the manifest does not list it"
-    yield from _untrue(directory)
+    for name in sorted(TABLES - manifest["artefacts"].keys()):
+        yield f"{path} does not list {name}: it should"
+    try:
+        runs = aggregate.collect(directory)
+        table, levels = aggregate.tabulate(runs, directory)
+    except ValueError as reason:
+        yield str(reason)
+        return
+    yield from _untold(directory, manifest, told_by_records(directory, runs, levels))
+    yield from (run.error for run in runs if run.record is None and run.error)
+    yield from _untrue(directory / "results.json", aggregate.nest(table, levels))
 
 
-def _changed(directory: Path, name: str, sha256: str | None) -> Iterator[str]:
+def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
     """Yield what is wrong with a file that the manifest names."""
     path = directory / name
-    if not path.resolve().is_relative_to(directory.resolve()):
+    if not _is_inside(directory, name):
         yield f"{path} is outside the sweep: the manifest should not name it, it was not read"
     elif not path.exists():
         yield f"{path} is missing: the manifest lists it"
-    elif sha256 and not (path.is_file() and record.digest(path) == sha256):
+    elif not (path.is_file() and record.digest(path) == sha256):
         yield f"{path} has changed: its sha256 is not the one in the manifest"
 
 
-def _untrue(directory: Path) -> Iterator[str]:
-    """Yield what results.json says that is not so by the records, and records that are none."""
-    path = directory / "results.json"
+def _is_inside(directory: Path, name: str) -> bool:
+    return (directory / name).resolve().is_relative_to(directory.resolve())
+
+
+def _untold(directory: Path, manifest: Any, truth: Any) -> Iterator[str]:
+    """Yield where a manifest is not what the records tell."""
+    said, so = ({run["directory"]: run for run in each["runs"]} for each in (manifest, truth))
+    for name in dict.fromkeys([*said, *so]):
+        path = directory / name / record.NAME
+        if not _is_inside(directory, name):
+            yield f"{path} is outside the sweep: the manifest should not name it, it was not read"
+        elif name not in so:
+            yield f"{path} is missing: the manifest lists it"
+        elif name not in said:
+            yield f"{path} is extra: the manifest does not list it"
+        elif said[name]["record_sha256"] != so[name]["record_sha256"]:
+            yield f"{path} has changed: its sha256 is not the one in the manifest"
+        elif said[name] != so[name]:
+            yield f"{directory / 'manifest.json'} does not say of {name} what its record says"
+    if said == so:  # else they differ for the reasons above
+        for where, one, other in differences(manifest, manifest | truth):
+            yield f"{directory / 'manifest.json'}: {where} is {one}, the records say {other}"
+
+
+def _untrue(path: Path, truth: Any) -> Iterator[str]:
+    """Yield what results.json says that is not so by the records."""
     try:
         results = json.loads(path.read_bytes())
         schema.require("results", results)
-        runs = aggregate.collect(directory)
-        truth = aggregate.nest(*aggregate.tabulate(runs, directory))
-    except OSError:
-        return  # it is missing, which is said already
-    except ValueError as reason:
-        yield f"{path}: {reason}"
+    except OSError as reason:
+        yield f"{path}: {reason.strerror}"
         return
-    yield from (run.error for run in runs if run.record is None and run.error)
+    except (ValueError, RecursionError) as reason:
+        yield f"{path} is no table: {reason}"
+        return
     for where, said, so in differences(results, json.loads(record.to_json(truth))):
         yield f"{path}: {where} is {said}, the records say {so}"
 

@@ -36,6 +36,10 @@ def master(loader):
         ["+note=a/b", "~experiment", "seed=1"],
         ["++seed=3", "n_bits=null", "+rank.other=1"],
         ["experiment=lab", "n_bits=3"],
+        ["rank.k=5", "++rank.k=6"],
+        ["++rank.k=6", "rank.k=5"],
+        ["rank.k=5", "+rank.other=${rank.k}", "rank.k=7", "dist=hidden"],
+        ["+note=${oc.env:HOME}", "seed=${hydra:job.name}"],
         ["hydra.sweep.subdir=x", "hydra.sweeper.position=3", "seed=1"],
     ],
 )

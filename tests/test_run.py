@@ -128,7 +128,7 @@ def test_completion_is_hydras():
         ),
         (["dist.x=a (1)"], """takes quotes: "key='a value'\""""),
         (["-m", "dist=hidden,foo"], "dist=foo does not exist: choose one of hidden"),
-        (["-m", "dist=glob(z*)"], "dist matches nothing: choose one of hidden"),
+        (["-m", "dist=glob(z*)"], "dist=glob(z*) matches nothing: choose one of hidden"),
         (["-m", "n_bits=4,99"], "n_bits must be a whole number from 2 to 16, got 99"),
         (["-m", "mode=sym", "rank.k=3,0"], "rank.k must be a whole number of 1 or more, got 0"),
         (["dist=file/npy"], "dist.path is not set: add dist.path=..."),
@@ -184,9 +184,9 @@ def test_one_bad_tensor_of_a_hundred_costs_that_one(checkpoint, tmp_path):
     assert many.returncode == 1
     assert told in many.stdout
     assert "left out: steps (I64 is no floating-point type)" in many.stdout
-    again = f"to do the rest: python run.py -m {' '.join(source)} mode=sym,asym n_bits=4,8"
+    again = f"to do the rest: python {ROOT}/run.py -m {' '.join(source)} mode=sym,asym n_bits=4,8"
     (line,) = many.stderr.splitlines()  # no traceback, and no progress bar where nobody watches
-    assert line.startswith(f"quantlab: 4 runs failed; {again}")
+    assert line.startswith(f"quantlab: 4 of 4 runs failed; {again}")
     table = pd.read_csv(tmp_path / "s" / "results.csv")
     assert len(table) == 4 * 99
     assert set(table["dtype"]) == {"float32"}

@@ -1,6 +1,7 @@
 """Sweeps that are resumed, interrupted, killed, held, or out of room, in processes of their own."""
 
 import fcntl
+import json
 import os
 import pty
 import random
@@ -116,6 +117,16 @@ def test_a_changed_file_is_measured_again_and_threads_change_nothing(tmp_path):
     assert "1 changed; 1 to do" in run(*sweep).stdout
     (one,) = (tmp_path / "s").glob("*/record.json")
     assert record.read(one)["tensors"]["w"]["range"] == [1, 3]
+    assert "1 complete; 0 to do" in run(*sweep, "threads=1").stdout
+    np.savez(tmp_path / "w.npz", x=np.float32([1, 3]))
+    npz = ["-m", "dist=file/npz", f"dist.path={tmp_path}/w.npz", f"hydra.sweep.dir={tmp_path}/npz"]
+    assert run(*npz).returncode == 0
+    np.savez(tmp_path / "w.npz", y=np.float32([1, 3]))  # the same bytes under another name
+    assert "1 changed; 1 to do" in run(*npz).stdout
+    np.save(path, np.float32([1, 3]).view(np.float16))  # the same bytes as other values
+    assert "1 changed; 1 to do" in run(*sweep).stdout
+    np.save(path, np.float32([1, 3]))
+    assert run(*sweep).returncode == 0
     config = (ROOT / "conf" / "config.yaml").read_text()
     for key, value, said in (
         ("threads", 1, "1 complete; 0 to do"),
@@ -147,7 +158,9 @@ def test_ctrl_c_keeps_what_is_complete_and_says_how_to_go_on(undisturbed, tmp_pa
     printed, told = process.communicate()
     assert process.returncode == 130
     (line,) = told.splitlines()
-    assert line.startswith("quantlab: interrupted; to do the rest: python run.py -m dist=hidden,")
+    assert line.startswith(
+        f"quantlab: interrupted; to do the rest: python {RUN[1]} -m dist=hidden,"
+    )
     rows = (tmp_path / "results.csv").read_text().splitlines()[1:]
     assert 1 <= len(rows) == len(list(tmp_path.glob("*/record.json"))) < ALL
     assert "results.csv" in printed
@@ -266,6 +279,44 @@ def test_any_override_makes_a_directory_of_its_own(tmp_path):
     assert f"{len(values)} complete; 0 to do" in run(*sweep).stdout
 
 
+def test_runs_that_share_a_directory_are_told(tmp_path):
+    done = run("-m", "n_bits=4,8", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same")
+    assert done.returncode == 1
+    assert "1 runs left no record: hydra.sweep.subdir is the same for several" in done.stderr
+
+
+def test_another_sweep_s_failures_are_shown_and_cost_nothing(tmp_path):
+    np.save(tmp_path / "bad.npy", np.float32([np.nan]))
+    np.save(tmp_path / "good.npy", np.float32([1]))
+    sweep = ["-m", "dist=file/npy", f"hydra.sweep.dir={tmp_path}/s"]
+    bad = run(*sweep, f"dist.path={tmp_path}/bad.npy,{tmp_path}/good.npy")
+    assert bad.returncode == 1
+    assert "1 of 2 runs failed; to do the rest: python" in bad.stderr
+    good = run(*sweep, f"dist.path={tmp_path}/good.npy")
+    assert good.returncode == 0, good.stderr
+    assert "bad.npy failed: " in good.stdout
+
+
+def test_the_command_that_goes_on_is_the_one_typed(tmp_path):
+    config = (ROOT / "conf" / "config.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(config.replace("seed: 42", "seed: 7"))
+    np.save(tmp_path / "bad.npy", np.float32([np.nan]))
+    flags = ["--config-name", "other", "--config-dir", str(tmp_path)]
+    sweep = ["dist=file/npy", f"dist.path={tmp_path}/bad.npy", f"hydra.sweep.dir={tmp_path}/s"]
+    done = run("-m", *sweep, "resume=false", *flags)
+    assert done.stderr.endswith(f"python {RUN[1]} -m {' '.join([*sweep, *flags])}\n")
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert manifest["command"].startswith(f"python run.py -m {' '.join(flags)} dist=file/npy")
+
+
+def test_settings_of_the_environment_are_resumed(tmp_path):
+    sweep = ["-m", "dist=hidden", "+note=${oc.env:NOTE}", "+hydra.job.env_set.NOTE=7"]
+    for said in ("1/1 runs, 0 failed", "1 complete; 0 to do"):
+        done = run(*sweep, f"hydra.sweep.dir={tmp_path}/s")
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
 def test_two_sweeps_that_start_together_do_not_meet(tmp_path):
     command = [*RUN, "-m", "dist=tense_logits"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
@@ -285,10 +336,20 @@ def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
         assert done.returncode == 1
         assert "mode.zero_point=clip sets an unknown key" in done.stderr
         assert not (tmp_path / "s").exists()
+    for value, told in (
+        ("+note=nan,1", "a setting cannot be recorded as JSON (Out of range"),
+        ("+note={1:a,b:c}", "a setting cannot be recorded as JSON ('<' not supported"),
+        ("threads=1,2", "threads=1,2: threads changes no figure, give it one value"),
+        ("n_bits=range(5,2)", "n_bits=range(5,2) matches nothing: name at least one value"),
+    ):
+        done = run("-m", value, f"hydra.sweep.dir={tmp_path}/s")
+        assert done.returncode == 1
+        assert told in done.stderr
+        assert not (tmp_path / "s").exists()
     endless = run("-m", "n_bits=interval(2,8)")
     assert "n_bits=interval(2,8): an interval has no end" in endless.stderr
 
 
 def test_the_last_of_two_values_typed_for_a_key_counts():
-    parsed = OverridesParser.create().parse_overrides(["a=1,2", "b=3", "a=4,5", "~c"])
+    parsed = OverridesParser.create().parse_overrides(["a=1,2", "b=3", "a=4,5,4", "~c"])
     assert combinations(parsed) == [["a=4", "b=3", "~c"], ["a=5", "b=3", "~c"]]

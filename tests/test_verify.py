@@ -44,11 +44,12 @@ def test_a_flipped_bit_is_named(sweep):
 
 
 def test_a_missing_and_an_extra_run_are_named(sweep):
-    moved = hidden(sweep).rename(sweep / "elsewhere")
+    was = hidden(sweep)
+    moved = was.rename(sweep / "elsewhere")
     code, told = verify(sweep)
     assert code == 1
     assert told == [
-        f"{sweep / 'hidden-sym-8bit-db8a4fa7' / record.NAME} is missing: the manifest lists it",
+        f"{was / record.NAME} is missing: the manifest lists it",
         f"{moved / record.NAME} is extra: the manifest does not list it",
     ]
 
@@ -62,6 +63,34 @@ def test_an_edited_figure_is_named_also_where_the_hashes_were_edited_too(sweep):
     assert told.startswith(
         f"{sweep}/results.json: hidden.symmetric.mae is 0.5, the records say 0.00"
     )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda it: it["runs"][0].update(key="0" * 64), "does not say of "),
+        (lambda it: it["runs"][0].update(status="failed"), "does not say of "),
+        (lambda it: it["runs"][0].update(record_sha256=None), "has changed"),
+        (
+            lambda it: it.update(levels=["dist"]),
+            'levels is ["dist"], the records say ["dist", "mode"]',
+        ),
+        (lambda it: it.update(start=None), "start is null, the records say"),
+        (lambda it: it.update(command="rm"), 'command is "rm", the records say "python run.py'),
+        (lambda it: it["artefacts"].pop("results.csv"), "does not list results.csv: it should"),
+    ],
+)
+def test_what_the_manifest_says_is_checked_too(sweep, change, said):
+    edit(sweep / "manifest.json", change)
+    code, (told,) = verify(sweep)
+    assert code == 1
+    assert said in told
+
+
+def test_a_run_that_stands_alone_is_intact(tmp_path):
+    assert run_python("run.py", "dist=hidden", f"hydra.run.dir={tmp_path}").returncode == 0
+    assert run_python("-m", "quantlab", "aggregate", tmp_path).returncode == 0
+    assert verify(tmp_path)[0] == 0
 
 
 def test_a_manifest_may_name_nothing_outside(sweep, tmp_path):
@@ -100,7 +129,7 @@ def test_what_follows_no_schema_is_named(sweep):
     edit(hidden(sweep) / record.NAME, lambda it: it.update(status="fine"))
     code, told = verify(sweep)
     assert code == 1
-    assert f"{sweep}/results.json: hidden.symmetric must be object" in told
+    assert f"{sweep}/results.json is no table: hidden.symmetric must be object" in told
 
 
 def test_a_run_comes_out_again(sweep):

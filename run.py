@@ -19,5 +19,8 @@ def main(cfg: DictConfig) -> Record:
 
 if __name__ == "__main__":
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand us its errors instead of printing them
+    # joblib's pool, when it is stopped, leaves semaphores to a process that clears them away and
+    # complains of it
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     with told():
         main()

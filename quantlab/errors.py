@@ -66,8 +66,8 @@ def sentence(mistake: BaseException) -> str:
         return f"{mistake.override}: {why}; a value with such a character takes quotes: {QUOTED}"
     if isinstance(mistake, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(mistake, OSError) and mistake.filename:
-        return f"{mistake.filename}: {mistake.strerror}"
+    if isinstance(mistake, OSError) and mistake.strerror:
+        return f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake.strerror
     text = " ".join(str(mistake).split())
     if not isinstance(mistake, MISTAKES):
         return f"{type(mistake).__name__}: {text}"

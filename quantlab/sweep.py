@@ -73,7 +73,10 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
         return error
     if progress.done < len(jobs):
         lost = len(jobs) - progress.done
-        return ValueError(f"{lost} runs left no record: hydra.sweep.subdir is the same for several")
+        return ValueError(
+            f"{lost} of {len(jobs)} runs left no record of their own: hydra.sweep.subdir is the "
+            "same for several"
+        )
     return None
 
 

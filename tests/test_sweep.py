@@ -282,7 +282,7 @@ def test_any_override_makes_a_directory_of_its_own(tmp_path):
 def test_runs_that_share_a_directory_are_told(tmp_path):
     done = run("-m", "n_bits=4,8", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same")
     assert done.returncode == 1
-    assert "1 runs left no record: hydra.sweep.subdir is the same for several" in done.stderr
+    assert "1 of 2 runs left no record of their own: hydra.sweep.subdir is the same" in done.stderr
 
 
 def test_another_sweep_s_failures_are_shown_and_cost_nothing(tmp_path):

@@ -22,7 +22,7 @@ class Progress:
 
     def __init__(self, directory: Path, total: int) -> None:
         self.directory = directory
-        self.seen = {path: _stamp(path) for path in record.find(directory)}
+        self.seen = {path: _stamp(path) for path in record.find(directory) if path.exists()}
         self.done = self.failed = 0
         self.total, self.started, self.told = total, time.monotonic(), time.monotonic()
         self.bar = tqdm(total=total, unit="run", disable=None, leave=False)

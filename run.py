@@ -6,7 +6,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from quantlab import job
+from quantlab import interrupt, job
 from quantlab.errors import told
 from quantlab.record import Record
 
@@ -22,5 +22,6 @@ if __name__ == "__main__":
     # joblib's pool, when it is stopped, leaves semaphores to a process that clears them away and
     # complains of it
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
+    interrupt.listen()
     with told():
         main()

@@ -57,9 +57,18 @@ def _reproduce(asked: argparse.Namespace) -> None:
     one, differing = reproduce(asked.directory)
     if differing:
         print("\n".join(differing))
-        print(f"recorded with {one['versions']}, this is {record.versions()}")
+        print(f"{asked.directory} does not come out again{_versions(one['versions'])}")
         raise SystemExit(1)
     print(f"{asked.directory}: every figure comes out again, bit for bit")
+
+
+def _versions(then: dict[str, str]) -> str:
+    """Say which versions have changed since a record was written."""
+    now = record.versions()
+    changed = [
+        f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]
+    ]
+    return f": it was recorded with {'; '.join(changed)}" if changed else ""
 
 
 def _tensors(asked: argparse.Namespace) -> None:

@@ -18,10 +18,12 @@ from omegaconf.errors import (
     OmegaConfBaseException,
 )
 
+from quantlab import interrupt
 from quantlab.files import FORMATS
 
 QUOTED = """"key='a value'\""""
 MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 AMBIGUOUS = "Ambiguous value for argument "
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
@@ -34,12 +36,12 @@ def told() -> Iterator[None]:
     """
     try:
         yield
-    except MISTAKES as mistake:
-        raise SystemExit(f"quantlab: {sentence(mistake)}") from None
-    except KeyboardInterrupt as stopped:
-        print(f"quantlab: {sentence(stopped)}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-    except Exception:
+    except (Exception, KeyboardInterrupt) as error:
+        if interrupt.asked.is_set() or isinstance(error, KeyboardInterrupt):
+            print("quantlab: interrupted", file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from None
+        if isinstance(error, MISTAKES):
+            raise SystemExit(f"quantlab: {sentence(error)}") from None
         traceback.print_exc()
         raise SystemExit(1) from None
 
@@ -50,6 +52,8 @@ def sentence(mistake: BaseException) -> str:
         file = str(mistake.missing_cfg_file)
         ours = not file.startswith("hydra/")  # our groups have no slash, their options may
         group, _, option = file.partition("/") if ours else file.rpartition("/")
+        if option in EXTRAS:
+            return f"{group}={option} is not installed: pip install -e '.[{EXTRAS[option]}]'"
         return f"{group}={option} does not exist: {one_of(group, mistake.options)}"
     if isinstance(mistake, MissingMandatoryValue):
         return f"{mistake.full_key} is not set: add {mistake.full_key}=..."

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import quantlab
-from quantlab import schema
+from quantlab import interrupt, schema
 from quantlab.experiment import Outcome
 
 SCHEMA = 2
@@ -51,6 +51,7 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         error = str(reason)
     except Exception as reason:  # one failing combination must cost a sweep that one alone
         error = f"{type(reason).__name__}: {reason}"
+    interrupt.require_none()  # a run that was cut short is missing, it has not failed
     tensors = [
         {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
         for name, tensor in outcome.tensors.items()

@@ -11,7 +11,7 @@ from quantlab import record
 from quantlab.errors import MISTAKES
 from quantlab.job import build, settings
 
-STATES = ("complete", "failed", "missing", "changed")
+STATES = ("complete", "failed", "missing", "unreadable", "changed")
 NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
 
 
@@ -19,7 +19,7 @@ def state(config: DictConfig, sweep: Path) -> str:
     """Return what became of the run with this config: one of `STATES`.
 
     It is "complete" only where a record of this schema answers this very config with these very
-    tensors; "changed" where the record answers another, or cannot be read.
+    tensors, "changed" where it answers others.
     """
     HydraConfig.instance().set_config(config)  # a setting may name any of Hydra's values
     try:
@@ -27,7 +27,10 @@ def state(config: DictConfig, sweep: Path) -> str:
             path = sweep / config.hydra.sweep.subdir / record.NAME
             if not path.exists():
                 return "missing"
-            one = record.read(path)
+            try:
+                one = record.read(path)
+            except ValueError:
+                return "unreadable"
             if one["status"] == "failed":
                 return "failed"
             source = build(config).dist

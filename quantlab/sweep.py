@@ -14,7 +14,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from quantlab import record, report, resume
+from quantlab import interrupt, record, report, resume
 from quantlab.errors import INTERRUPTED, sentence
 from quantlab.grid import Job, grid
 from quantlab.lock import held
@@ -56,7 +56,7 @@ def _left(
     found = Counter(states)
     counts = ", ".join(f"{found[each]} {each}" for each in resume.STATES if found[each])
     left = [job for job, state in zip(jobs, states, strict=True) if state != "complete"]
-    print(f"resuming {len(jobs)} runs: {counts}; {len(left)} to do (resume=false does all again)")
+    print(f"resuming: {counts}; {len(left)} to do (resume=false does all again)")
     return left
 
 
@@ -70,7 +70,7 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
                 for each in launcher.launch(jobs[start : start + BATCH], initial_job_idx=start):
                     _ = each.return_value  # Hydra raises here what a run raised
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
-        return error
+        return KeyboardInterrupt() if interrupt.asked.is_set() else error
     if progress.done < len(jobs):
         lost = len(jobs) - progress.done
         return ValueError(
@@ -106,11 +106,12 @@ def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None)
         print(f"\n{report.sweep(done)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
-    except (ValueError, OSError) as error:  # none is complete, or what stopped the runs persists
+    except (ValueError, OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C
         stopped = stopped or error
     if stopped or failed:
         why = sentence(stopped) if stopped else f"{failed} of {len(jobs)} runs failed"
-        print(f"quantlab: {why}; to do the rest: {_again(directory)}", file=sys.stderr)
+        rest = "to do the rest" if stopped else "to do them again"
+        print(f"quantlab: {why}; {rest}: {_again(directory)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
 
 

@@ -21,8 +21,11 @@ def faults(directory: Path) -> Iterator[str]:
     """Yield, a sentence each, what of a sweep is not as its manifest says; nothing when intact.
 
     Every hash is computed again, every record and results.json held against its schema, and the
-    figures of results.json against those of the records.
+    figures of results.json against those of the records, unless these have changed already.
+    Raises ValueError when there is no such directory.
     """
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is no directory: name that of a sweep")
     path = directory / "manifest.json"
     try:
         manifest = json.loads(path.read_bytes())
@@ -43,9 +46,11 @@ def faults(directory: Path) -> Iterator[str]:
     except ValueError as reason:
         yield str(reason)
         return
-    yield from _untold(directory, manifest, told_by_records(directory, runs, levels))
+    untold = list(_untold(directory, manifest, told_by_records(directory, runs, levels)))
+    yield from untold
     yield from (run.error for run in runs if run.record is None and run.error)
-    yield from _untrue(directory / "results.json", aggregate.nest(table, levels))
+    if not untold:
+        yield from _untrue(directory / "results.json", aggregate.nest(table, levels))
 
 
 def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
@@ -103,6 +108,8 @@ def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
 
     Raises ValueError when there is no record of this schema, or its config makes no experiment.
     """
+    if not (directory / record.NAME).exists():
+        raise ValueError(f"{directory} holds no {record.NAME}: name the directory of one run")
     one = record.read(directory / record.NAME)
     config = DictConfig(one["config"])
     again = record.perform(lambda: build(config).run(), one["config"])

@@ -184,7 +184,7 @@ def test_one_bad_tensor_of_a_hundred_costs_that_one(checkpoint, tmp_path):
     assert many.returncode == 1
     assert told in many.stdout
     assert "left out: steps (I64 is no floating-point type)" in many.stdout
-    again = f"to do the rest: python {ROOT}/run.py -m {' '.join(source)} mode=sym,asym n_bits=4,8"
+    again = f"to do them again: python {ROOT}/run.py -m {' '.join(source)} mode=sym,asym n_bits=4,8"
     (line,) = many.stderr.splitlines()  # no traceback, and no progress bar where nobody watches
     assert line.startswith(f"quantlab: 4 of 4 runs failed; {again}")
     table = pd.read_csv(tmp_path / "s" / "results.csv")

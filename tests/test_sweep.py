@@ -12,6 +12,7 @@ import struct
 import subprocess
 import sys
 import termios
+import threading
 import time
 from contextlib import suppress
 
@@ -19,7 +20,8 @@ import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from quantlab import record
+from quantlab import interrupt, record
+from quantlab.errors import told
 from quantlab.grid import combinations
 from tests.conftest import ROOT, run_python
 
@@ -90,7 +92,7 @@ def test_what_is_complete_is_not_done_again(undisturbed, tmp_path):
     foreign.write_bytes(complete[0].read_bytes())  # it answers another question
     done = run(*SWEEP, f"hydra.sweep.dir={copy}")
     assert done.returncode == 0, done.stderr
-    said = "resuming 28 runs: 24 complete, 1 failed, 1 missing, 2 changed; 4 to do"
+    said = "resuming: 24 complete, 1 failed, 1 missing, 1 unreadable, 1 changed; 4 to do"
     assert said in done.stdout
     assert "4/4 runs, 0 failed" in done.stdout
     require_equal(copy, undisturbed)
@@ -173,6 +175,27 @@ def test_ctrl_c_keeps_what_is_complete_and_says_how_to_go_on(undisturbed, tmp_pa
     require_equal(tmp_path, undisturbed)
 
 
+def test_ctrl_c_that_a_library_turns_into_another_error(tmp_path, monkeypatch):
+    def turned():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        raise AttributeError("flags")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(interrupt, "asked", threading.Event())
+    try:
+        interrupt.listen()
+        with pytest.raises(KeyboardInterrupt):
+            record.keep(tmp_path, turned, {})
+        with pytest.raises(SystemExit) as ended, told():
+            raise AttributeError("flags")
+        assert ended.value.code == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list(tmp_path.iterdir())  # it has not failed, it is missing
+
+
 def test_the_second_sweep_into_a_directory_is_told_who_holds_it(tmp_path):
     first = start(*SWEEP, f"hydra.sweep.dir={tmp_path}")
     wait_for_records(tmp_path)
@@ -241,13 +264,13 @@ def test_a_full_disk_is_one_error_and_damages_nothing(undisturbed, small_disk, l
 
 def test_a_directory_that_cannot_be_written_is_named(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    for path, told in (
+    for path, line in (
         (small_disk / "s", f"quantlab: {small_disk}/s: Read-only file system\n"),
         (small_disk, f"quantlab: {small_disk}/.lock: Read-only file system\n"),
     ):
         done = run(*SWEEP, f"hydra.sweep.dir={path}")
         assert done.returncode == 1
-        assert done.stderr == told
+        assert done.stderr == line
 
 
 def test_any_override_makes_a_directory_of_its_own(tmp_path):
@@ -287,7 +310,7 @@ def test_another_sweep_s_failures_are_shown_and_cost_nothing(tmp_path):
     sweep = ["-m", "dist=file/npy", f"hydra.sweep.dir={tmp_path}/s"]
     bad = run(*sweep, f"dist.path={tmp_path}/bad.npy,{tmp_path}/good.npy")
     assert bad.returncode == 1
-    assert "1 of 2 runs failed; to do the rest: python" in bad.stderr
+    assert "1 of 2 runs failed; to do them again: python" in bad.stderr
     good = run(*sweep, f"dist.path={tmp_path}/good.npy")
     assert good.returncode == 0, good.stderr
     assert "bad.npy failed: " in good.stdout
@@ -332,7 +355,8 @@ def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
         assert done.returncode == 1
         assert "mode.zero_point=clip sets an unknown key" in done.stderr
         assert not (tmp_path / "s").exists()
-    for value, told in (
+    for value, line in (
+        ("hydra/launcher=none", "hydra/launcher=none does not exist: choose one of basic"),
         ("+note=nan,1", "a setting cannot be recorded as JSON (Out of range"),
         ("+note={1:a,b:c}", "a setting cannot be recorded as JSON ('<' not supported"),
         ("threads=1,2", "threads=1,2: threads changes no figure, give it one value"),
@@ -340,7 +364,7 @@ def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
     ):
         done = run("-m", value, f"hydra.sweep.dir={tmp_path}/s")
         assert done.returncode == 1
-        assert told in done.stderr
+        assert line in done.stderr
         assert not (tmp_path / "s").exists()
     endless = run("-m", "n_bits=interval(2,8)")
     assert "n_bits=interval(2,8): an interval has no end" in endless.stderr

@@ -126,7 +126,6 @@ def test_without_a_manifest_there_is_nothing_to_hold_against(sweep, content, why
 
 def test_what_follows_no_schema_is_named(sweep):
     edit(sweep / "results.json", lambda it: it["hidden"].update(symmetric=[]))
-    edit(hidden(sweep) / record.NAME, lambda it: it.update(status="fine"))
     code, told = verify(sweep)
     assert code == 1
     assert f"{sweep}/results.json is no table: hidden.symmetric must be object" in told
@@ -148,12 +147,21 @@ def test_a_figure_that_does_not_come_out_again_is_named(sweep):
     assert done.returncode == 1
     assert "tensors.hidden.measured.mae is 0.00" in done.stdout
     assert "now, 0.5 in the record" in done.stdout
+    assert done.stdout.endswith(f"{hidden(sweep)} does not come out again\n")
+    edit(hidden(sweep) / record.NAME, lambda it: it["versions"].update(numpy="1.0"))
+    done = run_python("-m", "quantlab", "reproduce", hidden(sweep))
+    assert "does not come out again: it was recorded with numpy 1.0, now " in done.stdout
     assert "Traceback" not in done.stderr
 
 
 def test_a_directory_without_a_run_cannot_be_reproduced(tmp_path):
     done = run_python("-m", "quantlab", "reproduce", tmp_path)
     assert done.returncode == 1
-    assert done.stderr.startswith(
-        f"quantlab: {tmp_path}/record.json is no readable record (No such"
-    )
+    told = f"quantlab: {tmp_path} holds no record.json: name the directory of one run\n"
+    assert done.stderr == told
+
+
+def test_a_directory_that_is_not_there_is_named():
+    done = run_python("-m", "quantlab", "verify", "nowhere")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "quantlab: nowhere is no directory: name that of a sweep\n"

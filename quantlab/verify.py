@@ -28,13 +28,9 @@ def faults(directory: Path) -> Iterator[str]:
         raise ValueError(f"{directory} is no directory: name that of a sweep")
     path = directory / "manifest.json"
     try:
-        manifest = json.loads(path.read_bytes())
-        schema.require("manifest", manifest)
-    except OSError as reason:
-        yield f"{path}: {reason.strerror}; python -m quantlab aggregate {directory} writes it"
-        return
-    except (ValueError, RecursionError) as reason:
-        yield f"{path} is no manifest: {reason}"
+        manifest = _read(path, "manifest")
+    except ValueError as reason:
+        yield str(reason)
         return
     for name, sha256 in manifest["artefacts"].items():
         yield from _changed(directory, name, sha256)
@@ -51,6 +47,19 @@ def faults(directory: Path) -> Iterator[str]:
     yield from (run.error for run in runs if run.record is None and run.error)
     if not untold:
         yield from _untrue(directory / "results.json", aggregate.nest(table, levels))
+
+
+def _read(path: Path, name: str) -> Any:
+    """Read JSON that follows the schema of this name; raises ValueError, naming the file."""
+    try:
+        content = json.loads(path.read_bytes())
+        schema.require(name, content)
+    except OSError as reason:
+        hint = f"python -m quantlab aggregate {path.parent} writes it"
+        raise ValueError(f"{path}: {reason.strerror}; {hint}") from None
+    except (ValueError, RecursionError) as reason:
+        raise ValueError(f"{path} does not follow its schema: {reason}") from None
+    return content
 
 
 def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
@@ -91,13 +100,9 @@ def _untold(directory: Path, manifest: Any, truth: Any) -> Iterator[str]:
 def _untrue(path: Path, truth: Any) -> Iterator[str]:
     """Yield what results.json says that is not so by the records."""
     try:
-        results = json.loads(path.read_bytes())
-        schema.require("results", results)
-    except OSError as reason:
-        yield f"{path}: {reason.strerror}"
-        return
-    except (ValueError, RecursionError) as reason:
-        yield f"{path} is no table: {reason}"
+        results = _read(path, "results")
+    except ValueError as reason:
+        yield str(reason)
         return
     for where, said, so in differences(results, json.loads(record.to_json(truth))):
         yield f"{path}: {where} is {said}, the records say {so}"

@@ -108,9 +108,10 @@ def test_a_manifest_may_name_nothing_outside(sweep, tmp_path):
     ("content", "why"),
     [
         (None, "No such file or directory; python -m quantlab aggregate"),
-        ("{", "is no manifest: Expecting"),
-        ("[]", "is no manifest: it must be object"),
-        ('{"schema": 9}', "is no manifest: it must contain"),
+        ("[" * 100_000, "does not follow its schema: maximum recursion"),
+        ("{", "does not follow its schema: Expecting"),
+        ("[]", "does not follow its schema: it must be object"),
+        ('{"schema": 9}', "does not follow its schema: it must contain"),
     ],
 )
 def test_without_a_manifest_there_is_nothing_to_hold_against(sweep, content, why):
@@ -128,7 +129,9 @@ def test_what_follows_no_schema_is_named(sweep):
     edit(sweep / "results.json", lambda it: it["hidden"].update(symmetric=[]))
     code, told = verify(sweep)
     assert code == 1
-    assert f"{sweep}/results.json is no table: hidden.symmetric must be object" in told
+    assert (
+        f"{sweep}/results.json does not follow its schema: hidden.symmetric must be object" in told
+    )
 
 
 def test_a_run_comes_out_again(sweep):

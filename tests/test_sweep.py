@@ -199,6 +199,7 @@ def test_ctrl_c_that_a_library_turns_into_another_error(tmp_path, monkeypatch):
 def test_the_second_sweep_into_a_directory_is_told_who_holds_it(tmp_path):
     first = start(*SWEEP, f"hydra.sweep.dir={tmp_path}")
     wait_for_records(tmp_path)
+    os.killpg(first.pid, signal.SIGSTOP)  # it shall not end before the second begins
     second = run(*SWEEP, f"hydra.sweep.dir={tmp_path}")
     assert second.returncode == 1
     assert f"is in use by another sweep, process {first.pid} on" in second.stderr

@@ -44,6 +44,7 @@ lock: .venv/dev ## resolve the newest versions into requirements.lock
 		--output-file requirements.lock
 	@$(LOCK) --extra ray --output-file requirements-ray.lock
 
+# The Slurm of the tests runs from a file below .venv; most often there is none to shut down.
 clean: ## remove the environment and every cache
 	@SLURM_CONF=$(CURDIR)/.venv/slurm/slurm.conf timeout 5 scontrol shutdown >/dev/null 2>&1 || true
 	@rm -rf .venv .coverage* .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -42,10 +42,9 @@ def aggregate(directory: Path) -> Sweep:
     runs = collect(directory)
     table, levels = tabulate(runs, directory)
     artefacts = tables(table, levels)
-    measured = [run.record for run in runs if run.record and run.record["tensors"]]
+    measured = {run.directory: run.record for run in runs if run.record and run.record["tensors"]}
     if measured:
-        where = {id(run.record): directory / run.directory / record.NAME for run in runs}
-        shown = [record.read(where[id(each)]) for each in plots.to_show(measured)]
+        shown = [record.read(directory / each / record.NAME) for each in plots.to_show(measured)]
         artefacts["error_histogram.png"] = plots.error_histogram(shown)
     artefacts["manifest.json"] = record.to_json(
         manifest.manifest(directory, runs, levels, artefacts)
@@ -70,15 +69,14 @@ def collect(directory: Path) -> list[manifest.Run]:
     paths = list(record.find(directory))
     if not paths:
         raise ValueError(f"{directory} is no sweep: there is no {record.NAME} in it or below it")
-    sweep = directory.resolve()
     with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
-        return sorted((_run(path, directory, sweep) for path in bar), key=_sweep_order)
+        return sorted((_run(path, directory) for path in bar), key=_sweep_order)
 
 
-def _run(path: Path, directory: Path, sweep: Path) -> manifest.Run:
+def _run(path: Path, directory: Path) -> manifest.Run:
     where = path.parent.relative_to(directory).as_posix()
     try:
-        if not path.resolve().is_relative_to(sweep):
+        if not record.is_inside(path, directory):
             raise ValueError(f"{path} is a link out of the sweep")
         content = record.read(path)
         sha256 = record.digest(path)

@@ -44,9 +44,8 @@ class Composer:
             for each in (parsed[n] for n in settings):
                 OmegaConf.update(config, each.key_or_group, each.value(), merge=True)
         except OmegaConfBaseException:
-            return self.loader.load_sweep_config(
-                master_config, list(sweep_overrides)
-            )  # it says why
+            # Hydra says why it cannot be
+            return self.loader.load_sweep_config(master_config, list(sweep_overrides))
         _note(config, parsed, typed(master_config.hydra.overrides.hydra))
         return config
 
@@ -85,15 +84,10 @@ def _kind(override: Override, groups: Collection[str]) -> str:
 
 def _note(config: DictConfig, overrides: Sequence[Override], launched_with: list[str]) -> None:
     """Note the overrides where Hydra notes them."""
-    lines = [str(each.input_line) for each in overrides if not each.is_hydra_override()]
-    config.hydra.overrides.task = lines
-    config.hydra.overrides.hydra = launched_with + [
-        str(each.input_line) for each in overrides if each.is_hydra_override()
-    ]
+    task = [each for each in overrides if not each.is_hydra_override()]
+    hydra = [str(each.input_line) for each in overrides if each.is_hydra_override()]
+    config.hydra.overrides.task = [str(each.input_line) for each in task]
+    config.hydra.overrides.hydra = launched_with + hydra
     how = config.hydra.job.config.override_dirname
-    named = sorted(
-        str(each.input_line)
-        for each in overrides
-        if not each.is_hydra_override() and each.key_or_group not in how.exclude_keys
-    )
-    config.hydra.job.override_dirname = how.item_sep.join(named).replace("=", how.kv_sep)
+    named = [str(each.input_line) for each in task if each.key_or_group not in how.exclude_keys]
+    config.hydra.job.override_dirname = how.item_sep.join(sorted(named)).replace("=", how.kv_sep)

@@ -37,7 +37,7 @@ class Distribution(Protocol):
 
     def require_tensors(self) -> None:
         """Raise ValueError when there is nothing to measure."""
-        return
+        return  # a source that is no file always has something
 
 
 @dataclass(frozen=True)

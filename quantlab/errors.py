@@ -52,7 +52,7 @@ def sentence(mistake: BaseException) -> str:
         file = str(mistake.missing_cfg_file)
         ours = not file.startswith("hydra/")  # our groups have no slash, their options may
         group, _, option = file.partition("/") if ours else file.rpartition("/")
-        if option in EXTRAS:
+        if not ours and option in EXTRAS:
             return f"{group}={option} is not installed: pip install -e '.[{EXTRAS[option]}]'"
         return f"{group}={option} does not exist: {one_of(group, mistake.options)}"
     if isinstance(mistake, MissingMandatoryValue):

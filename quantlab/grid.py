@@ -6,7 +6,6 @@ from itertools import product
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import env_override
 from omegaconf import DictConfig
 
 from quantlab.errors import one_of
@@ -65,7 +64,5 @@ def _require_sound(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader
         chosen = tuple(each for each in job if each.partition("=")[0] in groups)
         news: set[str | tuple[str, ...]] = {chosen, *job}
         if not news <= seen:
-            one = loader.load_sweep_config(config, job)
-            with env_override(one.hydra.job.env_set):
-                require_sound(one)
+            require_sound(loader.load_sweep_config(config, job))
             seen |= news

@@ -8,14 +8,18 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
 from hydra.experimental.callback import Callback
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
 
 from quantlab import record, report
 from quantlab.errors import told
@@ -35,13 +39,24 @@ def build(cfg: DictConfig) -> Experiment:
     )
 
 
+@contextmanager
+def surroundings(cfg: DictConfig) -> Iterator[None]:
+    """Resolve a config as its run will: beside Hydra's own values, in the environment it sets."""
+    HydraConfig.instance().set_config(cfg)
+    with env_override(cfg.hydra.job.env_set):
+        yield
+
+
 def require_sound(cfg: DictConfig) -> None:
     """Raise ValueError where a config makes no experiment, or none that JSON can record."""
-    build(cfg)
-    try:
-        record.run_key(settings(cfg), [], {})
-    except (TypeError, ValueError) as reason:
-        raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
+    with surroundings(cfg):
+        build(cfg)
+        try:
+            record.run_key(settings(cfg), {}, {})
+        except InterpolationToMissingValueError:
+            pass  # it names what only the run will have, such as its number
+        except (TypeError, ValueError) as reason:
+            raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
 
 
 def usable_cores() -> int:
@@ -70,7 +85,7 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
 
 
-def has_no_effect(override: str) -> bool:
+def _has_no_effect(override: str) -> bool:
     """Return whether an override changes no figure."""
     return override.lstrip("+").partition("=")[0] in record.WITHOUT_EFFECT
 
@@ -97,7 +112,7 @@ def run_name(*, _root_: DictConfig) -> str:
     The name depends on what was asked alone, not on when, where, or the order of the overrides.
     """
     choices, overrides = _root_.hydra.runtime.choices, typed(_root_.hydra.overrides.task)
-    asked = sorted(each for each in overrides if not has_no_effect(each))
+    asked = sorted(each for each in overrides if not _has_no_effect(each))
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
     return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 

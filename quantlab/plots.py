@@ -15,14 +15,14 @@ from quantlab.tensor import label
 INK, BAR, LINE = "#222222", "#56B4E9", "#D55E00"  # Okabe and Ito's colour-blind safe palette
 
 
-def to_show(records: list[Record]) -> list[Record]:
-    """Choose the runs of the histogram, one a mode, from what records say of their runs.
+def to_show(records: dict[str, Record]) -> list[str]:
+    """Choose the runs of the histogram, one a mode, by what the records under their names say.
 
     Of several distributions it shows `hidden`, of several widths 8 bits; else those that come
     first.
     """
-    chosen = _prefer(_prefer(records, "dist", "hidden"), "n_bits", 8)
-    return list({each["mode"]: each for each in reversed(chosen)}.values())[::-1]
+    left = _prefer(_prefer(records, "dist", "hidden"), "n_bits", 8)
+    return list({one["mode"]: name for name, one in reversed(left.items())}.values())[::-1]
 
 
 def error_histogram(chosen: list[Record]) -> bytes:
@@ -47,10 +47,11 @@ def error_histogram(chosen: list[Record]) -> bytes:
     return content.getvalue()
 
 
-def _prefer(records: list[Record], key: str, value: object) -> list[Record]:
+def _prefer(records: dict[str, Record], key: str, value: object) -> dict[str, Record]:
     """Keep the records with this value, or where there is none, with that of the first."""
-    wanted = value if any(each[key] == value for each in records) else records[0][key]
-    return [each for each in records if each[key] == wanted]
+    found = [one[key] for one in records.values()]
+    wanted = value if value in found else found[0]
+    return {name: one for name, one in records.items() if one[key] == wanted}
 
 
 def _worst(tensors: dict[str, dict[str, Any]]) -> str:

@@ -52,12 +52,8 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
     except Exception as reason:  # one failing combination must cost a sweep that one alone
         error = f"{type(reason).__name__}: {reason}"
     interrupt.require_none()  # a run that was cut short is missing, it has not failed
-    tensors = [
-        {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
-        for name, tensor in outcome.tensors.items()
-    ]
     return {
-        "key": run_key(config, tensors, outcome.skipped),
+        "key": run_key(config, outcome.tensors, outcome.skipped),
         "status": "failed" if error else "completed",
         "error": error,
         "tensors": outcome.tensors,
@@ -77,13 +73,19 @@ def _failures(outcome: Outcome) -> str | None:
     return reasons if n == 1 else f"{failed} of {n} tensors failed: {reasons}"
 
 
-def run_key(config: dict[str, Any], tensors: list[dict[str, Any]], skipped: dict[str, str]) -> str:
+def run_key(
+    config: dict[str, Any], tensors: dict[str, dict[str, Any]], skipped: dict[str, str]
+) -> str:
     """Return the sha256 of what a run's result depends on: its settings and its tensors.
 
-    Of a tensor it takes ``name, shape, dtype, sha256``; of those left out the reason.
+    Of a tensor it takes its name and ``shape, dtype, sha256``; of those left out the reason.
     """
+    kept = [
+        {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
+        for name, tensor in tensors.items()
+    ]
     settings = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
-    content = json.dumps([settings, tensors, skipped], sort_keys=True, allow_nan=False)
+    content = json.dumps([settings, kept, skipped], sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -154,6 +156,11 @@ def digest(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_inside(path: Path, directory: Path) -> bool:
+    """Return whether a path, its links followed, leads into a directory."""
+    return path.resolve().is_relative_to(directory.resolve())
 
 
 def find(directory: Path) -> Iterator[Path]:

@@ -89,9 +89,8 @@ class Tensor:
         raise quant.not_finite(label(self.name), where.size, self.size, value, index)
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells a tensor from another: ``name, shape, dtype, sha256``."""
-        kept = {"shape": list(self.shape), "dtype": self.dtype, "sha256": self.sha256()}
-        return {"name": self.name, **kept}
+        """Return what tells a tensor from another of its name: ``shape, dtype, sha256``."""
+        return {"shape": list(self.shape), "dtype": self.dtype, "sha256": self.sha256()}
 
     def sha256(self) -> str:
         """Return the sha256 of the stored values, in C order and their own byte order."""

@@ -11,6 +11,9 @@ from quantlab import aggregate, record, schema
 from quantlab.job import build
 from quantlab.manifest import told_by_records
 
+OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
+MISSING = "is missing: the manifest lists it"
+CHANGED = "has changed: its sha256 is not the one in the manifest"
 ABSENT = "absent"  # what stands where a key is missing
 LONGEST = 80  # characters of a value that a sentence has room for
 TABLES = {"results.json", "results.csv"}
@@ -65,16 +68,12 @@ def _read(path: Path, name: str) -> Any:
 def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
     """Yield what is wrong with a file that the manifest names."""
     path = directory / name
-    if not _is_inside(directory, name):
-        yield f"{path} is outside the sweep: the manifest should not name it, it was not read"
+    if not record.is_inside(path, directory):
+        yield f"{path} {OUTSIDE}"
     elif not path.exists():
-        yield f"{path} is missing: the manifest lists it"
+        yield f"{path} {MISSING}"
     elif not (path.is_file() and record.digest(path) == sha256):
-        yield f"{path} has changed: its sha256 is not the one in the manifest"
-
-
-def _is_inside(directory: Path, name: str) -> bool:
-    return (directory / name).resolve().is_relative_to(directory.resolve())
+        yield f"{path} {CHANGED}"
 
 
 def _untold(directory: Path, manifest: Any, truth: Any) -> Iterator[str]:
@@ -82,14 +81,14 @@ def _untold(directory: Path, manifest: Any, truth: Any) -> Iterator[str]:
     said, so = ({run["directory"]: run for run in each["runs"]} for each in (manifest, truth))
     for name in dict.fromkeys([*said, *so]):
         path = directory / name / record.NAME
-        if not _is_inside(directory, name):
-            yield f"{path} is outside the sweep: the manifest should not name it, it was not read"
+        if not record.is_inside(path, directory):
+            yield f"{path} {OUTSIDE}"
         elif name not in so:
-            yield f"{path} is missing: the manifest lists it"
+            yield f"{path} {MISSING}"
         elif name not in said:
             yield f"{path} is extra: the manifest does not list it"
         elif said[name]["record_sha256"] != so[name]["record_sha256"]:
-            yield f"{path} has changed: its sha256 is not the one in the manifest"
+            yield f"{path} {CHANGED}"
         elif said[name] != so[name]:
             yield f"{directory / 'manifest.json'} does not say of {name} what its record says"
     if said == so:  # else they differ for the reasons above

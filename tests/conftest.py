@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,9 @@ from quantlab.measure import measure as measure_tensor
 from quantlab.tensor import Tensor
 
 ROOT = Path(__file__).parents[1]
+RUN = [sys.executable, str(ROOT / "run.py")]
+SWEEP = ["-m", "dist=hidden,verb_probs", "mode=sym,asym", "n_bits=range(2,9)"]
+ALL = 28
 
 # A busy machine is no failing law, and CI tries the same examples every time.
 settings.register_profile("laws", deadline=None, derandomize="CI" in os.environ)
@@ -21,10 +25,50 @@ def measure(x, quantizer, name="x", **settings):
     return measure_tensor(Tensor(name, x), quantizer, **settings)
 
 
-def run_python(*arguments, cwd=ROOT):
+def run_python(*arguments, cwd=ROOT, python=sys.executable, env=None):
     """Run a command as a person would and return it finished, output captured as text."""
-    command = [sys.executable, *map(str, arguments)]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    command = [python, *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
+
+
+def run(*arguments, cwd=ROOT):
+    """Run run.py as a person would."""
+    return run_python(RUN[1], *arguments, cwd=cwd)
+
+
+def start(*arguments):
+    """Start run.py in a process group of its own, to be killed or interrupted."""
+    return subprocess.Popen(
+        [*RUN, *arguments],
+        cwd=ROOT,
+        start_new_session=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for_records(directory):
+    """Wait until a sweep has recorded a run."""
+    deadline = time.monotonic() + 60
+    while not list(directory.glob("*/record.json")):
+        assert time.monotonic() < deadline, "no run was ever recorded"
+        time.sleep(0.01)
+
+
+def require_same(directory, reference):
+    """Require the aggregates of two sweeps to be the same bytes."""
+    for name in ("results.json", "results.csv", "error_histogram.png"):
+        assert (directory / name).read_bytes() == (reference / name).read_bytes(), name
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """The directory of a sweep that was left alone."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    done = run(*SWEEP, f"hydra.sweep.dir={directory}")
+    assert done.returncode == 0, done.stderr
+    return directory
 
 
 @pytest.fixture(scope="session")

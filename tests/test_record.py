@@ -47,14 +47,16 @@ def test_a_tensor_that_fails_costs_no_other(tmp_path):
 
 
 def test_the_key_follows_config_and_tensors_alone():
-    x = {"name": "x", "shape": [2], "dtype": "float32", "sha256": "0"}
-    key = record.run_key({"a": 1, "b": 2}, [x], {})
-    assert key == record.run_key({"b": 2, "a": 1}, [x], {})
-    assert key == record.run_key({"a": 1, "b": 2, "threads": 4, "resume": False}, [x], {})
-    assert key != record.run_key({"a": 1, "b": 3}, [x], {})
-    assert key != record.run_key({"a": 1, "b": 2}, [x], {"y": "it holds integers"})
-    for other in ({"name": "y"}, {"shape": [1, 2]}, {"dtype": "float16"}, {"sha256": "1"}):
-        assert key != record.run_key({"a": 1, "b": 2}, [x | other], {})
+    entry = {"shape": [2], "dtype": "float32", "sha256": "0"}
+    x = {"x": entry}
+    key = record.run_key({"a": 1, "b": 2}, x, {})
+    assert key == record.run_key({"b": 2, "a": 1}, x, {})
+    assert key == record.run_key({"a": 1, "b": 2, "threads": 4, "resume": False}, x, {})
+    assert key != record.run_key({"a": 1, "b": 3}, x, {})
+    assert key != record.run_key({"a": 1, "b": 2}, x, {"y": "it holds integers"})
+    assert key != record.run_key({"a": 1, "b": 2}, {"y": entry}, {})
+    for other in ({"shape": [1, 2]}, {"dtype": "float16"}, {"sha256": "1"}):
+        assert key != record.run_key({"a": 1, "b": 2}, {"x": entry | other}, {})
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch):

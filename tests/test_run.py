@@ -8,11 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from quantlab import record
-from tests.conftest import ROOT, run_python
-
-
-def run(*arguments, cwd=ROOT):
-    return run_python(ROOT / "run.py", *arguments, cwd=cwd)
+from tests.conftest import ROOT, run, run_python
 
 
 def test_a_single_run_prints_and_keeps_its_figures(tmp_path):
@@ -27,6 +23,21 @@ def test_a_single_run_prints_and_keeps_its_figures(tmp_path):
     assert "predicted" in done.stdout
     assert str(path.relative_to(tmp_path)) in done.stdout
     assert (path.parent / ".hydra" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_setting_may_name_what_hydra_knows(tmp_path, sweep):
+    values = [
+        "name=${hydra:job.name}",
+        "where=${hydra:runtime.output_dir}",
+        "number=${oc.env:NUMBER}",
+    ]
+    notes = [f"+{value}" for value in values]
+    done = run(*sweep, *notes, "+hydra.job.env_set.NUMBER=7", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    (path,) = tmp_path.glob("*/record.json")
+    config = record.read(path)["config"]
+    assert (config["name"], config["where"], config["number"]) == ("run", str(path.parent), "7")
 
 
 def test_the_lab_lands_on_disk(lab_sweep):
@@ -107,6 +118,7 @@ def test_completion_is_hydras():
     ("arguments", "told"),
     [
         (["dist=foo"], "dist=foo does not exist: choose one of hidden, tense_logits, verb_probs"),
+        (["dist=ray"], "dist=ray does not exist: choose one of hidden, tense_logits"),
         (["mode=foo"], "mode=foo does not exist: choose one of asym, sym"),
         (["n_bits=99"], "n_bits must be a whole number from 2 to 16, got 99"),
         (["n_bits=1"], "n_bits must be a whole number from 2 to 16, got 1"),

@@ -11,6 +11,7 @@ from quantlab.aggregate import aggregate
 from quantlab.dist import Hidden
 from quantlab.experiment import Experiment, Outcome
 from quantlab.quant import Symmetric
+from tests.conftest import require_same
 
 
 def keep(directory, n_bits=8, job=0, work=None, **config):
@@ -75,8 +76,7 @@ def test_the_same_records_give_the_same_bytes_elsewhere(lab_sweep, tmp_path):
     for name in ("results.json", "results.csv", "error_histogram.png"):
         (copy / name).unlink()
     aggregate(copy)
-    for name in ("results.json", "results.csv", "error_histogram.png"):
-        assert (copy / name).read_bytes() == (directory / name).read_bytes()
+    require_same(copy, directory)
 
 
 def test_the_manifest_hashes_what_is_there(lab_sweep):

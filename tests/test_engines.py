@@ -2,12 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, require_same, run_python
 
 RAY = ROOT / ".venv" / "ray" / "bin" / "python"  # its cloudpickle is one that joblib refuses
 SLURM = ROOT / ".venv" / "slurm" / "slurm.conf"
@@ -26,22 +25,14 @@ def slurm():
     return os.environ | {"SLURM_CONF": str(SLURM)}
 
 
-def sweep(directory, launcher, python=sys.executable, env=None):
-    command = [python, "run.py", "experiment=lab", f"hydra/launcher={launcher}"]
-    return subprocess.run(
-        [*command, f"hydra.sweep.dir={directory}"],
-        cwd=ROOT,
-        env=env,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+def sweep(directory, launcher, **how):
+    asked = ["experiment=lab", f"hydra/launcher={launcher}", f"hydra.sweep.dir={directory}"]
+    return run_python("run.py", *asked, **how)
 
 
 def require_equal(done, directory, reference):
     assert done.returncode == 0, done.stderr
-    for name in ("results.json", "results.csv", "error_histogram.png"):
-        assert (directory / name).read_bytes() == (reference / name).read_bytes(), name
+    require_same(directory, reference)
     assert "6/6 runs, 0 failed" in done.stdout
 
 
@@ -58,7 +49,7 @@ def test_submitit_on_this_machine(lab_sweep, tmp_path):
 
 
 def test_slurm(lab_sweep, tmp_path):
-    if not slurm_answers():
+    if not slurm_answers():  # it takes root and Debian's packages, which CI has
         pytest.skip("there is no Slurm: `make slurm` starts one where it can be installed")
     done = sweep(tmp_path, "submitit_slurm", env=slurm())
     require_equal(done, tmp_path, lab_sweep[0])
@@ -67,6 +58,6 @@ def test_slurm(lab_sweep, tmp_path):
 
 
 def test_ray(lab_sweep, tmp_path):
-    if not RAY.exists():
+    if not RAY.exists():  # a download of 70 MB, which CI makes
         pytest.skip("there is no Ray: `make ray` installs it")
-    require_equal(sweep(tmp_path, "ray", RAY), tmp_path, lab_sweep[0])
+    require_equal(sweep(tmp_path, "ray", python=RAY), tmp_path, lab_sweep[0])

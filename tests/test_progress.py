@@ -1,9 +1,18 @@
+import fcntl
+import os
+import pty
+import re
+import struct
+import sys
+import termios
 import time
+from contextlib import suppress
 
 import pytest
 
 from quantlab import progress, record
 from quantlab.progress import Progress
+from tests.conftest import RUN, SWEEP
 
 
 def finish(directory, name, status="completed"):
@@ -38,3 +47,19 @@ def test_a_record_that_cannot_be_read_is_done_all_the_same(tmp_path, capsys):
         (tmp_path / "gone").mkdir()
         (tmp_path / "gone" / record.NAME).symlink_to("nowhere")
     assert capsys.readouterr().out.splitlines()[-1].startswith("1/2 runs, 0 failed")
+
+
+def test_a_terminal_has_one_line_that_moves(tmp_path):
+    pid, terminal = pty.fork()
+    if pid == 0:
+        fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+        os.execv(sys.executable, [*RUN, *SWEEP, f"hydra.sweep.dir={tmp_path}"])
+    shown = b""
+    with suppress(OSError):  # the terminal of a process that ended
+        while more := os.read(terminal, 4096):
+            shown += more
+    assert os.waitpid(pid, 0)[1] == 0
+    moving, _, rest = shown.decode().partition("28/28 runs, 0 failed\r\n")
+    assert "\n" not in moving
+    assert re.search(r"\r *\d+%\|.*\| \d+/28 \[00:0\d<00:0\d, .*run/s, 0 failed\]", moving)
+    assert "results.csv" in rest

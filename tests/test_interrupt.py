@@ -1,0 +1,61 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from contextlib import suppress
+
+import pytest
+
+from quantlab import interrupt, record
+from quantlab.errors import told
+from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, start, wait_for_records
+
+
+def test_ctrl_c_keeps_what_is_complete_and_says_how_to_go_on(undisturbed, tmp_path):
+    sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}"]
+    process = start(*sweep)
+    wait_for_records(tmp_path)
+    os.killpg(process.pid, signal.SIGINT)
+    printed, told = process.communicate()
+    assert process.returncode == 130
+    (line,) = told.splitlines()
+    assert line.startswith(
+        f"quantlab: interrupted; to do the rest: python {RUN[1]} -m dist=hidden,"
+    )
+    rows = (tmp_path / "results.csv").read_text().splitlines()[1:]
+    assert 1 <= len(rows) == len(list(tmp_path.glob("*/record.json"))) < ALL
+    assert "results.csv" in printed
+    again = subprocess.run(
+        line.partition("rest: ")[2].replace("python", sys.executable, 1),
+        shell=True,
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0, again.stderr
+    assert f"{len(rows)} complete" in again.stdout
+    require_same(tmp_path, undisturbed)
+
+
+def test_ctrl_c_that_a_library_turns_into_another_error(tmp_path, monkeypatch):
+    def turned():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+        raise AttributeError("flags")
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr(interrupt, "asked", threading.Event())
+    try:
+        interrupt.listen()
+        with pytest.raises(KeyboardInterrupt):
+            record.keep(tmp_path, turned, {})
+        with pytest.raises(SystemExit) as ended, told():
+            raise AttributeError("flags")
+        assert ended.value.code == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not list(tmp_path.iterdir())  # it has not failed, it is missing

@@ -1,0 +1,35 @@
+import subprocess
+
+from tests.conftest import RUN, run
+
+
+def test_any_override_makes_a_directory_of_its_own(tmp_path):
+    long = "a" * 300
+    values = [
+        "a/b",
+        "../c",
+        "'a b'",
+        "'x=1, y'",
+        "'Ωμέγα'",
+        long,
+        f"{long}b",
+        "[1,2]",
+        "{a:1}",
+        "${n_bits}",
+        "''",
+        "null",
+    ]
+    sweep = ["-m", "dist=hidden", f"+note={','.join(values)}", f"hydra.sweep.dir={tmp_path}/s"]
+    done = run(*sweep)
+    assert done.returncode == 0, done.stderr
+    directories = [path.parent for path in (tmp_path / "s").glob("*/record.json")]
+    assert len(directories) == len(values)
+    assert all(len(path.name) < 100 for path in directories)
+    assert f"{len(values)} complete; 0 to do" in run(*sweep).stdout
+
+
+def test_two_sweeps_that_start_together_do_not_meet(tmp_path):
+    command = [*RUN, "-m", "dist=tense_logits"]
+    both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    assert len(list(tmp_path.glob("multirun/*/results.json"))) == 2

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
+from typing import cast
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
@@ -63,16 +64,17 @@ def _left(
 def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseException | None:
     """Do runs and return what stopped them, or kept one from leaving its record."""
     slurm = "submitit" in type(launcher).__module__
-    progress = Progress(directory, len(jobs))
+    homes = set()
     try:
-        with _without_sacct() if slurm else nullcontext(), progress:
+        with _without_sacct() if slurm else nullcontext(), Progress(directory, len(jobs)):
             for start in range(0, len(jobs), BATCH):
                 for each in launcher.launch(jobs[start : start + BATCH], initial_job_idx=start):
                     _ = each.return_value  # Hydra raises here what a run raised
+                    homes.add(cast("DictConfig", each.hydra_cfg).hydra.runtime.output_dir)
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
         return KeyboardInterrupt() if interrupt.asked.is_set() else error
-    if progress.done < len(jobs):
-        lost = len(jobs) - progress.done
+    lost = len(jobs) - len(homes)
+    if lost:
         return ValueError(
             f"{lost} of {len(jobs)} runs left no record of their own: hydra.sweep.subdir is the "
             "same for several"

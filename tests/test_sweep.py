@@ -79,7 +79,8 @@ def test_a_directory_that_cannot_be_written_is_named(small_disk):
 
 
 def test_runs_that_share_a_directory_are_told(tmp_path):
-    done = run("-m", "n_bits=4,8", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same")
+    slow = ["dist=hidden", "dist.n=20000000"]  # enough for a look at the disk between the two
+    done = run("-m", *slow, "n_bits=4,8", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same")
     assert done.returncode == 1
     assert "1 of 2 runs left no record of their own: hydra.sweep.subdir is the same" in done.stderr
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.measure import measure
 from quantlab.quant import Symmetric
+from quantlab.stream import measure
 from quantlab.tensor import Tensor
 
 Array = NDArray[np.float32]
@@ -192,7 +192,7 @@ MEMORY = """
 import sys, threading, time
 from pathlib import Path
 from quantlab.files import Npy
-from quantlab.measure import measure
+from quantlab.stream import measure
 from quantlab.quant import Symmetric
 
 def anonymous():

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from quantlab.quant import Codes, code_range
 
+BINS = 64
 FEW = 2**12  # codes that are cheaper to sort than to spread over a table
 
 
@@ -58,6 +59,23 @@ class CodeCounts:
             codes = np.flatnonzero(by_byte).astype(np.uint8)
             parts.append(Used(codes.view(np.int8).astype(np.int16), by_byte[codes]))
         return parts
+
+
+def binned(used: Used, n_bits: int) -> dict[str, Any]:
+    """Return how often codes occur as plain JSON values, in at most `BINS` bins of equal width.
+
+    `counts` begins with the bin of the code `first` and ends with the last code used; a bin holds
+    `width` codes, one at up to 6 bits.
+    """
+    qmin, _ = code_range(n_bits)
+    width = max(1, 2**n_bits // BINS)
+    places = (used.codes.astype(np.intp) - qmin) // width
+    counts = np.bincount(places - places[0], weights=used.counts)
+    return {
+        "first": qmin + int(places[0]) * width,
+        "width": width,
+        "counts": counts.astype(np.int64).tolist(),
+    }
 
 
 def merged(parts: Sequence[Used]) -> Used:

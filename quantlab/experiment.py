@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from quantlab import metrics, quant, rank
 from quantlab.dist import Distribution
-from quantlab.measure import measure
 from quantlab.predict import Expected, predict
 from quantlab.quant import Quantizer
+from quantlab.stream import measure
 from quantlab.tensor import Tensor
 
 

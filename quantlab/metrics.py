@@ -145,14 +145,16 @@ def require_threshold(rel_threshold: float) -> None:
 class Evidence:
     """Everything the figures are made of.
 
-    `errors` holds |x_hat - x| of a sample, of every element where they are few; `code_counts`
-    says how often each used code occurs and `code_values` what it stands for; `clipped` counts the
-    values beyond the code range before saturation, `zeroed` the non-zero values that came back as
-    0. `divergence` is the sum of x * log2(x / x_hat), wanted of probability vectors alone.
+    `errors` holds |x_hat - x| of a sample, of every element where they are few; `codes` are those
+    used, `code_counts` says how often each occurs and `code_values` what it stands for; `clipped`
+    counts the values beyond the code range before saturation, `zeroed` the non-zero values that
+    came back as 0. `divergence` is the sum of x * log2(x / x_hat), wanted of probability vectors
+    alone.
     """
 
     sums: Sums
     errors: ErrorHistogram
+    codes: NDArray[np.int16]
     code_counts: NDArray[np.int64]
     code_values: FloatArray
     clipped: int

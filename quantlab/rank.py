@@ -5,12 +5,14 @@ is then an interval. A monotone quantizer can only merge neighbours, never swap 
 """
 
 import math
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 FloatArray = NDArray[np.float32]
+
+SHOWN = 20  # places of a top k that are kept one by one
 
 
 class Stability(TypedDict):
@@ -99,6 +101,20 @@ def stability(
         "top_expected": expected,
         "top_best": best,
         "top_bits_sufficient": bits_sufficient(absmax, gap),
+    }
+
+
+def table(before: Top, after: Top, x_hat: FloatArray) -> dict[str, Any]:
+    """Return the first `SHOWN` places before and after as plain JSON values.
+
+    `before`, `after` and `x_hat` are those of `stability`; indices count elements in C order.
+    """
+    k = min(after.indices.size, SHOWN)
+    return {
+        "indices": before.indices[:k].tolist(),
+        "x": before.values[:k].tolist(),
+        "x_hat": x_hat[:k].tolist(),
+        "indices_after": after.indices[:k].tolist(),
     }
 
 

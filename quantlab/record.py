@@ -17,7 +17,7 @@ import quantlab
 from quantlab import interrupt, schema
 from quantlab.experiment import Outcome
 
-SCHEMA = 2
+SCHEMA = 3
 NAME = "record.json"
 WITHOUT_EFFECT = {"threads", "resume"}  # settings that change no figure
 TEMPORARY = "partial"  # the suffix of a file that is being written

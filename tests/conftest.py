@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from quantlab.measure import measure as measure_tensor
+from quantlab.stream import measure as measure_tensor
 from quantlab.tensor import Tensor
 
 ROOT = Path(__file__).parents[1]

@@ -132,7 +132,7 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
         file.truncate(2 * 10**9)
     (sweep / "text" / record.NAME).write_text("mae 0.1")
     (sweep / "nan" / record.NAME).write_bytes(one.replace(b'"seconds": ', b'"seconds": NaN, "x": '))
-    (sweep / "newer" / record.NAME).write_bytes(one.replace(b'"schema": 2', b'"schema": 3'))
+    (sweep / "newer" / record.NAME).write_bytes(one.replace(b'"schema": 3', b'"schema": 4'))
     (sweep / "half" / record.NAME).write_bytes(one[: len(one) // 2])
     (sweep / "fifth" / record.NAME).write_bytes(one.replace(b'"status": "c', b'"status": "un'))
     done = aggregate(sweep)
@@ -146,7 +146,7 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
         "zeros": "it is larger than any record",
         "text": "Expecting value",
         "nan": "it holds NaN, which is not JSON",
-        "newer": "has schema 3, newer than 2: update quantlab",
+        "newer": "has schema 4, newer than 3: update quantlab",
         "half": "is no readable record",
         "fifth": "status must be one of ['completed', 'failed']",
     }.items():

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 CORE = [
-    "quant", "dist", "files", "metrics", "rank", "predict", "measure", "experiment", "record",
+    "quant", "dist", "files", "metrics", "rank", "predict", "stream", "experiment", "record",
     "report",
 ]  # fmt: skip
 NUMERICS = {
@@ -44,5 +44,5 @@ def test_a_single_run_imports_neither_pandas_nor_matplotlib(tmp_path):
         "runpy.run_path('run.py', run_name='__main__')"
     )
     loaded = modules_after(code)
-    assert "quantlab.measure" in loaded
+    assert "quantlab.stream" in loaded
     assert not {"pandas", "matplotlib"} & loaded

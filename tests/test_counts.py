@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quantlab.counts import FEW, CodeCounts, merged
+from quantlab.counts import BINS, FEW, CodeCounts, Used, binned, merged
 from quantlab.quant import code_range
 
 
@@ -19,3 +19,17 @@ def test_every_code_is_counted(n_bits, sizes):
     codes, counts = np.unique(np.concatenate(blocks), return_counts=True)
     assert found.codes.tolist() == codes.tolist()
     assert found.counts.tolist() == counts.tolist()
+
+
+@pytest.mark.parametrize("n_bits", [2, 6, 7, 8, 16])
+def test_bins_hold_every_code_between_the_first_and_the_last_used(n_bits):
+    qmin, qmax = code_range(n_bits)
+    codes = np.array([qmin + 1, 0, qmax], np.int16)
+    found = binned(Used(codes, np.array([5, 7, 9])), n_bits)
+    first, width, counts = found["first"], found["width"], found["counts"]
+    assert width == max(1, 2**n_bits // BINS)
+    assert len(counts) <= BINS
+    for code, count in zip(codes.tolist(), [5, 7, 9], strict=True):
+        assert counts[(code - first) // width] == count
+    assert sum(counts) == 21
+    assert counts[0] and counts[-1]

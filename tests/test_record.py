@@ -86,9 +86,9 @@ def test_nan_never_reaches_a_file():
         (b"\xff\xfe", "no readable record"),
         (b'{"schema": NaN}', "holds NaN, which is not JSON"),
         (b"[]", "no record of a run"),
-        (b'{"schema": 2}', "no record of a run: it must contain"),
-        (b'{"schema": 1}', "schema 1, older than 2: run it again"),
-        (b'{"schema": 3}', "schema 3, newer than 2: update quantlab"),
+        (b'{"schema": 3}', "no record of a run: it must contain"),
+        (b'{"schema": 1}', "schema 1, older than 3: run it again"),
+        (b'{"schema": 4}', "schema 4, newer than 3: update quantlab"),
         (b"[" * 100_000, "no readable record"),
     ],
 )

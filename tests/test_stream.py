@@ -6,8 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantlab import measure as engine
-from quantlab import quant
+from quantlab import quant, rank, stream
 from quantlab.metrics import CHUNK
 from quantlab.quant import Asymmetric, Symmetric
 from tests.conftest import measure
@@ -60,11 +59,11 @@ def test_a_view_is_measured_as_its_copy(view):
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
 @pytest.mark.parametrize("x", [LONG, np.abs(LONG), LONG * 1e-30, LONG[: CHUNK + 1] * 0], ids=len)
 def test_threads_and_block_sizes_change_nothing(x, quantizer, monkeypatch):
-    monkeypatch.setattr(engine, "SAMPLE", 1000)  # so that the errors are strided
-    monkeypatch.setattr(engine, "BLOCKS", 1)  # so that each block may have its thread
+    monkeypatch.setattr(stream, "SAMPLE", 1000)  # so that the errors are strided
+    monkeypatch.setattr(stream, "BLOCKS", 1)  # so that each block may have its thread
     found = []
     for threads, block in ((1, 1), (1, 2), (1, 4), (2, 1), (3, 1), (2, 2)):
-        monkeypatch.setattr(engine, "BLOCK", block * CHUNK)
+        monkeypatch.setattr(stream, "BLOCK", block * CHUNK)
         found.append(measure(x, quantizer, threads=threads))
     assert all(each == found[0] for each in found)
 
@@ -189,3 +188,14 @@ def test_memory_does_not_grow_with_the_tensor(n_bits):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 48 * 2**20  # less than the 64 MiB of its float32 values
+
+
+def test_the_top_is_kept_place_by_place():
+    x = np.float32([[3, 1, 7], [2, 5, 6.9]])
+    top = measure(x, Symmetric(4), k=3)["top"]
+    assert top["indices"] == [2, 5, 4]
+    assert top["x"] == x.ravel()[[2, 5, 4]].tolist()
+    assert top["x_hat"] == [7.0, 7.0, 5.0]
+    assert top["indices_after"] == [2, 5, 4]
+    long = measure(LONG, Symmetric(8), k=rank.SHOWN + 5)["top"]
+    assert [len(each) for each in long.values()] == [rank.SHOWN] * 4

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from quantlab import metrics, quant, rank
-from quantlab.counts import CodeCounts, merged
+from quantlab.counts import CodeCounts, Used, binned, merged
 from quantlab.histogram import ErrorHistogram
 from quantlab.metrics import CHUNK, ROW, Evidence, Partial
 from quantlab.quant import FloatArray, Params, Quantizer
@@ -60,7 +60,8 @@ def measure(
         "params": params._asdict() | {"scale": evidence.scale, "qmin": qmin, "qmax": qmax},
         "measured": measured,
         "reasons": reasons,
-        "rank": journey.stability(min(k, tensor.size), evidence),
+        **journey.order(min(k, tensor.size), evidence),
+        "codes": binned(Used(evidence.codes, evidence.code_counts), quantizer.n_bits),
         "error_histogram": evidence.errors.to_dict() | {"stride": journey.stride},
     }
 
@@ -186,6 +187,7 @@ class _Journey:
         return Evidence(
             sums=sums,
             errors=ErrorHistogram(errors, float(self.params.scale)),
+            codes=codes,
             code_counts=counts,
             code_values=values,
             clipped=sum(left.trip.clipped for left in lefts),
@@ -200,7 +202,7 @@ class _Journey:
         chunks = (self.tensor.block(start, start + CHUNK) for start in starts)
         return math.fsum(metrics.divergence(x, self._back(x)) for x in chunks)
 
-    def stability(self, k: int, evidence: Evidence) -> rank.Stability:
+    def order(self, k: int, evidence: Evidence) -> dict[str, Any]:
         """Compare the k largest values with those that came back largest.
 
         The round trip is monotone: the maximum of a row comes back as the maximum of the row.
@@ -210,16 +212,17 @@ class _Journey:
         before = rank.top(x, indices, k + 1)
         x, indices = self.tensor.rows(width, rank.leading(self._back(maxima), k))
         after = rank.top(self._back(x), indices, k)
-        edge = after.values[-1]
-        return rank.stability(
+        edge, x_hat = after.values[-1], self._back(before.values)
+        answers = rank.stability(
             before,
             after,
             x=x[np.searchsorted(indices, after.indices)],
-            x_hat=self._back(before.values),
+            x_hat=x_hat,
             above=int(evidence.code_counts[evidence.code_values > edge].sum()),
             at_edge=int(evidence.code_counts[evidence.code_values == edge].sum()),
             absmax=self.found.absmax,
         )
+        return {"rank": answers, "top": rank.table(before, after, x_hat)}
 
     def _back(self, x: FloatArray) -> FloatArray:
         return quant.dequantize(quant.quantize(x, self.params, self.n_bits), self.params)

@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from quantlab.errors import one_of
 from quantlab.job import require_sound
-from quantlab.record import WITHOUT_EFFECT
+from quantlab.record import has_effect
 
 Job = list[str]  # the overrides of one run
 
@@ -48,7 +48,7 @@ def _require_options(overrides: Sequence[Override], loader: ConfigLoader) -> Non
     """Raise ValueError where a sweep has no value, or its values make no difference."""
     for each in overrides:
         key = each.key_or_group
-        if each.is_sweep_override() and key in WITHOUT_EFFECT:
+        if each.is_sweep_override() and not has_effect(key):
             raise ValueError(f"{each.input_line}: {key} changes no figure, give it one value")
         if each.is_discrete_sweep() and not list(each.sweep_iterator()):
             options = loader.get_group_options(key)

@@ -6,7 +6,6 @@ that work in processes of their own import it with the callback.
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +20,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
-from quantlab import record, report
+from quantlab import record
+from quantlab.bar import Bar
 from quantlab.errors import told
 from quantlab.experiment import Experiment
-
-MODE_NAMES = {"sym": "symmetric", "asym": "asymmetric"}  # as in the lab; others keep their yaml's
+from quantlab.quant import mode_name
+from quantlab.stream import usable_cores
+from quantlab.texts import Texts
 
 
 def build(cfg: DictConfig) -> Experiment:
@@ -37,6 +38,15 @@ def build(cfg: DictConfig) -> Experiment:
         rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
         threads=usable_cores() if cfg.threads is None else cfg.threads,
     )
+
+
+def asked_of_report(cfg: DictConfig) -> tuple[Bar, Texts]:
+    """Return the bar and the words of the report; raises ValueError where they make no sense."""
+    report = OmegaConf.select(cfg, "report", default=OmegaConf.create())
+    if not isinstance(report, DictConfig):
+        raise ValueError(f"report takes lang and bar, got {report!r}")
+    asked = cast("dict[str, Any]", OmegaConf.to_container(report, resolve=True))
+    return Bar.of(asked.get("bar", {})), Texts(asked.get("lang", "en"))
 
 
 @contextmanager
@@ -51,17 +61,13 @@ def require_sound(cfg: DictConfig) -> None:
     """Raise ValueError where a config makes no experiment, or none that JSON can record."""
     with surroundings(cfg):
         build(cfg)
+        asked_of_report(cfg)
         try:
             record.run_key(settings(cfg), {}, {})
         except InterpolationToMissingValueError:
             pass  # it names what only the run will have, such as its number
         except (TypeError, ValueError) as reason:
             raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
@@ -72,7 +78,7 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
         work=lambda: build(cfg).run(),
         config=settings(cfg),
         dist=choices["dist"],
-        mode=MODE_NAMES.get(choices["mode"], choices["mode"]),
+        mode=mode_name(choices["mode"]),
         n_bits=cfg.n_bits,
         job=_position(hydra),
         overrides=typed(hydra.overrides.task),
@@ -83,11 +89,6 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return a config in plain containers, without Hydra's own part."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
-
-
-def _has_no_effect(override: str) -> bool:
-    """Return whether an override changes no figure."""
-    return override.lstrip("+").partition("=")[0] in record.WITHOUT_EFFECT
 
 
 def typed(overrides: Sequence[str]) -> list[str]:
@@ -112,7 +113,7 @@ def run_name(*, _root_: DictConfig) -> str:
     The name depends on what was asked alone, not on when, where, or the order of the overrides.
     """
     choices, overrides = _root_.hydra.runtime.choices, typed(_root_.hydra.overrides.task)
-    asked = sorted(each for each in overrides if not _has_no_effect(each))
+    asked = sorted(each for each in overrides if record.has_effect(each))
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
     return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 
@@ -130,10 +131,12 @@ class Single(Callback):
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the figures, and end the program with its error if it has one."""
+        from quantlab import terminal  # which the runs of a sweep do without
+
         with told():  # a record that could not be written is an error too
             one = kwargs["job_return"].return_value
         if one["tensors"]:
-            print(report.figures(one))
+            print(terminal.figures(one))
             print(Path(config.hydra.runtime.output_dir, record.NAME))
         if one["error"]:
             raise SystemExit(f"quantlab: {one['error']}")

@@ -173,6 +173,12 @@ class Asymmetric:
 
 
 Quantizer = Symmetric | Asymmetric
+MODES: dict[str, type[Quantizer]] = {"sym": Symmetric, "asym": Asymmetric}
+
+
+def mode_name(mode: str) -> str:
+    """Return what results call a mode: that of the lab by its class, another by its yaml."""
+    return MODES[mode].__name__.lower() if mode in MODES else mode
 
 
 def choose_scale_symmetric(x: ArrayLike, n_bits: int = 8) -> np.float32:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -19,7 +20,7 @@ from quantlab.experiment import Outcome
 
 SCHEMA = 3
 NAME = "record.json"
-WITHOUT_EFFECT = {"threads", "resume"}  # settings that change no figure
+WITHOUT_EFFECT = {"threads", "resume", "report"}  # settings that change no figure
 TEMPORARY = "partial"  # the suffix of a file that is being written
 LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
 
@@ -84,7 +85,7 @@ def run_key(
         {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
         for name, tensor in tensors.items()
     ]
-    settings = {key: value for key, value in config.items() if key not in WITHOUT_EFFECT}
+    settings = {key: value for key, value in config.items() if has_effect(key)}
     content = json.dumps([settings, kept, skipped], sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -102,6 +103,16 @@ def to_json(value: Any) -> bytes:
     """Return indented UTF-8 JSON; NaN and Inf, which JSON does not know, raise ValueError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode(errors="backslashreplace")  # a file's name need not be Unicode
+
+
+def has_effect(key: str) -> bool:
+    """Return whether a setting, given by its dotted key or as an override, can change a figure."""
+    return re.split(r"[.=]", key.lstrip("+"), maxsplit=1)[0] not in WITHOUT_EFFECT
+
+
+def as_text(value: Any) -> str:
+    """Return a setting as text; what is none already as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def write(path: Path, content: bytes) -> None:
@@ -150,6 +161,23 @@ def _require_schema(path: Path, found: int) -> None:
         raise ValueError(f"{path} has schema {found}, newer than {SCHEMA}: update quantlab")
     if found < SCHEMA:
         raise ValueError(f"{path} has schema {found}, older than {SCHEMA}: run it again")
+
+
+def figures(tensor: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record says of a tensor as one row of figures."""
+    lo, hi = tensor["range"]
+    predicted = tensor["predicted"] or {}
+    return {
+        **tensor["measured"],
+        **tensor["params"],
+        "dtype": tensor["dtype"],
+        "n_elements": tensor["n_elements"],
+        "x_min": lo,
+        "x_max": hi,
+        **tensor["rank"],
+        **{f"predicted_{key}": value for key, value in predicted.items() if key != "words"},
+        "reasons": "; ".join(f"{key}: {why}" for key, why in tensor["reasons"].items()) or None,
+    }
 
 
 def digest(path: Path) -> str:

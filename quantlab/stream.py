@@ -6,6 +6,7 @@ the tensor, so the figures are the same bytes for any number of threads and any 
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -226,6 +227,11 @@ class _Journey:
 
     def _back(self, x: FloatArray) -> FloatArray:
         return quant.dequantize(quant.quantize(x, self.params, self.n_bits), self.params)
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _on_threads(part: Callable[[range], T], size: int, threads: int) -> list[T]:

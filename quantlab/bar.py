@@ -1,0 +1,70 @@
+"""The bar: what figures a width must reach for a tensor to be stored in it."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from typing import Any
+
+Row = Mapping[str, Any]  # the figures of one tensor in one run, under their keys
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """What is asked of the figures; a criterion that is None asks nothing.
+
+    `top_order`: the k largest values keep their order, however ties are broken. `rel_err`: the
+    mean relative error is at most this share. `sqnr_db`: the SQNR is at least this, in dB. All of
+    them must hold; a figure that does not exist, because nothing was lost or no value is large
+    enough to have a relative error, misses nothing.
+    """
+
+    top_order: bool | None = True
+    rel_err: float | None = 0.01
+    sqnr_db: float | None = 30.0
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when a threshold makes no sense, or nothing is asked."""
+        if not isinstance(self.top_order, bool | None):
+            raise ValueError(
+                f"report.bar.top_order must be true, false or null, got {self.top_order!r}"
+            )
+        for key in ("rel_err", "sqnr_db"):
+            _require_positive(key, getattr(self, key))
+        if not self.criteria:
+            raise ValueError("report.bar asks nothing: give at least one of its keys a value")
+
+    @classmethod
+    def of(cls, asked: Any) -> "Bar":
+        """Return the bar that a config asks for; raises ValueError when it is none."""
+        known = [each.name for each in fields(cls)]
+        if not isinstance(asked, Mapping) or not asked.keys() <= set(known):
+            raise ValueError(f"report.bar takes {', '.join(known)}, got {asked!r}")
+        return cls(**asked)
+
+    @cached_property
+    def criteria(self) -> dict[str, Any]:
+        """What is asked, with the threshold."""
+        return {key: asked for key, asked in asdict(self).items() if asked not in (None, False)}
+
+    def missed(self, row: Row) -> list[str]:
+        """Return the criteria that the figures of a row do not meet."""
+        return [key for key, asked in self.criteria.items() if not _meets(key, asked, row)]
+
+
+def order_holds(row: Row) -> bool:
+    """Say whether the top k keeps its order, however ties are broken."""
+    return not row["top_merged"] and not row["top_swapped"] and row["top_worst"] == 1
+
+
+def _meets(key: str, asked: Any, row: Row) -> bool:
+    if key == "top_order":
+        return order_holds(row)
+    if row[key] is None:
+        return True
+    return row[key] <= asked if key == "rel_err" else row[key] >= asked
+
+
+def _require_positive(key: str, asked: float | None) -> None:
+    number = isinstance(asked, int | float) and not isinstance(asked, bool)
+    if asked is not None and not (number and 0 < asked < float("inf")):
+        raise ValueError(f"report.bar.{key} must be a number above 0 or null, got {asked!r}")

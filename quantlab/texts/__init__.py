@@ -1,0 +1,36 @@
+"""The words of a report: a catalogue for each language, ``en.yaml`` and ``es.yaml``."""
+
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+import yaml
+
+LANGUAGES = sorted(each.name[:2] for each in files(__name__).iterdir() if each.name[2:] == ".yaml")
+
+
+class Texts:
+    """The catalogue of one language."""
+
+    def __init__(self, lang: str) -> None:
+        """Raise ValueError when there is no such language."""
+        if lang not in LANGUAGES:
+            raise ValueError(f"report.lang must be one of {', '.join(LANGUAGES)}, got {lang!r}")
+        self.lang = lang
+        self._texts = _catalogue(lang)
+
+    def __call__(self, key: str, **values: Any) -> str:
+        """Return a text with values in its braces; of one with two forms `n` decides which."""
+        text = self._texts[key]
+        if isinstance(text, dict):
+            text = text["one" if values["n"] == 1 else "other"]
+        return text.format(**values)
+
+    def __contains__(self, key: str) -> bool:
+        """Say whether there is a text under a key."""
+        return key in self._texts
+
+
+@cache
+def _catalogue(lang: str) -> dict[str, Any]:
+    return yaml.safe_load(files(__name__).joinpath(f"{lang}.yaml").read_text(encoding="utf-8"))

@@ -1,0 +1,128 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantlab.bar import Bar
+from quantlab.texts import Texts
+from quantlab.verdict import answers, row_name, sentences, verdicts, widths
+
+T = Texts("en")
+LEVELS = ["dist", "mode", "n_bits"]
+
+
+def row(n_bits, **change):
+    """The figures of a width that meets the bar, but for what is changed."""
+    return {
+        "dist": "verb_probs",
+        "mode": "symmetric",
+        "tensor": "verb_probs",
+        "n_bits": n_bits,
+        "top_k": 10,
+        "top_merged": 0,
+        "top_swapped": 0,
+        "top_worst": 1.0,
+        "top_best": 1.0,
+        "rel_err": 0.001,
+        "sqnr_db": 50.0,
+        "zeroed": 0.0,
+    } | change
+
+
+def judge(*rows, levels=LEVELS, bar=None):
+    return verdicts(rows, levels, bar or Bar())
+
+
+@given(st.dictionaries(st.integers(2, 16), st.booleans(), min_size=1))
+def test_the_fewest_bits_are_the_least_width_that_meets_the_bar(meets):
+    (one,) = judge(*(row(n, rel_err=0.001 if good else 0.5) for n, good in meets.items()))
+    assert one.bits == min((n for n, good in meets.items() if good), default=None)
+    (said,) = sentences([one], LEVELS, T)
+    failing = [n for n, good in sorted(meets.items()) if one.bits and n > one.bits and not good]
+    assert ("of the wider ones" in said) == bool(failing)
+    assert ("none of those tried" in said or "do not meet" in said) == (one.bits is None)
+
+
+def test_each_criterion_has_its_own_fewest_bits():
+    (one,) = judge(row(4, top_merged=1, rel_err=0.5), row(6, rel_err=0.5), row(8))
+    assert one.bits == 8
+    assert [one.fewest([key]) for key in one.bar.criteria] == [6, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [row(4, rel_err=0.5), row(8)],
+            "verb_probs, symmetric: 8 bits meet the bar, the fewest of those tried (4, 8); the top "
+            "10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB",
+        ),
+        (
+            [row(4), row(5, top_merged=1), row(6)],
+            "verb_probs, symmetric: 4 bits meet the bar, the fewest of those tried (4 to 6); the "
+            "top 10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB; of the "
+            "wider ones 5 bits do not",
+        ),
+        (
+            [row(8, sqnr_db=None, rel_err=None)],
+            "verb_probs, symmetric: 8 bits meet the bar; the top 10 keeps its order, the mean "
+            "relative error is undefined, the SQNR is infinite",
+        ),
+        (
+            [row(8, top_merged=2, top_swapped=1, rel_err=0.341, sqnr_db=12.3, zeroed=0.25)],
+            "verb_probs, symmetric: 8 bits do not meet the bar; the top 10 loses its order (1 "
+            "swapped, 2 merged, the same set), the mean relative error is 34.1% (at most 1%), the "
+            "SQNR is 12.3 dB (at least 30 dB), 25% of the values become 0",
+        ),
+        (
+            [row(4, rel_err=2.0), row(8, top_worst=0.9)],
+            "verb_probs, symmetric: none of those tried (4, 8 bits) meets the bar; at 8 bits the "
+            "top 10 loses its order (90–100% kept)",
+        ),
+    ],
+)
+def test_the_sentence_says_how_many_bits_and_why(rows, said):
+    assert list(sentences(judge(*rows), LEVELS, T)) == [said]
+
+
+def test_the_worst_come_first():
+    good, fair, poor = row(8, mode="a"), row(8, mode="b", rel_err=0.02), row(8, mode="c")
+    found = judge(good, fair | {"sqnr_db": 40.0}, poor | {"sqnr_db": 10.0})
+    assert [each.rows[0]["mode"] for each in found] == ["c", "b", "a"]
+
+
+def test_of_many_tensors_a_run_says_how_many_meet_the_bar():
+    levels = [*LEVELS, "tensor"]
+    rows = [row(n, tensor=name) for n in (4, 8) for name in ("a", "b")]
+    rows += [row(n, tensor="w", sqnr_db=5.0 * n, top_merged=1, zeroed=0.5) for n in (4, 8)]
+    (said,) = sentences(judge(*rows, levels=levels), levels, T)
+    assert said == (
+        "verb_probs, symmetric: within 8 bits 2 of 3 tensors meet the bar (top k in order: 2, "
+        "rel_err ≤ 1%: 3, SQNR ≥ 30 dB: 3); worst off is w, at 8 bits the top 10 loses its order "
+        "(1 merged, the same set), 50% of the values become 0"
+    )
+
+
+def test_the_lab_s_question_is_answered_at_eight_bits_alone():
+    assert not list(answers(judge(row(4), row(16)), T))
+    assert not list(answers(judge(row(8, dist="hidden")), T))
+    (no,) = answers(judge(row(8, rel_err=0.3), row(8, mode="asymmetric", rel_err=0.2)), T)
+    assert no[0] == "Can INT8 alone be trusted for verb-form prediction?"
+    assert no[1] == (
+        "No. verb_probs, symmetric: the mean relative error is 30% (at most 1%); verb_probs, "
+        "asymmetric: the mean relative error is 20% (at most 1%)."
+    )
+    (yes,) = answers(judge(row(8, rel_err=0.3), row(8, mode="asymmetric")), T)
+    assert yes[1].startswith("Yes. verb_probs, asymmetric: the top 10 keeps its order, ")
+
+
+def test_a_name_says_what_was_swept():
+    one = row(8, seed=3) | {"mode.zero_point": "clip", "dist.batch": None}
+    levels = ["dist", "mode", "n_bits", "dist.batch", "mode.zero_point", "seed"]
+    assert row_name(one, levels) == (
+        "verb_probs, symmetric, dist.batch=null, mode.zero_point=clip, seed=3"
+    )
+
+
+def test_widths_in_a_row_are_told_by_their_ends():
+    told = [widths(each, T) for each in ([8], [4, 5], [4, 8, 16], [2, 3, 4], [2, 4, 6])]
+    assert told == ["8", "4, 5", "4, 8, 16", "2 to 4", "2, 4, 6"]

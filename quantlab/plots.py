@@ -1,83 +1,223 @@
-"""Pictures of a sweep."""
+"""Pictures of a sweep, each as PNG and as SVG, the same bytes whenever they are drawn."""
 
 import io
 import math
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
+from xml.etree import ElementTree
 
+import matplotlib as mpl
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
+from quantlab.bar import Bar
 from quantlab.record import Record
-from quantlab.report import quality
 from quantlab.tensor import label
+from quantlab.texts import Texts
+from quantlab.verdict import Verdict, quality
 
-INK, BAR, LINE = "#222222", "#56B4E9", "#D55E00"  # Okabe and Ito's colour-blind safe palette
+Entry = dict[str, Any]  # what a record says of one tensor
+
+INK, PAPER = "#222222", "#ffffff"
+# Of Okabe and Ito's palette those with a contrast of 3 on white as on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+BARS, MARK = COLOURS[:2]
+MARKERS, DASHES = ("o", "s", "^", "D"), ("-", (0, (4, 1.5)))
+DB_A_BIT = 20 * math.log10(2)
+UNIFORM = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a step
+BEYOND = 1.001  # what float32 may add to half a step
+LINES = 8  # more cannot be told apart
+WIDTH = 3.8  # inches, at which a telephone shows a picture in its own size
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "figure.dpi": 160,
+    "figure.facecolor": PAPER,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+SVG = "http://www.w3.org/2000/svg"
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def to_show(records: dict[str, Record]) -> list[str]:
-    """Choose the runs of the histogram, one a mode, by what the records under their names say.
+def error_histogram(records: Sequence[Record], t: Texts) -> Figure:
+    """Draw |x - x_hat| under each mode, with half a step marked (lab 03, block F).
 
-    Of several distributions it shows `hidden`, of several widths 8 bits; else those that come
-    first.
+    Of several sources it shows `hidden`, or the first; of several tensors the one that suffers
+    most in the first mode.
     """
-    left = _prefer(_prefer(records, "dist", "hidden"), "n_bits", 8)
-    return list({one["mode"]: name for name, one in reversed(left.items())}.values())[::-1]
-
-
-def error_histogram(chosen: list[Record]) -> bytes:
-    """Return a PNG of |x - x_hat| under each mode, with half a step marked (lab 03, block F).
-
-    `chosen` are the records of one run a mode. Of several tensors it shows the one that suffers
-    most in the first.
-    """
-    name = _worst(chosen[0]["tensors"])
-    tensors = {e["mode"]: e["tensors"][name] for e in chosen if name in e["tensors"]}
-    figure = Figure(figsize=(1 + 3.6 * len(tensors), 3.6), dpi=120, layout="constrained")
-    panels = figure.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
+    name, _ = worst(records[0]["tensors"])
+    tensors = {e["mode"]: e["tensors"][name] for e in records if name in e["tensors"]}
+    figures = [each["measured"] for each in tensors.values()]
+    drawn = figure(3, width=1 + 3 * len(tensors))
+    panels = drawn.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
     for panel, mode in zip(panels, sorted(tensors, reverse=True), strict=True):
-        _draw(panel, mode, tensors[mode])
-    panels[0].set_ylabel("elements in a bin")
-    highest = max(max(each["error_histogram"]["counts"]) for each in tensors.values())
-    panels[0].set_ylim(0, highest * 1.45)
-    title = f"{label(name)} in {chosen[0]['n_bits']} bits: {_finding(tensors)}"
-    figure.suptitle(title, color=INK, fontsize=12, parse_math=False)
+        _errors(panel, tensors[mode], t)
+        scale = f"{tensors[mode]['params']['scale']:.4g}"
+        panel.set_title(t("histogram_panel", mode=mode, scale=scale), pad=22)
+    panels[0].set_ylabel(t("axis_elements"))
+    ratio = f"{max(each['bound_ratio'] for each in figures):.1f}"
+    found = t(f"finding_{finding(figures)}", ratio=ratio)
+    heading = t("in_bits", name=label(name), bits=records[0]["n_bits"])
+    drawn.suptitle(f"{heading}: {found}", fontsize=11)
+    return drawn
+
+
+def closer(tensor: Entry, t: Texts) -> Figure:
+    """Draw the errors of one tensor above, the codes it uses below."""
+    drawn = figure(4.2)
+    above, below = drawn.subplots(2)
+    _errors(above, tensor, t)
+    above.set_ylabel(t("axis_elements"))
+    codes, zero = tensor["codes"], tensor["params"]["zero_point"]
+    edges = codes["first"] - 0.5 + codes["width"] * np.arange(len(codes["counts"]) + 1)
+    below.stairs(codes["counts"], edges, fill=True, color=BARS)
+    below.axvline(zero, color=MARK, linestyle=":", label=t("zero_code"))
+    below.set_xlim(tensor["params"]["qmin"] - 1, tensor["params"]["qmax"] + 1)
+    below.set_xlabel(t("axis_code"))
+    below.set_ylabel(t("axis_elements"))
+    _above(below)
+    return drawn
+
+
+def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
+    """Draw the SQNR of each tensor and mode at each width, beside what theory gives a bit.
+
+    `found` has the worst first; of more than `LINES` those are drawn, and the middle half of all.
+    """
+    shown = found[:LINES]
+    drawn = figure(2.9 + 0.17 * (len(shown) + 3))
+    panel = drawn.subplots()
+    bits = sorted({row["n_bits"] for each in found for row in each.rows})
+    if len(found) > LINES:
+        quarters = [np.quantile(_at(found, n) or [math.nan], [0.25, 0.75]) for n in bits]
+        low, high = zip(*quarters, strict=True)
+        middle = t("bits_others", n=len(found))
+        panel.fill_between(bits, low, high, color=INK, alpha=0.15, label=middle)
+    for number, each in enumerate(shown):
+        row = [math.nan if r["sqnr_db"] is None else r["sqnr_db"] for r in each.rows]
+        panel.plot(
+            [r["n_bits"] for r in each.rows],
+            row,
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=DASHES[number // len(COLOURS)],
+            markersize=4,
+            label=each.name,
+        )
+    if bar.sqnr_db:
+        asked = t("bits_bar", threshold=f"{bar.sqnr_db:g}")
+        panel.axhline(bar.sqnr_db, color=INK, lw=1, ls="--", label=asked)
+    _theory(panel, found, bits, t)
+    panel.set_xticks(bits)
+    panel.set_xlabel(t("axis_bits"))
+    panel.set_ylabel(t("axis_sqnr"))
+    drawn.legend(loc="outside lower left")
+    return drawn
+
+
+def _theory(panel: Axes, found: Sequence[Verdict], bits: Sequence[int], t: Texts) -> None:
+    """Draw a line that rises 6.02 dB a bit, from the middle of what the fewest bits gave."""
+    start = _at(found, bits[0])
+    if not start:
+        return
+    ends = [bits[0] - 0.5, bits[-1] + 0.5]
+    height = [float(np.median(start)) + DB_A_BIT * (n - bits[0]) for n in ends]
+    panel.plot(ends, height, color=INK, lw=1.2, ls=":", label=t("bits_theory"))
+
+
+def _at(found: Sequence[Verdict], n_bits: int) -> list[float]:
+    """Return the SQNR of every tensor that has one at a width."""
+    rows = (each.at(n_bits) for each in found)
+    return [row["sqnr_db"] for row in rows if row and row["sqnr_db"] is not None]
+
+
+def worst(tensors: Mapping[str, Entry]) -> tuple[str, Entry]:
+    """Return the tensor with the least SQNR, and its name."""
+    return min(tensors.items(), key=lambda item: quality(item[1]["measured"]["sqnr_db"]))
+
+
+def _errors(panel: Axes, tensor: Entry, t: Texts) -> None:
+    histogram = tensor["error_histogram"]
+    counts, half_step = histogram["counts"], histogram["upper"]
+    panel.stairs(counts, np.linspace(0, half_step, len(counts) + 1), fill=True, color=BARS)
+    even = sum(counts) / len(counts)
+    panel.axhline(even, color=INK, linestyle=":", label=t("even", n=f"{even:.3g}"))
+    panel.axvline(half_step, color=MARK, linewidth=2, label=t("half_step", half=f"{half_step:.4g}"))
+    panel.set_xlabel(t("axis_error"))
+    panel.set_xlim(0, half_step * 1.08)
+    panel.ticklabel_format(axis="x", scilimits=(-3, 4))
+    _above(panel)
+
+
+def _above(panel: Axes) -> None:
+    """Put the legend where it hides nothing, and few enough ticks for a narrow panel."""
+    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panel.set_ylim(bottom=0)
+
+
+def finding(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Say how the errors of one or more modes are spread: "even", to the "end", or "beyond" s/2."""
+    if max(each["bound_ratio"] for each in figures) > BEYOND:
+        return "beyond"
+    even = all(abs(each["rmse_over_scale"] - UNIFORM) < 0.01 for each in figures)
+    return "even" if even else "end"
+
+
+def styled() -> AbstractContextManager[None]:
+    """Return a context of the style here and nothing else, whatever the user's own is."""
+    return mpl.style.context(["default", STYLE])
+
+
+def figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure, its size in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(drawn: Figure) -> bytes:
+    """Return a figure as PNG."""
     content = io.BytesIO()
-    figure.savefig(content, format="png")
+    drawn.savefig(content, format="png")
     return content.getvalue()
 
 
-def _prefer(records: dict[str, Record], key: str, value: object) -> dict[str, Record]:
-    """Keep the records with this value, or where there is none, with that of the first."""
-    found = [one[key] for one in records.values()]
-    wanted = value if value in found else found[0]
-    return {name: one for name, one in records.items() if one[key] == wanted}
+def svg(drawn: Figure, salt: str) -> bytes:
+    """Return a figure as SVG; `salt` makes what it refers to by name its own."""
+    content = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        drawn.savefig(content, format="svg", metadata=NO_METADATA)
+    return content.getvalue()
 
 
-def _worst(tensors: dict[str, dict[str, Any]]) -> str:
-    """Return the name of the tensor with the least SQNR."""
-    return min(tensors, key=lambda name: quality(tensors[name]["measured"]["sqnr_db"]))
-
-
-def _draw(panel: Axes, mode: str, tensor: dict[str, Any]) -> None:
-    histogram = tensor["error_histogram"]
-    counts, half_step = histogram["counts"], histogram["upper"]
-    panel.stairs(counts, np.linspace(0, half_step, len(counts) + 1), fill=True, color=BAR)
-    even = sum(counts) / len(counts)
-    panel.axhline(even, color=INK, linestyle=":", label=f"spread evenly: {even:.0f} a bin")
-    panel.axvline(half_step, color=LINE, linewidth=2, label=f"s/2 = {half_step:.4g}")
-    panel.set_title(f"{mode}, s = {2 * half_step:.4g}", color=INK, fontsize=11)
-    panel.set_xlabel("|x − x̂|, in units of x")
-    panel.set_xlim(0, half_step * 1.08)
-    panel.legend(loc="upper center", frameon=False, fontsize=9)
-    panel.spines[["top", "right"]].set_visible(False)
-
-
-def _finding(tensors: dict[str, dict[str, Any]]) -> str:
-    figures = [tensor["measured"] for tensor in tensors.values()]
-    worst = max(each["bound_ratio"] for each in figures)
-    even = all(abs(each["rmse_over_scale"] - 1 / math.sqrt(12)) < 0.01 for each in figures)
-    spread = "spread evenly and " if even else ""
-    return f"the errors {spread}" + (
-        "end at s/2" if worst < 1.001 else f"reach {worst:.1f} times s/2"
-    )
+def inline(drawn: bytes, alt: str) -> str:
+    """Return an SVG to stand in a page: in the page's colours, and with no name used twice."""
+    for prefix, namespace in {"": SVG, "xlink": "http://www.w3.org/1999/xlink"}.items():
+        ElementTree.register_namespace(prefix, namespace)
+    root = ElementTree.fromstring(drawn)
+    referred = set(re.findall(rb"#([\w.]+)", drawn))
+    for element in root.iter():
+        if element.get("id", "").encode() not in referred:
+            element.attrib.pop("id", None)
+    root.attrib |= {"role": "img", "aria-label": alt}
+    text = ElementTree.tostring(root, encoding="unicode")
+    return text.replace(INK, "currentColor").replace(PAPER, "none")

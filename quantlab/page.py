@@ -1,0 +1,127 @@
+"""The tables of a report, as text: every figure, and what each tensor needs at which width."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+
+from quantlab.bar import Bar, Row
+from quantlab.record import as_text
+from quantlab.tensor import label
+from quantlab.texts import Texts
+from quantlab.verdict import Verdict, figure, quality, rank
+
+SHADES, FULL = 12, 60.0  # shades of the heat table; the SQNR in dB from which on it is lightest
+FIGURES = {
+    "mae": ".3g",
+    "max_err": ".3g",
+    "rel_err": "%",
+    "cos_sim": ".7f",
+    "n_codes": "d",
+    "sqnr_db": ".2f",
+    "zeroed": "%",
+}
+PARAMS = {"scale": ".4g", "zero_point": "d", "n_elements": "d"}
+GLOSSARY = (*FIGURES, "top_k", *PARAMS, "bar")
+
+
+class Table(NamedTuple):
+    """Heads and rows of text; `words` says which columns hold words, counting from 1."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    words: list[int]
+
+
+def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Table:
+    """Return the figures that decide and those they come from, a row a tensor and run."""
+    keys = list(dict.fromkeys(["dist", "mode", "n_bits", *levels]))
+    heads = [*keys, *GLOSSARY]
+    words = [n for n, head in enumerate(heads, 1) if head in {*keys, "top_k", "bar"} - {"n_bits"}]
+    return Table(
+        heads,
+        [
+            [
+                *(label(as_text(row[key])) for key in keys),
+                *(figure(row[key], spec, t) for key, spec in FIGURES.items()),
+                rank(row, t),
+                *(figure(row[key], spec, t) for key, spec in PARAMS.items()),
+                " ".join(bar.missed(row)) or t("bar_met"),
+            ]
+            for row in rows
+        ],
+        words,
+    )
+
+
+class Heat(NamedTuple):
+    """What one tensor and mode need: the fewest bits by criterion, the SQNR at each width."""
+
+    name: str
+    fewest: list[str]
+    cells: list[tuple[str, int | None]]
+
+
+def heat(found: Sequence[Verdict], widths: Sequence[int], t: Texts) -> list[Heat]:
+    """Return a row a tensor and mode, the worst first; a cell is its text and its shade."""
+    return [
+        Heat(
+            each.name,
+            [
+                _fewest(each, criteria, t)
+                for criteria in (each.bar.criteria, *([key] for key in each.bar.criteria))
+            ],
+            [_cell(each.at(n_bits), t) for n_bits in widths],
+        )
+        for each in found
+    ]
+
+
+def _fewest(each: Verdict, criteria: Collection[str], t: Texts) -> str:
+    """Return the fewest bits, with a star where more bits may be too few again."""
+    text = str(each.fewest(criteria) or t("none_tried"))
+    return text + "*" * bool(each.gaps(criteria))
+
+
+def _cell(row: Row | None, t: Texts) -> tuple[str, int | None]:
+    if row is None:
+        return "", None
+    share = quality(row["sqnr_db"]) / FULL
+    shade = int(min(max(SHADES * share, 0), SHADES - 1))
+    return figure(row["sqnr_db"], ".1f", t), shade
+
+
+def shades() -> list[tuple[str, str]]:
+    """Return the colour of each shade, dark to light, and that of text on it."""
+    colours = mpl.colormaps["cividis"].resampled(SHADES)(range(SHADES))
+    return [
+        (mpl.colors.to_hex(colour), "#000" if luminance(colour[:3]) > 0.18 else "#fff")
+        for colour in colours
+    ]
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Return the relative luminance of an sRGB colour (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def trend(found: Sequence[Verdict], t: Texts) -> str:
+    """Return in words what the lines of the first picture show."""
+    points = []
+    for each in found:
+        ends = [row for row in each.rows if row["sqnr_db"] is not None]
+        if ends:
+            said = [f"{row['sqnr_db']:.1f}" for row in (ends[0], ends[-1])]
+            bits = [row["n_bits"] for row in (ends[0], ends[-1])]
+            points.append(
+                t(
+                    "trend_line",
+                    name=each.name,
+                    low=said[0],
+                    high=said[1],
+                    first=bits[0],
+                    last=bits[1],
+                )
+            )
+    return t("trend", lines="; ".join(points))

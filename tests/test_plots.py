@@ -1,0 +1,127 @@
+import re
+from itertools import combinations
+
+import matplotlib as mpl
+import pytest
+from colorspacious import deltaE
+from matplotlib.colors import to_rgb
+
+from quantlab import page, plots, record
+from quantlab.bar import Bar
+from quantlab.page import luminance
+from quantlab.texts import Texts
+from quantlab.verdict import verdicts
+from tests.conftest import ROOT
+
+T = Texts("en")
+BOTH = {"light": "#fff", "dark": "#14171a"}
+
+
+def contrast(one, other):
+    darker, lighter = sorted(luminance(to_rgb(each)) for each in (one, other))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.fixture
+def lab(lab_sweep):
+    return [record.read(path) for path in sorted(lab_sweep[0].glob("*/record.json"))]
+
+
+def test_the_grounds_are_those_of_the_page():
+    style = (ROOT / "quantlab" / "templates" / "report.css").read_text()
+    assert re.findall(r"--ground: (#\w+)", style) == list(BOTH.values())
+
+
+@pytest.mark.parametrize("ground", BOTH.values(), ids=BOTH)
+def test_every_colour_stands_out_from_the_page(ground):
+    assert all(contrast(colour, ground) >= 3 for colour in plots.COLOURS)
+
+
+@pytest.mark.parametrize("kind", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
+def test_colours_differ_for_every_eye(kind):
+    """A distance of 10 in CAM02-UCS is ten times what is just noticed."""
+    seen = {"name": "sRGB1+CVD", "cvd_type": kind, "severity": 100} if kind else "sRGB1"
+    for one, other in combinations(plots.COLOURS, 2):
+        assert deltaE(to_rgb(one), to_rgb(other), input_space=seen) > 10, (one, other)
+
+
+def test_text_on_a_shade_is_legible():
+    assert all(contrast(ground, ink) >= 4.5 for ground, ink in page.shades())
+    lightness = [luminance(to_rgb(ground)) for ground, _ in page.shades()]
+    assert lightness == sorted(lightness)
+
+
+def test_a_picture_is_the_same_bytes_whatever_the_user_s_style(lab):
+    def draw():
+        with plots.styled():
+            drawn = plots.closer(plots.worst(lab[0]["tensors"])[1], T)
+            return plots.png(drawn), plots.svg(drawn, salt="x")
+
+    once = draw()
+    with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
+        assert draw() == once
+
+
+def test_an_inlined_picture_takes_the_page_s_ink_and_repeats_no_name(lab):
+    with plots.styled():
+        drawn = [
+            plots.svg(plots.closer(plots.worst(one["tensors"])[1], T), salt=str(number))
+            for number, one in enumerate(lab[:2])
+        ]
+    shown = "".join(plots.inline(each, 'a "b" <c>') for each in drawn)
+    names = re.findall(r'\bid="([^"]+)"', shown)
+    assert names
+    assert len(names) == len(set(names))
+    assert set(re.findall(r"(?:href=\"|url\()#([\w.]+)", shown)) == set(names)
+    assert plots.INK not in shown
+    assert plots.PAPER not in shown
+    assert 'aria-label="a &quot;b&quot; &lt;c&gt;"' in shown
+
+
+def test_the_histogram_is_of_one_tensor_in_every_mode(lab):
+    hidden = [one for one in lab if one["dist"] == "hidden"]
+    with plots.styled():
+        drawn = plots.error_histogram(hidden, T)
+    assert [panel.get_title().split(",")[0] for panel in drawn.axes] == ["symmetric", "asymmetric"]
+    heading = "hidden, 8 bits: the errors are spread evenly and end at s/2"
+    assert drawn.get_suptitle() == heading
+
+
+@pytest.mark.parametrize(
+    ("figures", "found"),
+    [
+        ([(1.0, 0.2887)], "even"),
+        ([(1.0, 0.2887), (0.9, 0.1)], "end"),
+        ([(27.0, 0.2887)], "beyond"),
+    ],
+)
+def test_what_the_errors_do(figures, found):
+    each = [{"bound_ratio": ratio, "rmse_over_scale": rmse} for ratio, rmse in figures]
+    assert plots.finding(each) == found
+
+
+def row(name, n_bits, sqnr_db):
+    rest = {"top_merged": 0, "top_swapped": 0, "top_worst": 1, "rel_err": 0.1}
+    named = {"dist": name, "mode": "symmetric", "tensor": name, "n_bits": n_bits}
+    return named | rest | {"sqnr_db": sqnr_db}
+
+
+def test_the_worst_lines_are_drawn_and_the_rest_is_a_band():
+    rows = [row(f"t{i}", n, 6.02 * n - i) for i in range(20) for n in (4, 8)]
+    with plots.styled():
+        drawn = plots.error_vs_bits(verdicts(rows, ["dist", "mode"], Bar()), Bar(), T)
+    (panel,) = drawn.axes
+    labels = panel.get_legend_handles_labels()[1]
+    worst = [f"t{i}, symmetric" for i in range(19, 11, -1)]
+    assert labels == ["the middle half of all 20", *worst, "the bar, 30 dB", "6.02 dB a bit"]
+    *_, theory = panel.lines
+    (x0, x1), (y0, y1) = theory.get_data()
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(6.0206, abs=1e-4)
+
+
+def test_a_perfect_round_trip_is_no_point():
+    rows = [row("a", 4, 20.0), row("a", 8, None), row("b", 4, None), row("b", 8, None)]
+    with plots.styled():
+        plots.png(plots.error_vs_bits(verdicts(rows, ["dist", "mode"], Bar()), Bar(), T))
+        none = verdicts(rows[2:], ["dist", "mode"], Bar())
+        plots.png(plots.error_vs_bits(none, Bar(sqnr_db=None), T))

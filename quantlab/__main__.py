@@ -1,10 +1,15 @@
 """Everything around a run: ``python -m quantlab COMMAND``, installed as ``quantlab``."""
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
-from quantlab import files, record, report
+from omegaconf import OmegaConf
+
+from quantlab import files, record, terminal
+from quantlab.bar import Bar
 from quantlab.errors import told
+from quantlab.texts import Texts
 
 
 def main() -> None:
@@ -13,7 +18,13 @@ def main() -> None:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     collect = commands.add_parser("aggregate", help="collect the records of a sweep again")
     collect.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    collect.set_defaults(run=_aggregate)
+    collect.set_defaults(run=_aggregate, settings=[])
+    page = commands.add_parser("report", help="write a sweep's report again, with other settings")
+    page.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
+    page.add_argument(
+        "settings", nargs="*", metavar="KEY=VALUE", help="report.lang=es, report.bar.rel_err=0.05"
+    )
+    page.set_defaults(run=_aggregate)
     check = commands.add_parser("verify", help="check a sweep against its manifest and schemas")
     check.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
     check.set_defaults(run=_verify)
@@ -35,10 +46,24 @@ def main() -> None:
 def _aggregate(asked: argparse.Namespace) -> None:
     from quantlab.aggregate import aggregate  # pandas and matplotlib, which no other command needs
 
-    done = aggregate(asked.directory)
-    print(report.sweep(done))
-    if done.failures:
+    bar, t = _report_settings(asked.directory, asked.settings)
+    done = aggregate(asked.directory, bar, t)
+    print(terminal.sweep(done.findings, done.files, t))
+    if done.findings.failures:
         raise SystemExit(1)
+
+
+def _report_settings(directory: Path, settings: list[str]) -> tuple[Bar, Texts]:
+    """Return what was asked of a sweep's report, but for what the command line asks."""
+    from quantlab.job import asked_of_report
+
+    config = OmegaConf.create({"report": {"lang": "en", "bar": asdict(Bar())}})
+    OmegaConf.set_struct(config, True)
+    launched = directory / "multirun.yaml"  # the config of the sweep, as Hydra composed it
+    if launched.exists():
+        config.report.merge_with(OmegaConf.select(OmegaConf.load(launched), "report") or {})
+    config.merge_with_dotlist(settings)
+    return asked_of_report(config)
 
 
 def _verify(asked: argparse.Namespace) -> None:
@@ -75,7 +100,7 @@ def _tensors(asked: argparse.Namespace) -> None:
     read = files.reader(asked.path)
     source = read(str(asked.path), asked.include, asked.exclude)
     source.require_matches()
-    print(report.listing(source.entries))
+    print(terminal.listing(source.entries))
 
 
 if __name__ == "__main__":

@@ -1,63 +1,91 @@
-"""Collect a sweep: records -> tidy table -> results.json, results.csv, plot, manifest.json."""
+"""Collect a sweep: records -> tidy table -> results.json, results.csv, report, manifest.json."""
 
-import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import pandas as pd
 from tqdm import tqdm
 
-from quantlab import manifest, plots, record
+from quantlab import manifest, record, report
+from quantlab.bar import Bar, Row
 from quantlab.record import Record
+from quantlab.report import Findings
+from quantlab.texts import Texts
+from quantlab.verdict import verdicts
 
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 
 
-@dataclass(frozen=True)
-class Sweep:
-    """What became of a sweep: one row a tensor and run, the failures, the files written.
+class Sweep(NamedTuple):
+    """What became of a sweep: what there is to tell of it, and the files that tell it.
 
-    `levels` are the columns that nest results.json; `failures` maps a run directory and its
-    overrides to the error, `skipped` a tensor that was left out to the reason; `failed` holds the
-    overrides of each run that failed.
+    `failed` holds the overrides of each run that failed.
     """
 
-    table: pd.DataFrame
-    levels: list[str]
-    failures: dict[str, str]
-    skipped: dict[str, str]
+    findings: Findings
     files: list[Path]
-    failed: list[list[str]] = field(default_factory=list)
+    failed: list[list[str]]
 
 
-def aggregate(directory: Path) -> Sweep:
+def aggregate(directory: Path, bar: Bar, t: Texts) -> Sweep:
     """Write the aggregate of every record below `directory` into it.
 
-    Its files depend on the records alone; times stand in the manifest only. A record that cannot
-    be read is a failure like that of a run. Raises ValueError when there is no record, or when two
-    records answer for the same combination.
+    Its files depend on the records, the bar and the language alone. A record that cannot be read
+    is a failure like that of a run. Raises ValueError when there is no record, or when two records
+    answer for the same combination.
     """
     runs = collect(directory)
     table, levels = tabulate(runs, directory)
     artefacts = tables(table, levels)
+    told = manifest.told_by_records(directory, runs, levels)
+    rows = cast("list[Row]", table.to_dict("records"))
     measured = {run.directory: run.record for run in runs if run.record and run.record["tensors"]}
-    if measured:
-        shown = [record.read(directory / each / record.NAME) for each in plots.to_show(measured)]
-        artefacts["error_histogram.png"] = plots.error_histogram(shown)
-    artefacts["manifest.json"] = record.to_json(
-        manifest.manifest(directory, runs, levels, artefacts)
+    findings = Findings(
+        rows=rows,
+        levels=levels,
+        verdicts=verdicts(rows, levels, bar),
+        bar=bar,
+        shown=[record.read(directory / each / record.NAME) for each in report.choose(measured)],
+        failures={_which(run): run.error for run in runs if run.error},
+        skipped={
+            name: why for run in runs if run.record for name, why in run.record["skipped"].items()
+        },
+        provenance=provenance(runs, told, artefacts, t),
     )
+    artefacts |= report.artefacts(findings, t)
+    artefacts["manifest.json"] = record.to_json(manifest.manifest(told, artefacts))
     for name, content in artefacts.items():
+        (directory / name).parent.mkdir(exist_ok=True)
         record.write(directory / name, content)
-    failures = {_which(run): run.error for run in runs if run.error}
-    skipped = {
-        name: why for run in runs if run.record for name, why in run.record["skipped"].items()
-    }
     failed = [run.record["overrides"] for run in runs if run.record and run.error]
-    files = [directory / name for name in artefacts]
-    return Sweep(table, levels, failures, skipped, files, failed)
+    return Sweep(findings, [directory / name for name in artefacts], failed)
+
+
+def provenance(
+    runs: Sequence[manifest.Run],
+    told: Mapping[str, Any],
+    artefacts: Mapping[str, bytes],
+    t: Texts,
+) -> dict[str, str]:
+    """Return where the figures come from, as the foot of the report has it."""
+    statuses = Counter(each["status"] for each in told["runs"])
+    versions = {
+        f"{key} {version}"
+        for run in runs
+        if run.record
+        for key, version in run.record["versions"].items()
+    }
+    counts = {key: statuses[key] for key in ("completed", "failed", "unreadable")}
+    return {
+        "command": told["command"] or t("null"),
+        "runs": t("runs", **counts),
+        "measured": " – ".join(f"{told[key] or '':.19}" for key in ("start", "end")) + " UTC",
+        "versions": ", ".join(sorted(versions)),
+        "results": hashlib.sha256(artefacts["results.json"]).hexdigest(),
+    }
 
 
 def collect(directory: Path) -> list[manifest.Run]:
@@ -82,7 +110,7 @@ def _run(path: Path, directory: Path) -> manifest.Run:
         sha256 = record.digest(path)
     except ValueError as reason:
         return manifest.Run(where, None, None, str(reason))
-    content["tensors"] = {name: _figures(each) for name, each in content["tensors"].items()}
+    content["tensors"] = {name: record.figures(each) for name, each in content["tensors"].items()}
     return manifest.Run(where, sha256, content, content["error"])
 
 
@@ -121,8 +149,10 @@ def _sweep_order(run: manifest.Run) -> tuple[Any, ...]:
 def swept_axes(records: list[Record]) -> list[str]:
     """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
     keys = {key for each in records for key in _overrides(each)}
-    keys -= {*FACTORS, *record.WITHOUT_EFFECT}
-    return sorted(key for key in keys if len({_label(_setting(r, key)) for r in records}) > 1)
+    keys = {key for key in keys - {*FACTORS} if record.has_effect(key)}
+    return sorted(
+        key for key in keys if len({record.as_text(_setting(r, key)) for r in records}) > 1
+    )
 
 
 def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
@@ -139,22 +169,6 @@ def _rows(one: Record, axes: list[str]) -> list[dict[str, Any]]:
     return [
         factors | {"tensor": name} | settings | figures for name, figures in one["tensors"].items()
     ]
-
-
-def _figures(tensor: dict[str, Any]) -> dict[str, Any]:
-    lo, hi = tensor["range"]
-    predicted = tensor["predicted"] or {}
-    return {
-        **tensor["measured"],
-        **tensor["params"],
-        "dtype": tensor["dtype"],
-        "n_elements": tensor["n_elements"],
-        "x_min": lo,
-        "x_max": hi,
-        **tensor["rank"],
-        **{f"predicted_{key}": value for key, value in predicted.items() if key != "words"},
-        "reasons": "; ".join(f"{key}: {why}" for key, why in tensor["reasons"].items()) or None,
-    }
 
 
 def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
@@ -174,13 +188,13 @@ def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
     for row in table.to_dict("records"):
         node = nested
         for level in levels:
-            node = node.setdefault(_label(row[level]), {})
+            node = node.setdefault(record.as_text(row[level]), {})
         node.update({figure: row[figure] for figure in figures})
     return nested
 
 
 def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directory: Path) -> None:
-    keys = table[levels].map(_label)
+    keys = table[levels].map(record.as_text)
     if keys.duplicated().any():
         twice = ", ".join(f"{k}={v}" for k, v in keys[keys.duplicated()].iloc[0].items())
         raise ValueError(
@@ -200,7 +214,3 @@ def _setting(one: Record, key: str) -> Any:
             return _overrides(one).get(key)
         node = node[part]
     return node
-
-
-def _label(value: Any) -> str:
-    return value if isinstance(value, str) else json.dumps(value)

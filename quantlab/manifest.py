@@ -27,13 +27,11 @@ class Run(NamedTuple):
     error: str | None
 
 
-def manifest(
-    directory: Path, runs: Sequence[Run], levels: Sequence[str], artefacts: Mapping[str, bytes]
-) -> dict[str, Any]:
-    """Return the provenance of a sweep; `levels` are those that nest results.json."""
+def manifest(told: Mapping[str, Any], artefacts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the provenance of a sweep: what its records tell, its files, where this is."""
     return {
         "schema": SCHEMA,
-        **told_by_records(directory, runs, levels),
+        **told,
         "artefacts": {name: hashlib.sha256(data).hexdigest() for name, data in artefacts.items()},
         "environment": record.versions() | {"platform": platform.platform(), "cpu": _cpu()},
         "git": _git(),

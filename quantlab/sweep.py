@@ -15,11 +15,14 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from quantlab import interrupt, record, report, resume
+from quantlab import interrupt, record, resume
+from quantlab.bar import Bar
 from quantlab.errors import INTERRUPTED, sentence
 from quantlab.grid import Job, grid
+from quantlab.job import asked_of_report
 from quantlab.lock import held
 from quantlab.progress import Progress
+from quantlab.texts import Texts
 
 BATCH = 1000  # runs launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
 
@@ -41,7 +44,7 @@ def sweep(
         record.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         left = _left(jobs, directory, config, loader)
         stopped = _launch(left, directory, launcher)
-        _finish(jobs, directory, stopped)
+        _finish(jobs, directory, stopped, *asked_of_report(config))
 
 
 def _left(
@@ -98,14 +101,17 @@ def _without_sacct() -> Iterator[None]:
                 os.dup2(terminal.fileno(), 2)
 
 
-def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None) -> None:
+def _finish(
+    jobs: Sequence[Job], directory: Path, stopped: BaseException | None, bar: Bar, t: Texts
+) -> None:
     """Aggregate what is complete, print it, and end the program where something went wrong."""
+    from quantlab import terminal
     from quantlab.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
 
     failed = 0
     try:
-        done = aggregate(directory)
-        print(f"\n{report.sweep(done)}")
+        done = aggregate(directory, bar, t)
+        print(f"\n{terminal.sweep(done.findings, done.files, t)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
     except (ValueError, OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C

@@ -7,8 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from quantlab import aggregate as collecting
+from quantlab import terminal
+from quantlab.bar import Bar
 from quantlab.stream import measure as measure_tensor
 from quantlab.tensor import Tensor
+from quantlab.texts import Texts
 
 ROOT = Path(__file__).parents[1]
 RUN = [sys.executable, str(ROOT / "run.py")]
@@ -23,6 +27,16 @@ settings.load_profile("laws")
 def measure(x, quantizer, name="x", **settings):
     """Measure an array under a name."""
     return measure_tensor(Tensor(name, x), quantizer, **settings)
+
+
+def aggregate(directory, **bar):
+    """Aggregate a sweep as it is by default, or with another bar."""
+    return collecting.aggregate(directory, Bar(**bar), Texts("en"))
+
+
+def told(done):
+    """Return what the terminal says of a sweep."""
+    return terminal.sweep(done.findings, done.files, Texts("en"))
 
 
 def run_python(*arguments, cwd=ROOT, python=sys.executable, env=None):

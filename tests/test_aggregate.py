@@ -6,12 +6,11 @@ import subprocess
 
 import pytest
 
-from quantlab import record, report
-from quantlab.aggregate import aggregate
+from quantlab import record
 from quantlab.dist import Hidden
 from quantlab.experiment import Experiment, Outcome
 from quantlab.quant import Symmetric
-from tests.conftest import require_same
+from tests.conftest import aggregate, told
 
 
 def keep(directory, n_bits=8, job=0, work=None, **config):
@@ -34,7 +33,7 @@ def results(directory):
 
 def test_one_width_nests_as_the_lab_shows(tmp_path):
     keep(tmp_path / "a")
-    assert aggregate(tmp_path).levels == ["dist", "mode"]
+    assert aggregate(tmp_path).findings.levels == ["dist", "mode"]
     figures = results(tmp_path)["hidden"]["symmetric"]
     assert list(figures)[:5] == ["mae", "max_err", "rel_err", "cos_sim", "n_codes"]
 
@@ -42,7 +41,7 @@ def test_one_width_nests_as_the_lab_shows(tmp_path):
 def test_every_swept_axis_is_one_more_level(tmp_path):
     for job, (bits, seed) in enumerate([(8, 1), (8, 2), (4, 1), (4, 2)]):
         keep(tmp_path / str(job), bits, job, seed=seed, fixed="same")
-    assert aggregate(tmp_path).levels == ["dist", "mode", "n_bits", "seed"]
+    assert aggregate(tmp_path).findings.levels == ["dist", "mode", "n_bits", "seed"]
     nested = results(tmp_path)["hidden"]["symmetric"]
     assert list(nested) == ["8", "4"]  # in the order of the sweep
     assert list(nested["4"]) == ["1", "2"]
@@ -73,10 +72,12 @@ def test_the_csv_holds_what_the_json_holds(lab_sweep):
 def test_the_same_records_give_the_same_bytes_elsewhere(lab_sweep, tmp_path):
     directory, _ = lab_sweep
     copy = shutil.copytree(directory, tmp_path / "elsewhere")
-    for name in ("results.json", "results.csv", "error_histogram.png"):
+    manifest = json.loads((directory / "manifest.json").read_text())
+    for name in manifest["artefacts"]:
         (copy / name).unlink()
     aggregate(copy)
-    require_same(copy, directory)
+    for name in manifest["artefacts"]:
+        assert (copy / name).read_bytes() == (directory / name).read_bytes(), name
 
 
 def test_the_manifest_hashes_what_is_there(lab_sweep):
@@ -105,15 +106,15 @@ def test_failures_and_unreadable_records_are_told_and_cost_nothing_else(tmp_path
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / record.NAME).write_text("{")
     done = aggregate(tmp_path)
-    assert len(done.table) == 1
-    assert done.failures["bad"] == "tensor 'w' is empty"
-    assert "no readable record" in done.failures["torn"]
+    assert len(done.findings.rows) == 1
+    assert done.findings.failures["bad"] == "tensor 'w' is empty"
+    assert "no readable record" in done.findings.failures["torn"]
     statuses = {
         run["directory"]: run["status"]
         for run in json.loads((tmp_path / "manifest.json").read_text())["runs"]
     }
     assert statuses == {"bad": "failed", "good": "completed", "torn": "unreadable"}
-    assert "bad failed: tensor 'w' is empty" in report.sweep(done)
+    assert "bad failed: tensor 'w' is empty" in told(done)
 
 
 def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
@@ -136,9 +137,9 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
     (sweep / "half" / record.NAME).write_bytes(one[: len(one) // 2])
     (sweep / "fifth" / record.NAME).write_bytes(one.replace(b'"status": "c', b'"status": "un'))
     done = aggregate(sweep)
-    assert len(done.table) == 1
-    told = report.sweep(done)
-    assert "9 runs failed or left no record that can be read" in told
+    assert len(done.findings.rows) == 1
+    shown = told(done)
+    assert "9 runs failed or left no record that can be read" in shown
     for name, why in {
         "directory": "Is a directory",
         "link": "is a link out of the sweep",
@@ -150,8 +151,8 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
         "half": "is no readable record",
         "fifth": "status must be one of ['completed', 'failed']",
     }.items():
-        assert why in done.failures[name]
-        assert str(sweep / name / record.NAME) in done.failures[name]
+        assert why in done.findings.failures[name]
+        assert str(sweep / name / record.NAME) in done.findings.failures[name]
 
 
 def test_a_sweep_of_failures_only_still_has_its_files(tmp_path):
@@ -161,7 +162,7 @@ def test_a_sweep_of_failures_only_still_has_its_files(tmp_path):
     keep(tmp_path / "bad", work=fail)
     done = aggregate(tmp_path)
     assert results(tmp_path) == {}
-    assert "bad failed: no" in report.sweep(done)
+    assert "bad failed: no" in told(done)
 
 
 def test_two_answers_to_one_question_are_refused(tmp_path):

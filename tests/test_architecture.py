@@ -6,7 +6,7 @@ import pytest
 
 CORE = [
     "quant", "dist", "files", "metrics", "rank", "predict", "stream", "experiment", "record",
-    "report",
+    "terminal", "verdict", "measurement",
 ]  # fmt: skip
 NUMERICS = {
     "quant": set(),

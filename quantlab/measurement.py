@@ -1,0 +1,81 @@
+"""One array measured, for notebooks and scripts."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from quantlab import quant, record, terminal
+from quantlab.stream import measure as measure_tensor
+from quantlab.stream import usable_cores
+from quantlab.tensor import Tensor
+from quantlab.texts import Texts
+
+NAME = "x"
+
+
+class Measurement(Mapping[str, Any]):
+    """What the round trip of one array costs: its figures under their keys, as in results.csv.
+
+    ``dict(result)`` holds them all; a notebook shows them as a page does.
+    """
+
+    def __init__(self, tensor: dict[str, Any], mode: str, n_bits: int) -> None:
+        """Take what a record says of a tensor."""
+        self._run = {"mode": mode, "n_bits": n_bits, "tensors": {NAME: tensor}}
+        self._figures = record.figures(tensor)
+
+    def __getitem__(self, key: str) -> Any:
+        """Return a figure; None where it does not exist, and `reasons` says why."""
+        return self._figures[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the keys."""
+        return iter(self._figures)
+
+    def __len__(self) -> int:
+        """Return how many figures there are."""
+        return len(self._figures)
+
+    def __repr__(self) -> str:
+        """Return every figure, a line each."""
+        return terminal.figures(self._run)
+
+    def _repr_html_(self) -> str:
+        from quantlab import report  # Matplotlib, which only a notebook needs
+
+        return report.measurement(self._run, Texts("en"))
+
+
+def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
+    """Measure what it costs to store an array in n bits.
+
+    Parameters
+    ----------
+    x
+        Real numbers of any shape and dtype; they are measured as float32.
+    mode
+        ``"sym"`` or ``"asym"``.
+    n_bits
+        Width of the codes, 2 to 16.
+
+    Raises
+    ------
+    ValueError
+        When `x` is empty, not finite or no real numbers, or `mode` or `n_bits` is unknown.
+
+    Examples
+    --------
+    >>> result = measure([0.0, 0.5, -3.5], n_bits=4)
+    >>> result["scale"], result["max_err"], result["n_codes"]
+    (0.5, 0.0, 3)
+    """
+    if mode not in quant.MODES:
+        raise ValueError(f"mode must be one of {', '.join(quant.MODES)}, got {mode!r}")
+    quantizer = quant.MODES[mode](n_bits)
+    array = np.asarray(x)
+    if array.dtype.kind not in "fiub":
+        raise ValueError(f"x must hold real numbers, got dtype {array.dtype}")
+    tensor = measure_tensor(Tensor(NAME, array), quantizer, threads=usable_cores())
+    return Measurement(tensor | {"predicted": None}, quant.mode_name(mode), n_bits)

@@ -1,0 +1,79 @@
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from omegaconf import OmegaConf
+
+import quantlab
+from quantlab import quant
+from tests.conftest import ROOT, measure
+from tests.test_architecture import modules_after
+
+X = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32)
+
+
+@pytest.mark.parametrize("mode", quant.MODES)
+@pytest.mark.parametrize("n_bits", [2, 8, 16])
+def test_an_array_is_measured_as_a_run_measures_it(mode, n_bits):
+    result = quantlab.measure(X, mode=mode, n_bits=n_bits)
+    entry = measure(X, quant.MODES[mode](n_bits))
+    figures = {**entry["params"], **entry["measured"], **entry["rank"]}
+    assert {key: result[key] for key in figures} == figures
+    assert len(result) == len(dict(result)) > len(figures)
+
+
+@pytest.mark.parametrize("x", [X.tolist(), X.astype(np.float64), X.T.copy().T, X.astype(">f4")])
+def test_whatever_holds_the_numbers(x):
+    assert quantlab.measure(x)["sqnr_db"] == quantlab.measure(X)["sqnr_db"]
+
+
+def test_whole_numbers_are_numbers():
+    assert quantlab.measure(range(-127, 128))["max_err"] == 0
+
+
+@pytest.mark.parametrize(
+    ("x", "how", "why"),
+    [
+        (X, {"mode": "nf4"}, "mode must be one of sym, asym, got 'nf4'"),
+        (X, {"n_bits": 1}, "n_bits must be a whole number from 2 to 16, got 1"),
+        (["a"], {}, "x must hold real numbers, got dtype <U1"),
+        (X + 1j, {}, "x must hold real numbers, got dtype complex64"),
+        ([], {}, "tensor 'x' is empty"),
+        ([1, np.nan], {}, "tensor 'x' holds 1 NaN or Inf among its 2 values"),
+    ],
+)
+def test_what_cannot_be_measured_is_named(x, how, why):
+    with pytest.raises(ValueError, match=f"^{why}"):
+        quantlab.measure(x, **how)
+
+
+def test_it_shows_itself_in_a_terminal_and_in_a_notebook():
+    result = quantlab.measure(X, mode="asym", n_bits=4)
+    assert repr(result).startswith("x [20, 50], asymmetric, 4 bits\n  scale ")
+    shown = result._repr_html_()
+    picture = ElementTree.fromstring(shown[shown.index("<svg") : shown.index("</svg>") + 6])
+    assert picture.get("aria-label").startswith("Above, how often errors of each size occur")
+    assert f"{result['sqnr_db']:.6g}" in shown
+    assert "The 10 largest values, before and after" in shown
+    assert shown == quantlab.measure(X, mode="asym", n_bits=4)._repr_html_()
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "conf" / "mode").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_a_mode_is_called_as_its_yaml(path):
+    named = quant.MODES[path.stem]
+    assert OmegaConf.load(path)["_target_"] == f"{named.__module__}.{named.__name__}"
+
+
+def test_the_public_names_are_few_and_sorted():
+    assert quantlab.__all__ == sorted(quantlab.__all__)
+    assert set(quantlab.__all__) <= set(dir(quantlab))
+    with pytest.raises(AttributeError, match="has no attribute 'maesure'"):
+        quantlab.__getattr__("maesure")
+
+
+def test_importing_quantlab_loads_nothing():
+    assert {"quantlab"} == {
+        name for name in modules_after("import quantlab") if "quantlab" in name or name == "numpy"
+    }

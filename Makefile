@@ -3,7 +3,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test lint bench bench-sweep slurm ray lock clean
+.PHONY: help lab demo test lint bench bench-sweep slurm chromium ray lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -23,6 +23,9 @@ test: .venv/dev .venv/demo ## run the test suite
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm
+
+chromium: ## install the browser of the tests (Debian's package, needs root)
+	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; }
 
 ray: .venv/ray ## install Ray for the tests, in an environment of its own
 

@@ -32,4 +32,5 @@ def test_bins_hold_every_code_between_the_first_and_the_last_used(n_bits):
     for code, count in zip(codes.tolist(), [5, 7, 9], strict=True):
         assert counts[(code - first) // width] == count
     assert sum(counts) == 21
-    assert counts[0] and counts[-1]
+    assert counts[0]
+    assert counts[-1]

@@ -1,12 +1,14 @@
 """The README's figures are those of the committed sweep and of the commands beside them."""
 
 import json
+import re
 
-import pandas as pd
 import pytest
 
-from quantlab import report
-from quantlab.aggregate import Sweep
+import quantlab
+from quantlab import terminal
+from quantlab.bar import Bar
+from quantlab.texts import Texts
 from tests.conftest import ROOT, run_python
 
 README = (ROOT / "README.md").read_text()
@@ -15,12 +17,11 @@ LAB = json.loads((ROOT / "multirun" / "lab" / "results.json").read_text())
 
 
 def committed():
-    rows = [
+    return [
         {"dist": dist, "mode": mode, "n_bits": 8} | figures
         for dist, modes in LAB.items()
         for mode, figures in modes.items()
     ]
-    return Sweep(pd.DataFrame(rows, dtype=object), ["dist", "mode"], {}, {}, [])
 
 
 def test_the_committed_results_are_what_the_lab_gives(lab_sweep):
@@ -31,8 +32,21 @@ def test_the_committed_results_are_what_the_lab_gives(lab_sweep):
 
 
 def test_the_tables_are_those_of_the_committed_sweep():
-    assert report.measured(committed()) in README
-    assert report.predicted(committed()) in README
+    levels = ["dist", "mode"]
+    assert terminal.render(terminal.measured(committed(), levels, Bar(), Texts("en"))) in README
+    assert terminal.render(terminal.predicted(committed(), levels)) in README
+
+
+def test_the_example_prints_what_is_shown():
+    code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL).groups()
+    assert len([line for line in code.splitlines() if line]) <= 10
+    done = run_python("-c", code)
+    assert (done.stdout, done.stderr) == (printed, "")
+
+
+def test_the_default_bar_is_the_one_argued_for():
+    for key, asked in Bar().criteria.items():
+        assert f"| `{key}` | `{json.dumps(asked).removesuffix('.0')}` |" in README
 
 
 def test_the_claims_hold():
@@ -70,16 +84,20 @@ def test_the_claims_hold():
     assert hidden["mae"] == pytest.approx(hidden["scale"] / 4, rel=0.02)
 
 
-@pytest.mark.parametrize(
-    ("sweep", "part"),
-    [
-        (["dist=tense_logits", "mode=asym", "mode.zero_point=widen,clip,wide_int"], 1),
-        (["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"], 3),
-    ],
-)
-def test_the_sweeps_print_what_is_shown(tmp_path, sweep, part):
+def test_the_zero_points_are_those_shown(tmp_path):
+    sweep = ["dist=tense_logits", "mode=asym", "mode.zero_point=widen,clip,wide_int"]
     done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
-    assert done.stdout.split("\n\n")[part] in README
+    assert done.stdout.split("\n\n")[1] in README
+
+
+def test_the_widths_of_verb_probs_are_those_said(tmp_path):
+    sweep = ["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"]
+    done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    _, *verdicts = done.stdout.split("\n\n")[-2].splitlines()
+    assert "\n".join(verdicts) in README
+    table = quantlab.load(tmp_path).query("mode == 'symmetric'").set_index("n_bits")
+    in_order = (table["top_merged"] == 0) & (table["top_worst"] == 1)
+    assert in_order[in_order].index.tolist() == [10, 12, 13, 14, 15, 16]
 
 
 # A bare `pytest` may run offline; `make test`, and so CI, fetches the checkpoint first.
@@ -95,8 +113,8 @@ def test_the_demo_prints_what_is_shown(tmp_path):
         f"hydra.sweep.dir={tmp_path}",
     )
     assert done.returncode == 0, done.stderr
-    for part in done.stdout.split("\n\n")[1:3]:
-        assert part in README
+    overview, heading, worst = done.stdout.split("\n\n")[1:4]
+    assert f"{overview}\n\n{heading}\n\n{worst}" in README
 
 
 def test_no_value_of_the_lab_lies_on_a_half_step():

@@ -27,7 +27,7 @@ INK, PAPER = "#222222", "#ffffff"
 # Of Okabe and Ito's palette those with a contrast of 3 on white as on black.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 BARS, MARK = COLOURS[:2]
-MARKERS, DASHES = ("o", "s", "^", "D"), ("-", (0, (4, 1.5)))
+MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X", "p"), ("-", (0, (4, 1.5)))
 DB_A_BIT = 20 * math.log10(2)
 UNIFORM = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a step
 BEYOND = 1.001  # what float32 may add to half a step

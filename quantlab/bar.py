@@ -1,5 +1,6 @@
 """The bar: what figures a width must reach for a tensor to be stored in it."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
@@ -12,7 +13,7 @@ Row = Mapping[str, Any]  # the figures of one tensor in one run, under their key
 class Bar:
     """What is asked of the figures; a criterion that is None asks nothing.
 
-    `top_order`: the k largest values keep their order, however ties are broken. `rel_err`: the
+    `top_order`: the k largest values keep their order, however new ties are broken. `rel_err`: the
     mean relative error is at most this share. `sqnr_db`: the SQNR is at least this, in dB. All of
     them must hold; a figure that does not exist, because nothing was lost or no value is large
     enough to have a relative error, misses nothing.
@@ -28,8 +29,8 @@ class Bar:
             raise ValueError(
                 f"report.bar.top_order must be true, false or null, got {self.top_order!r}"
             )
-        for key in ("rel_err", "sqnr_db"):
-            _require_positive(key, getattr(self, key))
+        _require_within("rel_err", self.rel_err, 1)
+        _require_within("sqnr_db", self.sqnr_db, math.inf)
         if not self.criteria:
             raise ValueError("report.bar asks nothing: give at least one of its keys a value")
 
@@ -51,20 +52,18 @@ class Bar:
         return [key for key, asked in self.criteria.items() if not _meets(key, asked, row)]
 
 
-def order_holds(row: Row) -> bool:
-    """Say whether the top k keeps its order, however ties are broken."""
-    return not row["top_merged"] and not row["top_swapped"] and row["top_worst"] == 1
-
-
 def _meets(key: str, asked: Any, row: Row) -> bool:
     if key == "top_order":
-        return order_holds(row)
+        return row["top_order_kept"]
     if row[key] is None:
         return True
     return row[key] <= asked if key == "rel_err" else row[key] >= asked
 
 
-def _require_positive(key: str, asked: float | None) -> None:
+def _require_within(key: str, asked: float | None, most: float) -> None:
+    if asked is None:
+        return
     number = isinstance(asked, int | float) and not isinstance(asked, bool)
-    if asked is not None and not (number and 0 < asked < float("inf")):
-        raise ValueError(f"report.bar.{key} must be a number above 0 or null, got {asked!r}")
+    if not number or not 0 < asked <= most or asked == math.inf:
+        limit = "" if most == math.inf else f", up to {most} (0.05 is 5 %),"
+        raise ValueError(f"report.bar.{key} must be a number above 0{limit} or null, got {asked!r}")

@@ -1,7 +1,6 @@
 """One tensor looked at closely: its errors, the codes it uses, its largest values."""
 
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 from markupsafe import Markup
@@ -14,12 +13,15 @@ from quantlab.verdict import percent, quality
 
 
 class Place(NamedTuple):
-    """One of the k largest values; `after` is its place in the top that came back, if any."""
+    """One of the k largest values, or the next where it came back as the last of them did.
+
+    `after` says which place it has now, `merged` that a value which differed came back equal.
+    """
 
     element: int
     x: str
     x_hat: str
-    after: int | None
+    after: str
     merged: bool
 
 
@@ -55,7 +57,7 @@ def card(one: Record, drawn: bytes, t: Texts) -> Card:
         picture=Markup(plots.inline(drawn, t("closer_alt", finding=finding, half=half, **codes))),
         said=said,
         top_k=tensor["rank"]["top_k"],
-        places=list(places(tensor["top"])),
+        places=list(places(tensor["top"], tensor["rank"]["top_k"], t)),
     )
 
 
@@ -66,13 +68,19 @@ def _flushed(measured: Mapping[str, Any], half: str, t: Texts) -> str:
     return t("flushed", share=percent(measured["zeroed"], t), half=half)
 
 
-def places(top: Mapping[str, Any]) -> Iterator[Place]:
-    """Yield the largest values of a record, marking neighbours that became one value."""
-    after = {index: place for place, index in enumerate(top["indices_after"], 1)}
-    merges = [
-        a != b and c == d
-        for (a, b), (c, d) in zip(pairwise(top["x"]), pairwise(top["x_hat"]), strict=True)
-    ]
-    for n, (index, x, x_hat) in enumerate(zip(top["indices"], top["x"], top["x_hat"], strict=True)):
-        merged = any(merges[max(n - 1, 0) : n + 1])
-        yield Place(index, f"{x:.6g}", f"{x_hat:.6g}", after.get(index), merged)
+def places(top: Mapping[str, Any], k: int, t: Texts) -> Iterator[Place]:
+    """Yield the k largest values of a record, the next where it merged with them.
+
+    Equal values share their places: a sort puts either first, or leaves it out of the k.
+    """
+    x, x_hat = top["x"], top["x_hat"]
+    for n, (index, before, after) in enumerate(zip(top["indices"], x, x_hat, strict=True)):
+        first = sum(other > after for other in x_hat) + 1
+        last = sum(other >= after for other in x_hat)
+        merged = any(
+            other != before and back == after for other, back in zip(x, x_hat, strict=True)
+        )
+        if n < k or merged:
+            said = "–".join(map(str, dict.fromkeys([first, min(last, k)])))
+            said = t("top_or_out", places=said) if last > k else said
+            yield Place(index, f"{before:.6g}", f"{after:.6g}", said, merged)

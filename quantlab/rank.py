@@ -18,6 +18,8 @@ SHOWN = 20  # places of a top k that are kept one by one
 class Stability(TypedDict):
     """The rank answers; shares are of the original top k.
 
+    `top_order_kept` says that a value of the top k and a smaller one, in the top or not, always
+    came back in this order; values that were equal before may come in any.
     `top_worst`, `top_expected` and `top_best` are the shares kept in the top k when every tie at
     its edge is broken against them, at random, and for them.
     """
@@ -25,6 +27,7 @@ class Stability(TypedDict):
     top_k: int
     top_same_set: bool
     top_same_order: bool
+    top_order_kept: bool
     top_merged: int
     top_swapped: int
     top_worst: float
@@ -72,6 +75,7 @@ def stability(
     after: Top,
     x: FloatArray,
     x_hat: FloatArray,
+    reached: int,
     above: int,
     at_edge: int,
     absmax: float,
@@ -79,9 +83,10 @@ def stability(
     """Compare the k largest values before and after a round trip.
 
     `before` holds one value more than `after`, the k + 1 largest, unless the tensor has only k;
-    `x_hat` are the values that `before` came back as, `x` those that `after` came from. `above` and
-    `at_edge` count the values of the whole tensor that came back above and at the last of `after`;
-    `absmax` is its largest magnitude.
+    `x_hat` are the values that `before` came back as, `x` those that `after` came from. Of the
+    whole tensor `reached` counts the values that are at least the k-th largest, `above` and
+    `at_edge` those that came back above and at the last of `after`; `absmax` is the largest
+    magnitude.
     """
     k, edge = after.values.size, after.values[-1]
     top, values, came_back = before.indices[:k], before.values[:k], x_hat[:k]
@@ -89,14 +94,15 @@ def stability(
     gap = float(values[-1]) - float(before.values[k]) if before.values.size > k else math.inf
     union, first = np.unique(np.concatenate([top, after.indices]), return_index=True)
     pairs = np.stack([np.concatenate([values, x]), np.concatenate([came_back, after.values])])
+    merged = np.count_nonzero((values[1:] != values[:-1]) & (came_back[1:] == came_back[:-1]))
+    swapped = _inversions(*pairs[:, first])
     return {
         "top_k": k,
         "top_same_set": union.size == k,
         "top_same_order": bool(np.array_equal(top, after.indices)),
-        "top_merged": int(
-            np.count_nonzero((values[1:] != values[:-1]) & (came_back[1:] == came_back[:-1]))
-        ),
-        "top_swapped": _inversions(*pairs[:, first]),
+        "top_order_kept": not merged and not swapped and above + at_edge <= reached,
+        "top_merged": int(merged),
+        "top_swapped": swapped,
         "top_worst": worst,
         "top_expected": expected,
         "top_best": best,
@@ -104,17 +110,16 @@ def stability(
     }
 
 
-def table(before: Top, after: Top, x_hat: FloatArray) -> dict[str, Any]:
-    """Return the first `SHOWN` places before and after as plain JSON values.
+def table(before: Top, x_hat: FloatArray) -> dict[str, Any]:
+    """Return the first places as plain JSON values, and the one after them.
 
-    `before`, `after` and `x_hat` are those of `stability`; indices count elements in C order.
+    `before` and `x_hat` are those of `stability`; indices count elements in C order.
     """
-    k = min(after.indices.size, SHOWN)
+    places = slice(SHOWN + 1)
     return {
-        "indices": before.indices[:k].tolist(),
-        "x": before.values[:k].tolist(),
-        "x_hat": x_hat[:k].tolist(),
-        "indices_after": after.indices[:k].tolist(),
+        "indices": before.indices[places].tolist(),
+        "x": before.values[places].tolist(),
+        "x_hat": x_hat[places].tolist(),
     }
 
 

@@ -219,11 +219,21 @@ class _Journey:
             after,
             x=x[np.searchsorted(indices, after.indices)],
             x_hat=x_hat,
+            reached=self._reached(before, k),
             above=int(evidence.code_counts[evidence.code_values > edge].sum()),
             at_edge=int(evidence.code_counts[evidence.code_values == edge].sum()),
             absmax=self.found.absmax,
         )
-        return {"rank": answers, "top": rank.table(before, after, x_hat)}
+        return {"rank": answers, "top": rank.table(before, x_hat)}
+
+    def _reached(self, before: rank.Top, k: int) -> int:
+        """Count the values that are at least the k-th largest: k, or more where others equal it."""
+        least = before.values[k - 1]
+        if before.values[-1] < least:
+            return k
+        starts = range(0, self.tensor.size, BLOCK)
+        blocks = (self.tensor.block(start, start + BLOCK) for start in starts)
+        return sum(int(np.count_nonzero(block >= least)) for block in blocks)
 
     def _back(self, x: FloatArray) -> FloatArray:
         return quant.dequantize(quant.quantize(x, self.params, self.n_bits), self.params)

@@ -33,7 +33,8 @@ def load(directory: str | Path) -> pd.DataFrame:
     top_merged, top_swapped
     top_worst, top_expected, top_best         shares of the top k
     scale_replaced, zero_point_clipped,       yes or no
-    top_same_set, top_same_order
+    top_same_set, top_same_order,
+    top_order_kept
     predicted_scale, predicted_max_err,       as the figure itself; only of tensors that were
     predicted_mae, predicted_rmse,            predicted
     predicted_sqnr_db, predicted_landmark,

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quantlab.bar import Bar, Row, order_holds
+from quantlab.bar import Bar, Row
 from quantlab.record import as_text
 from quantlab.tensor import label
 from quantlab.texts import Texts
@@ -144,7 +144,7 @@ def measured(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> 
         (
             *_named(row, levels),
             *(_judged(key, spec, row, bar) for key, spec in MEASURED.items()),
-            Text(rank(row, t), MET if order_holds(row) else MISSED),
+            Text(rank(row, t), MET if row["top_order_kept"] else MISSED),
         )
         for row in rows[:LONGEST]
     ]
@@ -189,7 +189,7 @@ def overview(runs: dict[tuple[str, ...], list[Row]], levels: Sequence[str], t: T
         (
             *named,
             str(len(rows)),
-            str(sum(map(order_holds, rows))),
+            str(sum(row["top_order_kept"] for row in rows)),
             cell(median(quality(row["sqnr_db"]) for row in rows), ".2f"),
             cell(rows[0]["sqnr_db"], ".2f"),
             label(rows[0]["tensor"]),

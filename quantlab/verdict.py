@@ -7,7 +7,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
-from quantlab.bar import Bar, Row, order_holds
+from quantlab.bar import Bar, Row
 from quantlab.record import as_text
 from quantlab.tensor import label
 from quantlab.texts import Texts
@@ -171,7 +171,7 @@ def _missed(row: Row, bar: Bar, t: Texts) -> str:
 
 def _figure(text: str, key: str, row: Row, t: Texts, bar: Bar | None = None) -> str:
     if key == "top_order":
-        said = rank(row, t) + (t("rank_set") if row["top_worst"] == 1 else "")
+        said = rank(row, t) + t("rank_set" if row["top_worst"] == 1 else "rank_edge")
         return t(text, k=row["top_k"], rank=said)
     threshold = _value(key, bar.criteria[key], t) if bar else ""
     return t(text, value=_value(key, row[key], t), threshold=threshold)
@@ -183,7 +183,7 @@ def _zeroed(row: Row, t: Texts) -> list[str]:
 
 def rank(row: Row, t: Texts) -> str:
     """Say what became of the top k, however ties are broken."""
-    if order_holds(row):
+    if row["top_order_kept"]:
         return t("rank_in_order")
     said = [t(f"rank_{kind}", n=n) for kind in ("swapped", "merged") if (n := row[f"top_{kind}"])]
     if row["top_worst"] < 1:

@@ -101,7 +101,7 @@ def test_what_the_errors_do(figures, found):
 
 
 def row(name, n_bits, sqnr_db):
-    rest = {"top_merged": 0, "top_swapped": 0, "top_worst": 1, "rel_err": 0.1}
+    rest = {"top_order_kept": True, "rel_err": 0.1}
     named = {"dist": name, "mode": "symmetric", "tensor": name, "n_bits": n_bits}
     return named | rest | {"sqnr_db": sqnr_db}
 

@@ -28,6 +28,7 @@ def stability(x, x_hat, k=10):
         after,
         x=x[after.indices],
         x_hat=x_hat[before.indices],
+        reached=np.count_nonzero(x >= before.values[k - 1]),
         above=np.count_nonzero(x_hat > edge),
         at_edge=np.count_nonzero(x_hat == edge),
         absmax=float(np.abs(x).max()),
@@ -111,6 +112,26 @@ def test_the_certificate_holds(x, n_bits, k):
     sufficient = answer["top_bits_sufficient"]
     if sufficient is not None and n_bits >= sufficient and len(set(x.tolist())) > 1:
         assert answer["top_worst"] == 1
+
+
+@given(
+    arrays(np.float32, st.integers(1, 30), elements=st.sampled_from([-2, 0, 1, 1.5, 3])),
+    st.integers(1, 12),
+)
+def test_the_order_is_kept_where_no_smaller_value_comes_back_equal(x, k):
+    x_hat = np.floor(x)
+    top = np.sort(x)[::-1][:k]
+    kept = all(
+        x_hat[i] > x_hat[j] for i in np.flatnonzero(x >= top[-1]) for j in np.flatnonzero(x < x[i])
+    )
+    assert stability(x, x_hat, k)["top_order_kept"] == kept
+
+
+def test_ties_of_the_data_are_no_loss():
+    for x in (f32(*[1] * 50), f32(*[0] * 50), f32(7, 5, *[3] * 20, 1)):
+        answer = stability(x, x)
+        assert answer["top_order_kept"]
+        assert answer["top_worst"] < 1  # which of them is taken is luck, before as after
 
 
 @pytest.mark.parametrize("k", [0, -1, 2.5, None])

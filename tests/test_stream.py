@@ -190,12 +190,20 @@ def test_memory_does_not_grow_with_the_tensor(n_bits):
     assert peak < 48 * 2**20  # less than the 64 MiB of its float32 values
 
 
-def test_the_top_is_kept_place_by_place():
+def test_the_top_is_kept_place_by_place_and_the_next():
     x = np.float32([[3, 1, 7], [2, 5, 6.9]])
     top = measure(x, Symmetric(4), k=3)["top"]
-    assert top["indices"] == [2, 5, 4]
-    assert top["x"] == x.ravel()[[2, 5, 4]].tolist()
-    assert top["x_hat"] == [7.0, 7.0, 5.0]
-    assert top["indices_after"] == [2, 5, 4]
+    assert top["indices"] == [2, 5, 4, 0]
+    assert top["x"] == x.ravel()[[2, 5, 4, 0]].tolist()
+    assert top["x_hat"] == [7.0, 7.0, 5.0, 3.0]
     long = measure(LONG, Symmetric(8), k=rank.SHOWN + 5)["top"]
-    assert [len(each) for each in long.values()] == [rank.SHOWN] * 4
+    assert [len(each) for each in long.values()] == [rank.SHOWN + 1] * 3
+
+
+@pytest.mark.parametrize("size", [30, 3 * CHUNK])
+def test_a_tensor_of_equal_values_loses_no_order(size):
+    result = measure(np.ones(size, np.float32), Symmetric(8))
+    assert result["rank"]["top_order_kept"]
+    spiked = np.ones(size, np.float32)
+    spiked[5] = 1.0001
+    assert not measure(spiked, Symmetric(8))["rank"]["top_order_kept"]

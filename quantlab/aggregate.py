@@ -82,7 +82,6 @@ def provenance(
     return {
         "command": told["command"] or t("null"),
         "runs": t("runs", **counts),
-        "measured": " – ".join(f"{told[key] or '':.19}" for key in ("start", "end")) + " UTC",
         "versions": ", ".join(sorted(versions)),
         "results": hashlib.sha256(artefacts["results.json"]).hexdigest(),
     }
@@ -92,13 +91,16 @@ def collect(directory: Path) -> list[manifest.Run]:
     """Read the record of every run below a directory, in the order of the sweep.
 
     Of each tensor a record keeps its row of the table alone: ten thousand fit in memory. Raises
-    ValueError when there is no record.
+    ValueError when there is no record, or none that can be read.
     """
     paths = list(record.find(directory))
     if not paths:
         raise ValueError(f"{directory} is no sweep: there is no {record.NAME} in it or below it")
     with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
-        return sorted((_run(path, directory) for path in bar), key=_sweep_order)
+        runs = sorted((_run(path, directory) for path in bar), key=_sweep_order)
+    if not any(run.record for run in runs):
+        raise ValueError(f"{directory} is no sweep, nothing in it can be read: {runs[0].error}")
+    return runs
 
 
 def _run(path: Path, directory: Path) -> manifest.Run:
@@ -120,7 +122,8 @@ def tabulate(runs: Sequence[manifest.Run], directory: Path) -> tuple[pd.DataFram
     axes = swept_axes(records)
     table = tidy(records, axes)
     levels = varied_levels(table, axes)
-    _refuse_duplicates(table, levels, directory)
+    homes = [directory / run.directory for run in runs if run.record for _ in run.record["tensors"]]
+    _refuse_duplicates(table, levels, homes)
     return table, levels
 
 
@@ -193,13 +196,18 @@ def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
     return nested
 
 
-def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directory: Path) -> None:
-    keys = table[levels].map(record.as_text)
-    if keys.duplicated().any():
-        twice = ", ".join(f"{k}={v}" for k, v in keys[keys.duplicated()].iloc[0].items())
-        raise ValueError(
-            f"{directory} holds two runs of {twice}: remove one or sweep into another directory"
-        )
+def _refuse_duplicates(table: pd.DataFrame, levels: list[str], homes: list[Path]) -> None:
+    """Raise ValueError when two rows, of the run directories `homes`, answer the same question."""
+    keys = table[levels].map(record.as_text).apply(tuple, axis=1).tolist()
+    seen: dict[tuple[str, ...], Path] = {}
+    for key, home in zip(keys, homes, strict=True):
+        if key in seen:
+            twice = ", ".join(f"{k}={v}" for k, v in zip(levels, key, strict=True))
+            raise ValueError(
+                f"two runs are of {twice}: {seen[key]} and {home}; remove one, then "
+                f"python -m quantlab aggregate {home.parent}"
+            )
+        seen[key] = home
 
 
 def _overrides(one: Record) -> dict[str, str]:

@@ -84,6 +84,8 @@ class File(Distribution, ABC):
 
     def __post_init__(self) -> None:
         """Read the list of tensors, so that a bad file is refused before anything runs."""
+        _require_names("include", self.include)
+        _require_names("exclude", self.exclude)
         require_file(Path(self.path), self.format)
         _require_packages(self.needs, self.path, self.format)
         _ = self.entries
@@ -142,7 +144,7 @@ class File(Distribution, ABC):
 
     def _choose(self, entry: Entry) -> Entry:
         reason = entry.left_out
-        if self.include and not _matches(entry.name, self.include):
+        if self.include is not None and not _matches(entry.name, self.include):
             reason = "not in dist.include"
         elif _matches(entry.name, self.exclude):
             reason = "in dist.exclude"
@@ -321,6 +323,16 @@ def _require_packages(needs: Sequence[str], path: str, extra: str) -> None:
 
 def _listed(patterns: Patterns) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or ())
+
+
+def _require_names(key: str, patterns: Patterns) -> None:
+    """Raise ValueError unless patterns are text: YAML takes 0, true and nan for something else."""
+    for each in [patterns] if isinstance(patterns, str) else patterns or []:
+        if not isinstance(each, str):
+            raise ValueError(
+                f"dist.{key} takes names or patterns, got {each!r}: quote it twice, "
+                f"dist.{key}=\"'{each}'\""
+            )
 
 
 def _matches(name: str, patterns: Patterns) -> bool:

@@ -16,6 +16,7 @@ PREDICTED = {
     "sqnr_db": ".1f",
     "landmark_rel_err": "%",
 }
+OF_MANY = [key for key in PREDICTED if key != "landmark_rel_err"]  # not the luck of one value
 GRADES = {"close": math.log(1.1), "off": math.log(1.5), "wrong": math.inf}
 
 
@@ -33,7 +34,7 @@ def predictions(
 ) -> list[tuple[str, list[Guess]]]:
     """Return what was predicted and what came, a row a tensor and run, the most wrong first."""
     believed = [row for row in rows if row.get("predicted_scale") is not None]
-    ranked = sorted(believed, key=lambda row: -max(_wrong(key, row) for key in PREDICTED))
+    ranked = sorted(believed, key=lambda row: -max(_wrong(key, row) for key in OF_MANY))
     return [
         (
             t("in_bits", name=row_name(row, levels), bits=row["n_bits"]),

@@ -62,6 +62,8 @@ def require_sound(cfg: DictConfig) -> None:
     with surroundings(cfg):
         build(cfg)
         asked_of_report(cfg)
+        if not isinstance(cfg.get("resume", True), bool):
+            raise ValueError(f"resume must be true or false, got {cfg.resume!r}")
         try:
             record.run_key(settings(cfg), {}, {})
         except InterpolationToMissingValueError:

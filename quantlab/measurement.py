@@ -74,6 +74,10 @@ def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
     if mode not in quant.MODES:
         raise ValueError(f"mode must be one of {', '.join(quant.MODES)}, got {mode!r}")
     quantizer = quant.MODES[mode](n_bits)
+    if np.ma.isMaskedArray(x):
+        raise ValueError(
+            "x is a masked array: measure x.compressed(), or x.data to ignore the mask"
+        )
     array = np.asarray(x)
     if array.dtype.kind not in "fiub":
         raise ValueError(f"x must hold real numbers, got dtype {array.dtype}")

@@ -22,7 +22,7 @@ FIGURES = {
     "zeroed": "%",
 }
 PARAMS = {"scale": ".4g", "zero_point": "d", "n_elements": "d"}
-GLOSSARY = (*FIGURES, "top_k", *PARAMS, "bar")
+GLOSSARY = ("bar", *FIGURES, "top_k", *PARAMS)
 
 
 class Table(NamedTuple):
@@ -43,10 +43,10 @@ def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Tab
         [
             [
                 *(label(as_text(row[key])) for key in keys),
+                " ".join(bar.missed(row)) or t("bar_met"),
                 *(figure(row[key], spec, t) for key, spec in FIGURES.items()),
                 rank(row, t),
                 *(figure(row[key], spec, t) for key, spec in PARAMS.items()),
-                " ".join(bar.missed(row)) or t("bar_met"),
             ]
             for row in rows
         ],
@@ -88,7 +88,8 @@ def _cell(row: Row | None, t: Texts) -> tuple[str, int | None]:
         return "", None
     share = quality(row["sqnr_db"]) / FULL
     shade = int(min(max(SHADES * share, 0), SHADES - 1))
-    return figure(row["sqnr_db"], ".1f", t), shade
+    text = t("exact") if row["sqnr_db"] is None else figure(row["sqnr_db"], ".1f", t)
+    return text, shade
 
 
 def shades() -> list[tuple[str, str]]:

@@ -54,6 +54,8 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
+ROW = {"ncols": 2, "borderpad": 0, "handlelength": 1.2, "columnspacing": 1.2}  # of a legend
+NAMED = 40  # characters that a line of a legend has room for
 SVG = "http://www.w3.org/2000/svg"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
@@ -121,7 +123,7 @@ def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
             marker=MARKERS[number % len(MARKERS)],
             linestyle=DASHES[number // len(COLOURS)],
             markersize=4,
-            label=each.name,
+            label=label(each.name, NAMED),
         )
     if bar.sqnr_db:
         asked = t("bits_bar", threshold=f"{bar.sqnr_db:g}")
@@ -161,7 +163,7 @@ def _errors(panel: Axes, tensor: Entry, t: Texts) -> None:
     panel.stairs(counts, np.linspace(0, half_step, len(counts) + 1), fill=True, color=BARS)
     even = sum(counts) / len(counts)
     panel.axhline(even, color=INK, linestyle=":", label=t("even", n=f"{even:.3g}"))
-    panel.axvline(half_step, color=MARK, linewidth=2, label=t("half_step", half=f"{half_step:.4g}"))
+    panel.axvline(half_step, color=MARK, linewidth=2, label=t("half_step", half=f"{half_step:.3g}"))
     panel.set_xlabel(t("axis_error"))
     panel.set_xlim(0, half_step * 1.08)
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
@@ -170,7 +172,7 @@ def _errors(panel: Axes, tensor: Entry, t: Texts) -> None:
 
 def _above(panel: Axes) -> None:
     """Put the legend where it hides nothing, and few enough ticks for a narrow panel."""
-    panel.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderpad=0)
+    panel.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), **ROW)
     panel.xaxis.set_major_locator(MaxNLocator(5))
     panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.set_ylim(bottom=0)

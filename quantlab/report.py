@@ -19,9 +19,19 @@ from quantlab import card, guess, page, plots
 from quantlab.bar import Bar, Row
 from quantlab.record import Record
 from quantlab.tensor import label
-from quantlab.terminal import cell
+from quantlab.terminal import cell, grouped_by_reason
 from quantlab.texts import Texts
-from quantlab.verdict import INT8, Verdict, answers, criterion, sentence, sentences, widths
+from quantlab.verdict import (
+    INT8,
+    Verdict,
+    answers,
+    criterion,
+    quality,
+    sentence,
+    sentences,
+    the_bar,
+    widths,
+)
 
 CARDS = 6  # tensors that are looked at closely
 FIRST, MOST = 12, 200  # sentences before the fold, and of single tensors behind it
@@ -79,8 +89,7 @@ def artefacts(found: Findings, t: Texts) -> dict[str, bytes]:
             files["error_histogram.png"] = plots.png(histogram)
     said = {"t": t, "found": found, **_said(found, t)}
     html = _template("report.html.j2").render(**said, **_page(found, t), trend=trend, cards=cards)
-    table = page.table(found.rows[:LINES], found.levels, found.bar, t)
-    text = _template("report.md.j2").render(**said, table=table)
+    text = _template("report.md.j2").render(**said, **_markdown(found, t))
     return files | {"report.html": html.encode(), "report.md": text.encode()}
 
 
@@ -117,8 +126,10 @@ def _said(found: Findings, t: Texts) -> dict[str, Any]:
         "criteria": [criterion(key, asked, t) for key, asked in found.bar.criteria.items()],
         "answers": list(answers(found.verdicts, t)),
         "sentences": list(sentences(found.verdicts, found.levels, t)),
-        "failures": list(found.failures.items())[:LINES],
-        "skipped": [(label(each), why) for each, why in found.skipped.items()][:LINES],
+        "the_bar": the_bar(found.bar, t),
+        "starred": any(each.gaps([key]) for each in found.verdicts for key in found.bar.criteria),
+        "failures": grouped_by_reason(found.failures, t),
+        "skipped": [(label(each), why) for each, why in found.skipped.items()],
         "lines": LINES,
     }
 
@@ -144,8 +155,27 @@ def _page(found: Findings, t: Texts) -> dict[str, Any]:
         "predicted": guess.PREDICTED,
         "predictions": guess.predictions(found.rows, found.levels, t),
         "table": page.table(found.rows, found.levels, found.bar, t),
-        "glossary": page.GLOSSARY,
+        "glossary": (*page.GLOSSARY, "rmse", "landmark_rel_err"),
+        "bits_caption": _bits_caption(found, t),
     }
+
+
+def _markdown(found: Findings, t: Texts) -> dict[str, Any]:
+    """Return what only report.md shows: of many rows those that suffer most."""
+    rows = found.rows
+    if len(rows) > LINES:
+        rows = sorted(rows, key=lambda row: quality(row["sqnr_db"]))[:LINES]
+    return {
+        "tried": _tried(found),
+        "heat": page.heat(found.verdicts[:LINES], _tried(found), t),
+        "table": page.table(rows, found.levels, found.bar, t),
+    }
+
+
+def _bits_caption(found: Findings, t: Texts) -> str:
+    if len(found.verdicts) <= plots.LINES:
+        return t("bits_caption")
+    return t("bits_caption_many", n=plots.LINES, of=len(found.verdicts))
 
 
 def _tried(found: Findings) -> list[int]:

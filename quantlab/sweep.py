@@ -33,8 +33,9 @@ def sweep(
     """Do every combination of the values in `arguments` that is not done yet, then aggregate.
 
     Raises ValueError or an error of Hydra's before the first run where a value makes no sense, and
-    where another sweep holds the directory; SystemExit with code 1 where a run failed, 130 where
-    Ctrl-C ended the sweep.
+    where another sweep holds the directory; ValueError in the end where the directory holds another
+    answer to the same question; SystemExit with code 1 where a run failed, 130 where Ctrl-C ended
+    the sweep.
     """
     directory = Path(config.hydra.sweep.dir)
     jobs = grid(arguments, config, loader)
@@ -114,7 +115,11 @@ def _finish(
         print(f"\n{terminal.sweep(done.findings, done.files, t)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
-    except (ValueError, OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C
+    except ValueError as error:  # resuming would end here too
+        if not stopped:
+            raise
+        print(f"quantlab: {sentence(error)}", file=sys.stderr)
+    except (OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C
         stopped = stopped or error
     if stopped or failed:
         why = sentence(stopped) if stopped else f"{failed} of {len(jobs)} runs failed"

@@ -109,10 +109,14 @@ class Tensor:
         return digest.hexdigest()
 
 
-def label(name: str) -> str:
-    """Return a tensor's name that fits a line and can play no tricks on a terminal."""
+def label(name: str, longest: int = 48) -> str:
+    """Return a tensor's name that fits a line and can play no tricks on a terminal.
+
+    Of a name with too many characters the middle goes: tensors differ at the end.
+    """
     name = name if name.isprintable() else ascii(name)[1:-1]
-    return name if len(name) <= 48 else f"{name[:20]}…{name[-27:]}"
+    head = (longest - 8) // 2
+    return name if len(name) <= longest else f"{name[:head]}…{name[head + 1 - longest :]}"
 
 
 def _not_finite(block: FloatArray) -> NDArray[np.intp]:

@@ -14,7 +14,7 @@ from quantlab.bar import Bar, Row
 from quantlab.record import as_text
 from quantlab.tensor import label
 from quantlab.texts import Texts
-from quantlab.verdict import answers, quality, rank, sentences
+from quantlab.verdict import answers, quality, rank, sentences, the_bar
 
 if TYPE_CHECKING:  # a single run prints its figures without pandas
     from quantlab.files import Entry
@@ -24,6 +24,7 @@ if TYPE_CHECKING:  # a single run prints its figures without pandas
 WIDTH = 100  # columns
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
 FEW = 12  # predictions, likewise
+SHORT = 20  # characters of what a run is called by
 MOST = 20  # verdicts
 WORST = 3  # of a run's tensors a terminal shows those that suffer most
 MEASURED = {
@@ -82,7 +83,7 @@ def figures(one: "Record") -> str:
     ]
     left_out = [f"... and {len(worst) - LONGEST} more, in record.json"] * (len(worst) > LONGEST)
     table = render(_table(["tensor, worst first", "elements", *RATIOS], rows))
-    return "\n".join([table, *left_out, *_skipped(one["skipped"])])
+    return "\n".join([table, *left_out, *_skipped(one["skipped"], Texts("en"))])
 
 
 def _figure_lines(one: "Record", name: str, tensor: dict[str, Any]) -> Iterator[str]:
@@ -99,8 +100,8 @@ def sweep(found: "Findings", files: Sequence[Path], t: Texts) -> str:
     """Return the tables of a sweep, its verdict, its failures and where its files are."""
     return render(
         *_tables(found, t),
-        "\n".join(_skipped(found.skipped)),
-        _failures(found.failures),
+        "\n".join(_skipped(found.skipped, t)),
+        "\n".join(_failures(found.failures, t)),
         "\n".join(map(str, dict.fromkeys(map(_told, files)))),
     )
 
@@ -124,8 +125,9 @@ def _tables(found: "Findings", t: Texts) -> Iterator[Table | str]:
         yield measured(rows, levels, found.bar, t)
         if len(rows) > LONGEST:
             yield t("more_rows", n=len(rows) - LONGEST)
+        if "predicted_scale" in rows[0]:
+            yield t("predicted_measured" if len(rows) <= FEW else "predicted_elsewhere")
         if "predicted_scale" in rows[0] and len(rows) <= FEW:
-            yield t("predicted_measured")
             yield predicted(rows, levels)
     yield "\n".join(_verdicts(found, t))
 
@@ -136,6 +138,7 @@ def _verdicts(found: "Findings", t: Texts) -> Iterator[str]:
     yield from said[:MOST]
     if len(said) > MOST:
         yield t("more_verdicts", n=len(said) - MOST)
+    yield the_bar(found.bar, t)
 
 
 def measured(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Table:
@@ -210,17 +213,31 @@ def worst(runs: dict[tuple[str, ...], list[Row]], levels: Sequence[str]) -> Tabl
     return _table([*_heads(levels), "tensor", *RATIOS], lines[:LONGEST])
 
 
-def _failures(reasons: Mapping[str, str]) -> str:
-    lines = [f"{run} failed: {why}" for run, why in reasons.items()]
-    many = [f"{len(lines)} runs failed or left no record that can be read"] * (len(lines) > 1)
-    more = ["... and more, in manifest.json"] * (len(lines) > LONGEST)
-    return "\n".join([*many, *lines[:LONGEST], *more])
+def _failures(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
+    if len(reasons) > 1:
+        yield t("failures", n=len(reasons))
+    grouped = grouped_by_reason(reasons, t)
+    yield from (t("failed", who=who, why=why) for who, why in grouped[:LONGEST])
+    if len(grouped) > LONGEST:
+        yield t("more_lines", n=len(grouped) - LONGEST)
 
 
-def _skipped(reasons: Mapping[str, str]) -> list[str]:
-    lines = [f"left out: {label(name)} ({why})" for name, why in reasons.items()]
-    more = [f"... and {len(lines) - WORST} more, in record.json"] * (len(lines) > WORST)
-    return lines[:WORST] + more
+def grouped_by_reason(reasons: Mapping[str, str], t: Texts) -> list[tuple[str, str]]:
+    """Return each reason once, and whose it is: the first, and how many more."""
+    groups: dict[str, list[str]] = {}
+    for who, why in reasons.items():
+        groups.setdefault(why, []).append(who)
+    return [
+        (who[0] if len(who) == 1 else t("and_more", first=who[0], n=len(who) - 1), why)
+        for why, who in groups.items()
+    ]
+
+
+def _skipped(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
+    for name, why in list(reasons.items())[:WORST]:
+        yield t("left_out", name=label(name), why=why)
+    if len(reasons) > WORST:
+        yield t("more_left_out", n=len(reasons) - WORST)
 
 
 def _ratios(figures: Row) -> Iterator[str]:
@@ -228,7 +245,7 @@ def _ratios(figures: Row) -> Iterator[str]:
 
 
 def _named(row: Row, levels: Sequence[str]) -> tuple[str, ...]:
-    return tuple(label(as_text(row[level])) for level in levels)
+    return tuple(label(as_text(row[level]), SHORT) for level in levels)
 
 
 def _heads(levels: Sequence[str]) -> list[str]:

@@ -154,6 +154,12 @@ def _told(row: Row, bar: Bar, t: Texts) -> str:
     return _missed(row, bar, t) if bar.missed(row) else _figures(row, bar, t)
 
 
+def the_bar(bar: Bar, t: Texts) -> str:
+    """Return the bar, every criterion with its threshold."""
+    asked = "; ".join(criterion(key, asked, t) for key, asked in bar.criteria.items())
+    return t("the_bar", criteria=asked)
+
+
 def criterion(key: str, asked: Any, t: Texts) -> str:
     """Return a criterion of the bar with its threshold."""
     return t(f"criterion_{key}", threshold=_value(key, asked, t))

@@ -168,7 +168,9 @@ def test_a_sweep_of_failures_only_still_has_its_files(tmp_path):
 def test_two_answers_to_one_question_are_refused(tmp_path):
     keep(tmp_path / "a")
     keep(tmp_path / "b")
-    with pytest.raises(ValueError, match="two runs of dist=hidden, mode=symmetric"):
+    with pytest.raises(
+        ValueError, match=r"two runs are of dist=hidden, mode=symmetric: .*/a and .*/b; remove one"
+    ):
         aggregate(tmp_path)
 
 

@@ -46,5 +46,8 @@ def test_the_most_wrong_prediction_comes_first():
     rows = [believed({}), believed({"mae": 0.3}, 4, mae=0.1), believed({"mae": 0.11}, 6, mae=0.1)]
     names = [name for name, _ in guess.predictions(rows, LEVELS, T)]
     assert names == [f"verb_probs, symmetric, {n} bits" for n in (4, 6, 8)]
+    lucky = believed({"landmark_rel_err": 1e-9}, 16, landmark_rel_err=0.1)  # one value tells little
+    names = [name for name, _ in guess.predictions([*rows, lucky], LEVELS, T)]
+    assert names[0] == "verb_probs, symmetric, 4 bits"
     unknown = row(8) | {"predicted_scale": None}
     assert guess.predictions([unknown, row(8)], LEVELS, T) == []

@@ -39,6 +39,7 @@ def test_whole_numbers_are_numbers():
         (["a"], {}, "x must hold real numbers, got dtype <U1"),
         (X + 1j, {}, "x must hold real numbers, got dtype complex64"),
         ([], {}, "tensor 'x' is empty"),
+        (np.ma.array([1.0, 2.0], mask=[0, 1]), {}, "x is a masked array"),
         ([1, np.nan], {}, "tensor 'x' holds 1 NaN or Inf among its 2 values"),
     ],
 )

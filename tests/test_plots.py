@@ -4,7 +4,9 @@ from itertools import combinations
 import matplotlib as mpl
 import pytest
 from colorspacious import deltaE
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
+from matplotlib.legend import Legend
 
 from quantlab import page, plots, record
 from quantlab.bar import Bar
@@ -85,6 +87,23 @@ def test_the_histogram_is_of_one_tensor_in_every_mode(lab):
     assert [panel.get_title().split(",")[0] for panel in drawn.axes] == ["symmetric", "asymmetric"]
     heading = "hidden, 8 bits: the errors are spread evenly and end at s/2"
     assert drawn.get_suptitle() == heading
+
+
+def test_no_word_leaves_the_picture(lab):
+    long = "dist.path=/somewhere/far/away/" + "checkpoint" * 4
+    rows = [row(long, n, 6.02 * n) for n in range(2, 17)]
+    found = verdicts(rows, ["dist", "mode"], Bar())
+    with plots.styled():
+        drawn = [plots.error_vs_bits(found, Bar(), T), plots.error_histogram(lab[:2], T)]
+        drawn += [plots.closer(plots.worst(one["tensors"])[1], T) for one in lab]
+        for picture in drawn:
+            canvas = FigureCanvasAgg(picture)
+            canvas.draw()
+            renderer = canvas.get_renderer()
+            for legend in picture.findobj(Legend):
+                for text in legend.get_texts():
+                    box = text.get_window_extent(renderer)
+                    assert box.x0 <= box.x1 <= picture.bbox.x1, text.get_text()
 
 
 @pytest.mark.parametrize(

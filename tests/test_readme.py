@@ -93,7 +93,7 @@ def test_the_zero_points_are_those_shown(tmp_path):
 def test_the_widths_of_verb_probs_are_those_said(tmp_path):
     sweep = ["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"]
     done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
-    _, *verdicts = done.stdout.split("\n\n")[-2].splitlines()
+    _, *verdicts, _ = done.stdout.split("\n\n")[-2].splitlines()
     assert "\n".join(verdicts) in README
     table = quantlab.load(tmp_path).query("mode == 'symmetric'").set_index("n_bits")
     assert table[table["top_order_kept"]].index.tolist() == [10, 12, 13, 14, 15, 16]

@@ -1,7 +1,4 @@
 "use strict";
-addEventListener("beforeprint", () => {
-  for (const each of document.querySelectorAll("details")) each.open = true;
-});
 const table = document.getElementById("all");
 if (table) {
   const rows = [...table.tBodies[0].rows];
@@ -18,10 +15,17 @@ if (table) {
   });
   const filter = document.getElementById("filter");
   const shown = document.getElementById("shown");
-  const texts = new Map(rows.map(row => [row, row.textContent.toLowerCase()]));
+  const texts = new Map(
+    rows.map(row => [row, [...row.cells].map(cell => cell.textContent).join("\n")]));
+  const pattern = word => {
+    const escaped = word.replace(/[.*+?^${}()|[\]\\]/g, "\\$&");
+    return isNaN(word)  // a word begins as it was typed ("symmetric" is not "asymmetric")
+      ? new RegExp("(?<![\\p{L}\\p{N}])" + escaped, "iu")
+      : new RegExp("(?<!\\S)" + escaped + "(?!\\S)");  // a number stands alone
+  };
   const apply = () => {
-    const words = filter.value.toLowerCase().split(/\s+/);
-    for (const row of rows) row.hidden = !words.every(word => texts.get(row).includes(word));
+    const patterns = filter.value.split(/\s+/).filter(word => word).map(pattern);
+    for (const row of rows) row.hidden = !patterns.every(each => each.test(texts.get(row)));
     const n = rows.filter(row => !row.hidden).length;
     shown.textContent = shown.dataset.text.replace("{shown}", n);
   };

@@ -327,7 +327,10 @@ def _listed(patterns: Patterns) -> list[str]:
 
 def _require_names(key: str, patterns: Patterns) -> None:
     """Raise ValueError unless patterns are text: YAML takes 0, true and nan for something else."""
-    for each in [patterns] if isinstance(patterns, str) else patterns or []:
+    if patterns is None:
+        return
+    one = isinstance(patterns, str) or not isinstance(patterns, Sequence)
+    for each in [patterns] if one else patterns:
         if not isinstance(each, str):
             raise ValueError(
                 f"dist.{key} takes names or patterns, got {each!r}: quote it twice, "

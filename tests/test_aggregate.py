@@ -177,3 +177,25 @@ def test_two_answers_to_one_question_are_refused(tmp_path):
 def test_a_directory_that_is_no_sweep_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"is no sweep: there is no record\.json"):
         aggregate(tmp_path)
+
+
+def test_a_directory_without_a_readable_record_is_left_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / record.NAME).write_text("{}")
+    with pytest.raises(
+        ValueError, match=r"is no sweep, nothing in it can be read: .*/a/record\.json"
+    ):
+        aggregate(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_reason_that_many_share_is_told_once(tmp_path):
+    def fail():
+        raise ValueError("tensor 'w' is empty")
+
+    for n_bits in (2, 4, 8):
+        keep(tmp_path / str(n_bits), n_bits, n_bits, work=fail)
+    shown = told(aggregate(tmp_path))
+    assert "3 runs failed or left no record that can be read" in shown
+    assert "2 and 2 more failed: tensor 'w' is empty" in shown
+    assert shown.count("is empty") == 1

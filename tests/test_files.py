@@ -387,3 +387,13 @@ def test_a_missing_package_is_told(tmp_path, monkeypatch):
     path = write_gguf(tmp_path / "w.gguf", w=(X, None))
     with pytest.raises(ValueError, match=r"takes the package gguf: pip install 'quantlab\[gguf\]'"):
         Gguf(path)
+
+
+@pytest.mark.parametrize("given", [0, ["a", 1.5], [True], [float("nan")]])
+@pytest.mark.parametrize("key", ["include", "exclude"])
+def test_a_pattern_that_yaml_took_for_something_else_is_named(tmp_path, key, given):
+    np.savez(tmp_path / "x.npz", a=np.ones(3))
+    with pytest.raises(
+        ValueError, match=rf"^dist\.{key} takes names or patterns, got .*: quote it"
+    ):
+        files.Npz(str(tmp_path / "x.npz"), **{key: given})

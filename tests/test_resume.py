@@ -1,6 +1,7 @@
 import shutil
 
 import numpy as np
+import pytest
 
 from quantlab import record
 from tests.conftest import ALL, ROOT, SWEEP, require_same, run
@@ -79,3 +80,23 @@ def test_settings_of_the_environment_are_resumed(tmp_path):
         done = run(*sweep, f"hydra.sweep.dir={tmp_path}/s")
         assert done.returncode == 0, done.stderr
         assert said in done.stdout
+
+
+def test_one_question_asked_in_two_ways_is_told_and_costs_nothing(tmp_path):
+    sweep = ["-m", "dist=verb_probs", f"hydra.sweep.dir={tmp_path}"]
+    assert run(*sweep, "n_bits=8").returncode == 0
+    before = (tmp_path / "results.json").read_bytes()
+    done = run(*sweep)  # 8 is the default
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("quantlab: two runs are of dist=verb_probs, mode=symmetric: ")
+    assert line.endswith(f"remove one, then python -m quantlab aggregate {tmp_path}")
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["maybe", "no", "1", "null"])
+def test_resume_is_true_or_false(tmp_path, value):
+    done = run("-m", "n_bits=4,8", f"resume={value}", f"hydra.sweep.dir={tmp_path}/s")
+    assert done.returncode == 1
+    assert done.stderr.startswith("quantlab: resume must be true or false, got ")
+    assert not (tmp_path / "s").exists()

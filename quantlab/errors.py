@@ -1,5 +1,6 @@
 """Mistakes of a person, told in one sentence instead of a traceback."""
 
+import io
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -32,8 +33,12 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 def told() -> Iterator[None]:
     """End the program on an error: one sentence for a mistake, a traceback for a bug of ours.
 
-    SystemExit also leaves a Hydra callback, where any other exception becomes a warning.
+    SystemExit also leaves a Hydra callback, where any other exception becomes a warning. A terminal
+    that lacks a character shows a question mark: that is no reason to fail.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:

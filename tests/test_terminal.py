@@ -86,6 +86,13 @@ def test_what_looks_like_markup_is_text():
     assert render("[bold]x[/bold] :smile:") == "[bold]x[/bold] :smile:"
 
 
+def test_a_terminal_without_our_characters_is_no_failure(undisturbed):
+    command = ["-m", "quantlab", "aggregate", undisturbed]
+    done = run_python(*command, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0?100% kept" in done.stdout
+
+
 def test_the_language_of_the_report_is_that_of_the_verdict(undisturbed, tmp_path):
     import shutil
 

@@ -1,8 +1,10 @@
 """Collect a sweep: records -> tidy table -> results.json, results.csv, report, manifest.json."""
 
 import hashlib
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -12,7 +14,7 @@ from tqdm import tqdm
 from quantlab import manifest, record, report
 from quantlab.bar import Bar, Row
 from quantlab.record import Record
-from quantlab.report import Findings
+from quantlab.report import Findings, Shown
 from quantlab.texts import Texts
 from quantlab.verdict import verdicts
 
@@ -33,7 +35,8 @@ class Sweep(NamedTuple):
 def aggregate(directory: Path, bar: Bar, t: Texts) -> Sweep:
     """Write the aggregate of every record below `directory` into it.
 
-    Its files depend on the records, the bar and the language alone. A record that cannot be read
+    Its files depend on the records, the command that the sweep's multirun.yaml tells, the bar and
+    the language alone; times stand in the manifest. A record that cannot be read
     is a failure like that of a run. Raises ValueError when there is no record, or when two records
     answer for the same combination.
     """
@@ -42,17 +45,23 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Sweep:
     artefacts = tables(table, levels)
     told = manifest.told_by_records(directory, runs, levels)
     rows = cast("list[Row]", table.to_dict("records"))
-    measured = {run.directory: run.record for run in runs if run.record and run.record["tensors"]}
+    paths = [path / record.NAME for path in _homes(runs, directory)]
+    read = cache(record.read)
+
+    def shown(chosen: list[int]) -> list[Shown]:
+        return [Shown(rows[n], read(paths[n])["tensors"][rows[n]["tensor"]]) for n in chosen]
+
+    records = [run.record for run in runs if run.record]
     findings = Findings(
         rows=rows,
         levels=levels,
         verdicts=verdicts(rows, levels, bar),
         bar=bar,
-        shown=[record.read(directory / each / record.NAME) for each in report.choose(measured)],
+        closer=shown(report.choose(rows, levels)),
+        histogram=shown(report.choose_histogram(rows)) if rows else [],
         failures={_which(run): run.error for run in runs if run.error},
-        skipped={
-            name: why for run in runs if run.record for name, why in run.record["skipped"].items()
-        },
+        skipped={name: why for one in records for name, why in one["skipped"].items()},
+        unmeasured=list(dict.fromkeys(name for one in records for name in one["failed"])),
         provenance=provenance(runs, told, artefacts, t),
     )
     artefacts |= report.artefacts(findings, t)
@@ -60,8 +69,22 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Sweep:
     for name, content in artefacts.items():
         (directory / name).parent.mkdir(exist_ok=True)
         record.write(directory / name, content)
+    _clear(directory, artefacts)
     failed = [run.record["overrides"] for run in runs if run.record and run.error]
     return Sweep(findings, [directory / name for name in artefacts], failed)
+
+
+def _clear(directory: Path, artefacts: Mapping[str, bytes]) -> None:
+    """Remove the pictures of an earlier report that this one has not."""
+    for pattern in report.PICTURES:
+        for path in directory.glob(pattern):
+            if path.relative_to(directory).as_posix() not in artefacts:
+                path.unlink()
+
+
+def _homes(runs: Sequence[manifest.Run], directory: Path) -> list[Path]:
+    """Return the run directory of each row of the table."""
+    return [directory / run.directory for run in runs if run.record for _ in run.record["tensors"]]
 
 
 def provenance(
@@ -111,7 +134,8 @@ def _run(path: Path, directory: Path) -> manifest.Run:
         content = record.read(path)
         sha256 = record.digest(path)
     except ValueError as reason:
-        return manifest.Run(where, None, None, str(reason))
+        why = str(reason).replace(f"{directory}{os.sep}", "")  # the same wherever the sweep is
+        return manifest.Run(where, None, None, why)
     content["tensors"] = {name: record.figures(each) for name, each in content["tensors"].items()}
     return manifest.Run(where, sha256, content, content["error"])
 
@@ -122,8 +146,7 @@ def tabulate(runs: Sequence[manifest.Run], directory: Path) -> tuple[pd.DataFram
     axes = swept_axes(records)
     table = tidy(records, axes)
     levels = varied_levels(table, axes)
-    homes = [directory / run.directory for run in runs if run.record for _ in run.record["tensors"]]
-    _refuse_duplicates(table, levels, homes)
+    _refuse_duplicates(table, levels, _homes(runs, directory))
     return table, levels
 
 

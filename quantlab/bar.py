@@ -15,8 +15,7 @@ class Bar:
 
     `top_order`: the k largest values keep their order, however new ties are broken. `rel_err`: the
     mean relative error is at most this share. `sqnr_db`: the SQNR is at least this, in dB. All of
-    them must hold; a figure that does not exist, because nothing was lost or no value is large
-    enough to have a relative error, misses nothing.
+    them must hold; a figure that does not exist holds where nothing was lost.
     """
 
     top_order: bool | None = True
@@ -36,11 +35,14 @@ class Bar:
 
     @classmethod
     def of(cls, asked: Any) -> "Bar":
-        """Return the bar that a config asks for; raises ValueError when it is none."""
+        """Return the bar that a config asks for, which asks nothing that it does not name.
+
+        Raises ValueError when it is none.
+        """
         known = [each.name for each in fields(cls)]
         if not isinstance(asked, Mapping) or not asked.keys() <= set(known):
             raise ValueError(f"report.bar takes {', '.join(known)}, got {asked!r}")
-        return cls(**asked)
+        return cls(**{key: asked.get(key) for key in known})
 
     @cached_property
     def criteria(self) -> dict[str, Any]:
@@ -56,7 +58,7 @@ def _meets(key: str, asked: Any, row: Row) -> bool:
     if key == "top_order":
         return row["top_order_kept"]
     if row[key] is None:
-        return True
+        return row["max_err"] == 0
     return row[key] <= asked if key == "rel_err" else row[key] >= asked
 
 

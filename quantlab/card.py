@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from quantlab import plots
-from quantlab.record import Record
-from quantlab.tensor import label
+from quantlab.rank import SHOWN
 from quantlab.texts import Texts
-from quantlab.verdict import percent, quality
+from quantlab.verdict import percent
 
 
 class Place(NamedTuple):
@@ -31,33 +30,28 @@ class Card(NamedTuple):
     heading: str
     picture: Markup
     said: list[str]
-    top_k: int
+    caption: str
     places: list[Place]
 
 
-def worst_first(one: Record) -> float:
-    """Return what to sort runs by: the SQNR of the tensor that suffers most."""
-    _, tensor = plots.worst(one["tensors"])
-    return quality(tensor["measured"]["sqnr_db"])
-
-
-def card(one: Record, drawn: bytes, t: Texts) -> Card:
-    """Return what to say beside the picture of the tensor that suffers most in a run."""
-    tensor_name, tensor = plots.worst(one["tensors"])
+def card(name: str, n_bits: int, tensor: plots.Entry, drawn: bytes, t: Texts) -> Card:
+    """Return what to say of a tensor beside its picture."""
     measured, half = tensor["measured"], f"{tensor['error_histogram']['upper']:.3g}"
-    codes = {"n_codes": measured["n_codes"], "all": 2 ** one["n_bits"]}
-    finding = t(f"finding_{plots.finding([measured])}", ratio=f"{measured['bound_ratio']:.1f}")
+    codes = {"n_codes": measured["n_codes"], "all": 2**n_bits}
+    finding = t(f"finding_{plots.finding([measured])}", ratio=f"{measured['bound_ratio']:.2g}")
     said = [
-        t("codes_used", **codes, entropy=f"{measured['code_entropy']:.2f}", bits=one["n_bits"]),
+        t("errors", finding=finding, half=half),
+        t("codes_used", **codes, entropy=f"{measured['code_entropy']:.2f}", bits=n_bits),
         _flushed(measured, half, t),
         *([t("clipped", value=percent(measured["clipped"], t))] if measured["clipped"] else ()),
     ]
+    k = tensor["rank"]["top_k"]
     return Card(
-        heading=t("in_bits", name=f"{label(tensor_name)}, {one['mode']}", bits=one["n_bits"]),
+        heading=t("in_bits", name=name, bits=n_bits),
         picture=Markup(plots.inline(drawn, t("closer_alt", finding=finding, half=half, **codes))),
         said=said,
-        top_k=tensor["rank"]["top_k"],
-        places=list(places(tensor["top"], tensor["rank"]["top_k"], t)),
+        caption=t("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN),
+        places=list(places(tensor["top"], k, t)),
     )
 
 
@@ -80,7 +74,7 @@ def places(top: Mapping[str, Any], k: int, t: Texts) -> Iterator[Place]:
         merged = any(
             other != before and back == after for other, back in zip(x, x_hat, strict=True)
         )
-        if n < k or merged:
+        if n < min(k, SHOWN) or (n == k and merged):
             said = "–".join(map(str, dict.fromkeys([first, min(last, k)])))
             said = t("top_or_out", places=said) if last > k else said
             yield Place(index, f"{before:.6g}", f"{after:.6g}", said, merged)

@@ -52,7 +52,9 @@ def _guess(key: str, row: Row, t: Texts) -> Guess:
         ratio = f"{after - before:+.1f}"
     else:
         ratio = f"×{after / before:.2f}"
-    grade = next(grade for grade, most in GRADES.items() if wrong <= most)
+    grade = (
+        next(grade for grade, most in GRADES.items() if wrong <= most) if after is not None else ""
+    )
     spec = PREDICTED[key]
     return Guess(figure(before, spec, t), figure(after, spec, t), ratio, grade)
 

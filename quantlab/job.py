@@ -46,7 +46,7 @@ def asked_of_report(cfg: DictConfig) -> tuple[Bar, Texts]:
     if not isinstance(report, DictConfig):
         raise ValueError(f"report takes lang and bar, got {report!r}")
     asked = cast("dict[str, Any]", OmegaConf.to_container(report, resolve=True))
-    return Bar.of(asked.get("bar", {})), Texts(asked.get("lang", "en"))
+    return Bar.of(asked["bar"]) if "bar" in asked else Bar(), Texts(asked.get("lang", "en"))
 
 
 @contextmanager

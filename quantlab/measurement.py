@@ -23,7 +23,7 @@ class Measurement(Mapping[str, Any]):
 
     def __init__(self, tensor: dict[str, Any], mode: str, n_bits: int) -> None:
         """Take what a record says of a tensor."""
-        self._run = {"mode": mode, "n_bits": n_bits, "tensors": {NAME: tensor}}
+        self._tensor, self._mode, self._n_bits = tensor, mode, n_bits
         self._figures = record.figures(tensor)
 
     def __getitem__(self, key: str) -> Any:
@@ -40,12 +40,15 @@ class Measurement(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         """Return every figure, a line each."""
-        return terminal.figures(self._run)
+        return terminal.figures(
+            {"mode": self._mode, "n_bits": self._n_bits, "tensors": {NAME: self._tensor}}
+        )
 
     def _repr_html_(self) -> str:
         from quantlab import report  # Matplotlib, which only a notebook needs
 
-        return report.measurement(self._run, Texts("en"))
+        name = f"{NAME}, {self._mode}"
+        return report.measurement(name, self._n_bits, self._tensor, Texts("en"))
 
 
 def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
@@ -79,7 +82,7 @@ def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
             "x is a masked array: measure x.compressed(), or x.data to ignore the mask"
         )
     array = np.asarray(x)
-    if array.dtype.kind not in "fiub":
+    if not np.can_cast(array.dtype, np.float32, "same_kind"):
         raise ValueError(f"x must hold real numbers, got dtype {array.dtype}")
     tensor = measure_tensor(Tensor(NAME, array), quantizer, threads=usable_cores())
     return Measurement(tensor | {"predicted": None}, quant.mode_name(mode), n_bits)

@@ -7,7 +7,7 @@ import matplotlib as mpl
 
 from quantlab.bar import Bar, Row
 from quantlab.record import as_text
-from quantlab.tensor import label
+from quantlab.tensor import printable
 from quantlab.texts import Texts
 from quantlab.verdict import Verdict, figure, quality, rank
 
@@ -35,14 +35,15 @@ class Table(NamedTuple):
 
 def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Table:
     """Return the figures that decide and those they come from, a row a tensor and run."""
-    keys = list(dict.fromkeys(["dist", "mode", "n_bits", *levels]))
+    named = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
+    keys = list(dict.fromkeys(["dist", *named, "mode", "n_bits", *levels]))
     heads = [*keys, *GLOSSARY]
     words = [n for n, head in enumerate(heads, 1) if head in {*keys, "top_k", "bar"} - {"n_bits"}]
     return Table(
         heads,
         [
             [
-                *(label(as_text(row[key])) for key in keys),
+                *(printable(as_text(row[key])) for key in keys),
                 " ".join(bar.missed(row)) or t("bar_met"),
                 *(figure(row[key], spec, t) for key, spec in FIGURES.items()),
                 rank(row, t),

@@ -3,8 +3,9 @@
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,11 +16,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from quantlab.bar import Bar
-from quantlab.record import Record
+from quantlab.bar import Bar, Row
 from quantlab.tensor import label
 from quantlab.texts import Texts
-from quantlab.verdict import Verdict, quality
+from quantlab.verdict import Verdict
 
 Entry = dict[str, Any]  # what a record says of one tensor
 
@@ -31,6 +31,8 @@ MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X", "p"), ("-", (0, (4, 1.5)))
 DB_A_BIT = 20 * math.log10(2)
 UNIFORM = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a step
 BEYOND = 1.001  # what float32 may add to half a step
+NEAR = 0.9  # of half a step: errors that end there end at it
+BEYOND_S_HALF = 1.08  # halves of a step that a histogram shows
 LINES = 8  # more cannot be told apart
 WIDTH = 3.8  # inches, at which a telephone shows a picture in its own size
 STYLE = {
@@ -60,25 +62,20 @@ SVG = "http://www.w3.org/2000/svg"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 
 
-def error_histogram(records: Sequence[Record], t: Texts) -> Figure:
-    """Draw |x - x_hat| under each mode, with half a step marked (lab 03, block F).
-
-    Of several sources it shows `hidden`, or the first; of several tensors the one that suffers
-    most in the first mode.
-    """
-    name, _ = worst(records[0]["tensors"])
-    tensors = {e["mode"]: e["tensors"][name] for e in records if name in e["tensors"]}
-    figures = [each["measured"] for each in tensors.values()]
-    drawn = figure(3, width=1 + 3 * len(tensors))
-    panels = drawn.subplots(1, len(tensors), sharey=True, squeeze=False)[0]
-    for panel, mode in zip(panels, sorted(tensors, reverse=True), strict=True):
-        _errors(panel, tensors[mode], t)
-        scale = f"{tensors[mode]['params']['scale']:.4g}"
-        panel.set_title(t("histogram_panel", mode=mode, scale=scale), pad=22)
+def error_histogram(shown: Sequence[tuple[Row, Entry]], t: Texts) -> Figure:
+    """Draw |x - x_hat| of a tensor under each mode, with half a step marked (lab 03, block F)."""
+    row, _ = shown[0]
+    figures = [tensor["measured"] for _, tensor in shown]
+    drawn = figure(3, width=1 + 3 * len(shown))
+    panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (each, tensor) in zip(panels, shown, strict=True):
+        _errors(panel, tensor, t)
+        scale = f"{tensor['params']['scale']:.4g}"
+        panel.set_title(t("histogram_panel", mode=each["mode"], scale=scale), pad=22)
     panels[0].set_ylabel(t("axis_elements"))
-    ratio = f"{max(each['bound_ratio'] for each in figures):.1f}"
+    ratio = f"{max(each['bound_ratio'] for each in figures):.2g}"
     found = t(f"finding_{finding(figures)}", ratio=ratio)
-    heading = t("in_bits", name=label(name), bits=records[0]["n_bits"])
+    heading = t("in_bits", name=label(row["tensor"]), bits=row["n_bits"])
     drawn.suptitle(f"{heading}: {found}", fontsize=11)
     return drawn
 
@@ -93,7 +90,8 @@ def closer(tensor: Entry, t: Texts) -> Figure:
     edges = codes["first"] - 0.5 + codes["width"] * np.arange(len(codes["counts"]) + 1)
     below.stairs(codes["counts"], edges, fill=True, color=BARS)
     below.axvline(zero, color=MARK, linestyle=":", label=t("zero_code"))
-    below.set_xlim(tensor["params"]["qmin"] - 1, tensor["params"]["qmax"] + 1)
+    ends = tensor["params"]["qmin"], tensor["params"]["qmax"], zero
+    below.set_xlim(min(ends) - 1, max(ends) + 1)
     below.set_xlabel(t("axis_code"))
     below.set_ylabel(t("axis_elements"))
     _above(below)
@@ -109,22 +107,21 @@ def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
     drawn = figure(2.9 + 0.17 * (len(shown) + 3))
     panel = drawn.subplots()
     bits = sorted({row["n_bits"] for each in found for row in each.rows})
+    for number, each in enumerate(shown):
+        panel.plot(
+            [row["n_bits"] for row in each.rows],
+            [math.nan if row["sqnr_db"] is None else row["sqnr_db"] for row in each.rows],
+            color=COLOURS[number % len(COLOURS)],
+            marker=MARKERS[number % len(MARKERS)],
+            linestyle=DASHES[number // len(COLOURS)],
+            markersize=4,
+            label=str(number),
+        )
     if len(found) > LINES:
         quarters = [np.quantile(_at(found, n) or [math.nan], [0.25, 0.75]) for n in bits]
         low, high = zip(*quarters, strict=True)
         middle = t("bits_others", n=len(found))
         panel.fill_between(bits, low, high, color=INK, alpha=0.15, label=middle)
-    for number, each in enumerate(shown):
-        row = [math.nan if r["sqnr_db"] is None else r["sqnr_db"] for r in each.rows]
-        panel.plot(
-            [r["n_bits"] for r in each.rows],
-            row,
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle=DASHES[number // len(COLOURS)],
-            markersize=4,
-            label=label(each.name, NAMED),
-        )
     if bar.sqnr_db:
         asked = t("bits_bar", threshold=f"{bar.sqnr_db:g}")
         panel.axhline(bar.sqnr_db, color=INK, lw=1, ls="--", label=asked)
@@ -132,7 +129,8 @@ def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
     panel.set_xticks(bits)
     panel.set_xlabel(t("axis_bits"))
     panel.set_ylabel(t("axis_sqnr"))
-    drawn.legend(loc="outside lower left")
+    for text, each in zip(drawn.legend(loc="outside lower left").get_texts(), shown, strict=False):
+        text.set_text(label(each.name, NAMED))  # a label that begins with _ would be left out
     return drawn
 
 
@@ -152,20 +150,19 @@ def _at(found: Sequence[Verdict], n_bits: int) -> list[float]:
     return [row["sqnr_db"] for row in rows if row and row["sqnr_db"] is not None]
 
 
-def worst(tensors: Mapping[str, Entry]) -> tuple[str, Entry]:
-    """Return the tensor with the least SQNR, and its name."""
-    return min(tensors.items(), key=lambda item: quality(item[1]["measured"]["sqnr_db"]))
-
-
 def _errors(panel: Axes, tensor: Entry, t: Texts) -> None:
+    """Draw how often errors of each size occur, and beyond s/2 how many there are in all."""
     histogram = tensor["error_histogram"]
     counts, half_step = histogram["counts"], histogram["upper"]
     panel.stairs(counts, np.linspace(0, half_step, len(counts) + 1), fill=True, color=BARS)
     even = sum(counts) / len(counts)
     panel.axhline(even, color=INK, linestyle=":", label=t("even", n=f"{even:.3g}"))
     panel.axvline(half_step, color=MARK, linewidth=2, label=t("half_step", half=f"{half_step:.3g}"))
+    if histogram["overflow"]:
+        beyond = [half_step, half_step * BEYOND_S_HALF]
+        panel.stairs([histogram["overflow"]], beyond, fill=True, color=MARK, label=t("beyond"))
     panel.set_xlabel(t("axis_error"))
-    panel.set_xlim(0, half_step * 1.08)
+    panel.set_xlim(0, half_step * BEYOND_S_HALF)
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     _above(panel)
 
@@ -179,16 +176,24 @@ def _above(panel: Axes) -> None:
 
 
 def finding(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Say how the errors of one or more modes are spread: "even", to the "end", or "beyond" s/2."""
-    if max(each["bound_ratio"] for each in figures) > BEYOND:
+    """Say how the errors of one or more modes are spread.
+
+    There are "none", or they are "even" up to s/2, "end" near it, stay "within" it or go "beyond".
+    """
+    ratio = max(each["bound_ratio"] for each in figures)
+    if ratio > BEYOND:
         return "beyond"
-    even = all(abs(each["rmse_over_scale"] - UNIFORM) < 0.01 for each in figures)
-    return "even" if even else "end"
+    if all(abs(each["rmse_over_scale"] - UNIFORM) < 0.01 for each in figures):
+        return "even"
+    return "end" if ratio > NEAR else "within" if ratio else "none"
 
 
-def styled() -> AbstractContextManager[None]:
-    """Return a context of the style here and nothing else, whatever the user's own is."""
-    return mpl.style.context(["default", STYLE])
+@contextmanager
+def styled() -> Iterator[None]:
+    """Draw in the style here and nothing else, whatever the user's own is."""
+    with mpl.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a tensor's name
+        yield
 
 
 def figure(height: float, width: float = WIDTH) -> Figure:

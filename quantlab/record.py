@@ -107,7 +107,7 @@ def to_json(value: Any) -> bytes:
 
 def has_effect(key: str) -> bool:
     """Return whether a setting, given by its dotted key or as an override, can change a figure."""
-    return re.split(r"[.=]", key.lstrip("+"), maxsplit=1)[0] not in WITHOUT_EFFECT
+    return re.split(r"[.=]", key.lstrip("+~"), maxsplit=1)[0] not in WITHOUT_EFFECT
 
 
 def as_text(value: Any) -> str:

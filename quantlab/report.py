@@ -1,6 +1,6 @@
 """The report of a sweep: report.html to look at and to mail, report.md for a pull request, plots.
 
-It is made of the records alone: the same records give the same bytes. The layout is in
+The same records, command, bar and language give the same bytes. The layout is in
 ``templates/``, the words are in ``texts/``, the figures of the page come from `page`,
 `guess` and `card`.
 """
@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from markupsafe import Markup
@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 
 from quantlab import card, guess, page, plots
 from quantlab.bar import Bar, Row
-from quantlab.record import Record
-from quantlab.tensor import label
+from quantlab.record import as_text
+from quantlab.tensor import printable
 from quantlab.terminal import cell, grouped_by_reason
 from quantlab.texts import Texts
 from quantlab.verdict import (
@@ -27,9 +27,11 @@ from quantlab.verdict import (
     answers,
     criterion,
     quality,
+    row_name,
     sentence,
     sentences,
     the_bar,
+    unmeasured,
     widths,
 )
 
@@ -37,38 +39,79 @@ CARDS = 6  # tensors that are looked at closely
 FIRST, MOST = 12, 200  # sentences before the fold, and of single tensors behind it
 HEAT = 40  # rows of the heat table before the fold
 LINES = 60  # failures and tensors left out that are listed, rows of predictions and of report.md
+PICTURES = ("plots/closer_*", "plots/error_vs_bits.*", "error_histogram.png")
 HISTOGRAM = "hidden"  # the lab's choice (block F)
+
+
+class Shown(NamedTuple):
+    """A row of the table, and what the record says of its tensor."""
+
+    row: Row
+    tensor: plots.Entry
 
 
 @dataclass(frozen=True)
 class Findings:
     """What a report tells of a sweep.
 
-    `rows` and `levels` are those of its table, `verdicts` has the worst first; `shown` are the
-    records to look at closely; `failures` and `skipped` map a run or a tensor to the reason;
-    `provenance` maps a text's key to what stands beside it.
+    `rows` and `levels` are those of its table, `verdicts` has the worst first; `closer` are looked
+    at closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
+    reason, `unmeasured` are the tensors that failed; `provenance` maps a text's key to what stands
+    beside it.
     """
 
     rows: Sequence[Row]
     levels: Sequence[str]
     verdicts: Sequence[Verdict]
     bar: Bar
-    shown: Sequence[Record]
+    closer: Sequence[Shown]
+    histogram: Sequence[Shown]
     failures: Mapping[str, str]
     skipped: Mapping[str, str]
+    unmeasured: Sequence[str]
     provenance: Mapping[str, str]
 
 
-def choose(records: Mapping[str, Record]) -> list[str]:
-    """Choose the runs to look at closely: of each source and mode one, in 8 bits if it was tried.
+def choose(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
+    """Choose the rows to look at closely, the worst first.
 
-    `records` maps a run's directory to what its record says, in the order of the sweep.
+    Of each source, mode and what else was swept it is the tensor with the least SQNR, in 8 bits if
+    they were tried, else in the width that comes first.
     """
-    eight_first = sorted(records.items(), key=lambda item: item[1]["n_bits"] != INT8)
-    chosen: dict[tuple[str, str], str] = {}
-    for directory, one in eight_first:
-        chosen.setdefault((one["dist"], one["mode"]), directory)
-    return list(chosen.values())[:CARDS]
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for n, row in enumerate(rows):
+        key = tuple(as_text(row[level]) for level in levels if level not in ("n_bits", "tensor"))
+        groups.setdefault(key, []).append(n)
+    worst = [
+        min(_of_one_width(rows, each), key=lambda n: _sqnr(rows[n])) for each in groups.values()
+    ]
+    return sorted(worst, key=lambda n: _sqnr(rows[n]))[:CARDS]
+
+
+def choose_histogram(rows: Sequence[Row]) -> list[int]:
+    """Choose the rows of the lab's histogram: a mode each, of `hidden` or the first source.
+
+    Of several tensors it is the one with the least SQNR in the first mode.
+    """
+    dist = next((row["dist"] for row in rows if row["dist"] == HISTOGRAM), rows[0]["dist"])
+    left = _of_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
+    first = [n for n in left if rows[n]["mode"] == rows[left[0]]["mode"]]
+    name = rows[min(first, key=lambda n: _sqnr(rows[n]))]["tensor"]
+    modes: dict[str, int] = {}
+    for n in left:
+        if rows[n]["tensor"] == name:
+            modes.setdefault(rows[n]["mode"], n)
+    return list(modes.values())
+
+
+def _of_one_width(rows: Sequence[Row], among: Sequence[int]) -> list[int]:
+    tried = [rows[n]["n_bits"] for n in among]
+    wanted = INT8 if INT8 in tried else tried[0]
+    return [n for n in among if rows[n]["n_bits"] == wanted]
+
+
+def _sqnr(row: Row) -> float:
+    return quality(row["sqnr_db"])
 
 
 def artefacts(found: Findings, t: Texts) -> dict[str, bytes]:
@@ -80,27 +123,25 @@ def artefacts(found: Findings, t: Texts) -> dict[str, bytes]:
             drawn = plots.error_vs_bits(found.verdicts, found.bar, t)
             svg = _keep(files, "error_vs_bits", drawn)
             trend = Markup(plots.inline(svg, page.trend(found.verdicts[: plots.LINES], t)))
-        for number, one in enumerate(sorted(found.shown, key=card.worst_first), 1):
-            drawn = plots.closer(plots.worst(one["tensors"])[1], t)
-            svg = _keep(files, f"closer_{number}", drawn)
-            cards.append(card.card(one, svg, t))
-        if found.shown:
-            histogram = plots.error_histogram(_one_source(found.shown), t)
-            files["error_histogram.png"] = plots.png(histogram)
+        for number, (row, tensor) in enumerate(found.closer, 1):
+            svg = _keep(files, f"closer_{number}", plots.closer(tensor, t))
+            cards.append(card.card(row_name(row, found.levels), row["n_bits"], tensor, svg, t))
+        if found.histogram:
+            files["error_histogram.png"] = plots.png(plots.error_histogram(found.histogram, t))
     said = {"t": t, "found": found, **_said(found, t)}
     html = _template("report.html.j2").render(**said, **_page(found, t), trend=trend, cards=cards)
     text = _template("report.md.j2").render(**said, **_markdown(found, t))
-    return files | {"report.html": html.encode(), "report.md": text.encode()}
+    pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
+    return files | {name: each.encode(errors="backslashreplace") for name, each in pages.items()}
 
 
-def measurement(one: Record, t: Texts) -> str:
-    """Return one run of one tensor as HTML that stands in a notebook."""
-    ((_, tensor),) = one["tensors"].items()
+def measurement(name: str, n_bits: int, tensor: plots.Entry, t: Texts) -> str:
+    """Return one tensor of one run as HTML that stands in a notebook."""
     with plots.styled():
         drawn = plots.svg(plots.closer(tensor, t), salt="measurement")
     measured = tensor["params"] | tensor["measured"] | tensor["rank"]
     figures = {key: cell(value, ".6g") for key, value in measured.items()}
-    shown = card.card(one, drawn, t)
+    shown = card.card(name, n_bits, tensor, drawn, t)
     return _template("measurement.html.j2").render(card=shown, figures=figures, t=t)
 
 
@@ -109,12 +150,6 @@ def _keep(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
     files[f"plots/{name}.png"] = plots.png(drawn)
     files[f"plots/{name}.svg"] = plots.svg(drawn, salt=name)
     return files[f"plots/{name}.svg"]
-
-
-def _one_source(shown: Sequence[Record]) -> list[Record]:
-    """Return a record a mode, of the source and the width that the lab's histogram is of."""
-    first = next((one for one in shown if one["dist"] == HISTOGRAM), shown[0])
-    return [one for one in shown if all(one[key] == first[key] for key in ("dist", "n_bits"))]
 
 
 def _said(found: Findings, t: Texts) -> dict[str, Any]:
@@ -126,10 +161,11 @@ def _said(found: Findings, t: Texts) -> dict[str, Any]:
         "criteria": [criterion(key, asked, t) for key, asked in found.bar.criteria.items()],
         "answers": list(answers(found.verdicts, t)),
         "sentences": list(sentences(found.verdicts, found.levels, t)),
+        "unmeasured": unmeasured(found.unmeasured, t),
         "the_bar": the_bar(found.bar, t),
         "starred": any(each.gaps([key]) for each in found.verdicts for key in found.bar.criteria),
         "failures": grouped_by_reason(found.failures, t),
-        "skipped": [(label(each), why) for each, why in found.skipped.items()],
+        "skipped": [(printable(each), why) for each, why in found.skipped.items()],
         "lines": LINES,
     }
 
@@ -198,4 +234,4 @@ def _template(name: str) -> jinja2.Template:
 
 def _escaped(text: str) -> str:
     """Return text that stands in a cell of a Markdown table as it is."""
-    return re.sub(r"([|\\`*_<\[])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([|\\`*_<\[~&])", r"\\\1", " ".join(text.split()))

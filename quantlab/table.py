@@ -55,10 +55,11 @@ def load(directory: str | Path) -> pd.DataFrame:
         keep_default_na=False,  # a tensor may be called NA
         na_values=[""],
         dtype_backend="numpy_nullable",
+        lineterminator="\n",  # a name may hold the other
     )
     floats = {
         column: "float64"
         for column, dtype in table.dtypes.items()
         if dtype == "Float64" or (column not in TEXT and table[column].isna().all())
     }
-    return table.astype(floats)
+    return table.astype(floats).fillna({"tensor": ""})

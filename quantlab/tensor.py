@@ -109,12 +109,17 @@ class Tensor:
         return digest.hexdigest()
 
 
+def printable(name: str) -> str:
+    """Return a name whose characters all have a shape, others escaped."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
 def label(name: str, longest: int = 48) -> str:
     """Return a tensor's name that fits a line and can play no tricks on a terminal.
 
     Of a name with too many characters the middle goes: tensors differ at the end.
     """
-    name = name if name.isprintable() else ascii(name)[1:-1]
+    name = printable(name)
     head = (longest - 8) // 2
     return name if len(name) <= longest else f"{name[:head]}…{name[head + 1 - longest :]}"
 

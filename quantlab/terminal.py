@@ -14,7 +14,7 @@ from quantlab.bar import Bar, Row
 from quantlab.record import as_text
 from quantlab.tensor import label
 from quantlab.texts import Texts
-from quantlab.verdict import answers, quality, rank, sentences, the_bar
+from quantlab.verdict import answers, quality, rank, sentences, the_bar, unmeasured
 
 if TYPE_CHECKING:  # a single run prints its figures without pandas
     from quantlab.files import Entry
@@ -138,6 +138,8 @@ def _verdicts(found: "Findings", t: Texts) -> Iterator[str]:
     yield from said[:MOST]
     if len(said) > MOST:
         yield t("more_verdicts", n=len(said) - MOST)
+    if found.unmeasured:
+        yield unmeasured(found.unmeasured, t)
     yield the_bar(found.bar, t)
 
 
@@ -177,37 +179,36 @@ def predicted(rows: Sequence[Row], levels: Sequence[str]) -> Table:
     return _table([*_heads(levels), *PREDICTED], lines)
 
 
-def _runs(rows: Sequence[Row], levels: Sequence[str]) -> dict[tuple[str, ...], list[Row]]:
+def _runs(rows: Sequence[Row], levels: Sequence[str]) -> list[list[Row]]:
     """Return the rows of each run, the tensors that suffer most first."""
     runs: dict[tuple[str, ...], list[Row]] = {}
-    for row in sorted(rows, key=lambda row: quality(row["sqnr_db"])):
-        runs.setdefault(_named(row, levels), []).append(row)
-    typed = dict.fromkeys(_named(row, levels) for row in rows)
-    return {named: runs[named] for named in typed}
+    for row in rows:
+        runs.setdefault(tuple(as_text(row[level]) for level in levels), []).append(row)
+    return [sorted(each, key=lambda row: quality(row["sqnr_db"])) for each in runs.values()]
 
 
-def overview(runs: dict[tuple[str, ...], list[Row]], levels: Sequence[str], t: Texts) -> Table:
+def overview(runs: Sequence[list[Row]], levels: Sequence[str], t: Texts) -> Table:
     """Return a row a run: how its tensors fared, the middle one and the worst."""
     lines = [
         (
-            *named,
+            *_named(rows[0], levels),
             str(len(rows)),
             str(sum(row["top_order_kept"] for row in rows)),
             cell(median(quality(row["sqnr_db"]) for row in rows), ".2f"),
             cell(rows[0]["sqnr_db"], ".2f"),
             label(rows[0]["tensor"]),
         )
-        for named, rows in runs.items()
+        for rows in runs
     ]
     heads = ("head_tensors", "head_in_order", "head_median", "head_least", "head_worst")
     return _table([*_heads(levels), *map(t, heads)], lines)
 
 
-def worst(runs: dict[tuple[str, ...], list[Row]], levels: Sequence[str]) -> Table:
+def worst(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
     """Return the figures that decide of the worst tensors of each run."""
     lines = [
-        (*named, label(row["tensor"]), *_ratios(row))
-        for named, rows in runs.items()
+        (*_named(row, levels), label(row["tensor"]), *_ratios(row))
+        for rows in runs
         for row in rows[:WORST]
     ]
     return _table([*_heads(levels), "tensor", *RATIOS], lines[:LONGEST])

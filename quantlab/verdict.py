@@ -3,13 +3,14 @@
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
 from quantlab.bar import Bar, Row
 from quantlab.record import as_text
-from quantlab.tensor import label
+from quantlab.tensor import printable
 from quantlab.texts import Texts
 
 REASONS = 4  # of an answer; more nobody reads
@@ -60,24 +61,30 @@ class Verdict:
 
 def verdicts(rows: Iterable[Row], levels: Sequence[str], bar: Bar) -> list[Verdict]:
     """Return the verdict of each tensor and mode, the worst first; `levels` nest the table."""
-    runs = [level for level in levels if level != "tensor"]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         key = tuple(as_text(row[level]) for level in levels if level != "n_bits")
         groups.setdefault(key, []).append(row)
     found = [
-        Verdict(row_name(each[0], levels), row_name(each[0], runs), _narrowest_first(each), bar)
+        Verdict(
+            row_name(each[0], levels),
+            row_name(each[0], levels, run=True),
+            _narrowest_first(each),
+            bar,
+        )
         for each in groups.values()
     ]
     return sorted(found, key=_worst_first)
 
 
-def row_name(row: Row, levels: Sequence[str]) -> str:
-    """Say which tensor and mode a row is of, then what else was swept but the width."""
-    tensor = "tensor" if "tensor" in levels else "dist"
+def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
+    """Say which tensor and mode a row is of, then what else was swept but the width.
+
+    Of a `run` it says which source and mode.
+    """
     rest = [level for level in levels if level not in ("dist", "mode", "tensor", "n_bits")]
     settings = [f"{level}={as_text(row[level])}" for level in rest]
-    return ", ".join(map(label, [row[tensor], row["mode"], *settings]))
+    return ", ".join(map(printable, [row["dist" if run else "tensor"], row["mode"], *settings]))
 
 
 def _narrowest_first(rows: Iterable[Row]) -> list[Row]:
@@ -130,24 +137,46 @@ def _summary(found: Sequence[Verdict], t: Texts) -> str:
         n=len(found),
         widest=max(row["n_bits"] for each in found for row in each.rows),
         counts=", ".join(counts),
-        worst=label(worst.rows[0]["tensor"]),
+        worst=printable(worst.rows[0]["tensor"]),
         bits=worst.decisive["n_bits"],
         figures=_told(worst.decisive, bar, t),
     )
 
 
 def answers(found: Iterable[Verdict], t: Texts) -> Iterator[tuple[str, str]]:
-    """Yield the questions that the catalogue has of a source, and what its 8-bit figures answer."""
-    asked: dict[str, list[tuple[Verdict, Row]]] = {}
+    """Yield the questions that the catalogue has of a source, and what its 8-bit figures answer.
+
+    The answer is yes where some mode meets the bar whatever else was swept.
+    """
+    asked: dict[str, dict[str, list[tuple[Verdict, Row]]]] = {}
     for each in found:
         row = each.at(INT8)
         if row and f"question_{row['dist']}" in t:
-            asked.setdefault(row["dist"], []).append((each, row))
-    for dist, rows in asked.items():
-        met = [(each, row) for each, row in rows if not each.bar.missed(row)]
-        told = (met or rows)[:REASONS]
-        reasons = "; ".join(f"{each.name}: {_told(row, each.bar, t)}" for each, row in told)
-        yield t(f"question_{dist}"), t("yes" if met else "no", reasons=reasons)
+            asked.setdefault(row["dist"], {}).setdefault(row["mode"], []).append((each, row))
+    for dist, modes in asked.items():
+        yes = [
+            rows for rows in modes.values() if not any(each.bar.missed(row) for each, row in rows)
+        ]
+        told = [
+            one
+            for rows in yes or modes.values()
+            for one in rows
+            if yes or one[0].bar.missed(one[1])
+        ]
+        reasons = [f"{each.name}: {_told(row, each.bar, t)}" for each, row in told[:REASONS]]
+        if len(told) > REASONS:
+            reasons.append(t("more_reasons", n=len(told) - REASONS))
+        yield t(f"question_{dist}"), t("yes" if yes else "no", reasons="; ".join(reasons))
+
+
+def unmeasured(names: Sequence[str], t: Texts) -> str:
+    """Say which tensors have no verdict, if any."""
+    if not names:
+        return ""
+    said = [*map(printable, names[:REASONS])]
+    if len(names) > REASONS:
+        said.append(t("more_reasons", n=len(names) - REASONS))
+    return t("unmeasured", names=", ".join(said))
 
 
 def _told(row: Row, bar: Bar, t: Texts) -> str:
@@ -162,7 +191,7 @@ def the_bar(bar: Bar, t: Texts) -> str:
 
 def criterion(key: str, asked: Any, t: Texts) -> str:
     """Return a criterion of the bar with its threshold."""
-    return t(f"criterion_{key}", threshold=_value(key, asked, t))
+    return t(f"criterion_{key}", threshold=_threshold(key, asked, t))
 
 
 def _figures(row: Row, bar: Bar, t: Texts) -> str:
@@ -179,8 +208,16 @@ def _figure(text: str, key: str, row: Row, t: Texts, bar: Bar | None = None) -> 
     if key == "top_order":
         said = rank(row, t) + t("rank_set" if row["top_worst"] == 1 else "rank_edge")
         return t(text, k=row["top_k"], rank=said)
-    threshold = _value(key, bar.criteria[key], t) if bar else ""
-    return t(text, value=_value(key, row[key], t), threshold=threshold)
+    if bar is None:
+        return t(text, value=_value(key, row[key], t))
+    value, asked = row[key], bar.criteria[key]
+    digits = 3 if value is None else _digits(value, asked)
+    return t(text, value=_value(key, value, t, digits), threshold=_threshold(key, asked, t))
+
+
+def _digits(value: float, asked: float) -> int:
+    """Return how many digits tell a figure from a threshold that it misses, 3 or more."""
+    return next(n for n in range(3, 18) if f"{value:.{n}g}" != f"{asked:.{n}g}")
 
 
 def _zeroed(row: Row, t: Texts) -> list[str]:
@@ -198,15 +235,26 @@ def rank(row: Row, t: Texts) -> str:
     return ", ".join(said)
 
 
-def _value(key: str, value: Any, t: Texts) -> str:
+def _threshold(key: str, asked: Any, t: Texts) -> str:
+    """Return a threshold just as it was given: rounded, a figure may seem to meet it."""
+    if key == "top_order":
+        return ""
+    share = key == "rel_err"
+    exact = Decimal(repr(asked)) * (100 if share else 1)
+    return t("percent" if share else "decibels", value=f"{exact.normalize():f}")
+
+
+def _value(key: str, value: Any, t: Texts, digits: int = 3) -> str:
     if value is None:
         return t(f"none_{key}")
-    return percent(value, t) if key == "rel_err" else t("decibels", value=f"{value:.4g}")
+    if key == "rel_err":
+        return percent(value, t, digits)
+    return t("decibels", value=f"{value:.{max(digits, 4)}g}")
 
 
-def percent(share: float | None, t: Texts) -> str:
-    """Return a share in three digits, as a percentage."""
-    return t("null") if share is None else t("percent", value=f"{100 * share:.3g}")
+def percent(share: float | None, t: Texts, digits: int = 3) -> str:
+    """Return a share as a percentage."""
+    return t("null") if share is None else t("percent", value=f"{100 * share:.{digits}g}")
 
 
 def figure(value: Any, spec: str, t: Texts) -> str:

@@ -152,7 +152,7 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
         "fifth": "status must be one of ['completed', 'failed']",
     }.items():
         assert why in done.findings.failures[name]
-        assert str(sweep / name / record.NAME) in done.findings.failures[name]
+        assert f"{name}/{record.NAME}" in done.findings.failures[name]
 
 
 def test_a_sweep_of_failures_only_still_has_its_files(tmp_path):
@@ -182,9 +182,7 @@ def test_a_directory_that_is_no_sweep_is_named(tmp_path):
 def test_a_directory_without_a_readable_record_is_left_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / record.NAME).write_text("{}")
-    with pytest.raises(
-        ValueError, match=r"is no sweep, nothing in it can be read: .*/a/record\.json"
-    ):
+    with pytest.raises(ValueError, match=r"is no sweep, nothing in it can be read: a/record\.json"):
         aggregate(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

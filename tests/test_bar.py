@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from quantlab.bar import Bar
 from tests.conftest import ROOT
 
-GOOD = {"top_order_kept": True, "rel_err": 0.01, "sqnr_db": 30.0}
+GOOD = {"top_order_kept": True, "rel_err": 0.01, "sqnr_db": 30.0, "max_err": 0.5}
 
 
 def test_the_default_is_that_of_the_config():
@@ -22,7 +22,8 @@ def test_the_default_is_that_of_the_config():
         ({"top_order_kept": False}, ["top_order"]),
         ({"rel_err": math.nextafter(0.01, 1)}, ["rel_err"]),
         ({"sqnr_db": math.nextafter(30, 0)}, ["sqnr_db"]),
-        ({"rel_err": None, "sqnr_db": None}, []),
+        ({"rel_err": None, "sqnr_db": None, "max_err": 0.0}, []),
+        ({"rel_err": None}, ["rel_err"]),  # no value is large enough to have one, yet all were lost
         (
             {"top_order_kept": False, "rel_err": 1.0, "sqnr_db": 1.0},
             ["top_order", "rel_err", "sqnr_db"],
@@ -37,6 +38,10 @@ def test_what_is_null_or_false_is_not_asked():
     bar = Bar(top_order=False, rel_err=None, sqnr_db=40)
     assert bar.criteria == {"sqnr_db": 40}
     assert bar.missed(GOOD | {"top_order_kept": False, "rel_err": 9.0, "sqnr_db": 40.0}) == []
+
+
+def test_what_is_not_named_is_not_asked():
+    assert Bar.of({"sqnr_db": 40}).criteria == {"sqnr_db": 40}
 
 
 @pytest.mark.parametrize(

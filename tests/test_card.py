@@ -1,5 +1,11 @@
-from quantlab.card import places
+import numpy as np
+import pytest
+
+from quantlab.card import card, places
+from quantlab.plots import closer, styled, svg
+from quantlab.quant import Asymmetric, Symmetric
 from quantlab.texts import Texts
+from tests.conftest import measure
 
 T = Texts("en")
 
@@ -37,3 +43,36 @@ def test_values_that_were_equal_are_not_marked():
 
 def test_a_tensor_of_k_values_has_no_next():
     assert told([9.0, 8.0], [8.0, 8.0], 2) == [("1–2", True)] * 2
+
+
+def test_of_a_long_top_the_first_places_are_shown():
+    values = [float(100 - n) for n in range(21)]
+    shown = told(values, values, 1000)
+    assert shown == [(str(n), False) for n in range(1, 21)]
+
+
+@pytest.mark.parametrize(
+    ("x", "quantizer", "said"),
+    [
+        (
+            [1.2, 4.7, 3.1, 0.5, 2.9],
+            Asymmetric(8, "clip"),
+            ["the errors reach 61 times s/2", "20% of the values lay beyond the code range"],
+        ),
+        ([1.0, 2.0, 127.0], Symmetric(8), ["nothing is lost", "No value was flushed to zero."]),
+        (
+            [0.001, 1.0, 127.0],
+            Symmetric(8),
+            ["stay within 0.002 times s/2", "33.3% of the non-zero values came back as 0"],
+        ),
+    ],
+)
+def test_what_is_said_of_a_tensor(x, quantizer, said):
+    entry = measure(np.float32(x), quantizer)
+    with styled():
+        drawn = svg(closer(entry, T), "x")
+    shown = card("x", 8, entry, drawn, T)
+    assert shown.heading == "x, 8 bits"
+    text = " ".join(shown.said)
+    assert all(each in text for each in said), text
+    assert ("clipped" in text) == (entry["measured"]["clipped"] > 0)

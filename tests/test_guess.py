@@ -34,7 +34,7 @@ def test_a_prediction_is_graded_by_its_ratio(before, after, ratio, grade):
 
 @pytest.mark.parametrize(
     ("after", "ratio", "grade"),
-    [(40.8, "+0.8", "close"), (39.1, "-0.9", "off"), (44.0, "+4.0", "wrong"), (None, "–", "close")],
+    [(40.8, "+0.8", "close"), (39.1, "-0.9", "off"), (44.0, "+4.0", "wrong"), (None, "–", "")],
 )
 def test_an_sqnr_is_graded_by_the_errors_behind_it(after, ratio, grade):
     ((_, guesses),) = guess.predictions([believed({"sqnr_db": after}, sqnr_db=40.0)], LEVELS, T)

@@ -29,6 +29,12 @@ def lab(lab_sweep):
     return [record.read(path) for path in sorted(lab_sweep[0].glob("*/record.json"))]
 
 
+def entry(one):
+    """What a record of one tensor says of it."""
+    (tensor,) = one["tensors"].values()
+    return tensor
+
+
 def test_the_grounds_are_those_of_the_page():
     style = (ROOT / "quantlab" / "templates" / "report.css").read_text()
     assert re.findall(r"--ground: (#\w+)", style) == list(BOTH.values())
@@ -56,7 +62,7 @@ def test_text_on_a_shade_is_legible():
 def test_a_picture_is_the_same_bytes_whatever_the_user_s_style(lab):
     def draw():
         with plots.styled():
-            drawn = plots.closer(plots.worst(lab[0]["tensors"])[1], T)
+            drawn = plots.closer(entry(lab[0]), T)
             return plots.png(drawn), plots.svg(drawn, salt="x")
 
     once = draw()
@@ -67,7 +73,7 @@ def test_a_picture_is_the_same_bytes_whatever_the_user_s_style(lab):
 def test_an_inlined_picture_takes_the_page_s_ink_and_repeats_no_name(lab):
     with plots.styled():
         drawn = [
-            plots.svg(plots.closer(plots.worst(one["tensors"])[1], T), salt=str(number))
+            plots.svg(plots.closer(entry(one), T), salt=str(number))
             for number, one in enumerate(lab[:2])
         ]
     shown = "".join(plots.inline(each, 'a "b" <c>') for each in drawn)
@@ -81,12 +87,41 @@ def test_an_inlined_picture_takes_the_page_s_ink_and_repeats_no_name(lab):
 
 
 def test_the_histogram_is_of_one_tensor_in_every_mode(lab):
-    hidden = [one for one in lab if one["dist"] == "hidden"]
+    hidden = [({"tensor": "hidden", **one}, entry(one)) for one in lab if one["dist"] == "hidden"]
     with plots.styled():
         drawn = plots.error_histogram(hidden, T)
-    assert [panel.get_title().split(",")[0] for panel in drawn.axes] == ["symmetric", "asymmetric"]
+    assert [panel.get_title().split(",")[0] for panel in drawn.axes] == ["asymmetric", "symmetric"]
     heading = "hidden, 8 bits: the errors are spread evenly and end at s/2"
     assert drawn.get_suptitle() == heading
+
+
+def marks(panel):
+    """Where the vertical lines of a panel stand, by what the legend calls them."""
+    lines = zip(*panel.get_legend_handles_labels(), strict=True)
+    return {label: line.get_xdata()[0] for line, label in lines if hasattr(line, "get_xdata")}
+
+
+def test_half_a_step_and_the_code_of_zero_stand_where_they_are(lab):
+    one = next(one for one in lab if one["dist"] == "tense_logits" and one["mode"] == "asymmetric")
+    tensor = entry(one)
+    with plots.styled():
+        above, below = plots.closer(tensor, T).axes
+    half = tensor["params"]["scale"] / 2
+    assert marks(above)[f"s/2 = {half:.3g}"] == pytest.approx(half)
+    assert marks(below)["the code of 0"] == tensor["params"]["zero_point"] == -128
+    outside = tensor | {"params": tensor["params"] | {"zero_point": -158}}
+    with plots.styled():
+        low, _ = plots.closer(outside, T).axes[1].get_xlim()
+    assert low < -158
+
+
+def test_errors_beyond_half_a_step_are_drawn(lab):
+    tensor = entry(lab[0])
+    beyond = tensor | {"error_histogram": tensor["error_histogram"] | {"overflow": 7}}
+    with plots.styled():
+        for each, labels in ((tensor, 0), (beyond, 1)):
+            found = plots.closer(each, T).axes[0].get_legend_handles_labels()[1]
+            assert found.count("beyond it") == labels
 
 
 def test_no_word_leaves_the_picture(lab):
@@ -94,8 +129,9 @@ def test_no_word_leaves_the_picture(lab):
     rows = [row(long, n, 6.02 * n) for n in range(2, 17)]
     found = verdicts(rows, ["dist", "mode"], Bar())
     with plots.styled():
-        drawn = [plots.error_vs_bits(found, Bar(), T), plots.error_histogram(lab[:2], T)]
-        drawn += [plots.closer(plots.worst(one["tensors"])[1], T) for one in lab]
+        shown = [(one | {"tensor": "x"}, entry(one)) for one in lab[:2]]
+        drawn = [plots.error_vs_bits(found, Bar(), T), plots.error_histogram(shown, T)]
+        drawn += [plots.closer(entry(one), T) for one in lab]
         for picture in drawn:
             canvas = FigureCanvasAgg(picture)
             canvas.draw()
@@ -111,6 +147,8 @@ def test_no_word_leaves_the_picture(lab):
     [
         ([(1.0, 0.2887)], "even"),
         ([(1.0, 0.2887), (0.9, 0.1)], "end"),
+        ([(0.7, 0.1)], "within"),
+        ([(0.0, 0.0)], "none"),
         ([(27.0, 0.2887)], "beyond"),
     ],
 )
@@ -120,19 +158,21 @@ def test_what_the_errors_do(figures, found):
 
 
 def row(name, n_bits, sqnr_db):
-    rest = {"top_order_kept": True, "rel_err": 0.1}
+    rest = {"top_order_kept": True, "rel_err": 0.1, "max_err": 0}
     named = {"dist": name, "mode": "symmetric", "tensor": name, "n_bits": n_bits}
     return named | rest | {"sqnr_db": sqnr_db}
 
 
 def test_the_worst_lines_are_drawn_and_the_rest_is_a_band():
-    rows = [row(f"t{i}", n, 6.02 * n - i) for i in range(20) for n in (4, 8)]
+    rows = [row(f"_t{i}", n, 6.02 * n - i) for i in range(20) for n in (4, 8)]
     with plots.styled():
         drawn = plots.error_vs_bits(verdicts(rows, ["dist", "mode"], Bar()), Bar(), T)
-    (panel,) = drawn.axes
-    labels = panel.get_legend_handles_labels()[1]
-    worst = [f"t{i}, symmetric" for i in range(19, 11, -1)]
-    assert labels == ["the middle half of all 20", *worst, "the bar, 30 dB", "6.02 dB a bit"]
+    (panel,), (legend,) = drawn.axes, drawn.legends
+    worst = [f"_t{i}, symmetric" for i in range(19, 11, -1)]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *worst, "the middle half of all 20", "the bar, 30 dB", "6.02 dB a bit",
+    ]  # fmt: skip
+    assert panel.lines[0].get_ydata().tolist() == [6.02 * 4 - 19, 6.02 * 8 - 19]
     *_, theory = panel.lines
     (x0, x1), (y0, y1) = theory.get_data()
     assert (y1 - y0) / (x1 - x0) == pytest.approx(6.0206, abs=1e-4)

@@ -47,7 +47,7 @@ def test_a_tensor_may_be_called_na_or_1(tmp_path):
 
     x = np.float32([1, 2, 3])
     entry = measure(x, Symmetric(8)) | {"sha256": "0" * 64, "predicted": None}
-    names = ["NA", "1", "null", "nan"]
+    names = ["NA", "1", "null", "nan", "", "a\rb", "a,b"]
     keep(tmp_path / "a", work=lambda: Outcome(dict.fromkeys(names, entry)))
     aggregate(tmp_path)
     assert quantlab.load(tmp_path)["tensor"].tolist() == names

@@ -9,6 +9,7 @@ import pytest
 from quantlab.terminal import WIDTH, render
 from tests.conftest import ROOT, run_python
 
+MET, MISSED = "\x1b[32m", "\x1b[33m"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
 
 
@@ -44,7 +45,7 @@ def test_tables_fit_a_hundred_columns(piped):
 def test_the_verdict_is_not_broken_into_lines(piped):
     (line,) = re.findall(r"^verb_probs, symmetric: .*$", piped, flags=re.MULTILINE)
     assert len(line) > WIDTH
-    assert line.endswith("of the values become 0")
+    assert line.endswith("of the non-zero values become 0")
 
 
 def test_the_files_are_named_and_the_pictures_by_their_directory(undisturbed, piped):
@@ -84,6 +85,17 @@ def test_long_names_are_folded():
 
 def test_what_looks_like_markup_is_text():
     assert render("[bold]x[/bold] :smile:") == "[bold]x[/bold] :smile:"
+
+
+def test_a_figure_is_coloured_by_the_bar(lab_sweep):
+    shown = on_a_terminal("-m", "quantlab", "aggregate", lab_sweep[0])
+    (line,) = re.findall(r"^tense_logits symmetric .*in order.*$", shown, flags=re.MULTILINE)
+    assert [COLOUR.findall(each)[0] for each in re.findall(r"\x1b\[3\dm *[\w.%]+", line)] == [
+        MISSED,
+        MET,
+        MET,
+    ]
+    assert re.search(rf"{re.escape(MISSED)} *1\.1%", line)
 
 
 def test_a_terminal_without_our_characters_is_no_failure(undisturbed):

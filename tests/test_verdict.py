@@ -1,10 +1,12 @@
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab.bar import Bar
 from quantlab.texts import Texts
-from quantlab.verdict import answers, row_name, sentences, verdicts, widths
+from quantlab.verdict import answers, rank, row_name, sentences, unmeasured, verdicts, widths
 
 T = Texts("en")
 LEVELS = ["dist", "mode", "n_bits"]
@@ -24,6 +26,7 @@ def row(n_bits, **change):
         "top_best": 1.0,
         "rel_err": 0.001,
         "sqnr_db": 50.0,
+        "max_err": 0.1,
         "zeroed": 0.0,
     } | change
     lost = figures["top_merged"] or figures["top_swapped"] or figures["top_worst"] < 1
@@ -65,7 +68,7 @@ def test_each_criterion_has_its_own_fewest_bits():
             "wider ones 5 bits do not",
         ),
         (
-            [row(8, sqnr_db=None, rel_err=None)],
+            [row(8, sqnr_db=None, rel_err=None, max_err=0)],
             "verb_probs, symmetric: 8 bits meet the bar; the top 10 keeps its order, the mean "
             "relative error is undefined, the SQNR is infinite",
         ),
@@ -73,7 +76,7 @@ def test_each_criterion_has_its_own_fewest_bits():
             [row(8, top_merged=2, top_swapped=1, rel_err=0.341, sqnr_db=12.3, zeroed=0.25)],
             "verb_probs, symmetric: 8 bits do not meet the bar; the top 10 loses its order (1 "
             "swapped, 2 merged, the same set), the mean relative error is 34.1% (at most 1%), the "
-            "SQNR is 12.3 dB (at least 30 dB), 25% of the values become 0",
+            "SQNR is 12.3 dB (at least 30 dB), 25% of the non-zero values become 0",
         ),
         (
             [row(4, rel_err=2.0), row(8, top_worst=0.9)],
@@ -100,7 +103,7 @@ def test_of_many_tensors_a_run_says_how_many_meet_the_bar():
     assert said == (
         "verb_probs, symmetric: within 8 bits 2 of 3 tensors meet the bar (top k in order: 2, "
         "rel_err ≤ 1%: 3, SQNR ≥ 30 dB: 3); worst off is w, at 8 bits the top 10 loses its order "
-        "(1 merged, the same set), 50% of the values become 0"
+        "(1 merged, the same set), 50% of the non-zero values become 0"
     )
 
 
@@ -117,12 +120,64 @@ def test_the_lab_s_question_is_answered_at_eight_bits_alone():
     assert yes[1].startswith("Yes. verb_probs, asymmetric: the top 10 keeps its order, ")
 
 
+def test_the_answer_is_yes_only_where_a_mode_meets_the_bar_under_every_seed():
+    levels = [*LEVELS, "seed"]
+    rows = [row(8, seed=seed, rel_err=0.3 if seed > 3 else 0.001) for seed in range(10)]
+    (no,) = answers(judge(*rows, levels=levels), T)
+    assert no[1].startswith("No. verb_probs, symmetric, seed=")
+    assert no[1].count("(at most 1%)") == 4
+    assert no[1].endswith("; and 2 more.")
+    always = [row(8, mode="asymmetric", seed=seed) for seed in range(10)]
+    (yes,) = answers(judge(*rows, *always, levels=levels), T)
+    assert yes[1].startswith("Yes. verb_probs, asymmetric, seed=")
+    assert "symmetric, seed=4:" not in yes[1].replace("asymmetric", "")
+
+
+def test_runs_that_differ_in_the_middle_of_a_long_name_are_not_mixed():
+    levels = [*LEVELS, "tensor", "dist.path"]
+    rows = [
+        row(8, tensor=tensor, rel_err=0.5 if number == 2 else 0.001)
+        | {"dist.path": f"/models/llama-7b-step-{number}000/checkpoint-final/weights.npz"}
+        for number in (1, 2)
+        for tensor in ("a", "b")
+    ]
+    told = list(sentences(judge(*rows, levels=levels), levels, T))
+    assert [re.search(r"step-(\d).* (\d) of 2 tensors", each).groups() for each in told] == [
+        ("2", "0"),
+        ("1", "2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rel_err", "asked", "said"),
+    [
+        (0.34069, 0.3405, "34.07% (at most 34.05%)"),
+        (0.0700001, 0.07, "7.00001% (at most 7%)"),
+        (0.5, 0.01, "50% (at most 1%)"),
+    ],
+)
+def test_a_figure_that_misses_looks_as_if_it_does(rel_err, asked, said):
+    bar = Bar(rel_err=asked, sqnr_db=29.5)
+    (told,) = sentences(judge(row(8, rel_err=rel_err, sqnr_db=29.49999), bar=bar), LEVELS, T)
+    assert f"the mean relative error is {said}, the SQNR is 29.49999 dB (at least 29.5 dB)" in told
+
+
+def test_what_is_kept_is_an_interval():
+    half = row(8, top_worst=0.5, top_best=0.9, top_merged=2)
+    assert rank(half, T) == "2 merged, 50–90% kept"
+
+
+def test_what_has_no_verdict_is_named():
+    assert unmeasured([], T) == ""
+    assert unmeasured(["a", "b\n"], T) == "No verdict of a, b\\n: not measured"
+    assert unmeasured(list("abcdef"), T) == "No verdict of a, b, c, d, and 2 more: not measured"
+
+
 def test_a_name_says_what_was_swept():
-    one = row(8, seed=3) | {"mode.zero_point": "clip", "dist.batch": None}
+    one = row(8, seed=3) | {"mode.zero_point": "clip", "dist.batch": None, "tensor": "w"}
     levels = ["dist", "mode", "n_bits", "dist.batch", "mode.zero_point", "seed"]
-    assert row_name(one, levels) == (
-        "verb_probs, symmetric, dist.batch=null, mode.zero_point=clip, seed=3"
-    )
+    assert row_name(one, levels) == "w, symmetric, dist.batch=null, mode.zero_point=clip, seed=3"
+    assert row_name(one, LEVELS, run=True) == "verb_probs, symmetric"
 
 
 def test_widths_in_a_row_are_told_by_their_ends():

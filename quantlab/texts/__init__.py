@@ -6,7 +6,11 @@ from typing import Any
 
 import yaml
 
-LANGUAGES = sorted(each.name[:2] for each in files(__name__).iterdir() if each.name[2:] == ".yaml")
+LANGUAGES = sorted(
+    each.name.removesuffix(".yaml")
+    for each in files(__name__).iterdir()
+    if each.name.endswith(".yaml")
+)
 
 
 class Texts:

@@ -44,26 +44,9 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Sweep:
     table, levels = tabulate(runs, directory)
     artefacts = tables(table, levels)
     told = manifest.told_by_records(directory, runs, levels)
+    origin = provenance(runs, told, artefacts, t)
     rows = cast("list[Row]", table.to_dict("records"))
-    paths = [path / record.NAME for path in _homes(runs, directory)]
-    read = cache(record.read)
-
-    def shown(chosen: list[int]) -> list[Shown]:
-        return [Shown(rows[n], read(paths[n])["tensors"][rows[n]["tensor"]]) for n in chosen]
-
-    records = [run.record for run in runs if run.record]
-    findings = Findings(
-        rows=rows,
-        levels=levels,
-        verdicts=verdicts(rows, levels, bar),
-        bar=bar,
-        closer=shown(report.choose(rows, levels)),
-        histogram=shown(report.choose_histogram(rows)) if rows else [],
-        failures={_which(run): run.error for run in runs if run.error},
-        skipped={name: why for one in records for name, why in one["skipped"].items()},
-        unmeasured=list(dict.fromkeys(name for one in records for name in one["failed"])),
-        provenance=provenance(runs, told, artefacts, t),
-    )
+    findings = _findings(runs, directory, rows, levels, bar, origin)
     artefacts |= report.artefacts(findings, t)
     artefacts["manifest.json"] = record.to_json(manifest.manifest(told, artefacts))
     for name, content in artefacts.items():
@@ -72,6 +55,37 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Sweep:
     _clear(directory, artefacts)
     failed = [run.record["overrides"] for run in runs if run.record and run.error]
     return Sweep(findings, [directory / name for name in artefacts], failed)
+
+
+def _findings(
+    runs: Sequence[manifest.Run],
+    directory: Path,
+    rows: list[Row],
+    levels: list[str],
+    bar: Bar,
+    origin: Mapping[str, str],
+) -> Findings:
+    homes = _homes(runs, directory)
+    records = [run.record for run in runs if run.record]
+    return Findings(
+        rows=rows,
+        levels=levels,
+        verdicts=verdicts(rows, levels, bar),
+        bar=bar,
+        closer=_shown(report.choose(rows, levels), rows, homes),
+        histogram=_shown(report.choose_histogram(rows), rows, homes) if rows else [],
+        failures={_which(run): run.error for run in runs if run.error},
+        skipped={name: why for one in records for name, why in one["skipped"].items()},
+        unmeasured=list(dict.fromkeys(name for one in records for name in one["failed"])),
+        provenance=origin,
+    )
+
+
+def _shown(chosen: Sequence[int], rows: Sequence[Row], homes: Sequence[Path]) -> list[Shown]:
+    """Return some rows with what their records say, which `collect` did not keep."""
+    read = cache(record.read)
+    entries = (read(homes[n] / record.NAME)["tensors"][rows[n]["tensor"]] for n in chosen)
+    return [Shown(rows[n], entry) for n, entry in zip(chosen, entries, strict=True)]
 
 
 def _clear(directory: Path, artefacts: Mapping[str, bytes]) -> None:

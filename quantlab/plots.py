@@ -108,15 +108,7 @@ def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
     panel = drawn.subplots()
     bits = sorted({row["n_bits"] for each in found for row in each.rows})
     for number, each in enumerate(shown):
-        panel.plot(
-            [row["n_bits"] for row in each.rows],
-            [math.nan if row["sqnr_db"] is None else row["sqnr_db"] for row in each.rows],
-            color=COLOURS[number % len(COLOURS)],
-            marker=MARKERS[number % len(MARKERS)],
-            linestyle=DASHES[number // len(COLOURS)],
-            markersize=4,
-            label=str(number),
-        )
+        _line(panel, each, number)
     if len(found) > LINES:
         quarters = [np.quantile(_at(found, n) or [math.nan], [0.25, 0.75]) for n in bits]
         low, high = zip(*quarters, strict=True)
@@ -132,6 +124,18 @@ def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
     for text, each in zip(drawn.legend(loc="outside lower left").get_texts(), shown, strict=False):
         text.set_text(label(each.name, NAMED))  # a label that begins with _ would be left out
     return drawn
+
+
+def _line(panel: Axes, one: Verdict, number: int) -> None:
+    panel.plot(
+        [row["n_bits"] for row in one.rows],
+        [math.nan if row["sqnr_db"] is None else row["sqnr_db"] for row in one.rows],
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle=DASHES[number // len(COLOURS)],
+        markersize=4,
+        label=str(number),
+    )
 
 
 def _theory(panel: Axes, found: Sequence[Verdict], bits: Sequence[int], t: Texts) -> None:

@@ -33,9 +33,9 @@ def chromium():
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
-    """The report of 300 tensors."""
+    """The report of 120 tensors."""
     directory = tmp_path_factory.mktemp("checkpoint")
-    many(directory, [f"blocks.{n}.attention.weight" for n in range(300)])
+    many(directory, [f"blocks.{n}.attention.weight" for n in range(120)])
     aggregate(directory)
     return directory
 
@@ -87,8 +87,8 @@ def test_the_verdict_and_every_row_are_there(visit, report):
             (dist, mode) for dist, modes in results.items() for mode in modes
         ]
     else:
-        assert page.get_by_text("of 300 tensors meet the bar").is_visible()
-        assert rows == 600
+        assert page.get_by_text("of 120 tensors meet the bar").is_visible()
+        assert rows == 240
 
 
 def test_a_heading_sorts_numbers_words_and_puts_nothing_last(visit, report):

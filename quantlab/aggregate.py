@@ -16,7 +16,7 @@ from quantlab.bar import Bar, Row
 from quantlab.record import Record
 from quantlab.report import Findings, Shown
 from quantlab.texts import Texts
-from quantlab.verdict import verdicts
+from quantlab.verdict import NULL, groups, verdicts
 
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 
@@ -117,7 +117,7 @@ def provenance(
     }
     counts = {key: statuses[key] for key in ("completed", "failed", "unreadable")}
     return {
-        "command": told["command"] or t("null"),
+        "command": told["command"] or NULL,
         "runs": t("runs", **counts),
         "versions": ", ".join(sorted(versions)),
         "results": hashlib.sha256(artefacts["results.json"]).hexdigest(),
@@ -235,16 +235,14 @@ def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
 
 def _refuse_duplicates(table: pd.DataFrame, levels: list[str], homes: list[Path]) -> None:
     """Raise ValueError when two rows, of the run directories `homes`, answer the same question."""
-    keys = table[levels].map(record.as_text).apply(tuple, axis=1).tolist()
-    seen: dict[tuple[str, ...], Path] = {}
-    for key, home in zip(keys, homes, strict=True):
-        if key in seen:
-            twice = ", ".join(f"{k}={v}" for k, v in zip(levels, key, strict=True))
+    rows = cast("list[Row]", table[levels].to_dict("records"))
+    for first, *others in groups(rows, levels):
+        if others:
+            twice = ", ".join(f"{level}={record.as_text(rows[first][level])}" for level in levels)
             raise ValueError(
-                f"two runs are of {twice}: {seen[key]} and {home}; remove one, then "
-                f"python -m quantlab aggregate {home.parent}"
+                f"two runs are of {twice}: {homes[first]} and {homes[others[0]]}; remove one, then "
+                f"python -m quantlab aggregate {homes[first].parent}"
             )
-        seen[key] = home
 
 
 def _overrides(one: Record) -> dict[str, str]:

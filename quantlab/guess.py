@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from quantlab.bar import Row
 from quantlab.texts import Texts
-from quantlab.verdict import figure, row_name
+from quantlab.verdict import NULL, figure, row_name
 
 PREDICTED = {
     "scale": ".3g",
@@ -46,17 +46,11 @@ def predictions(
 
 def _guess(key: str, row: Row, t: Texts) -> Guess:
     before, after, wrong = row[f"predicted_{key}"], row[key], _wrong(key, row)
+    said = figure(before, PREDICTED[key], t), figure(after, PREDICTED[key], t)
     if after is None:
-        ratio = t("null")
-    elif key == "sqnr_db":
-        ratio = f"{after - before:+.1f}"
-    else:
-        ratio = f"×{after / before:.2f}"
-    grade = (
-        next(grade for grade, most in GRADES.items() if wrong <= most) if after is not None else ""
-    )
-    spec = PREDICTED[key]
-    return Guess(figure(before, spec, t), figure(after, spec, t), ratio, grade)
+        return Guess(*said, NULL, "")
+    ratio = f"{after - before:+.1f}" if key == "sqnr_db" else f"×{after / before:.2f}"
+    return Guess(*said, ratio, next(grade for grade, most in GRADES.items() if wrong <= most))
 
 
 def _wrong(key: str, row: Row) -> float:

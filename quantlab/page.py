@@ -87,7 +87,7 @@ def _fewest(each: Verdict, criteria: Collection[str], t: Texts) -> str:
 def _cell(row: Row | None, t: Texts) -> tuple[str, int | None]:
     if row is None:
         return "", None
-    share = quality(row["sqnr_db"]) / FULL
+    share = quality(row) / FULL
     shade = int(min(max(SHADES * share, 0), SHADES - 1))
     text = t("exact") if row["sqnr_db"] is None else figure(row["sqnr_db"], ".1f", t)
     return text, shade
@@ -110,20 +110,11 @@ def luminance(colour: Sequence[float]) -> float:
 
 def trend(found: Sequence[Verdict], t: Texts) -> str:
     """Return in words what the lines of the first picture show."""
-    points = []
+    lines = []
     for each in found:
         ends = [row for row in each.rows if row["sqnr_db"] is not None]
         if ends:
-            said = [f"{row['sqnr_db']:.1f}" for row in (ends[0], ends[-1])]
-            bits = [row["n_bits"] for row in (ends[0], ends[-1])]
-            points.append(
-                t(
-                    "trend_line",
-                    name=each.name,
-                    low=said[0],
-                    high=said[1],
-                    first=bits[0],
-                    last=bits[1],
-                )
-            )
-    return t("trend", lines="; ".join(points))
+            low, high = (f"{row['sqnr_db']:.1f}" for row in (ends[0], ends[-1]))
+            bits = {"first": ends[0]["n_bits"], "last": ends[-1]["n_bits"]}
+            lines.append(t("trend_line", name=each.name, low=low, high=high, **bits))
+    return t("trend", lines="; ".join(lines))

@@ -17,15 +17,16 @@ from matplotlib.figure import Figure
 
 from quantlab import card, guess, page, plots
 from quantlab.bar import Bar, Row
-from quantlab.record import as_text
 from quantlab.tensor import printable
-from quantlab.terminal import cell, grouped_by_reason
+from quantlab.terminal import grouped_by_reason
 from quantlab.texts import Texts
 from quantlab.verdict import (
     INT8,
     Verdict,
     answers,
+    cell,
     criterion,
+    groups,
     quality,
     row_name,
     sentence,
@@ -78,14 +79,9 @@ def choose(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
     Of each source, mode and what else was swept it is the tensor with the least SQNR, in 8 bits if
     they were tried, else in the width that comes first.
     """
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for n, row in enumerate(rows):
-        key = tuple(as_text(row[level]) for level in levels if level not in ("n_bits", "tensor"))
-        groups.setdefault(key, []).append(n)
-    worst = [
-        min(_of_one_width(rows, each), key=lambda n: _sqnr(rows[n])) for each in groups.values()
-    ]
-    return sorted(worst, key=lambda n: _sqnr(rows[n]))[:CARDS]
+    apart = [level for level in levels if level not in ("n_bits", "tensor")]
+    worst = [_worst(rows, _of_one_width(rows, each)) for each in groups(rows, apart)]
+    return sorted(worst, key=lambda n: quality(rows[n]))[:CARDS]
 
 
 def choose_histogram(rows: Sequence[Row]) -> list[int]:
@@ -96,7 +92,7 @@ def choose_histogram(rows: Sequence[Row]) -> list[int]:
     dist = next((row["dist"] for row in rows if row["dist"] == HISTOGRAM), rows[0]["dist"])
     left = _of_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
     first = [n for n in left if rows[n]["mode"] == rows[left[0]]["mode"]]
-    name = rows[min(first, key=lambda n: _sqnr(rows[n]))]["tensor"]
+    name = rows[_worst(rows, first)]["tensor"]
     modes: dict[str, int] = {}
     for n in left:
         if rows[n]["tensor"] == name:
@@ -110,8 +106,8 @@ def _of_one_width(rows: Sequence[Row], among: Sequence[int]) -> list[int]:
     return [n for n in among if rows[n]["n_bits"] == wanted]
 
 
-def _sqnr(row: Row) -> float:
-    return quality(row["sqnr_db"])
+def _worst(rows: Sequence[Row], among: Sequence[int]) -> int:
+    return min(among, key=lambda n: quality(rows[n]))
 
 
 def artefacts(found: Findings, t: Texts) -> dict[str, bytes]:
@@ -200,7 +196,7 @@ def _markdown(found: Findings, t: Texts) -> dict[str, Any]:
     """Return what only report.md shows: of many rows those that suffer most."""
     rows = found.rows
     if len(rows) > LINES:
-        rows = sorted(rows, key=lambda row: quality(row["sqnr_db"]))[:LINES]
+        rows = sorted(rows, key=quality)[:LINES]
     return {
         "tried": _tried(found),
         "heat": page.heat(found.verdicts[:LINES], _tried(found), t),

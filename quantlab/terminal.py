@@ -14,7 +14,16 @@ from quantlab.bar import Bar, Row
 from quantlab.record import as_text
 from quantlab.tensor import label
 from quantlab.texts import Texts
-from quantlab.verdict import answers, quality, rank, sentences, the_bar, unmeasured
+from quantlab.verdict import (
+    answers,
+    cell,
+    groups,
+    quality,
+    rank,
+    sentences,
+    the_bar,
+    unmeasured,
+)
 
 if TYPE_CHECKING:  # a single run prints its figures without pandas
     from quantlab.files import Entry
@@ -76,7 +85,7 @@ def figures(one: "Record") -> str:
     if len(tensors) == 1:
         return "\n".join(_figure_lines(one, *next(iter(tensors.items()))))
     measured = {name: tensor["measured"] for name, tensor in tensors.items()}
-    worst = sorted(tensors, key=lambda name: quality(measured[name]["sqnr_db"]))
+    worst = sorted(tensors, key=lambda name: quality(measured[name]))
     rows = [
         (label(name), f"{tensors[name]['n_elements']:,}", *_ratios(measured[name]))
         for name in worst[:LONGEST]
@@ -125,10 +134,12 @@ def _tables(found: "Findings", t: Texts) -> Iterator[Table | str]:
         yield measured(rows, levels, found.bar, t)
         if len(rows) > LONGEST:
             yield t("more_rows", n=len(rows) - LONGEST)
-        if "predicted_scale" in rows[0]:
-            yield t("predicted_measured" if len(rows) <= FEW else "predicted_elsewhere")
-        if "predicted_scale" in rows[0] and len(rows) <= FEW:
+        believed = "predicted_scale" in rows[0]
+        if believed and len(rows) <= FEW:
+            yield t("predicted_measured")
             yield predicted(rows, levels)
+        elif believed:
+            yield t("predicted_elsewhere")
     yield "\n".join(_verdicts(found, t))
 
 
@@ -181,10 +192,7 @@ def predicted(rows: Sequence[Row], levels: Sequence[str]) -> Table:
 
 def _runs(rows: Sequence[Row], levels: Sequence[str]) -> list[list[Row]]:
     """Return the rows of each run, the tensors that suffer most first."""
-    runs: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        runs.setdefault(tuple(as_text(row[level]) for level in levels), []).append(row)
-    return [sorted(each, key=lambda row: quality(row["sqnr_db"])) for each in runs.values()]
+    return [sorted((rows[n] for n in run), key=quality) for run in groups(rows, levels)]
 
 
 def overview(runs: Sequence[list[Row]], levels: Sequence[str], t: Texts) -> Table:
@@ -194,7 +202,7 @@ def overview(runs: Sequence[list[Row]], levels: Sequence[str], t: Texts) -> Tabl
             *_named(rows[0], levels),
             str(len(rows)),
             str(sum(row["top_order_kept"] for row in rows)),
-            cell(median(quality(row["sqnr_db"]) for row in rows), ".2f"),
+            cell(median(map(quality, rows)), ".2f"),
             cell(rows[0]["sqnr_db"], ".2f"),
             label(rows[0]["tensor"]),
         )
@@ -269,10 +277,3 @@ def _table(heads: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> Table:
     for row in rows:
         table.add_row(*row)
     return table
-
-
-def cell(value: Any, spec: str) -> str:
-    """Format a number; null is a dash, anything else is itself."""
-    if value is None:
-        return "–"
-    return format(value, spec) if type(value) in (int, float) else str(value)

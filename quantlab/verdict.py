@@ -14,6 +14,7 @@ from quantlab.tensor import printable
 from quantlab.texts import Texts
 
 REASONS = 4  # of an answer; more nobody reads
+NULL = "–"  # what stands for a figure that does not exist
 INT8 = 8  # the width that the lab's question is about
 
 
@@ -52,29 +53,29 @@ class Verdict:
     @property
     def decisive(self) -> Row:
         """The row to quote: of the fewest bits that meet the bar, else of the widest."""
-        return next((row for row in self.rows if row["n_bits"] == self.bits), self.rows[-1])
+        return self.at(self.bits) or self.rows[-1]
 
-    def at(self, n_bits: int) -> Row | None:
+    def at(self, n_bits: int | None) -> Row | None:
         """Return the row of a width, if it was tried."""
         return next((row for row in self.rows if row["n_bits"] == n_bits), None)
 
 
-def verdicts(rows: Iterable[Row], levels: Sequence[str], bar: Bar) -> list[Verdict]:
+def verdicts(rows: Sequence[Row], levels: Sequence[str], bar: Bar) -> list[Verdict]:
     """Return the verdict of each tensor and mode, the worst first; `levels` nest the table."""
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in rows:
-        key = tuple(as_text(row[level]) for level in levels if level != "n_bits")
-        groups.setdefault(key, []).append(row)
-    found = [
-        Verdict(
-            row_name(each[0], levels),
-            row_name(each[0], levels, run=True),
-            _narrowest_first(each),
-            bar,
-        )
-        for each in groups.values()
-    ]
+    found = []
+    for places in groups(rows, [level for level in levels if level != "n_bits"]):
+        widths = sorted((rows[n] for n in places), key=lambda row: row["n_bits"])
+        run = row_name(widths[0], levels, run=True)
+        found.append(Verdict(row_name(widths[0], levels), run, widths, bar))
     return sorted(found, key=_worst_first)
+
+
+def groups(rows: Sequence[Row], levels: Sequence[str]) -> list[list[int]]:
+    """Return where the rows stand that agree in some levels, in the order of the first of them."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for n, row in enumerate(rows):
+        found.setdefault(tuple(as_text(row[level]) for level in levels), []).append(n)
+    return list(found.values())
 
 
 def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
@@ -87,17 +88,13 @@ def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
     return ", ".join(map(printable, [row["dist" if run else "tensor"], row["mode"], *settings]))
 
 
-def _narrowest_first(rows: Iterable[Row]) -> list[Row]:
-    return sorted(rows, key=lambda row: row["n_bits"])
-
-
 def _worst_first(each: Verdict) -> tuple[float, float]:
-    return -(each.bits or math.inf), quality(each.rows[-1]["sqnr_db"])
+    return -(each.bits or math.inf), quality(each.rows[-1])
 
 
-def quality(sqnr_db: float | None) -> float:
-    """Return an SQNR to rank by, in dB; a perfect round trip, which has none, ranks first."""
-    return math.inf if sqnr_db is None else sqnr_db
+def quality(figures: Row) -> float:
+    """Return the SQNR to rank by, in dB; a perfect round trip, which has none, ranks first."""
+    return math.inf if figures["sqnr_db"] is None else figures["sqnr_db"]
 
 
 def sentences(found: Sequence[Verdict], levels: Sequence[str], t: Texts) -> Iterator[str]:
@@ -148,35 +145,36 @@ def answers(found: Iterable[Verdict], t: Texts) -> Iterator[tuple[str, str]]:
 
     The answer is yes where some mode meets the bar whatever else was swept.
     """
-    asked: dict[str, dict[str, list[tuple[Verdict, Row]]]] = {}
+    asked: dict[str, dict[str, list[Verdict]]] = {}
     for each in found:
-        row = each.at(INT8)
-        if row and f"question_{row['dist']}" in t:
-            asked.setdefault(row["dist"], {}).setdefault(row["mode"], []).append((each, row))
+        dist, mode = each.rows[0]["dist"], each.rows[0]["mode"]
+        if INT8 in each.missed and f"question_{dist}" in t:
+            asked.setdefault(dist, {}).setdefault(mode, []).append(each)
     for dist, modes in asked.items():
-        yes = [
-            rows for rows in modes.values() if not any(each.bar.missed(row) for each, row in rows)
+        runs = [each for mode in modes.values() for each in mode]
+        meeting = [mode for mode in modes.values() if not any(each.missed[INT8] for each in mode)]
+        yes = [each for mode in meeting for each in mode]
+        told = yes or [each for each in runs if each.missed[INT8]]
+        said = [
+            f"{each.name}: {_told(row, each.bar, t)}"
+            for each in told
+            for row in each.rows
+            if row["n_bits"] == INT8
         ]
-        told = [
-            one
-            for rows in yes or modes.values()
-            for one in rows
-            if yes or one[0].bar.missed(one[1])
-        ]
-        reasons = [f"{each.name}: {_told(row, each.bar, t)}" for each, row in told[:REASONS]]
-        if len(told) > REASONS:
-            reasons.append(t("more_reasons", n=len(told) - REASONS))
-        yield t(f"question_{dist}"), t("yes" if yes else "no", reasons="; ".join(reasons))
+        reasons = "; ".join(_first(said, t))
+        yield t(f"question_{dist}"), t("yes" if yes else "no", reasons=reasons)
 
 
 def unmeasured(names: Sequence[str], t: Texts) -> str:
     """Say which tensors have no verdict, if any."""
-    if not names:
-        return ""
-    said = [*map(printable, names[:REASONS])]
-    if len(names) > REASONS:
-        said.append(t("more_reasons", n=len(names) - REASONS))
-    return t("unmeasured", names=", ".join(said))
+    said = _first([*map(printable, names)], t)
+    return t("unmeasured", names=", ".join(said)) if said else ""
+
+
+def _first(said: Sequence[str], t: Texts) -> list[str]:
+    """Return as many as anybody reads, and how many more there are."""
+    more = len(said) - REASONS
+    return [*said[:REASONS], *([t("more_reasons", n=more)] if more > 0 else ())]
 
 
 def _told(row: Row, bar: Bar, t: Texts) -> str:
@@ -254,14 +252,19 @@ def _value(key: str, value: Any, t: Texts, digits: int = 3) -> str:
 
 def percent(share: float | None, t: Texts, digits: int = 3) -> str:
     """Return a share as a percentage."""
-    return t("null") if share is None else t("percent", value=f"{100 * share:.{digits}g}")
+    return NULL if share is None else t("percent", value=f"{100 * share:.{digits}g}")
 
 
 def figure(value: Any, spec: str, t: Texts) -> str:
     """Return a figure as text; the spec ``%`` is a share."""
+    return percent(value, t) if spec == "%" else cell(value, spec)
+
+
+def cell(value: Any, spec: str) -> str:
+    """Format a number; null is a dash, anything else is itself."""
     if value is None:
-        return t("null")
-    return percent(value, t) if spec == "%" else format(value, spec)
+        return NULL
+    return format(value, spec) if type(value) in (int, float) else str(value)
 
 
 def widths(tried: Sequence[int], t: Texts) -> str:

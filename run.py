@@ -6,9 +6,10 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from quantlab import interrupt, job
-from quantlab.errors import told
-from quantlab.record import Record
+from quantlab import interrupt
+from quantlab.errors import report_user_errors
+from quantlab.records.record import Record
+from quantlab.sweep import job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")
@@ -23,5 +24,5 @@ if __name__ == "__main__":
     # complains of it
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     interrupt.listen()
-    with told():
+    with report_user_errors():
         main()

@@ -10,22 +10,23 @@ import sys
 import tempfile
 from pathlib import Path
 
-from quantlab.dist import VerbProbs
 from quantlab.experiment import Experiment
-from quantlab.quant import Symmetric
-from quantlab.record import NAME, keep, to_json
+from quantlab.formats.uniform import Symmetric
+from quantlab.records.disk import to_json
+from quantlab.records.record import NAME, keep
+from quantlab.sources.lab import VerbProbs
 
 AGGREGATE = """
 import resource, sys, time
 start = time.perf_counter()
 from pathlib import Path
-from quantlab import terminal
-from quantlab.aggregate import aggregate
-from quantlab.bar import Bar
-from quantlab.texts import Texts
+from quantlab.report.terminal import sweep_summary
+from quantlab.report.aggregate import aggregate
+from quantlab.report.bar import Bar
+from quantlab.report.texts import Texts
 t = Texts("en")
 done = aggregate(Path(sys.argv[1]), Bar(), t)
-terminal.sweep(done.findings, done.files, t)
+sweep_summary(done.findings, done.files, t)
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """
 

@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.quant import Symmetric
-from quantlab.stream import measure
-from quantlab.tensor import Tensor
+from quantlab.formats.uniform import Symmetric
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.stream import measure
 
 Array = NDArray[np.float32]
 
@@ -191,9 +191,9 @@ def many() -> None:
 MEMORY = """
 import sys, threading, time
 from pathlib import Path
-from quantlab.files import Npy
-from quantlab.stream import measure
-from quantlab.quant import Symmetric
+from quantlab.sources.file import Npy
+from quantlab.stats.stream import measure
+from quantlab.formats.uniform import Symmetric
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -40,7 +40,7 @@ class QuantlabSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Have the launcher compose its runs with a loader that asks Hydra once for each choice."""
-        from quantlab.compose import Composer
+        from quantlab.sweep.compose import Composer
 
         self.loader = cast("ConfigLoader", Composer(hydra_context.config_loader))
         self.sweep_config = config
@@ -52,7 +52,7 @@ class QuantlabSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> None:
         """Do the runs that are left, aggregate, print; SystemExit says how it went wrong."""
-        from quantlab import sweep
+        from quantlab.sweep import launch
 
         typed = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        sweep.sweep(typed, self.sweep_config, self.loader, self.engine)
+        launch.sweep(typed, self.sweep_config, self.loader, self.engine)

@@ -1,4 +1,4 @@
-"""Everything around a run: ``python -m quantlab COMMAND``, installed as ``quantlab``."""
+"""Everything around a run: ``quantlab COMMAND``, installed as ``quantlab``."""
 
 import argparse
 from dataclasses import asdict
@@ -6,10 +6,13 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from quantlab import files, record, terminal
-from quantlab.bar import Bar
-from quantlab.errors import told
-from quantlab.texts import Texts
+from quantlab.errors import report_user_errors
+from quantlab.records import record
+from quantlab.report.bar import Bar
+from quantlab.report.listing import listing
+from quantlab.report.terminal import sweep_summary
+from quantlab.report.texts import Texts
+from quantlab.sources.readers import reader
 
 
 def main() -> None:
@@ -39,23 +42,25 @@ def main() -> None:
     tensors.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these out")
     tensors.set_defaults(run=_tensors)
     asked = parser.parse_args()
-    with told():
+    with report_user_errors():
         asked.run(asked)
 
 
 def _aggregate(asked: argparse.Namespace) -> None:
-    from quantlab.aggregate import aggregate  # pandas and matplotlib, which no other command needs
+    from quantlab.report.aggregate import (
+        aggregate,  # pandas and matplotlib, which no other command needs
+    )
 
     bar, t = _report_settings(asked.directory, asked.settings)
     done = aggregate(asked.directory, bar, t)
-    print(terminal.sweep(done.findings, done.files, t))
+    print(sweep_summary(done.findings, done.files, t))
     if done.findings.failures:
         raise SystemExit(1)
 
 
 def _report_settings(directory: Path, settings: list[str]) -> tuple[Bar, Texts]:
     """Return what was asked of a sweep's report, but for what the command line asks."""
-    from quantlab.job import asked_of_report
+    from quantlab.sweep.job import report_settings
 
     config = OmegaConf.create({"report": {"lang": "en", "bar": asdict(Bar())}})
     OmegaConf.set_struct(config, True)
@@ -63,7 +68,7 @@ def _report_settings(directory: Path, settings: list[str]) -> tuple[Bar, Texts]:
     if launched.exists():
         config.report.merge_with(OmegaConf.select(OmegaConf.load(launched), "report") or {})
     config.merge_with_dotlist(settings)
-    return asked_of_report(config)
+    return report_settings(config)
 
 
 def _verify(asked: argparse.Namespace) -> None:
@@ -97,10 +102,10 @@ def _versions(then: dict[str, str]) -> str:
 
 
 def _tensors(asked: argparse.Namespace) -> None:
-    read = files.reader(asked.path)
+    read = reader(asked.path)
     source = read(str(asked.path), asked.include, asked.exclude)
     source.require_matches()
-    print(terminal.listing(source.entries))
+    print(listing(source.entries))
 
 
 if __name__ == "__main__":

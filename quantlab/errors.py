@@ -1,4 +1,4 @@
-"""Mistakes of a person, told in one sentence instead of a traceback."""
+"""Mistakes of a person, reported in one sentence instead of a traceback."""
 
 import io
 import sys
@@ -20,17 +20,17 @@ from omegaconf.errors import (
 )
 
 from quantlab import interrupt
-from quantlab.files import FORMATS
+from quantlab.sources.file import SUFFIXES
 
 QUOTED = """"key='a value'\""""
-MISTAKES = (HydraException, OmegaConfBaseException, ValueError, OSError)
+USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 AMBIGUOUS = "Ambiguous value for argument "
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def report_user_errors() -> Iterator[None]:
     """End the program on an error: one sentence for a mistake, a traceback for a bug of ours.
 
     SystemExit also leaves a Hydra callback, where any other exception becomes a warning. A terminal
@@ -42,16 +42,16 @@ def told() -> Iterator[None]:
     try:
         yield
     except (Exception, KeyboardInterrupt) as error:
-        if interrupt.asked.is_set() or isinstance(error, KeyboardInterrupt):
+        if interrupt.requested.is_set() or isinstance(error, KeyboardInterrupt):
             print("quantlab: interrupted", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
-        if isinstance(error, MISTAKES):
-            raise SystemExit(f"quantlab: {sentence(error)}") from None
+        if isinstance(error, USER_ERRORS):
+            raise SystemExit(f"quantlab: {error_sentence(error)}") from None
         traceback.print_exc()
         raise SystemExit(1) from None
 
 
-def sentence(mistake: BaseException) -> str:
+def error_sentence(mistake: BaseException) -> str:
     """Return what was wrong, where, and what to do, in one line."""
     if isinstance(mistake, MissingConfigException) and mistake.options:
         file = str(mistake.missing_cfg_file)
@@ -69,7 +69,7 @@ def sentence(mistake: BaseException) -> str:
         typed = str(mistake).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
         return f"{typed} sets an unknown key: {_known_keys(cause)}"
     if isinstance(mistake, InstantiationException) and cause:
-        return sentence(cause)
+        return error_sentence(cause)
     if isinstance(mistake, OverrideParseException):
         why = " ".join(str(mistake).split("\n")[0].split())
         return f"{mistake.override}: {why}; a value with such a character takes quotes: {QUOTED}"
@@ -78,7 +78,7 @@ def sentence(mistake: BaseException) -> str:
     if isinstance(mistake, OSError) and mistake.strerror:
         return f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake.strerror
     text = " ".join(str(mistake).split())
-    if not isinstance(mistake, MISTAKES):
+    if not isinstance(mistake, USER_ERRORS):
         return f"{type(mistake).__name__}: {text}"
     if text.startswith(AMBIGUOUS):
         return f"{text.removeprefix(AMBIGUOUS).split()[0].strip(chr(39))} is a sweep: add -m"
@@ -87,7 +87,7 @@ def sentence(mistake: BaseException) -> str:
 
 def one_of(group: str, options: Sequence[str]) -> str:
     """Return the options of a config group, those in the group `file` below ``dist`` included."""
-    nested = {f"file/{each.format}": None for each in FORMATS.values()} if group == "dist" else {}
+    nested = dict.fromkeys(f"file/{each}" for each in SUFFIXES.values()) if group == "dist" else {}
     return f"choose one of {', '.join([*options, *nested])}"
 
 

@@ -1,26 +1,20 @@
 """One combination of tensors and quantizer, measured tensor by tensor."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-from quantlab import metrics, quant, rank
-from quantlab.dist import Distribution
-from quantlab.predict import Expected, predict
-from quantlab.quant import Quantizer
-from quantlab.stream import measure
-from quantlab.tensor import Tensor
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of each tensor: its figures, why it failed, or why it was left out."""
-
-    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
-    failed: dict[str, str] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
+from quantlab.formats import uniform
+from quantlab.formats.uniform import Quantizer
+from quantlab.records.record import Outcome
+from quantlab.sources.distribution import Distribution
+from quantlab.sources.expected import Expected
+from quantlab.sources.tensor import Tensor
+from quantlab.stats import metrics, rank
+from quantlab.stats.predict import predict
+from quantlab.stats.stream import measure
 
 
 @dataclass(frozen=True)
@@ -56,14 +50,14 @@ class Experiment:
         ) as bar:
             for tensor in self.dist.tensors():
                 try:
-                    outcome.tensors[tensor.name] = self._measured(tensor, bar)
+                    outcome.tensors[tensor.name] = self._measure(tensor, bar)
                 except (ValueError, OSError, MemoryError) as reason:
                     outcome.failed[tensor.name] = (
                         str(reason) or f"tensor '{tensor.name}': {reason!r}"
                     )
         return outcome
 
-    def _measured(self, tensor: Tensor, bar: "tqdm[Any]") -> dict[str, Any]:
+    def _measure(self, tensor: Tensor, bar: "tqdm[Any]") -> dict[str, Any]:
         def advance(elements: int) -> None:
             bar.update(elements * tensor.itemsize)
 
@@ -87,5 +81,5 @@ def _landmark(expected: Expected, quantizer: Quantizer, found: list[float]) -> d
     """Return the relative error of the landmark value itself under the parameters chosen."""
     value = np.float32(expected.landmark)
     params = quantizer.choose(*found)
-    q = quant.quantize(value, params, quantizer.n_bits)
-    return {"landmark_rel_err": float(np.abs(quant.dequantize(q, params) - value) / value)}
+    q = uniform.quantize(value, params, quantizer.n_bits)
+    return {"landmark_rel_err": float(np.abs(uniform.dequantize(q, params) - value) / value)}

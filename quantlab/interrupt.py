@@ -3,7 +3,7 @@
 import signal
 import threading
 
-asked = threading.Event()
+requested = threading.Event()
 
 
 def listen() -> None:
@@ -11,15 +11,15 @@ def listen() -> None:
 
     What it interrupts may raise something else on its way out: OmegaConf does.
     """
-    signal.signal(signal.SIGINT, _note)
+    signal.signal(signal.SIGINT, _on_interrupt)
 
 
 def require_none() -> None:
     """Raise KeyboardInterrupt when there was a Ctrl-C."""
-    if asked.is_set():
+    if requested.is_set():
         raise KeyboardInterrupt
 
 
-def _note(*_: object) -> None:
-    asked.set()
+def _on_interrupt(*_: object) -> None:
+    requested.set()
     raise KeyboardInterrupt

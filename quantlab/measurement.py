@@ -6,11 +6,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from quantlab import quant, record, terminal
-from quantlab.stream import measure as measure_tensor
-from quantlab.stream import usable_cores
-from quantlab.tensor import Tensor
-from quantlab.texts import Texts
+from quantlab.formats import uniform
+from quantlab.records import record
+from quantlab.report.run_summary import run_summary
+from quantlab.report.texts import Texts
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.stream import measure as measure_tensor
+from quantlab.stats.stream import usable_cores
 
 NAME = "x"
 
@@ -40,15 +42,14 @@ class Measurement(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         """Return every figure, a line each."""
-        return terminal.figures(
-            {"mode": self._mode, "n_bits": self._n_bits, "tensors": {NAME: self._tensor}}
-        )
+        run = {"mode": self._mode, "n_bits": self._n_bits, "tensors": {NAME: self._tensor}}
+        return run_summary(run, Texts("en"))
 
     def _repr_html_(self) -> str:
-        from quantlab import report  # Matplotlib, which only a notebook needs
+        from quantlab.report import page  # Matplotlib, which only a notebook needs
 
         name = f"{NAME}, {self._mode}"
-        return report.measurement(name, self._n_bits, self._tensor, Texts("en"))
+        return page.measurement(name, self._n_bits, self._tensor, Texts("en"))
 
 
 def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
@@ -74,9 +75,9 @@ def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
     >>> result["scale"], result["max_err"], result["n_codes"]
     (0.5, 0.0, 3)
     """
-    if mode not in quant.MODES:
-        raise ValueError(f"mode must be one of {', '.join(quant.MODES)}, got {mode!r}")
-    quantizer = quant.MODES[mode](n_bits)
+    if mode not in uniform.MODES:
+        raise ValueError(f"mode must be one of {', '.join(uniform.MODES)}, got {mode!r}")
+    quantizer = uniform.MODES[mode](n_bits)
     if np.ma.isMaskedArray(x):
         raise ValueError(
             "x is a masked array: measure x.compressed(), or x.data to ignore the mask"
@@ -85,4 +86,4 @@ def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
     if not np.can_cast(array.dtype, np.float32, "same_kind"):
         raise ValueError(f"x must hold real numbers, got dtype {array.dtype}")
     tensor = measure_tensor(Tensor(NAME, array), quantizer, threads=usable_cores())
-    return Measurement(tensor | {"predicted": None}, quant.mode_name(mode), n_bits)
+    return Measurement(tensor | {"predicted": None}, uniform.mode_name(mode), n_bits)

@@ -7,9 +7,9 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from quantlab import aggregate, record, schema
-from quantlab.job import build
-from quantlab.manifest import told_by_records
+from quantlab.records import disk, record, results, schema
+from quantlab.records.manifest import from_directory
+from quantlab.sweep.job import build
 
 OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
 MISSING = "is missing: the manifest lists it"
@@ -40,16 +40,16 @@ def faults(directory: Path) -> Iterator[str]:
     for name in sorted(TABLES - manifest["artefacts"].keys()):
         yield f"{path} does not list {name}: it should"
     try:
-        runs = aggregate.collect(directory)
-        table, levels = aggregate.tabulate(runs, directory)
+        runs = results.collect(directory)
+        table, levels = results.tabulate(runs, directory)
     except ValueError as reason:
         yield str(reason)
         return
-    untold = list(_untold(directory, manifest, told_by_records(directory, runs, levels)))
-    yield from untold
+    run_faults = list(_run_faults(directory, manifest, from_directory(directory, runs, levels)))
+    yield from run_faults
     yield from (run.error for run in runs if run.record is None and run.error)
-    if not untold:
-        yield from _untrue(directory / "results.json", aggregate.nest(table, levels))
+    if not run_faults:
+        yield from _result_faults(directory / "results.json", results.nest(table, levels))
 
 
 def _read(path: Path, name: str) -> Any:
@@ -58,7 +58,7 @@ def _read(path: Path, name: str) -> Any:
         content = json.loads(path.read_bytes())
         schema.require(name, content)
     except OSError as reason:
-        hint = f"python -m quantlab aggregate {path.parent} writes it"
+        hint = f"quantlab aggregate {path.parent} writes it"
         raise ValueError(f"{path}: {reason.strerror}; {hint}") from None
     except (ValueError, RecursionError) as reason:
         raise ValueError(f"{path} does not follow its schema: {reason}") from None
@@ -68,43 +68,45 @@ def _read(path: Path, name: str) -> Any:
 def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
     """Yield what is wrong with a file that the manifest names."""
     path = directory / name
-    if not record.is_inside(path, directory):
+    if not disk.is_inside(path, directory):
         yield f"{path} {OUTSIDE}"
     elif not path.exists():
         yield f"{path} {MISSING}"
-    elif not (path.is_file() and record.digest(path) == sha256):
+    elif not (path.is_file() and disk.digest(path) == sha256):
         yield f"{path} {CHANGED}"
 
 
-def _untold(directory: Path, manifest: Any, truth: Any) -> Iterator[str]:
-    """Yield where a manifest is not what the records tell."""
-    said, so = ({run["directory"]: run for run in each["runs"]} for each in (manifest, truth))
-    for name in dict.fromkeys([*said, *so]):
+def _run_faults(directory: Path, manifest: Any, expected: Any) -> Iterator[str]:
+    """Yield where the runs of a manifest are not those of the records."""
+    listed, found = (
+        {run["directory"]: run for run in each["runs"]} for each in (manifest, expected)
+    )
+    for name in dict.fromkeys([*listed, *found]):
         path = directory / name / record.NAME
-        if not record.is_inside(path, directory):
+        if not disk.is_inside(path, directory):
             yield f"{path} {OUTSIDE}"
-        elif name not in so:
+        elif name not in found:
             yield f"{path} {MISSING}"
-        elif name not in said:
+        elif name not in listed:
             yield f"{path} is extra: the manifest does not list it"
-        elif said[name]["record_sha256"] != so[name]["record_sha256"]:
+        elif listed[name]["record_sha256"] != found[name]["record_sha256"]:
             yield f"{path} {CHANGED}"
-        elif said[name] != so[name]:
+        elif listed[name] != found[name]:
             yield f"{directory / 'manifest.json'} does not say of {name} what its record says"
-    if said == so:  # else they differ for the reasons above
-        for where, one, other in differences(manifest, manifest | truth):
+    if listed == found:  # else they differ for the reasons above
+        for where, one, other in differences(manifest, manifest | expected):
             yield f"{directory / 'manifest.json'}: {where} is {one}, the records say {other}"
 
 
-def _untrue(path: Path, truth: Any) -> Iterator[str]:
+def _result_faults(path: Path, expected: Any) -> Iterator[str]:
     """Yield what results.json says that is not so by the records."""
     try:
-        results = _read(path, "results")
+        content = _read(path, "results")
     except ValueError as reason:
         yield str(reason)
         return
-    for where, said, so in differences(results, json.loads(record.to_json(truth))):
-        yield f"{path}: {where} is {said}, the records say {so}"
+    for where, written, recorded in differences(content, json.loads(disk.to_json(expected))):
+        yield f"{path}: {where} is {written}, the records say {recorded}"
 
 
 def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
@@ -117,7 +119,7 @@ def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
     one = record.read(directory / record.NAME)
     config = DictConfig(one["config"])
     again = record.perform(lambda: build(config).run(), one["config"])
-    outcome = json.loads(record.to_json({key: again[key] for key in OUTCOME}))
+    outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))
     return one, [
         f"{where} is {now} now, {before} in the record"
         for where, now, before in differences(outcome, {key: one[key] for key in OUTCOME})

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from quantlab import aggregate as collecting
-from quantlab import terminal
-from quantlab.bar import Bar
-from quantlab.stream import measure as measure_tensor
-from quantlab.tensor import Tensor
-from quantlab.texts import Texts
+from quantlab.report import aggregate as aggregation
+from quantlab.report.bar import Bar
+from quantlab.report.terminal import sweep_summary
+from quantlab.report.texts import Texts
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.stream import measure as measure_tensor
 
 ROOT = Path(__file__).parents[1]
 RUN = [sys.executable, str(ROOT / "run.py")]
@@ -31,12 +31,12 @@ def measure(x, quantizer, name="x", **settings):
 
 def aggregate(directory, **bar):
     """Aggregate a sweep as it is by default, or with another bar."""
-    return collecting.aggregate(directory, Bar(**bar), Texts("en"))
+    return aggregation.aggregate(directory, Bar(**bar), Texts("en"))
 
 
-def told(done):
+def printed(done):
     """Return what the terminal says of a sweep."""
-    return terminal.sweep(done.findings, done.files, Texts("en"))
+    return sweep_summary(done.findings, done.files, Texts("en"))
 
 
 def run_python(*arguments, cwd=ROOT, python=sys.executable, env=None):

@@ -1,22 +1,55 @@
+"""The rooms of the house, and the one way in which imports run."""
+
+import ast
 import json
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 
 import pytest
 
-CORE = [
-    "quant", "dist", "files", "metrics", "rank", "predict", "stream", "experiment", "record",
-    "terminal", "verdict", "measurement",
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "quantlab"
+ROOMS = ["formats", "sources", "stats", "records", "report", "sweep"]
+LOOSE = [
+    "__init__", "__main__", "errors", "experiment", "interrupt", "measurement", "quant", "verify",
 ]  # fmt: skip
-NUMERICS = {
-    "quant": set(),
-    "histogram": set(),
-    "rank": set(),
-    "predict": set(),
-    "metrics": {"histogram"},
-    "counts": {"quant"},
-    "roundtrip": {"quant"},
-}
+# Each may import those before it.
+ORDER = [
+    "interrupt", "formats", "quant", "sources", "stats", "records", "report", "experiment",
+    "measurement", "errors", "sweep", "verify", "__main__", "__init__",
+]  # fmt: skip
+FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
+OF_A_WHOLE_ROOM = {"tests/report/test_browser.py", "tests/sweep/test_engines.py"}
+LIGHT = [
+    *(f"{room}.{path.stem}" for room in ROOMS[:3] for path in (PACKAGE / room).glob("[a-z]*.py")),
+    "records.record", "report.verdict", "report.run_summary", "report.terminal", "experiment",
+    "measurement", "quant",
+]  # fmt: skip
+
+
+def room(module):
+    """Return the room or loose module of a file or a dotted name below the package."""
+    return module.removesuffix(".py").replace("/", ".").split(".")[0]
+
+
+def imports(path):
+    """Return every module that a file names in an import, wherever the import stands."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path} has a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def own_imports(path):
+    """Return those of the package, as dotted names below it; the package itself is none."""
+    prefix = "quantlab."
+    return {name.removeprefix(prefix) for name in imports(path) if name.startswith(prefix)}
 
 
 def modules_after(code):
@@ -25,17 +58,68 @@ def modules_after(code):
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_the_core_needs_neither_hydra_nor_pandas_nor_matplotlib(module):
-    assert not {"hydra", "omegaconf", "pandas", "matplotlib"} & modules_after(
-        f"import quantlab.{module}"
-    )
+def test_the_rooms_are_those_announced():
+    folders = {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"}
+    assert folders == set(ROOMS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == set(LOOSE)
+    assert len(LOOSE) <= 8
+    assert set(ORDER) == {*ROOMS, *LOOSE}
 
 
-@pytest.mark.parametrize(("module", "others"), NUMERICS.items())
-def test_the_numerics_import_nothing_of_ours_but_each_other(module, others):
-    ours = {name for name in modules_after(f"import quantlab.{module}") if "quantlab" in name}
-    assert ours == {"quantlab", *(f"quantlab.{name}" for name in {module, *others})}
+@pytest.mark.parametrize("name", FILES)
+def test_imports_run_one_way(name):
+    here = room(name)
+    before = ORDER[: ORDER.index(here) + 1]
+    for module in own_imports(FILES[name]):
+        assert room(module) in before, f"quantlab/{name} imports quantlab.{module}, a later room"
+
+
+@pytest.mark.parametrize("here", ROOMS)
+def test_a_room_has_no_circle(here):
+    files = {name: path for name, path in FILES.items() if room(name) == here}
+    modules = {name.removesuffix(".py").replace("/", "."): path for name, path in files.items()}
+    graph = {
+        module: {
+            other
+            for other in modules
+            for imported in own_imports(path)
+            if other != module and (imported == other or imported.startswith(f"{other}."))
+        }
+        for module, path in modules.items()
+    }
+    TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+@pytest.mark.parametrize("here", ROOMS)
+def test_a_room_says_what_it_is_for_and_nothing_else(here):
+    tree = ast.parse((PACKAGE / here / "__init__.py").read_text())
+    paragraph = ast.get_docstring(tree).split()
+    assert len(tree.body) == 1
+    assert len(paragraph) > 30
+    assert {"know", "knows"} & set(paragraph)
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if room(name) in ("formats", "stats")])
+def test_the_numerics_know_numpy_and_themselves_alone(name):
+    known = {"numpy", "quantlab", *sys.stdlib_module_names}
+    assert {module.split(".")[0] for module in imports(FILES[name])} <= known
+
+
+def test_the_tests_mirror_the_rooms():
+    for here in ROOMS:
+        for path in (ROOT / "tests" / here).glob("test_*.py"):
+            module = path.stem.removeprefix("test_")
+            stands = (PACKAGE / here / f"{module}.py").exists() or (
+                PACKAGE / here / module
+            ).is_dir()
+            name = path.relative_to(ROOT).as_posix()
+            assert stands or name in OF_A_WHOLE_ROOM, f"{name} tests no module of {here}"
+
+
+@pytest.mark.parametrize("module", LIGHT)
+def test_a_run_needs_neither_pandas_nor_matplotlib(module):
+    loaded = modules_after(f"import quantlab.{module}")
+    assert not {"hydra", "omegaconf", "pandas", "matplotlib"} & loaded
 
 
 def test_a_single_run_imports_neither_pandas_nor_matplotlib(tmp_path):
@@ -44,5 +128,5 @@ def test_a_single_run_imports_neither_pandas_nor_matplotlib(tmp_path):
         "runpy.run_path('run.py', run_name='__main__')"
     )
     loaded = modules_after(code)
-    assert "quantlab.stream" in loaded
+    assert "quantlab.stats.stream" in loaded
     assert not {"pandas", "matplotlib"} & loaded

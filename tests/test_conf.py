@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from quantlab import job
+from quantlab.sweep import job
 
 CONF = Path(__file__).parents[1] / "conf"
 

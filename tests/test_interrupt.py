@@ -8,8 +8,9 @@ from contextlib import suppress
 
 import pytest
 
-from quantlab import interrupt, record
-from quantlab.errors import told
+from quantlab import interrupt
+from quantlab.errors import report_user_errors
+from quantlab.records import record
 from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, start, wait_for_records
 
 
@@ -18,15 +19,15 @@ def test_ctrl_c_keeps_what_is_complete_and_says_how_to_go_on(undisturbed, tmp_pa
     process = start(*sweep)
     wait_for_records(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
-    printed, told = process.communicate()
+    stdout, stderr = process.communicate()
     assert process.returncode == 130
-    (line,) = told.splitlines()
+    (line,) = stderr.splitlines()
     assert line.startswith(
         f"quantlab: interrupted; to do the rest: python {RUN[1]} -m dist=hidden,"
     )
     rows = (tmp_path / "results.csv").read_text().splitlines()[1:]
     assert 1 <= len(rows) == len(list(tmp_path.glob("*/record.json"))) < ALL
-    assert "results.csv" in printed
+    assert "results.csv" in stdout
     again = subprocess.run(
         line.partition("rest: ")[2].replace("python", sys.executable, 1),
         shell=True,
@@ -48,12 +49,12 @@ def test_ctrl_c_that_a_library_turns_into_another_error(tmp_path, monkeypatch):
         raise AttributeError("flags")
 
     before = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(interrupt, "asked", threading.Event())
+    monkeypatch.setattr(interrupt, "requested", threading.Event())
     try:
         interrupt.listen()
         with pytest.raises(KeyboardInterrupt):
             record.keep(tmp_path, turned, {})
-        with pytest.raises(SystemExit) as ended, told():
+        with pytest.raises(SystemExit) as ended, report_user_errors():
             raise AttributeError("flags")
         assert ended.value.code == 130
     finally:

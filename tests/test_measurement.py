@@ -6,18 +6,18 @@ import pytest
 from omegaconf import OmegaConf
 
 import quantlab
-from quantlab import quant
+from quantlab.formats import uniform
 from tests.conftest import ROOT, measure
 from tests.test_architecture import modules_after
 
 X = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32)
 
 
-@pytest.mark.parametrize("mode", quant.MODES)
+@pytest.mark.parametrize("mode", uniform.MODES)
 @pytest.mark.parametrize("n_bits", [2, 8, 16])
 def test_an_array_is_measured_as_a_run_measures_it(mode, n_bits):
     result = quantlab.measure(X, mode=mode, n_bits=n_bits)
-    entry = measure(X, quant.MODES[mode](n_bits))
+    entry = measure(X, uniform.MODES[mode](n_bits))
     figures = {**entry["params"], **entry["measured"], **entry["rank"]}
     assert {key: result[key] for key in figures} == figures
     assert len(result) == len(dict(result)) > len(figures)
@@ -61,9 +61,9 @@ def test_it_shows_itself_in_a_terminal_and_in_a_notebook():
     assert shown == quantlab.measure(X, mode="asym", n_bits=4)._repr_html_()
 
 
-@pytest.mark.parametrize("mode", quant.MODES)
+@pytest.mark.parametrize("mode", uniform.MODES)
 def test_a_mode_is_called_as_its_yaml(mode):
-    named = quant.MODES[mode]
+    named = uniform.MODES[mode]
     target = OmegaConf.load(ROOT / "conf" / "mode" / f"{mode}.yaml")["_target_"]
     assert target == f"{named.__module__}.{named.__name__}"
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
-from quantlab import record
+from quantlab.records import record
 from tests.conftest import ROOT, run, run_python
 
 
@@ -279,8 +279,8 @@ _target_: broken.Broken
 """
 BROKEN_CODE = """
 import numpy as np
-from quantlab.dist import Distribution
-from quantlab.tensor import Tensor
+from quantlab.sources.distribution import Distribution
+from quantlab.sources.tensor import Tensor
 
 class Broken(Distribution):
     expected = None

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 
-from quantlab import record
+from quantlab.records import disk, record
 from tests.conftest import run_python
 
 
@@ -21,7 +21,7 @@ def sweep(lab_sweep, tmp_path):
 def edit(path, change):
     content = json.loads(path.read_bytes())
     change(content)
-    path.write_bytes(record.to_json(content))
+    path.write_bytes(disk.to_json(content))
 
 
 def hidden(sweep):
@@ -29,7 +29,7 @@ def hidden(sweep):
     return directory
 
 
-def test_an_intact_sweep_is_told_so(sweep):
+def test_an_intact_sweep_is_reported_intact(sweep):
     assert verify(sweep) == (0, [f"{sweep} is what its manifest says"])
 
 
@@ -37,18 +37,18 @@ def test_a_flipped_bit_is_named(sweep):
     for path in (hidden(sweep) / record.NAME, sweep / "error_histogram.png", sweep / "results.csv"):
         content = path.read_bytes()
         path.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
-        code, told = verify(sweep)
+        code, messages = verify(sweep)
         assert code == 1
-        assert told[0] == f"{path} has changed: its sha256 is not the one in the manifest"
+        assert messages[0] == f"{path} has changed: its sha256 is not the one in the manifest"
         path.write_bytes(content)
 
 
 def test_a_missing_and_an_extra_run_are_named(sweep):
     was = hidden(sweep)
     moved = was.rename(sweep / "elsewhere")
-    code, told = verify(sweep)
+    code, messages = verify(sweep)
     assert code == 1
-    assert told == [
+    assert messages == [
         f"{was / record.NAME} is missing: the manifest lists it",
         f"{moved / record.NAME} is extra: the manifest does not list it",
     ]
@@ -56,11 +56,11 @@ def test_a_missing_and_an_extra_run_are_named(sweep):
 
 def test_an_edited_figure_is_named_also_where_the_hashes_were_edited_too(sweep):
     edit(sweep / "results.json", lambda it: it["hidden"]["symmetric"].update(mae=0.5))
-    sha256 = record.digest(sweep / "results.json")
+    sha256 = disk.digest(sweep / "results.json")
     edit(sweep / "manifest.json", lambda it: it["artefacts"].update({"results.json": sha256}))
-    code, (told,) = verify(sweep)
+    code, (messages,) = verify(sweep)
     assert code == 1
-    assert told.startswith(
+    assert messages.startswith(
         f"{sweep}/results.json: hidden.symmetric.mae is 0.5, the records say 0.00"
     )
 
@@ -82,9 +82,9 @@ def test_an_edited_figure_is_named_also_where_the_hashes_were_edited_too(sweep):
 )
 def test_what_the_manifest_says_is_checked_too(sweep, change, said):
     edit(sweep / "manifest.json", change)
-    code, (told,) = verify(sweep)
+    code, (messages,) = verify(sweep)
     assert code == 1
-    assert said in told
+    assert said in messages
 
 
 def test_a_run_that_stands_alone_is_intact(tmp_path):
@@ -97,17 +97,17 @@ def test_a_manifest_may_name_nothing_outside(sweep, tmp_path):
     (tmp_path / "secret").write_text("secret")
     edit(sweep / "manifest.json", lambda it: it["artefacts"].update({"../secret": "0" * 64}))
     edit(sweep / "manifest.json", lambda it: it["runs"][0].update(directory="/etc"))
-    code, told = verify(sweep)
+    code, messages = verify(sweep)
     assert code == 1
     outside = "is outside the sweep: the manifest should not name it, it was not read"
-    assert f"{sweep}/../secret {outside}" in told
-    assert f"/etc/record.json {outside}" in told
+    assert f"{sweep}/../secret {outside}" in messages
+    assert f"/etc/record.json {outside}" in messages
 
 
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (None, "No such file or directory; python -m quantlab aggregate"),
+        (None, "No such file or directory; quantlab aggregate"),
         ("[" * 100_000, "does not follow its schema: maximum recursion"),
         ("{", "does not follow its schema: Expecting"),
         ("[]", "does not follow its schema: it must be object"),
@@ -119,18 +119,19 @@ def test_without_a_manifest_there_is_nothing_to_hold_against(sweep, content, why
     path.unlink()
     if content:
         path.write_text(content)
-    code, (told,) = verify(sweep)
+    code, (messages,) = verify(sweep)
     assert code == 1
-    assert why in told
-    assert str(path) in told
+    assert why in messages
+    assert str(path) in messages
 
 
 def test_what_follows_no_schema_is_named(sweep):
     edit(sweep / "results.json", lambda it: it["hidden"].update(symmetric=[]))
-    code, told = verify(sweep)
+    code, messages = verify(sweep)
     assert code == 1
     assert (
-        f"{sweep}/results.json does not follow its schema: hidden.symmetric must be object" in told
+        f"{sweep}/results.json does not follow its schema: hidden.symmetric must be object"
+        in messages
     )
 
 
@@ -160,8 +161,8 @@ def test_a_figure_that_does_not_come_out_again_is_named(sweep):
 def test_a_directory_without_a_run_cannot_be_reproduced(tmp_path):
     done = run_python("-m", "quantlab", "reproduce", tmp_path)
     assert done.returncode == 1
-    told = f"quantlab: {tmp_path} holds no record.json: name the directory of one run\n"
-    assert done.stderr == told
+    messages = f"quantlab: {tmp_path} holds no record.json: name the directory of one run\n"
+    assert done.stderr == messages
 
 
 def test_a_directory_that_is_not_there_is_named():

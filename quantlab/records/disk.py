@@ -1,0 +1,49 @@
+"""Files that are written whole or not at all, and their hashes."""
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+TEMPORARY = "partial"  # the suffix of a file that is being written
+
+
+def to_json(value: Any) -> bytes:
+    """Return indented UTF-8 JSON; NaN and Inf, which JSON does not know, raise ValueError."""
+    text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    return text.encode(errors="backslashreplace")  # a file's name need not be Unicode
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole: under a temporary name, synced, then renamed over what was there."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{TEMPORARY}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as reason:
+        raise OSError(reason.errno, reason.strerror, str(path)) from None
+    finally:
+        with suppress(OSError):
+            temporary.unlink()
+
+
+def clear(directory: Path) -> None:
+    """Remove what processes that were killed left of their writes; no other may be writing here."""
+    for temporary in directory.glob(f".*.{TEMPORARY}"):
+        temporary.unlink(missing_ok=True)
+
+
+def digest(path: Path) -> str:
+    """Return the sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_inside(path: Path, directory: Path) -> bool:
+    """Return whether a path, its links followed, leads into a directory."""
+    return path.resolve().is_relative_to(directory.resolve())

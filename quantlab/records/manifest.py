@@ -1,0 +1,120 @@
+"""Where a sweep's figures come from: what ran, with what, and the sha256 of everything."""
+
+import hashlib
+import os
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from omegaconf import OmegaConf
+
+from quantlab.records import record
+from quantlab.records.record import Record
+
+SCHEMA = 1
+
+
+class Run(NamedTuple):
+    """One run directory, relative to its sweep; `record` and its hash are None where unreadable."""
+
+    directory: str
+    sha256: str | None
+    record: Record | None
+    error: str | None
+
+
+def manifest(origin: Mapping[str, Any], artefacts: Mapping[str, bytes]) -> dict[str, Any]:
+    """Return the provenance of a sweep: its `origin` and files, and where this is."""
+    return {
+        "schema": SCHEMA,
+        **origin,
+        "artefacts": {name: hashlib.sha256(data).hexdigest() for name, data in artefacts.items()},
+        "environment": record.versions() | {"platform": platform.platform(), "cpu": _cpu()},
+        "git": _git(),
+    }
+
+
+def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
+    """Return what of a manifest depends on the sweep's directory alone."""
+    records = [run.record for run in runs if run.record]
+    return {
+        "command": _command(directory, records),
+        "levels": list(levels),
+        "runs": [_describe(run) for run in runs],
+        "start": min((each["started"] for each in records), default=None),
+        "end": max((_end(each) for each in records), default=None),
+    }
+
+
+def _command(directory: Path, records: Sequence[Record]) -> str | None:
+    """Return the command line of the sweep, or of the one run that stands alone."""
+    launched = directory / "multirun.yaml"  # Hydra's own note of a sweep
+    if launched.exists():
+        settings = OmegaConf.load(launched).hydra
+        typed: Any = OmegaConf.to_container(settings.overrides)
+        flags = ["-m"] if "hydra.mode=MULTIRUN" in typed["hydra"] else []
+        hydra = [each for each in typed["hydra"] if each != "hydra.mode=MULTIRUN"]
+        return shlex.join(["python", "run.py", *flags, *_chosen(settings), *typed["task"], *hydra])
+    if len(records) == 1:
+        return shlex.join(["python", "run.py", *records[0]["overrides"]])
+    return None
+
+
+def _chosen(settings: Any) -> list[str]:
+    """Return the flags that chose another config than ours."""
+    name, sources = settings.job.config_name, settings.runtime.config_sources
+    named = [] if name == "config" else ["--config-name", name]
+    added = [each.path for each in sources if each.provider == "command-line"]
+    return named + [flag for path in added for flag in ("--config-dir", path)]
+
+
+def _describe(run: Run) -> dict[str, Any]:
+    return {
+        "directory": run.directory,
+        "key": run.record and run.record["key"],
+        "status": run.record["status"] if run.record else "unreadable",
+        "error": run.error,
+        "record_sha256": run.sha256,
+    }
+
+
+def _end(one: Record) -> str:
+    started = datetime.fromisoformat(one["started"])
+    return (started + timedelta(seconds=one["seconds"])).isoformat()
+
+
+def _cpu() -> str:
+    """Return the processor's name and how many of them there are."""
+    name = platform.processor()
+    with_names = Path("/proc/cpuinfo")  # Linux, where platform has no name to give
+    if with_names.exists():
+        lines = with_names.read_text().splitlines()
+        name = next((ln.partition(": ")[2] for ln in lines if ln.startswith("model name")), name)
+    return f"{os.cpu_count()} x {name or platform.machine()}"
+
+
+def _git() -> dict[str, Any] | None:
+    """Return the commit of this code and whether files beside the sweeps differ from it."""
+    commit = _git_output("rev-parse", "HEAD")
+    if commit is None:
+        return None
+    changes = _git_output("status", "--porcelain", "--", ":(top)", ":(top,exclude)multirun")
+    return {"commit": commit, "dirty": bool(changes)}
+
+
+def _git_output(*arguments: str) -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", *arguments],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

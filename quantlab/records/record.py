@@ -1,0 +1,187 @@
+"""The record of one run: what was asked, what came out, kept whole or not at all."""
+
+import hashlib
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import quantlab
+from quantlab import interrupt
+from quantlab.records import disk, schema
+from quantlab.records.renames import with_current_names, with_original_names
+
+SCHEMA = 3
+NAME = "record.json"
+WITHOUT_EFFECT = {"threads", "resume", "report"}  # settings that change no figure
+LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
+
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of each tensor: its figures, why it failed, or why it was left out."""
+
+    tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+
+def keep(
+    directory: Path, work: Callable[[], Outcome], config: dict[str, Any], **asked: Any
+) -> Record:
+    """Do the work of a run and write its record, also when the work fails in part or whole.
+
+    `config` is the resolved config in plain containers; `asked` says which run this is:
+    ``dist, mode, n_bits, job, overrides``. Raises OSError when the record cannot be written.
+    """
+    disk.clear(directory)
+    record = {"schema": SCHEMA, **asked, "config": config, **perform(work, config)}
+    disk.write(directory / NAME, disk.to_json(record))
+    return record
+
+
+def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, Any]:
+    """Do the work of a run and return what its record says of the outcome."""
+    started, clock = datetime.now(UTC), time.perf_counter()
+    outcome, error = Outcome(), None
+    try:
+        outcome = work()
+        error = _failures(outcome)
+    except ValueError as reason:
+        error = str(reason)
+    except Exception as reason:  # one failing combination must cost a sweep that one alone
+        error = f"{type(reason).__name__}: {reason}"
+    interrupt.require_none()  # a run that was cut short is missing, it has not failed
+    return {
+        "key": run_key(config, outcome.tensors, outcome.skipped),
+        "status": "failed" if error else "completed",
+        "error": error,
+        "tensors": outcome.tensors,
+        "failed": outcome.failed,
+        "skipped": outcome.skipped,
+        "versions": versions(),
+        "started": started.isoformat(),
+        "seconds": time.perf_counter() - clock,
+    }
+
+
+def _failures(outcome: Outcome) -> str | None:
+    failed, n = len(outcome.failed), len(outcome.failed) + len(outcome.tensors)
+    if not failed:
+        return None
+    reasons = "; ".join(outcome.failed.values())
+    return reasons if n == 1 else f"{failed} of {n} tensors failed: {reasons}"
+
+
+def run_key(
+    config: dict[str, Any], tensors: dict[str, dict[str, Any]], skipped: dict[str, str]
+) -> str:
+    """Return the sha256 of what a run's result depends on: its settings and its tensors.
+
+    Of a tensor it takes its name and ``shape, dtype, sha256``; of those left out the reason.
+    Classes count under their oldest names: a module that moves changes no key.
+    """
+    kept = [
+        {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
+        for name, tensor in tensors.items()
+    ]
+    settings = {key: value for key, value in config.items() if has_effect(key)}
+    content = json.dumps(
+        [with_original_names(settings), kept, skipped], sort_keys=True, allow_nan=False
+    )
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions that a figure may depend on."""
+    return {
+        "quantlab": quantlab.__version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+
+
+def has_effect(key: str) -> bool:
+    """Return whether a setting, given by its dotted key or as an override, can change a figure."""
+    return re.split(r"[.=]", key.lstrip("+~"), maxsplit=1)[0] not in WITHOUT_EFFECT
+
+
+def as_text(value: Any) -> str:
+    """Return a setting as text; what is none already as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def read(path: Path) -> Record:
+    """Read a record back, classes that have moved under today's names.
+
+    Raises ValueError, naming the file, when it is not a record of this schema.
+    """
+    try:
+        if path.stat().st_size > LARGEST:
+            raise ValueError("it is larger than any record")
+        record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+    except OSError as reason:
+        raise ValueError(f"{path} is no readable record ({reason.strerror})") from None
+    except (ValueError, RecursionError) as reason:
+        raise ValueError(f"{path} is no readable record ({reason})") from None
+    if isinstance(record, dict) and isinstance(record.get("schema"), int):
+        _require_schema(path, record["schema"])
+    try:
+        schema.require("record", record)
+    except ValueError as reason:
+        raise ValueError(f"{path} is no record of a run: {reason}") from None
+    return record | {"config": with_current_names(record["config"])}
+
+
+def _require_schema(path: Path, found: int) -> None:
+    if found > SCHEMA:
+        raise ValueError(f"{path} has schema {found}, newer than {SCHEMA}: update quantlab")
+    if found < SCHEMA:
+        raise ValueError(f"{path} has schema {found}, older than {SCHEMA}: run it again")
+
+
+def figures(tensor: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record says of a tensor as one row of figures."""
+    lo, hi = tensor["range"]
+    predicted = tensor["predicted"] or {}
+    return {
+        **tensor["measured"],
+        **tensor["params"],
+        "dtype": tensor["dtype"],
+        "n_elements": tensor["n_elements"],
+        "x_min": lo,
+        "x_max": hi,
+        **tensor["rank"],
+        **{f"predicted_{key}": value for key, value in predicted.items() if key != "words"},
+        "reasons": "; ".join(f"{key}: {why}" for key, why in tensor["reasons"].items()) or None,
+    }
+
+
+def find(directory: Path) -> Iterator[Path]:
+    """Yield what is named as a record below a directory, sorted, also where it cannot be one.
+
+    Links to directories are not followed: a record behind one is not of this sweep, and is yielded
+    to be reported. Hidden directories are Hydra's and its launchers'.
+    """
+    for where, folders, files in os.walk(directory):
+        folders[:] = sorted(each for each in folders if not each.startswith("."))
+        here = Path(where)
+        if NAME in files or NAME in folders:
+            yield here / NAME
+        for each in folders:
+            if (here / each).is_symlink() and (here / each / NAME).exists():
+                yield here / each / NAME
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is not JSON")

@@ -1,0 +1,51 @@
+"""What classes were called when older configs and records were written.
+
+A config names its classes under ``_target_``, and a run's key is a hash of its config. Both outlive
+a module that moves: old names are read as today's, and keys are made of the oldest name there is,
+so that the same question keeps its key. Whoever moves a class adds a line.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+CURRENT = {  # the name in schema 3, and today's
+    "quantlab.dist.Hidden": "quantlab.sources.lab.Hidden",
+    "quantlab.dist.TenseLogits": "quantlab.sources.lab.TenseLogits",
+    "quantlab.dist.VerbProbs": "quantlab.sources.lab.VerbProbs",
+    "quantlab.files.Gguf": "quantlab.sources.gguf.Gguf",
+    "quantlab.files.Npy": "quantlab.sources.npy.Npy",
+    "quantlab.files.Npz": "quantlab.sources.npz.Npz",
+    "quantlab.files.Safetensors": "quantlab.sources.safetensors.Safetensors",
+    "quantlab.predict.LognormalShares": "quantlab.sources.expected.LognormalShares",
+    "quantlab.predict.Normal": "quantlab.sources.expected.Normal",
+    "quantlab.predict.Uniform": "quantlab.sources.expected.Uniform",
+    "quantlab.quant.Asymmetric": "quantlab.formats.uniform.Asymmetric",
+    "quantlab.quant.Symmetric": "quantlab.formats.uniform.Symmetric",
+}
+ORIGINAL = {today: old for old, today in CURRENT.items()}
+
+
+def current_name(target: str) -> str:
+    """Return what the class of an old name is called today; any other name as it is."""
+    return CURRENT.get(target, target)
+
+
+def with_current_names(config: Any) -> Any:
+    """Return a config, in plain containers, with its classes under today's names."""
+    return _renamed(config, CURRENT)
+
+
+def with_original_names(config: Any) -> Any:
+    """Return a config, in plain containers, with its classes under their oldest names."""
+    return _renamed(config, ORIGINAL)
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: names.get(each, each)
+            if key == "_target_" and isinstance(each, str)
+            else _renamed(each, names)
+            for key, each in value.items()
+        }
+    return [_renamed(each, names) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,152 @@
+"""The results of a sweep: its records -> a tidy table -> results.json and results.csv."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import pandas as pd
+from tqdm import tqdm
+
+from quantlab.records import disk, record
+from quantlab.records.manifest import Run
+from quantlab.records.record import Record
+from quantlab.records.row import Row, group_rows
+
+FACTORS = ["dist", "mode", "n_bits", "tensor"]
+
+
+def collect(directory: Path) -> list[Run]:
+    """Read the record of every run below a directory, in the order of the sweep.
+
+    Of each tensor a record keeps its row of the table alone: ten thousand fit in memory. Raises
+    ValueError when there is no record, or none that can be read.
+    """
+    paths = list(record.find(directory))
+    if not paths:
+        raise ValueError(f"{directory} is no sweep: there is no {record.NAME} in it or below it")
+    with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
+        runs = sorted((_run(path, directory) for path in bar), key=_sweep_order)
+    if not any(run.record for run in runs):
+        raise ValueError(f"{directory} is no sweep, nothing in it can be read: {runs[0].error}")
+    return runs
+
+
+def _run(path: Path, directory: Path) -> Run:
+    where = path.parent.relative_to(directory).as_posix()
+    try:
+        if not disk.is_inside(path, directory):
+            raise ValueError(f"{path} is a link out of the sweep")
+        content = record.read(path)
+        sha256 = disk.digest(path)
+    except ValueError as reason:
+        why = str(reason).replace(f"{directory}{os.sep}", "")  # the same wherever the sweep is
+        return Run(where, None, None, why)
+    content["tensors"] = {name: record.figures(each) for name, each in content["tensors"].items()}
+    return Run(where, sha256, content, content["error"])
+
+
+def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Return the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
+    records = [run.record for run in runs if run.record]
+    axes = swept_axes(records)
+    table = tidy(records, axes)
+    levels = varied_levels(table, axes)
+    _refuse_duplicates(table, levels, run_directories(runs, directory))
+    return table, levels
+
+
+def tables(table: pd.DataFrame, levels: list[str]) -> dict[str, bytes]:
+    """Return results.json and results.csv."""
+    csv = table.to_csv(index=False, lineterminator="\n")
+    return {
+        "results.json": disk.to_json(nest(table, levels)),
+        "results.csv": csv.encode(errors="backslashreplace"),
+    }
+
+
+def run_directories(runs: Sequence[Run], directory: Path) -> list[Path]:
+    """Return the run directory of each row of the table."""
+    return [directory / run.directory for run in runs if run.record for _ in run.record["tensors"]]
+
+
+def _sweep_order(run: Run) -> tuple[Any, ...]:
+    """Order runs as they were typed, what cannot be read first."""
+    if run.record is None:
+        return (-1,)
+    one = run.record
+    n_bits = one["n_bits"] if isinstance(one["n_bits"], int) else 0  # a run may fail for it
+    return one["job"] or 0, one["dist"], one["mode"], n_bits, run.directory
+
+
+def swept_axes(records: list[Record]) -> list[str]:
+    """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
+    keys = {key for each in records for key in _overrides(each)}
+    keys = {key for key in keys - {*FACTORS} if record.has_effect(key)}
+    return sorted(
+        key for key in keys if len({record.as_text(_setting(r, key)) for r in records}) > 1
+    )
+
+
+def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
+    """Return one row a tensor and run: the factors, the axes, then every figure; null is None."""
+    rows = [row for each in records for row in _rows(each, axes)]
+    columns = list(dict.fromkeys([*FACTORS, *axes, *(key for row in rows for key in row)]))
+    cells = [[row.get(column) for column in columns] for row in rows]
+    return pd.DataFrame(cells, columns=columns, dtype=object)  # object: ints stay ints beside nulls
+
+
+def _rows(one: Record, axes: list[str]) -> list[dict[str, Any]]:
+    factors = {"dist": one["dist"], "mode": one["mode"], "n_bits": one["n_bits"]}
+    settings = {axis: _setting(one, axis) for axis in axes}
+    return [
+        factors | {"tensor": name} | settings | figures for name, figures in one["tensors"].items()
+    ]
+
+
+def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
+    """Return the columns that nest results.json: what varies, after dist and mode."""
+    levels = ["dist", "mode"]
+    if len(set(table["n_bits"])) > 1:
+        levels.append("n_bits")
+    if any(len(set(tensors)) > 1 for _, tensors in table.groupby("dist")["tensor"]):
+        levels.append("tensor")
+    return [*levels, *axes]
+
+
+def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
+    """Return the figures of each row under its levels, outermost first."""
+    nested: dict[str, Any] = {}
+    figures = table.columns.difference([*FACTORS, *levels], sort=False)
+    for row in table.to_dict("records"):
+        node = nested
+        for level in levels:
+            node = node.setdefault(record.as_text(row[level]), {})
+        node.update({figure: row[figure] for figure in figures})
+    return nested
+
+
+def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directories: list[Path]) -> None:
+    """Raise ValueError when two rows, of these run directories, answer one question."""
+    rows = cast("list[Row]", table[levels].to_dict("records"))
+    for first, *others in group_rows(rows, levels):
+        if others:
+            twice = ", ".join(f"{level}={record.as_text(rows[first][level])}" for level in levels)
+            raise ValueError(
+                f"two runs are of {twice}: {directories[first]} and {directories[others[0]]}; "
+                f"remove one, then quantlab aggregate {directories[first].parent}"
+            )
+
+
+def _overrides(one: Record) -> dict[str, str]:
+    return dict(text.lstrip("+").partition("=")[::2] for text in one["overrides"])
+
+
+def _setting(one: Record, key: str) -> Any:
+    """Return the value of a dotted key in a record's config, or as it was typed."""
+    node: Any = one["config"]
+    for part in key.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return _overrides(one).get(key)
+        node = node[part]
+    return node

@@ -1,0 +1,116 @@
+"""The aggregate of a sweep: results.json, results.csv, report, plots and manifest.json."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+from quantlab.records import disk, manifest, record, results
+from quantlab.records.manifest import Run
+from quantlab.records.row import Row
+from quantlab.report import page
+from quantlab.report.bar import Bar
+from quantlab.report.findings import Findings, TensorEntry, choose_details, choose_histogram
+from quantlab.report.numbers import NULL
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import verdicts
+
+
+class Aggregate(NamedTuple):
+    """What a sweep found, the files that hold it, and the overrides of each run that failed."""
+
+    findings: Findings
+    files: list[Path]
+    failed: list[list[str]]
+
+
+def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
+    """Write the aggregate of every record below `directory` into it.
+
+    Its files depend on the records, the command in the sweep's multirun.yaml, the bar and the
+    language alone; the manifest has the times. A record that cannot be read is a failure like that
+    of a run. Raises ValueError when there is no record, or when two records answer for the same
+    combination.
+    """
+    runs = results.collect(directory)
+    table, levels = results.tabulate(runs, directory)
+    artefacts = results.tables(table, levels)
+    origin = manifest.from_directory(directory, runs, levels)
+    provenance = _provenance(runs, origin, artefacts, t)
+    rows = cast("list[Row]", table.to_dict("records"))
+    findings = _findings(runs, directory, rows, levels, bar, provenance)
+    artefacts |= page.artefacts(findings, t)
+    artefacts["manifest.json"] = disk.to_json(manifest.manifest(origin, artefacts))
+    for name, content in artefacts.items():
+        (directory / name).parent.mkdir(exist_ok=True)
+        disk.write(directory / name, content)
+    _remove_stale_plots(directory, artefacts)
+    failed = [run.record["overrides"] for run in runs if run.record and run.error]
+    return Aggregate(findings, [directory / name for name in artefacts], failed)
+
+
+def _findings(
+    runs: Sequence[Run],
+    directory: Path,
+    rows: list[Row],
+    levels: list[str],
+    bar: Bar,
+    provenance: Mapping[str, str],
+) -> Findings:
+    directories = results.run_directories(runs, directory)
+    records = [run.record for run in runs if run.record]
+    return Findings(
+        rows=rows,
+        levels=levels,
+        verdicts=verdicts(rows, levels, bar),
+        bar=bar,
+        details=_entries(choose_details(rows, levels), rows, directories),
+        histogram=_entries(choose_histogram(rows), rows, directories) if rows else [],
+        failures={_run_label(run): run.error for run in runs if run.error},
+        skipped={name: why for one in records for name, why in one["skipped"].items()},
+        unmeasured=list(dict.fromkeys(name for one in records for name in one["failed"])),
+        provenance=provenance,
+    )
+
+
+def _entries(
+    chosen: Sequence[int], rows: Sequence[Row], directories: Sequence[Path]
+) -> list[TensorEntry]:
+    """Return some rows with what their records say, which `collect` did not keep."""
+    read = cache(record.read)
+    entries = (read(directories[n] / record.NAME)["tensors"][rows[n]["tensor"]] for n in chosen)
+    return [TensorEntry(rows[n], entry) for n, entry in zip(chosen, entries, strict=True)]
+
+
+def _remove_stale_plots(directory: Path, artefacts: Mapping[str, bytes]) -> None:
+    """Remove the plots of an earlier report that this one has not."""
+    for pattern in page.PLOTS:
+        for path in directory.glob(pattern):
+            if path.relative_to(directory).as_posix() not in artefacts:
+                path.unlink()
+
+
+def _provenance(
+    runs: Sequence[Run], origin: Mapping[str, Any], artefacts: Mapping[str, bytes], t: Texts
+) -> dict[str, str]:
+    """Return where the figures come from, as the foot of the report has it."""
+    statuses = Counter(each["status"] for each in origin["runs"])
+    versions = {
+        f"{key} {version}"
+        for run in runs
+        if run.record
+        for key, version in run.record["versions"].items()
+    }
+    counts = {key: statuses[key] for key in ("completed", "failed", "unreadable")}
+    return {
+        "command": origin["command"] or NULL,
+        "runs": t("runs", **counts),
+        "versions": ", ".join(sorted(versions)),
+        "results": hashlib.sha256(artefacts["results.json"]).hexdigest(),
+    }
+
+
+def _run_label(run: Run) -> str:
+    return " ".join([run.directory, *(run.record["overrides"] if run.record else ())])

@@ -1,0 +1,78 @@
+"""What there is to report of a sweep, and which tensors to look at closely."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from quantlab.records.row import Row, group_rows
+from quantlab.report.bar import Bar
+from quantlab.report.verdict import INT8, Verdict, quality
+
+DETAILED = 6  # tensors that are looked at closely
+HISTOGRAM = "hidden"  # the lab's choice (block F)
+
+
+class TensorEntry(NamedTuple):
+    """A row of the table, and what the record says of its tensor."""
+
+    row: Row
+    tensor: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a report tells of a sweep.
+
+    `rows` and `levels` are those of its table, `verdicts` has the worst first; `details` are looked
+    at closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
+    reason, `unmeasured` are the tensors that failed; `provenance` maps a text's key to what stands
+    beside it.
+    """
+
+    rows: Sequence[Row]
+    levels: Sequence[str]
+    verdicts: Sequence[Verdict]
+    bar: Bar
+    details: Sequence[TensorEntry]
+    histogram: Sequence[TensorEntry]
+    failures: Mapping[str, str]
+    skipped: Mapping[str, str]
+    unmeasured: Sequence[str]
+    provenance: Mapping[str, str]
+
+
+def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
+    """Choose the rows to look at closely, the worst first.
+
+    Of each source, mode and what else was swept it is the tensor with the least SQNR, in 8 bits if
+    they were tried, else in the width that comes first.
+    """
+    apart = [level for level in levels if level not in ("n_bits", "tensor")]
+    worst = [_worst(rows, _of_one_width(rows, each)) for each in group_rows(rows, apart)]
+    return sorted(worst, key=lambda n: quality(rows[n]))[:DETAILED]
+
+
+def choose_histogram(rows: Sequence[Row]) -> list[int]:
+    """Choose the rows of the lab's histogram: a mode each, of `hidden` or the first source.
+
+    Of several tensors it is the one with the least SQNR in the first mode.
+    """
+    dist = next((row["dist"] for row in rows if row["dist"] == HISTOGRAM), rows[0]["dist"])
+    left = _of_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
+    first = [n for n in left if rows[n]["mode"] == rows[left[0]]["mode"]]
+    name = rows[_worst(rows, first)]["tensor"]
+    modes: dict[str, int] = {}
+    for n in left:
+        if rows[n]["tensor"] == name:
+            modes.setdefault(rows[n]["mode"], n)
+    return list(modes.values())
+
+
+def _of_one_width(rows: Sequence[Row], among: Sequence[int]) -> list[int]:
+    tried = [rows[n]["n_bits"] for n in among]
+    wanted = INT8 if INT8 in tried else tried[0]
+    return [n for n in among if rows[n]["n_bits"] == wanted]
+
+
+def _worst(rows: Sequence[Row], among: Sequence[int]) -> int:
+    return min(among, key=lambda n: quality(rows[n]))

@@ -1,0 +1,168 @@
+"""The report of a sweep: report.html to look at and to mail, report.md for a pull request, plots.
+
+The same records, command, bar and language give the same bytes. The layout is in ``templates/``,
+the words are in ``texts/``, the content comes from `tables`, `prediction_table`, `tensor_detail`
+and `sentences`.
+"""
+
+import re
+from functools import cache
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from quantlab.report import plots
+from quantlab.report.findings import Findings
+from quantlab.report.numbers import format_number, format_widths
+from quantlab.report.prediction_table import PREDICTED, prediction_table
+from quantlab.report.sentences import (
+    answers,
+    bar_text,
+    criterion_text,
+    grouped_by_reason,
+    sentence,
+    sentences,
+    unmeasured_text,
+)
+from quantlab.report.tables import GLOSSARY, heat_table, shades, table, trend
+from quantlab.report.tensor_detail import tensor_detail
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import quality, row_name
+from quantlab.sources.tensor import printable
+
+SENTENCES, MOST = 12, 200  # sentences before the fold, and of single tensors behind it
+HEAT = 40  # rows of the heat table before the fold
+PREDICTIONS = 12  # rows of the table of predictions before the fold
+LINES = 60  # failures and tensors left out that are listed, rows of predictions and of report.md
+PLOTS = ("plots/closer_*", "plots/error_vs_bits.*", "error_histogram.png")
+
+
+def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
+    """Return the files of a report under their names, relative to the sweep's directory."""
+    files: dict[str, bytes] = {}
+    picture, details = None, []
+    with plots.plot_style():
+        if findings.verdicts:
+            drawn = plots.error_vs_bits(findings.verdicts, findings.bar, t)
+            svg = _keep(files, "error_vs_bits", drawn)
+            picture = Markup(plots.inline(svg, trend(findings.verdicts[: plots.LINES], t)))
+        for number, (row, tensor) in enumerate(findings.details, 1):
+            svg = _keep(files, f"closer_{number}", plots.tensor_plot(tensor, t))
+            name = row_name(row, findings.levels)
+            details.append(tensor_detail(name, row["n_bits"], tensor, svg, t))
+        if findings.histogram:
+            files["error_histogram.png"] = plots.png(plots.error_histogram(findings.histogram, t))
+    shared = {"t": t, "findings": findings, **_shared(findings, t)}
+    html = _template("report.html.j2").render(
+        **shared, **_page(findings, t), picture=picture, details=details
+    )
+    text = _template("report.md.j2").render(**shared, **_markdown(findings, t))
+    pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
+    return files | {name: each.encode(errors="backslashreplace") for name, each in pages.items()}
+
+
+def measurement(name: str, n_bits: int, tensor: plots.Entry, t: Texts) -> str:
+    """Return one tensor of one run as HTML that stands in a notebook."""
+    with plots.plot_style():
+        drawn = plots.svg(plots.tensor_plot(tensor, t), salt="measurement")
+    measured = tensor["params"] | tensor["measured"] | tensor["rank"]
+    figures = {key: format_number(value, ".6g") for key, value in measured.items()}
+    detail = tensor_detail(name, n_bits, tensor, drawn, t)
+    return _template("measurement.html.j2").render(detail=detail, figures=figures, t=t)
+
+
+def _keep(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
+    """Keep a picture as PNG and as SVG, and return the SVG."""
+    files[f"plots/{name}.png"] = plots.png(drawn)
+    files[f"plots/{name}.svg"] = plots.svg(drawn, salt=name)
+    return files[f"plots/{name}.svg"]
+
+
+def _shared(findings: Findings, t: Texts) -> dict[str, Any]:
+    """Return what both forms of the report say."""
+    tensors = {each.rows[0]["tensor"] for each in findings.verdicts}
+    return {
+        "title": t("title" if len(tensors) == 1 else "title_many"),
+        "subtitle": _subtitle(findings, t) if findings.rows else t("not_measured"),
+        "criteria": [criterion_text(key, asked, t) for key, asked in findings.bar.criteria.items()],
+        "answers": list(answers(findings.verdicts, t)),
+        "sentences": list(sentences(findings.verdicts, findings.levels, t)),
+        "unmeasured": unmeasured_text(findings.unmeasured, t),
+        "the_bar": bar_text(findings.bar, t),
+        "starred": any(
+            each.gaps([key]) for each in findings.verdicts for key in findings.bar.criteria
+        ),
+        "failures": grouped_by_reason(findings.failures, t),
+        "skipped": [(printable(each), why) for each, why in findings.skipped.items()],
+        "lines": LINES,
+    }
+
+
+def _subtitle(findings: Findings, t: Texts) -> str:
+    dists, modes = (
+        ", ".join(dict.fromkeys(row[key] for row in findings.rows)) for key in ("dist", "mode")
+    )
+    return t("subtitle", dists=dists, modes=modes, widths=format_widths(_tried(findings), t))
+
+
+def _page(findings: Findings, t: Texts) -> dict[str, Any]:
+    """Return what only the page shows."""
+    many = "tensor" in findings.levels
+    return {
+        "first": SENTENCES,
+        "most": MOST,
+        "single": [sentence(each, t) for each in findings.verdicts[:MOST]] if many else [],
+        "tried": _tried(findings),
+        "heat": heat_table(findings.verdicts, _tried(findings), t),
+        "heat_first": HEAT,
+        "shades": shades(),
+        "predicted": PREDICTED,
+        "predictions_first": PREDICTIONS,
+        "predictions": prediction_table(findings.rows, findings.levels, t),
+        "table": table(findings.rows, findings.levels, findings.bar, t),
+        "glossary": (*GLOSSARY, "rmse", "landmark_rel_err"),
+        "bits_caption": _bits_caption(findings, t),
+    }
+
+
+def _markdown(findings: Findings, t: Texts) -> dict[str, Any]:
+    """Return what only report.md shows: of many rows those that suffer most."""
+    rows = findings.rows
+    if len(rows) > LINES:
+        rows = sorted(rows, key=quality)[:LINES]
+    return {
+        "tried": _tried(findings),
+        "heat": heat_table(findings.verdicts[:LINES], _tried(findings), t),
+        "table": table(rows, findings.levels, findings.bar, t),
+    }
+
+
+def _bits_caption(findings: Findings, t: Texts) -> str:
+    if len(findings.verdicts) <= plots.LINES:
+        return t("bits_caption")
+    return t("bits_caption_many", n=plots.LINES, of=len(findings.verdicts))
+
+
+def _tried(findings: Findings) -> list[int]:
+    return sorted({row["n_bits"] for row in findings.rows})
+
+
+@cache
+def _template(name: str) -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("quantlab.report"),
+        autoescape=".html" in name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["escaped"] = _escaped
+    return environment.get_template(name)
+
+
+def _escaped(text: str) -> str:
+    """Return text that stands in a cell of a Markdown table as it is."""
+    return re.sub(r"([|\\`*_<\[~&])", r"\\\1", " ".join(text.split()))

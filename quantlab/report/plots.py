@@ -1,0 +1,235 @@
+"""Pictures of a sweep, each as PNG and as SVG, the same bytes whenever they are drawn."""
+
+import io
+import math
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import matplotlib.style
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from quantlab.records.row import Row
+from quantlab.report.bar import Bar
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import Verdict
+from quantlab.sources.tensor import label
+
+Entry = dict[str, Any]  # what a record says of one tensor
+
+INK, PAPER = "#222222", "#ffffff"
+# Of Okabe and Ito's palette those with a contrast of 3 on white as on black.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+BARS, MARK = COLOURS[:2]
+MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X", "p"), ("-", (0, (4, 1.5)))
+DB_A_BIT = 20 * math.log10(2)
+UNIFORM = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a step
+BEYOND = 1.001  # what float32 may add to half a step
+NEAR = 0.9  # of half a step: errors that end there end at it
+BEYOND_S_HALF = 1.08  # halves of a step that a histogram shows
+LINES = 8  # more cannot be told apart
+WIDTH = 3.8  # inches, at which a telephone shows a picture in its own size
+STYLE = {
+    "axes.edgecolor": INK,
+    "axes.facecolor": "none",
+    "axes.labelcolor": INK,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlesize": 10,
+    "figure.dpi": 160,
+    "figure.facecolor": PAPER,
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "legend.labelcolor": INK,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+ROW = {"ncols": 2, "borderpad": 0, "handlelength": 1.2, "columnspacing": 1.2}  # of a legend
+LABEL = 40  # characters that a line of a legend has room for
+SVG = "http://www.w3.org/2000/svg"
+NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
+
+def error_histogram(shown: Sequence[tuple[Row, Entry]], t: Texts) -> Figure:
+    """Draw |x - x_hat| of a tensor under each mode, with half a step marked (lab 03, block F)."""
+    row, _ = shown[0]
+    figures = [tensor["measured"] for _, tensor in shown]
+    drawn = figure(3, width=1 + 3 * len(shown))
+    panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]
+    for panel, (each, tensor) in zip(panels, shown, strict=True):
+        _errors(panel, tensor, t)
+        scale = f"{tensor['params']['scale']:.4g}"
+        panel.set_title(t("histogram_panel", mode=each["mode"], scale=scale), pad=22)
+    panels[0].set_ylabel(t("axis_elements"))
+    ratio = f"{max(each['bound_ratio'] for each in figures):.2g}"
+    found = t(f"finding_{error_spread(figures)}", ratio=ratio)
+    heading = t("in_bits", name=label(row["tensor"]), bits=row["n_bits"])
+    drawn.suptitle(f"{heading}: {found}", fontsize=11)
+    return drawn
+
+
+def tensor_plot(tensor: Entry, t: Texts) -> Figure:
+    """Draw the errors of one tensor above, the codes it uses below."""
+    drawn = figure(4.2)
+    above, below = drawn.subplots(2)
+    _errors(above, tensor, t)
+    above.set_ylabel(t("axis_elements"))
+    codes, zero = tensor["codes"], tensor["params"]["zero_point"]
+    edges = codes["first"] - 0.5 + codes["width"] * np.arange(len(codes["counts"]) + 1)
+    below.stairs(codes["counts"], edges, fill=True, color=BARS)
+    below.axvline(zero, color=MARK, linestyle=":", label=t("zero_code"))
+    ends = tensor["params"]["qmin"], tensor["params"]["qmax"], zero
+    below.set_xlim(min(ends) - 1, max(ends) + 1)
+    below.set_xlabel(t("axis_code"))
+    below.set_ylabel(t("axis_elements"))
+    _place_legend(below)
+    return drawn
+
+
+def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
+    """Draw the SQNR of each tensor and mode at each width, beside what theory gives a bit.
+
+    `found` has the worst first; of more than `LINES` those are drawn, and the middle half of all.
+    """
+    shown = found[:LINES]
+    drawn = figure(2.9 + 0.17 * (len(shown) + 3))
+    panel = drawn.subplots()
+    bits = sorted({row["n_bits"] for each in found for row in each.rows})
+    for number, each in enumerate(shown):
+        _line(panel, each, number)
+    if len(found) > LINES:
+        quarters = [np.quantile(_sqnr_at(found, n) or [math.nan], [0.25, 0.75]) for n in bits]
+        low, high = zip(*quarters, strict=True)
+        middle = t("bits_others", n=len(found))
+        panel.fill_between(bits, low, high, color=INK, alpha=0.15, label=middle)
+    if bar.sqnr_db:
+        asked = t("bits_bar", threshold=f"{bar.sqnr_db:g}")
+        panel.axhline(bar.sqnr_db, color=INK, lw=1, ls="--", label=asked)
+    _theory(panel, found, bits, t)
+    panel.set_xticks(bits)
+    panel.set_xlabel(t("axis_bits"))
+    panel.set_ylabel(t("axis_sqnr"))
+    for text, each in zip(drawn.legend(loc="outside lower left").get_texts(), shown, strict=False):
+        text.set_text(label(each.name, LABEL))  # a label that begins with _ would be left out
+    return drawn
+
+
+def _line(panel: Axes, one: Verdict, number: int) -> None:
+    panel.plot(
+        [row["n_bits"] for row in one.rows],
+        [math.nan if row["sqnr_db"] is None else row["sqnr_db"] for row in one.rows],
+        color=COLOURS[number % len(COLOURS)],
+        marker=MARKERS[number % len(MARKERS)],
+        linestyle=DASHES[number // len(COLOURS)],
+        markersize=4,
+        label=str(number),
+    )
+
+
+def _theory(panel: Axes, found: Sequence[Verdict], bits: Sequence[int], t: Texts) -> None:
+    """Draw a line that rises 6.02 dB a bit, from the middle of what the fewest bits gave."""
+    start = _sqnr_at(found, bits[0])
+    if not start:
+        return
+    ends = [bits[0] - 0.5, bits[-1] + 0.5]
+    height = [float(np.median(start)) + DB_A_BIT * (n - bits[0]) for n in ends]
+    panel.plot(ends, height, color=INK, lw=1.2, ls=":", label=t("bits_theory"))
+
+
+def _sqnr_at(found: Sequence[Verdict], n_bits: int) -> list[float]:
+    """Return the SQNR of every tensor that has one at a width."""
+    rows = (each.at(n_bits) for each in found)
+    return [row["sqnr_db"] for row in rows if row and row["sqnr_db"] is not None]
+
+
+def _errors(panel: Axes, tensor: Entry, t: Texts) -> None:
+    """Draw how often errors of each size occur, and beyond s/2 how many there are in all."""
+    histogram = tensor["error_histogram"]
+    counts, half_step = histogram["counts"], histogram["upper"]
+    panel.stairs(counts, np.linspace(0, half_step, len(counts) + 1), fill=True, color=BARS)
+    even = sum(counts) / len(counts)
+    panel.axhline(even, color=INK, linestyle=":", label=t("even", n=f"{even:.3g}"))
+    panel.axvline(half_step, color=MARK, linewidth=2, label=t("half_step", half=f"{half_step:.3g}"))
+    if histogram["overflow"]:
+        beyond = [half_step, half_step * BEYOND_S_HALF]
+        panel.stairs([histogram["overflow"]], beyond, fill=True, color=MARK, label=t("beyond"))
+    panel.set_xlabel(t("axis_error"))
+    panel.set_xlim(0, half_step * BEYOND_S_HALF)
+    panel.ticklabel_format(axis="x", scilimits=(-3, 4))
+    _place_legend(panel)
+
+
+def _place_legend(panel: Axes) -> None:
+    """Put the legend where it hides nothing, and few enough ticks for a narrow panel."""
+    panel.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), **ROW)
+    panel.xaxis.set_major_locator(MaxNLocator(5))
+    panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    panel.set_ylim(bottom=0)
+
+
+def error_spread(figures: Sequence[Mapping[str, Any]]) -> str:
+    """Say how the errors of one or more modes are spread.
+
+    There are "none", or they are "even" up to s/2, "end" near it, stay "within" it or go "beyond".
+    """
+    ratio = max(each["bound_ratio"] for each in figures)
+    if ratio > BEYOND:
+        return "beyond"
+    if all(abs(each["rmse_over_scale"] - UNIFORM) < 0.01 for each in figures):
+        return "even"
+    return "end" if ratio > NEAR else "within" if ratio else "none"
+
+
+@contextmanager
+def plot_style() -> Iterator[None]:
+    """Draw in the style here and nothing else, whatever the user's own is."""
+    with mpl.style.context(["default", STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # in a tensor's name
+        yield
+
+
+def figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure, its size in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def png(drawn: Figure) -> bytes:
+    """Return a figure as PNG."""
+    content = io.BytesIO()
+    drawn.savefig(content, format="png")
+    return content.getvalue()
+
+
+def svg(drawn: Figure, salt: str) -> bytes:
+    """Return a figure as SVG; `salt` makes what it refers to by name its own."""
+    content = io.BytesIO()
+    with mpl.rc_context({"svg.hashsalt": salt}):
+        drawn.savefig(content, format="svg", metadata=NO_METADATA)
+    return content.getvalue()
+
+
+def inline(drawn: bytes, alt: str) -> str:
+    """Return an SVG to stand in a page: in the page's colours, and with no name used twice."""
+    for prefix, namespace in {"": SVG, "xlink": "http://www.w3.org/1999/xlink"}.items():
+        ElementTree.register_namespace(prefix, namespace)
+    root = ElementTree.fromstring(drawn)
+    referred = set(re.findall(rb"#([\w.]+)", drawn))
+    for element in root.iter():
+        if element.get("id", "").encode() not in referred:
+            element.attrib.pop("id", None)
+    root.attrib |= {"role": "img", "aria-label": alt}
+    text = ElementTree.tostring(root, encoding="unicode")
+    return text.replace(INK, "currentColor").replace(PAPER, "none")

@@ -1,0 +1,40 @@
+"""The figures of one run, as text."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from quantlab.records.record import Record
+from quantlab.report.console import render, table
+from quantlab.report.numbers import RATIOS, format_number, ratio_cells
+from quantlab.report.sentences import skipped_sentences
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import quality
+from quantlab.sources.tensor import label
+
+LONGEST = 60  # rows; beyond them a terminal is the wrong place
+
+
+def run_summary(one: Record, t: Texts) -> str:
+    """Return the figures of one run: of one tensor all, of many those that decide, worst first."""
+    tensors = one["tensors"]
+    if len(tensors) == 1:
+        return "\n".join(_figure_lines(one, *next(iter(tensors.items()))))
+    measured = {name: tensor["measured"] for name, tensor in tensors.items()}
+    worst = sorted(tensors, key=lambda name: quality(measured[name]))
+    rows = [
+        (label(name), f"{tensors[name]['n_elements']:,}", *ratio_cells(measured[name]))
+        for name in worst[:LONGEST]
+    ]
+    left_out = [f"... and {len(worst) - LONGEST} more, in record.json"] * (len(worst) > LONGEST)
+    lines = render(table(["tensor, worst first", "elements", *RATIOS], rows))
+    return "\n".join([lines, *left_out, *skipped_sentences(one["skipped"], t)])
+
+
+def _figure_lines(one: Record, name: str, tensor: dict[str, Any]) -> Iterator[str]:
+    yield f"{label(name)} {tensor['shape']}, {one['mode']}, {one['n_bits']} bits"
+    predicted = tensor["predicted"] or {}
+    for key, value in (tensor["params"] | tensor["measured"] | tensor["rank"]).items():
+        note = f"   {tensor['reasons'][key]}" if key in tensor["reasons"] else ""
+        if key in predicted:
+            note = f"   predicted {format_number(predicted[key], '.6g')}"
+        yield f"  {key:<20}{format_number(value, '.6g'):>14}{note}"

@@ -1,0 +1,187 @@
+"""The sentences of a report: what was found, in words."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any
+
+from quantlab.records.row import Row
+from quantlab.report.bar import Bar
+from quantlab.report.numbers import format_widths, percent
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import INT8, Verdict
+from quantlab.sources.tensor import label, printable
+
+REASONS = 4  # of an answer; more nobody reads
+SKIPPED = 3  # tensors left out that are named
+
+
+def sentences(found: Sequence[Verdict], levels: Sequence[str], t: Texts) -> Iterator[str]:
+    """Yield what to quote: a sentence a tensor and mode, or a run's name for one of many."""
+    if "tensor" not in levels:
+        yield from (sentence(each, t) for each in found)
+        return
+    runs: dict[str, list[Verdict]] = {}
+    for each in found:
+        runs.setdefault(each.run, []).append(each)
+    yield from (_summary(each, t) for each in runs.values())
+
+
+def sentence(each: Verdict, t: Texts) -> str:
+    """Say how few bits a tensor needs, and by which figures."""
+    row, tried = each.decisive, [row["n_bits"] for row in each.rows]
+    words = {"name": each.name, "bits": row["n_bits"], "tried": format_widths(tried, t)}
+    many = "" if len(tried) > 1 else "_only"
+    if each.bits is None:
+        return t(f"misses{many}", **words, missed=_missed(row, each.bar, t))
+    gaps = each.gaps(each.bar.criteria)
+    text = t(f"meets{many}", **words, figures=_figures(row, each.bar, t))
+    return text + (t("gap", widths=format_widths(gaps, t)) if gaps else "")
+
+
+def _summary(found: Sequence[Verdict], t: Texts) -> str:
+    """Say how many tensors of a run meet the bar, each criterion, and which is worst off."""
+    worst, bar = found[0], found[0].bar
+    counts = [
+        f"{criterion_text(key, asked, t)}: {sum(each.fewest([key]) is not None for each in found)}"
+        for key, asked in bar.criteria.items()
+    ]
+    return t(
+        "summary",
+        name=worst.run,
+        met=sum(each.bits is not None for each in found),
+        n=len(found),
+        widest=max(row["n_bits"] for each in found for row in each.rows),
+        counts=", ".join(counts),
+        worst=printable(worst.rows[0]["tensor"]),
+        bits=worst.decisive["n_bits"],
+        figures=_reasons(worst.decisive, bar, t),
+    )
+
+
+def answers(found: Iterable[Verdict], t: Texts) -> Iterator[tuple[str, str]]:
+    """Yield the questions that the catalogue has of a source, and what its 8-bit figures answer.
+
+    The answer is yes where some mode meets the bar whatever else was swept.
+    """
+    asked: dict[str, dict[str, list[Verdict]]] = {}
+    for each in found:
+        dist, mode = each.rows[0]["dist"], each.rows[0]["mode"]
+        if INT8 in each.missed and f"question_{dist}" in t:
+            asked.setdefault(dist, {}).setdefault(mode, []).append(each)
+    for dist, modes in asked.items():
+        runs = [each for mode in modes.values() for each in mode]
+        meeting = [mode for mode in modes.values() if not any(each.missed[INT8] for each in mode)]
+        yes = [each for mode in meeting for each in mode]
+        quoted = yes or [each for each in runs if each.missed[INT8]]
+        said = [
+            f"{each.name}: {_reasons(row, each.bar, t)}"
+            for each in quoted
+            for row in each.rows
+            if row["n_bits"] == INT8
+        ]
+        reasons = "; ".join(_first_few(said, t))
+        yield t(f"question_{dist}"), t("yes" if yes else "no", reasons=reasons)
+
+
+def unmeasured_text(names: Sequence[str], t: Texts) -> str:
+    """Say which tensors have no verdict, if any."""
+    said = _first_few([*map(printable, names)], t)
+    return t("unmeasured", names=", ".join(said)) if said else ""
+
+
+def _first_few(said: Sequence[str], t: Texts) -> list[str]:
+    """Return as many as anybody reads, and how many more there are."""
+    more = len(said) - REASONS
+    return [*said[:REASONS], *([t("more_reasons", n=more)] if more > 0 else ())]
+
+
+def _reasons(row: Row, bar: Bar, t: Texts) -> str:
+    return _missed(row, bar, t) if bar.missed(row) else _figures(row, bar, t)
+
+
+def bar_text(bar: Bar, t: Texts) -> str:
+    """Return the bar, every criterion with its threshold."""
+    asked = "; ".join(criterion_text(key, asked, t) for key, asked in bar.criteria.items())
+    return t("the_bar", criteria=asked)
+
+
+def criterion_text(key: str, asked: Any, t: Texts) -> str:
+    """Return a criterion of the bar with its threshold."""
+    return t(f"criterion_{key}", threshold=_threshold(key, asked, t))
+
+
+def _figures(row: Row, bar: Bar, t: Texts) -> str:
+    said = [_figure(f"is_{key}", key, row, t) for key in bar.criteria]
+    return ", ".join([*said, *_zeroed(row, t)])
+
+
+def _missed(row: Row, bar: Bar, t: Texts) -> str:
+    said = [_figure(f"missed_{key}", key, row, t, bar) for key in bar.missed(row)]
+    return ", ".join([*said, *_zeroed(row, t)])
+
+
+def _figure(text: str, key: str, row: Row, t: Texts, bar: Bar | None = None) -> str:
+    if key == "top_order":
+        said = rank_text(row, t) + t("rank_set" if row["top_worst"] == 1 else "rank_edge")
+        return t(text, k=row["top_k"], rank=said)
+    if bar is None:
+        return t(text, value=_value(key, row[key], t))
+    value, asked = row[key], bar.criteria[key]
+    digits = 3 if value is None else _digits(value, asked)
+    return t(text, value=_value(key, value, t, digits), threshold=_threshold(key, asked, t))
+
+
+def _digits(value: float, asked: float) -> int:
+    """Return how many digits tell a figure from a threshold that it misses, 3 or more."""
+    return next(n for n in range(3, 18) if f"{value:.{n}g}" != f"{asked:.{n}g}")
+
+
+def _zeroed(row: Row, t: Texts) -> list[str]:
+    return [t("zeroed", value=percent(row["zeroed"], t))] if row["zeroed"] else []
+
+
+def rank_text(row: Row, t: Texts) -> str:
+    """Say what became of the top k, however ties are broken."""
+    if row["top_order_kept"]:
+        return t("rank_in_order")
+    said = [t(f"rank_{kind}", n=n) for kind in ("swapped", "merged") if (n := row[f"top_{kind}"])]
+    if row["top_worst"] < 1:
+        least, most = f"{100 * row['top_worst']:.3g}", percent(row["top_best"], t)
+        said.append(t("rank_kept", worst=least, best=most))
+    return ", ".join(said)
+
+
+def _threshold(key: str, asked: Any, t: Texts) -> str:
+    """Return a threshold just as it was given: rounded, a figure may seem to meet it."""
+    if key == "top_order":
+        return ""
+    share = key == "rel_err"
+    exact = Decimal(repr(asked)) * (100 if share else 1)
+    return t("percent" if share else "decibels", value=f"{exact.normalize():f}")
+
+
+def _value(key: str, value: Any, t: Texts, digits: int = 3) -> str:
+    if value is None:
+        return t(f"none_{key}")
+    if key == "rel_err":
+        return percent(value, t, digits)
+    return t("decibels", value=f"{value:.{max(digits, 4)}g}")
+
+
+def grouped_by_reason(reasons: Mapping[str, str], t: Texts) -> list[tuple[str, str]]:
+    """Return each reason once, and whose it is: the first, and how many more."""
+    groups: dict[str, list[str]] = {}
+    for who, why in reasons.items():
+        groups.setdefault(why, []).append(who)
+    return [
+        (who[0] if len(who) == 1 else t("and_more", first=who[0], n=len(who) - 1), why)
+        for why, who in groups.items()
+    ]
+
+
+def skipped_sentences(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
+    """Yield which tensors were left out and why, and of many how many more."""
+    for name, why in list(reasons.items())[:SKIPPED]:
+        yield t("left_out", name=label(name), why=why)
+    if len(reasons) > SKIPPED:
+        yield t("more_left_out", n=len(reasons) - SKIPPED)

@@ -1,0 +1,123 @@
+"""The tables of a report, as text: every figure, and what each tensor needs at which width."""
+
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import matplotlib as mpl
+
+from quantlab.records.record import as_text
+from quantlab.records.row import Row
+from quantlab.report.bar import Bar
+from quantlab.report.numbers import format_figure
+from quantlab.report.sentences import rank_text
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import Verdict, quality
+from quantlab.sources.tensor import printable
+
+SHADES, FULL = 12, 60.0  # shades of the heat table; the SQNR in dB from which on it is lightest
+FIGURES = {
+    "mae": ".3g",
+    "max_err": ".3g",
+    "rel_err": "%",
+    "cos_sim": ".7f",
+    "n_codes": "d",
+    "sqnr_db": ".2f",
+    "zeroed": "%",
+}
+PARAMS = {"scale": ".4g", "zero_point": "d", "n_elements": "d"}
+GLOSSARY = ("bar", *FIGURES, "top_k", *PARAMS)
+
+
+class Table(NamedTuple):
+    """Heads and rows of text; `words` says which columns hold words, counting from 1."""
+
+    heads: list[str]
+    rows: list[list[str]]
+    words: list[int]
+
+
+def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Table:
+    """Return the figures that decide and those they come from, a row a tensor and run."""
+    tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
+    keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
+    heads = [*keys, *GLOSSARY]
+    words = [n for n, head in enumerate(heads, 1) if head in {*keys, "top_k", "bar"} - {"n_bits"}]
+    return Table(
+        heads,
+        [
+            [
+                *(printable(as_text(row[key])) for key in keys),
+                " ".join(bar.missed(row)) or t("bar_met"),
+                *(format_figure(row[key], spec, t) for key, spec in FIGURES.items()),
+                rank_text(row, t),
+                *(format_figure(row[key], spec, t) for key, spec in PARAMS.items()),
+            ]
+            for row in rows
+        ],
+        words,
+    )
+
+
+class HeatRow(NamedTuple):
+    """What one tensor and mode need: the fewest bits by criterion, the SQNR at each width."""
+
+    name: str
+    fewest: list[str]
+    cells: list[tuple[str, int | None]]
+
+
+def heat_table(found: Sequence[Verdict], widths: Sequence[int], t: Texts) -> list[HeatRow]:
+    """Return a row a tensor and mode, the worst first; a cell is its text and its shade."""
+    return [
+        HeatRow(
+            each.name,
+            [
+                _fewest(each, criteria, t)
+                for criteria in (each.bar.criteria, *([key] for key in each.bar.criteria))
+            ],
+            [_cell(each.at(n_bits), t) for n_bits in widths],
+        )
+        for each in found
+    ]
+
+
+def _fewest(each: Verdict, criteria: Collection[str], t: Texts) -> str:
+    """Return the fewest bits, with a star where more bits may be too few again."""
+    text = str(each.fewest(criteria) or t("none_tried"))
+    return text + "*" * bool(each.gaps(criteria))
+
+
+def _cell(row: Row | None, t: Texts) -> tuple[str, int | None]:
+    if row is None:
+        return "", None
+    share = quality(row) / FULL
+    shade = int(min(max(SHADES * share, 0), SHADES - 1))
+    text = t("exact") if row["sqnr_db"] is None else format_figure(row["sqnr_db"], ".1f", t)
+    return text, shade
+
+
+def shades() -> list[tuple[str, str]]:
+    """Return the colour of each shade, dark to light, and that of text on it."""
+    colours = mpl.colormaps["cividis"].resampled(SHADES)(range(SHADES))
+    return [
+        (mpl.colors.to_hex(colour), "#000" if luminance(colour[:3]) > 0.18 else "#fff")
+        for colour in colours
+    ]
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Return the relative luminance of an sRGB colour (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def trend(found: Sequence[Verdict], t: Texts) -> str:
+    """Return in words what the lines of the first picture show."""
+    lines = []
+    for each in found:
+        ends = [row for row in each.rows if row["sqnr_db"] is not None]
+        if ends:
+            low, high = (f"{row['sqnr_db']:.1f}" for row in (ends[0], ends[-1]))
+            bits = {"first": ends[0]["n_bits"], "last": ends[-1]["n_bits"]}
+            lines.append(t("trend_line", name=each.name, low=low, high=high, **bits))
+    return t("trend", lines="; ".join(lines))

@@ -1,0 +1,82 @@
+"""One tensor looked at closely: its errors, the codes it uses, its largest values."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from quantlab.report import plots
+from quantlab.report.numbers import percent
+from quantlab.report.texts import Texts
+from quantlab.stats.rank import SHOWN
+
+
+class Place(NamedTuple):
+    """One of the k largest values, or the next where it came back as the last of them did.
+
+    `after` says which place it has now, `merged` that a value which differed came back equal.
+    """
+
+    element: int
+    x: str
+    x_hat: str
+    after: str
+    merged: bool
+
+
+class TensorDetail(NamedTuple):
+    """One tensor looked at closely."""
+
+    heading: str
+    picture: Markup
+    sentences: list[str]
+    caption: str
+    places: list[Place]
+
+
+def tensor_detail(
+    name: str, n_bits: int, tensor: plots.Entry, drawn: bytes, t: Texts
+) -> TensorDetail:
+    """Return what to say of a tensor beside its picture."""
+    measured, half = tensor["measured"], f"{tensor['error_histogram']['upper']:.3g}"
+    codes = {"n_codes": measured["n_codes"], "all": 2**n_bits}
+    finding = t(f"finding_{plots.error_spread([measured])}", ratio=f"{measured['bound_ratio']:.2g}")
+    sentences = [
+        t("errors", finding=finding, half=half),
+        t("codes_used", **codes, entropy=f"{measured['code_entropy']:.2f}", bits=n_bits),
+        _zeroed_sentence(measured, half, t),
+        *([t("clipped", value=percent(measured["clipped"], t))] if measured["clipped"] else ()),
+    ]
+    k = tensor["rank"]["top_k"]
+    return TensorDetail(
+        heading=t("in_bits", name=name, bits=n_bits),
+        picture=Markup(plots.inline(drawn, t("closer_alt", finding=finding, half=half, **codes))),
+        sentences=sentences,
+        caption=t("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN),
+        places=list(places(tensor["top"], k, t)),
+    )
+
+
+def _zeroed_sentence(measured: Mapping[str, Any], half: str, t: Texts) -> str:
+    """Say which values came back as 0: the round trip is monotone, so they are those near it."""
+    if not measured["zeroed"]:
+        return t("flushed_none")
+    return t("flushed", share=percent(measured["zeroed"], t), half=half)
+
+
+def places(top: Mapping[str, Any], k: int, t: Texts) -> Iterator[Place]:
+    """Yield the k largest values of a record, the next where it merged with them.
+
+    Equal values share their places: a sort puts either first, or leaves it out of the k.
+    """
+    x, x_hat = top["x"], top["x_hat"]
+    for n, (index, before, after) in enumerate(zip(top["indices"], x, x_hat, strict=True)):
+        first = sum(other > after for other in x_hat) + 1
+        last = sum(other >= after for other in x_hat)
+        merged = any(
+            other != before and back == after for other, back in zip(x, x_hat, strict=True)
+        )
+        if n < min(k, SHOWN) or (n == k and merged):
+            rank = "–".join(map(str, dict.fromkeys([first, min(last, k)])))
+            rank = t("top_or_out", places=rank) if last > k else rank
+            yield Place(index, f"{before:.6g}", f"{after:.6g}", rank, merged)

@@ -1,0 +1,30 @@
+"""What a run measures: a source of named tensors."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+from quantlab.sources.expected import Expected
+from quantlab.sources.tensor import Tensor
+
+
+class Distribution(Protocol):
+    """A source of named tensors."""
+
+    @property
+    def expected(self) -> Expected | None:
+        """What is believed of the tensors before they are seen, if anything is."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield each tensor."""
+
+    def skipped(self) -> dict[str, str]:
+        """Return the tensors that are left out, with the reason."""
+        return {}
+
+    def n_bytes(self) -> int | None:
+        """Return how much there is to read, if that is known beforehand."""
+        return None
+
+    def require_tensors(self) -> None:
+        """Raise ValueError when there is nothing to measure."""
+        return  # a source that is no file always has something

@@ -1,0 +1,87 @@
+"""What is believed of a tensor before it is seen: its range and power, from parameters alone.
+
+To add a belief: a subclass of `Expected` here, and a ``_target_`` below ``expected`` in the yaml of
+the distribution that it is about. Nothing here looks at a tensor.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from statistics import NormalDist
+
+
+@dataclass(frozen=True, kw_only=True)
+class Expected(ABC):
+    """What is believed of a tensor before it is seen, in figures and in words.
+
+    `landmark` is a value in the tensor's own unit whose relative error is asked for.
+    """
+
+    landmark: float
+    words: str
+
+    @abstractmethod
+    def range(self) -> tuple[float, float]:
+        """Return the least and the greatest value to expect."""
+
+    @abstractmethod
+    def rms(self) -> float:
+        """Return the root mean square to expect."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Uniform(Expected):
+    """Values that fill [low, high] evenly."""
+
+    low: float
+    high: float
+
+    def range(self) -> tuple[float, float]:
+        """Return the bounds themselves."""
+        return self.low, self.high
+
+    def rms(self) -> float:
+        """Return the square root of the mean of v^2 over [low, high]."""
+        return math.sqrt((self.low**2 + self.low * self.high + self.high**2) / 3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Normal(Expected):
+    """`n` draws of Normal(0, sigma)."""
+
+    n: int
+    sigma: float
+
+    def range(self) -> tuple[float, float]:
+        """Return the medians of the least and of the greatest draw."""
+        hi = self.sigma * _median_of_greatest(self.n)
+        return -hi, hi
+
+    def rms(self) -> float:
+        """Return sigma."""
+        return self.sigma
+
+
+@dataclass(frozen=True, kw_only=True)
+class LognormalShares(Expected):
+    """`n` draws of exp(Normal(0, sigma)) divided by their sum, n exp(sigma^2 / 2) on average."""
+
+    n: int
+    sigma: float
+
+    def range(self) -> tuple[float, float]:
+        """Return the medians of the least and of the greatest draw, over the mean sum."""
+        z = self.sigma * _median_of_greatest(self.n)
+        return self._share(-z), self._share(z)
+
+    def rms(self) -> float:
+        """Return the root of the mean square of a draw, exp(sigma^2), over the mean sum."""
+        return self._share(self.sigma**2)
+
+    def _share(self, log_draw: float) -> float:
+        return math.exp(log_draw - self.sigma**2 / 2) / self.n
+
+
+def _median_of_greatest(n: int) -> float:
+    """Return the z for which the greatest of `n` standard normals has cdf(z)^n = 1/2."""
+    return NormalDist().inv_cdf(0.5 ** (1 / n))

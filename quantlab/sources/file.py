@@ -1,0 +1,218 @@
+"""A file of named tensors: what it lists, which tensors are chosen, and how one is opened.
+
+A reader lists what a file holds without reading any values, chooses by name, and opens one tensor
+at a time. To add a format: a module with a subclass of `File`, its suffix in `SUFFIXES`, its class
+in ``readers.py``, and a yaml in ``conf/dist/file/`` whose ``_target_`` names it.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from quantlab.sources.distribution import Distribution
+from quantlab.sources.expected import Expected
+from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_names
+from quantlab.sources.tensor import Tensor, label
+
+SUFFIXES = {
+    ".npy": "npy",
+    ".npz": "npz",
+    ".safetensors": "safetensors",
+    ".json": "safetensors",  # the index of a checkpoint in several files
+    ".gguf": "gguf",
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor as its file describes it; `left_out` is the reason why it is not measured."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    open: Callable[[], Tensor]
+    left_out: str | None = None
+    itemsize: int = 0
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return math.prod(self.shape)
+
+    @property
+    def n_bytes(self) -> int:
+        """The size as stored, where the values can be read."""
+        return self.size * self.itemsize
+
+
+@dataclass(frozen=True)
+class _Unreadable(Tensor):
+    """A tensor that its file lists but does not yield."""
+
+    reason: str = ""
+
+    def require_finite(self) -> None:
+        """Raise ValueError with the reason."""
+        raise ValueError(f"tensor '{label(self.name)}' cannot be read: {self.reason}")
+
+
+@dataclass(frozen=True)
+class File(Distribution, ABC):
+    """A file of named tensors, of which shell-style patterns choose some.
+
+    Without `include` every floating-point tensor is chosen. Raises ValueError, naming the file,
+    when it is missing or is not of its format.
+    """
+
+    path: str
+    include: Patterns = None
+    exclude: Patterns = None
+    expected: Expected | None = None
+
+    format: ClassVar[str]
+    needs: ClassVar[Sequence[str]] = ()
+
+    def __post_init__(self) -> None:
+        """Read the list of tensors, so that a bad file is refused before anything runs."""
+        require_names("include", self.include)
+        require_names("exclude", self.exclude)
+        require_file(Path(self.path), self.format)
+        _require_packages(self.needs, self.path, self.format)
+        _ = self.entries
+
+    def require_tensors(self) -> None:
+        """Raise ValueError when no tensor is chosen, or a pattern matches none of them."""
+        self.require_matches()
+        if all(entry.left_out for entry in self.entries):
+            reasons = "; ".join(f"{name}: {why}" for name, why in list(self.skipped().items())[:3])
+            raise ValueError(f"{self.path} holds no tensor to measure: {reasons or 'it is empty'}")
+
+    def require_matches(self) -> None:
+        """Raise ValueError, with near misses, when a pattern matches no tensor."""
+        names = [entry.name for entry in self.entries]
+        for key, patterns in (("include", self.include), ("exclude", self.exclude)):
+            for pattern in as_list(patterns):
+                if not any(matches(name, pattern) for name in names):
+                    raise ValueError(
+                        f"dist.{key}={pattern} matches none of the {len(names)} tensors in "
+                        f"{self.path}: {near_misses(pattern, names)}"
+                    )
+
+    @abstractmethod
+    def _entries(self) -> Iterator[Entry]:
+        """Yield every tensor of the file."""
+
+    @cached_property
+    def entries(self) -> list[Entry]:
+        """Every tensor of the file, chosen or with the reason why not."""
+        with readable(self.path, self.format):
+            entries = [self._choose(entry) for entry in self._entries()]
+            names = Counter(entry.name for entry in entries)
+            twice = next((name for name, times in names.items() if times > 1), None)
+            if twice is not None:
+                raise BadFileError(f"holds two tensors of the name '{label(twice)}'")
+            return entries
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Open the chosen tensors one by one; one that cannot be read says so when measured."""
+        for entry in self.entries:
+            if entry.left_out is None:
+                try:
+                    with readable(self.path, self.format):
+                        tensor = entry.open()
+                except ValueError as reason:
+                    tensor = _Unreadable(entry.name, np.empty(0), reason=str(reason))
+                yield tensor
+
+    def skipped(self) -> dict[str, str]:
+        """Return why each other tensor is left out."""
+        return {entry.name: entry.left_out for entry in self.entries if entry.left_out}
+
+    def n_bytes(self) -> int:
+        """Return the size of the chosen tensors as stored."""
+        return sum(entry.n_bytes for entry in self.entries if entry.left_out is None)
+
+    def _choose(self, entry: Entry) -> Entry:
+        reason = entry.left_out
+        if self.include is not None and not matches(entry.name, self.include):
+            reason = "not in dist.include"
+        elif matches(entry.name, self.exclude):
+            reason = "in dist.exclude"
+        elif not reason and not entry.size:
+            reason = "it is empty"
+        return replace(entry, left_out=reason)
+
+
+def require_file(path: Path, kind: str = "tensor") -> None:
+    """Raise ValueError when there is no file at a path."""
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory: name the {kind} file in it")
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: name the {kind} file there is")
+
+
+class BadFileError(ValueError):
+    """What is wrong with a file, as the rest of a sentence that begins with its path."""
+
+
+@contextmanager
+def readable(path: str, kind: str) -> Iterator[None]:
+    """Name the file in every error of a reader: the packages raise whatever they stumble over."""
+    try:
+        yield
+    except BadFileError as reason:
+        raise ValueError(f"{path} {reason}") from None
+    except Exception as stumble:
+        other = SUFFIXES.get(Path(path).suffix, kind)
+        hint = f"; its suffix is that of {other}" if other != kind else ""
+        what = " ".join(str(stumble).split()) or repr(stumble)
+        raise ValueError(
+            f"{path} is no {kind} file, or is cut off or damaged{hint} ({what})"
+        ) from stumble
+
+
+def _mapped(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
+    """Map values that lie as they are in a file."""
+    values = np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=offset)
+    return Tensor(name, np.asarray(values), file_state(path))
+
+
+def mapped_entry(
+    name: str,
+    shape: tuple[int, ...],
+    kind: str,
+    dtype: np.dtype[Any] | None,
+    otherwise: str,
+    path: str,
+    offset: int,
+) -> Entry:
+    """Describe values of a `kind` of the file's own, left out `otherwise` than with a dtype."""
+    open_ = partial(_mapped, name, dtype, shape, path, offset)
+    if dtype is None:
+        return Entry(name, shape, kind, open_, otherwise)
+    return Entry(name, shape, dtype.name, open_, itemsize=dtype.itemsize)
+
+
+def file_state(path: str) -> tuple[str, int, int]:
+    """Return what changes when a file's content does."""
+    stat = Path(path).stat()
+    return str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns
+
+
+def _require_packages(needs: Sequence[str], path: str, extra: str) -> None:
+    for package in needs:
+        try:
+            import_module(package)
+        except ModuleNotFoundError:
+            raise ValueError(
+                f"reading {path} takes the package {package}: pip install 'quantlab[{extra}]'"
+            ) from None

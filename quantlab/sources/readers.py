@@ -1,0 +1,19 @@
+"""Which class reads a file, by the file's suffix."""
+
+from pathlib import Path
+
+from quantlab.sources.file import SUFFIXES, File, require_file
+from quantlab.sources.gguf import Gguf
+from quantlab.sources.npy import Npy
+from quantlab.sources.npz import Npz
+from quantlab.sources.safetensors import Safetensors
+
+READERS: dict[str, type[File]] = {each.format: each for each in (Npy, Npz, Safetensors, Gguf)}
+
+
+def reader(path: Path) -> type[File]:
+    """Return the reader of a file by its suffix; raises ValueError when there is none."""
+    require_file(path)
+    if path.suffix not in SUFFIXES:
+        raise ValueError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}: rename it")
+    return READERS[SUFFIXES[path.suffix]]

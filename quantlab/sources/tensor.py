@@ -1,0 +1,128 @@
+"""A named tensor, in memory or memory-mapped, read as flat float32 blocks."""
+
+import hashlib
+from collections.abc import Hashable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats import uniform
+from quantlab.formats.uniform import FloatArray
+
+READ = 2**20  # elements hashed or searched at once
+_hashes: dict[Hashable, str] = {}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Values of any float dtype, byte order and layout, under a name.
+
+    Elements are counted in C order. `state` identifies what the values were read from, e.g. a
+    file's path, size and time of change; tensors of one state and name are hashed once.
+    """
+
+    name: str
+    array: NDArray[Any] = field(repr=False)
+    state: Hashable = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape as stored."""
+        return self.array.shape
+
+    @property
+    def dtype(self) -> str:
+        """The name of the dtype as stored, e.g. bfloat16."""
+        return self.array.dtype.name
+
+    @property
+    def itemsize(self) -> int:
+        """The number of bytes that an element takes as stored."""
+        return self.array.itemsize
+
+    @property
+    def size(self) -> int:
+        """The number of elements."""
+        return self.array.size
+
+    @cached_property
+    def _flat(self) -> Any:
+        """The values in C order: a view where there is one, else an iterator that slices."""
+        return self.array.reshape(-1) if self.array.flags.c_contiguous else self.array.flat
+
+    def stored(self, start: int, stop: int) -> NDArray[Any]:
+        """Return elements `start` to `stop` in their own dtype."""
+        return self._flat[start:stop]
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        """Return elements `start` to `stop` as float32; what it cannot hold becomes inf."""
+        stored = self.stored(start, stop)
+        if stored.dtype == np.float32:
+            return stored
+        with np.errstate(over="ignore"):
+            return stored.astype(np.float32)
+
+    def rows(self, width: int, which: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Return the elements of some rows of `width` elements, and their indices."""
+        spans = [(int(row) * width, min(int(row) * width + width, self.size)) for row in which]
+        values = np.concatenate([self.block(*span) for span in spans])
+        return values, np.concatenate([np.arange(*span) for span in spans])
+
+    def require_finite(self) -> None:
+        """Raise ValueError when empty, or with NaN, Inf or values beyond float32: how many, where.
+
+        Reads the whole tensor; made for one whose range is known to be wrong.
+        """
+        if not self.size:
+            raise uniform.empty(label(self.name), self.shape)
+        starts = range(0, self.size, READ)
+        found = [start + _not_finite(self.block(start, start + READ)) for start in starts]
+        where = np.concatenate(found)
+        if not where.size:
+            return
+        first = int(where[0])
+        value = self.stored(first, first + 1)[0]
+        index = [int(i) for i in np.unravel_index(first, self.shape)]
+        raise uniform.not_finite(label(self.name), where.size, self.size, value, index)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what tells a tensor from another of its name: ``shape, dtype, sha256``."""
+        return {"shape": list(self.shape), "dtype": self.dtype, "sha256": self.sha256()}
+
+    def sha256(self) -> str:
+        """Return the sha256 of the stored values, in C order and their own byte order."""
+        if self.state is None:
+            return self._hash()
+        key = (self.state, self.name)
+        if key not in _hashes:
+            _hashes[key] = self._hash()
+        return _hashes[key]
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256()
+        for start in range(0, self.size, READ):
+            values = np.ascontiguousarray(self.stored(start, start + READ))
+            digest.update(values.view(np.uint8).data)
+        return digest.hexdigest()
+
+
+def printable(name: str) -> str:
+    """Return a name whose characters all have a shape, others escaped."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def label(name: str, longest: int = 48) -> str:
+    """Return a tensor's name that fits a line and can play no tricks on a terminal.
+
+    Of a name with too many characters the middle goes: tensors differ at the end.
+    """
+    name = printable(name)
+    head = (longest - 8) // 2
+    return name if len(name) <= longest else f"{name[:head]}…{name[head + 1 - longest :]}"
+
+
+def _not_finite(block: FloatArray) -> NDArray[np.intp]:
+    return np.flatnonzero(~np.isfinite(block))

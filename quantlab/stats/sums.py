@@ -1,0 +1,126 @@
+"""What the blocks of a round trip leave behind: partial sums, and their total.
+
+The error `x_hat - x` is taken in float32, as in the lab. How it is summed depends on the size:
+up to `CHUNK` elements everything is float64; in longer tensors each full chunk is summed in
+float32 rows of `ROW` elements, whose sums are added up in float64: exact to 1e-7 where roundings
+are free to cancel, to 1e-6 where a few values repeat. Signed errors cancel, so their sum is float64
+throughout. Sums of chunks are combined exactly rounded (`math.fsum`), so figures do not depend on
+how a tensor was cut into blocks or who summed which.
+"""
+
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+
+CHUNK = 2**16
+ROW = 2**10
+TINY = 2.0**-48  # below it the float32 squares of errors lose digits
+PIECE = 2**13  # values whose float64 copies fit the cache
+ONES = np.ones(ROW, np.float32)
+
+
+class Sums(NamedTuple):
+    """What a round trip leaves behind; powers and products are in the tensor's own unit."""
+
+    n: int
+    zeros: int  # x == 0
+    rel_count: int
+    max_err: float
+    err: float  # x_hat - x
+    abs_err: float
+    sq_err: float
+    rel_err: float  # |x_hat - x| / |x| where |x| is above the threshold
+    x: float
+    sq_x: float
+    x_err: float  # x * (x_hat - x)
+    dot: float  # x * x_hat
+
+
+class Partial(NamedTuple):
+    """What one block leaves behind; `sums` has a column a chunk, a row for each sum of `Sums`."""
+
+    n: int
+    zeros: int
+    rel_count: int
+    max_err: float
+    sums: NDArray[np.float64]
+
+
+def exact_sums(x: FloatArray, x_hat: FloatArray, rel_threshold: float) -> Partial:
+    """Return the float64 sums over at most a chunk of flat values."""
+    pieces = (slice(start, start + PIECE) for start in range(0, x.size, PIECE))
+    chunk = _concatenate(_exact_sums(x[piece], x_hat[piece], rel_threshold) for piece in pieces)
+    return chunk._replace(sums=chunk.sums.sum(axis=1, keepdims=True))
+
+
+def _exact_sums(x32: FloatArray, x_hat32: FloatArray, rel_threshold: float) -> Partial:
+    err = (x_hat32 - x32).astype(np.float64)
+    x, x_hat = x32.astype(np.float64), x_hat32.astype(np.float64)
+    magnitude, abs_err = np.abs(x), np.abs(err)
+    zeros, excluded = _leave_out(magnitude, rel_threshold)
+    ratio = abs_err / magnitude
+    terms = (err, abs_err, np.square(err), ratio, x, np.square(x), x * (x_hat - x), x * x_hat)
+    sums = np.array([[term.sum()] for term in terms])
+    return Partial(x.size, zeros, x.size - excluded, float(abs_err.max()), sums)
+
+
+def fast_sums(
+    x: FloatArray, x_hat: FloatArray, scratch: FloatArray, rel_threshold: float, positive: bool
+) -> Partial:
+    """Return the sums over whole chunks of flat values.
+
+    `scratch` has three rows: x_hat - x, its magnitude, and one to overwrite. Only where no value is
+    negative the sum of x is of use, and taken; it is nan otherwise.
+    """
+    err, abs_err, ratio = scratch
+    magnitude = np.abs(x, out=ratio)
+    zeros, excluded = _leave_out(magnitude, rel_threshold)
+    np.divide(abs_err, magnitude, out=ratio)
+    x_rows, err_rows = x.reshape(-1, ROW), err.reshape(-1, ROW)
+    rows = np.empty((8, len(x_rows)))
+    np.add.reduce(err_rows, axis=1, dtype=np.float64, out=rows[0])
+    rows[1:4:2] = np.vecdot(scratch[1:].reshape(2, -1, ROW), ONES)
+    rows[2] = np.vecdot(err_rows, err_rows)
+    rows[4] = np.add.reduce(x_rows, axis=1, dtype=np.float64) if positive else np.nan
+    rows[5] = np.vecdot(x_rows, x_rows)
+    rows[6] = np.vecdot(x_rows, err_rows)
+    rows[7] = rows[5] + rows[6]
+    sums = np.add.reduce(rows.reshape(8, -1, CHUNK // ROW), axis=2)
+    max_errs = np.maximum.reduce(abs_err.reshape(-1, CHUNK), axis=1)
+    for tiny in np.flatnonzero((max_errs > 0) & (max_errs < TINY)):
+        chunk = slice(CHUNK * tiny, CHUNK * (tiny + 1))
+        sums[:, tiny] = exact_sums(x[chunk], x_hat[chunk], rel_threshold).sums[:, 0]
+    return Partial(x.size, zeros, x.size - excluded, float(max_errs.max()), sums)
+
+
+def _leave_out(magnitude: NDArray[Any], rel_threshold: float) -> tuple[int, int]:
+    """Set magnitudes without a relative error to inf; return how many are 0, and how many set."""
+    if float(np.minimum.reduce(magnitude)) > rel_threshold:
+        return 0, 0
+    zeros = magnitude.size - int(np.count_nonzero(magnitude))
+    below = magnitude <= magnitude.dtype.type(_round_down(rel_threshold))
+    np.putmask(magnitude, below, np.inf)
+    return zeros, int(np.count_nonzero(below))
+
+
+def total(partials: Iterable[Partial]) -> Sums:
+    """Return the sums of the whole from those of its blocks, of which there is at least one."""
+    n, zeros, rel_count, max_err, sums = _concatenate(partials)
+    return Sums(n, zeros, rel_count, max_err, *(math.fsum(row) for row in sums.tolist()))
+
+
+def _concatenate(partials: Iterable[Partial]) -> Partial:
+    n, zeros, rel_counts, max_errs, sums = zip(*partials, strict=True)
+    columns = np.concatenate(sums, axis=1)
+    return Partial(sum(n), sum(zeros), sum(rel_counts), max(max_errs), columns)
+
+
+def _round_down(value: float) -> np.float32:
+    """Return the largest float32 that is not above `value`."""
+    rounded = np.float32(value)
+    return rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(-np.inf))

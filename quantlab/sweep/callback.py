@@ -1,0 +1,34 @@
+"""What happens before and after a single run."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+
+from quantlab.errors import report_user_errors
+from quantlab.records import record
+from quantlab.sweep.job import report_settings, require_valid
+
+
+class Single(Callback):
+    """Refuses bad settings before a single run, prints its figures at the end."""
+
+    def on_run_start(self, config: DictConfig, **_: Any) -> None:
+        """Refuse a run whose settings make no sense, before its directory exists."""
+        with report_user_errors():
+            require_valid(config)
+
+    def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
+        """Print the figures, and end the program with its error if it has one."""
+        from quantlab.report.run_summary import run_summary  # which the runs of a sweep do without
+
+        with report_user_errors():  # a record that could not be written is an error too
+            one = kwargs["job_return"].return_value
+        if one["tensors"]:
+            _, t = report_settings(config)
+            directory = Path(config.hydra.runtime.output_dir)
+            print(run_summary(one, t))
+            print(t("run_written", record=directory / record.NAME, directory=directory))
+        if one["error"]:
+            raise SystemExit(f"quantlab: {one['error']}")

@@ -1,0 +1,133 @@
+"""Hydra's side of one run: from a config to an experiment, and to its record.
+
+Importing this module registers the ``run_name`` resolver that names run directories; launchers
+that work in processes of their own import it with the callback.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, cast
+
+from hydra.conf import HydraConf
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import env_override
+from hydra.utils import instantiate
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import InterpolationToMissingValueError
+
+from quantlab.experiment import Experiment
+from quantlab.formats.uniform import mode_name
+from quantlab.records import record
+from quantlab.records.renames import current_name
+from quantlab.report.bar import Bar
+from quantlab.report.texts import Texts
+from quantlab.stats.stream import usable_cores
+
+
+def build(cfg: DictConfig) -> Experiment:
+    """Return the experiment that a config describes; raises ValueError where it makes no sense."""
+    for group in (cfg.dist, cfg.mode):
+        _use_current_names(group)
+    return Experiment(
+        dist=instantiate(cfg.dist),
+        quantizer=instantiate(cfg.mode, n_bits=cfg.n_bits),
+        k=OmegaConf.select(cfg, "rank.k"),
+        rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
+        threads=usable_cores() if cfg.threads is None else cfg.threads,
+    )
+
+
+def _use_current_names(node: DictConfig) -> None:
+    """Rename the classes of a config that was written before they moved."""
+    for key, child in node.items_ex(resolve=False):
+        if key == "_target_":
+            node[key] = current_name(child)
+        elif isinstance(child, DictConfig):
+            _use_current_names(child)
+
+
+def report_settings(cfg: DictConfig) -> tuple[Bar, Texts]:
+    """Return the bar and the words of the report; raises ValueError where they make no sense."""
+    report = OmegaConf.select(cfg, "report", default=OmegaConf.create())
+    if not isinstance(report, DictConfig):
+        raise ValueError(f"report takes lang and bar, got {report!r}")
+    values = cast("dict[str, Any]", OmegaConf.to_container(report, resolve=True))
+    return Bar.of(values["bar"]) if "bar" in values else Bar(), Texts(values.get("lang", "en"))
+
+
+@contextmanager
+def run_environment(cfg: DictConfig) -> Iterator[None]:
+    """Resolve a config as its run will: beside Hydra's own values, in the environment it sets."""
+    HydraConfig.instance().set_config(cfg)
+    with env_override(cfg.hydra.job.env_set):
+        yield
+
+
+def require_valid(cfg: DictConfig) -> None:
+    """Raise ValueError where a config makes no experiment, or none that JSON can record."""
+    with run_environment(cfg):
+        build(cfg)
+        report_settings(cfg)
+        if not isinstance(cfg.get("resume", True), bool):
+            raise ValueError(f"resume must be true or false, got {cfg.resume!r}")
+        try:
+            record.run_key(settings(cfg), {}, {})
+        except InterpolationToMissingValueError:
+            pass  # it names what only the run will have, such as its number
+        except (TypeError, ValueError) as reason:
+            raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
+
+
+def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
+    """Measure what a config describes and keep its record in Hydra's output directory."""
+    choices = hydra.runtime.choices
+    return record.keep(
+        Path(hydra.runtime.output_dir),
+        work=lambda: build(cfg).run(),
+        config=settings(cfg),
+        dist=choices["dist"],
+        mode=mode_name(choices["mode"]),
+        n_bits=cfg.n_bits,
+        job=_position(hydra),
+        overrides=as_typed(hydra.overrides.task),
+    )
+
+
+def settings(cfg: DictConfig) -> dict[str, Any]:
+    """Return a config in plain containers, without Hydra's own part."""
+    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+
+
+def as_typed(overrides: Sequence[str]) -> list[str]:
+    """Return overrides as a person typed them: to read one with ${...} in it would resolve it."""
+    return cast("list[str]", OmegaConf.to_container(cast("ListConfig", overrides)))
+
+
+def _position(hydra: HydraConf) -> int | None:
+    """Return which run of its sweep this is, counting from 0; a single run has no position.
+
+    Launchers number what they are given, which is less than the sweep when it is resumed; the
+    sweeper knows.
+    """
+    if "position" in hydra.sweeper:
+        return hydra.sweeper.position
+    return None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
+
+
+def run_name(*, _root_: DictConfig) -> str:
+    """Name a run's directory: its choices to read, a hash of its overrides to tell it apart.
+
+    The name depends on what was asked alone, not on when, where, or the order of the overrides.
+    """
+    choices, overrides = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
+    asked = sorted(each for each in overrides if record.has_effect(each))
+    readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
+    return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
+
+
+OmegaConf.register_new_resolver("run_name", run_name, replace=True)

@@ -1,0 +1,138 @@
+"""A sweep from the values typed to its table: which runs, which are left, launch, aggregate."""
+
+import logging
+import os
+import shlex
+import sys
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from pathlib import Path
+from typing import cast
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from quantlab import interrupt
+from quantlab.errors import INTERRUPTED, error_sentence
+from quantlab.records import disk, record
+from quantlab.report.bar import Bar
+from quantlab.report.texts import Texts
+from quantlab.sweep import resume
+from quantlab.sweep.grid import Job, grid
+from quantlab.sweep.job import report_settings
+from quantlab.sweep.lock import exclusive
+from quantlab.sweep.progress import Progress
+
+BATCH = 1000  # runs launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
+
+
+def sweep(
+    arguments: Sequence[str], config: DictConfig, loader: ConfigLoader, launcher: Launcher
+) -> None:
+    """Do every combination of the values in `arguments` that is not done yet, then aggregate.
+
+    Raises ValueError or an error of Hydra's before the first run where a value makes no sense, and
+    where another sweep holds the directory; ValueError in the end where the directory holds another
+    answer to the same question; SystemExit with code 1 where a run failed, 130 where Ctrl-C ended
+    the sweep.
+    """
+    directory = Path(config.hydra.sweep.dir)
+    jobs = grid(arguments, config, loader)
+    directory.mkdir(parents=True, exist_ok=True)
+    with exclusive(directory):
+        disk.clear(directory)
+        disk.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
+        pending = _pending_jobs(jobs, directory, config, loader)
+        stopped = _launch(pending, directory, launcher)
+        _finish(jobs, directory, stopped, *report_settings(config))
+
+
+def _pending_jobs(
+    jobs: Sequence[Job], directory: Path, config: DictConfig, loader: ConfigLoader
+) -> Sequence[Job]:
+    """Return the runs that have no complete record of theirs, and say how many have one."""
+    if not config.resume or resume.is_numbered(config) or not any(record.find(directory)):
+        return jobs
+    states = [
+        resume.state(loader.load_sweep_config(config, each), directory)
+        for each in tqdm(jobs, desc="looking for what is done", delay=1, disable=None, leave=False)
+    ]
+    found = Counter(states)
+    counts = ", ".join(f"{found[each]} {each}" for each in resume.STATES if found[each])
+    pending = [job for job, state in zip(jobs, states, strict=True) if state != "complete"]
+    print(f"resuming: {counts}; {len(pending)} to do (resume=false does all again)")
+    return pending
+
+
+def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseException | None:
+    """Do runs and return what stopped them, or kept one from leaving its record."""
+    slurm = "submitit" in type(launcher).__module__
+    directories = set()
+    try:
+        with _without_sacct() if slurm else nullcontext(), Progress(directory, len(jobs)):
+            for start in range(0, len(jobs), BATCH):
+                for each in launcher.launch(jobs[start : start + BATCH], initial_job_idx=start):
+                    _ = each.return_value  # Hydra raises here what a run raised
+                    directories.add(cast("DictConfig", each.hydra_cfg).hydra.runtime.output_dir)
+    except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
+        return KeyboardInterrupt() if interrupt.requested.is_set() else error
+    lost = len(jobs) - len(directories)
+    if lost:
+        return ValueError(
+            f"{lost} of {len(jobs)} runs left no record of their own: hydra.sweep.subdir is the "
+            "same for several"
+        )
+    return None
+
+
+@contextmanager
+def _without_sacct() -> Iterator[None]:
+    """Keep a Slurm without accounts from complaining each time that submitit asks after its jobs.
+
+    The complaints are those of a command, sacct, that inherits our standard error.
+    """
+    logging.getLogger("submitit").addFilter(lambda line: line.levelno > logging.WARNING)
+    with os.fdopen(os.dup(2), "w") as terminal, Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        with redirect_stderr(terminal):
+            try:
+                yield
+            finally:
+                os.dup2(terminal.fileno(), 2)
+
+
+def _finish(
+    jobs: Sequence[Job], directory: Path, stopped: BaseException | None, bar: Bar, t: Texts
+) -> None:
+    """Aggregate what is complete, print it, and end the program where something went wrong."""
+    from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
+    from quantlab.report.terminal import sweep_summary
+
+    failed = 0
+    try:
+        done = aggregate(directory, bar, t)
+        print(f"\n{sweep_summary(done.findings, done.files, t)}")
+        asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
+        failed = sum(tuple(each) in asked for each in done.failed)
+    except ValueError as error:  # resuming would end here too
+        if not stopped:
+            raise
+        print(f"quantlab: {error_sentence(error)}", file=sys.stderr)
+    except (OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C
+        stopped = stopped or error
+    if stopped or failed:
+        why = error_sentence(stopped) if stopped else f"{failed} of {len(jobs)} runs failed"
+        rest = "to do the rest" if stopped else "to do them again"
+        print(f"quantlab: {why}; {rest}: {_resume_command(directory)}", file=sys.stderr)
+        raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
+
+
+def _resume_command(directory: Path) -> str:
+    """Return the command that resumes a sweep: as typed, with its directory."""
+    kept = [each for each in sys.argv if not each.startswith("resume=")]
+    if not any(each.startswith("hydra.sweep.dir=") for each in kept):
+        kept.append(f"hydra.sweep.dir={directory}")
+    return shlex.join(["python", *kept])

@@ -1,0 +1,61 @@
+import json
+
+import pytest
+
+from quantlab.records import manifest, record, schema
+from tests.conftest import ROOT
+
+FOLDER = ROOT / "quantlab" / "records" / "schema"
+
+
+def read(name):
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def test_the_versions_are_those_of_the_code():
+    assert read("record")["properties"]["schema"]["const"] == record.SCHEMA
+    assert read("manifest")["properties"]["schema"]["const"] == manifest.SCHEMA
+
+
+def test_what_a_sweep_writes_follows_its_schema(lab_sweep):
+    directory, _ = lab_sweep
+    for name in ("manifest", "results"):
+        schema.require(name, json.loads((directory / f"{name}.json").read_bytes()))
+    for path in directory.glob("*/record.json"):
+        schema.require("record", json.loads(path.read_bytes()))
+
+
+@pytest.mark.parametrize("name", ["record", "manifest"])
+def test_every_key_is_asked_for(lab_sweep, name):
+    path = next(lab_sweep[0].rglob(f"{name}.json"))
+    content = json.loads(path.read_bytes())
+    for key in content:
+        with pytest.raises(ValueError, match="it must contain"):
+            schema.require(name, {each: content[each] for each in content if each != key})
+    with pytest.raises(ValueError, match=r"must not contain .*'other'"):
+        schema.require(name, content | {"other": 1})
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        (("measured", "mae"), "0.1"),
+        (("rank", "top_k"), []),
+        (("params", "scale"), {}),
+        (("error_histogram", "counts"), [-1]),
+        (("error_histogram", "stride"), 0),
+        (("sha256",), "abc"),
+        (("range",), [1]),
+        (("shape",), [1.5]),
+    ],
+)
+def test_a_wrong_figure_is_named(lab_sweep, place, wrong):
+    (path,) = lab_sweep[0].glob("hidden-sym-*/record.json")
+    content = json.loads(path.read_bytes())
+    *inner, last = place
+    node = content["tensors"]["hidden"]
+    for key in inner:
+        node = node[key]
+    node[last] = wrong
+    with pytest.raises(ValueError, match=rf"^tensors\.hidden\.{'.'.join(place)}"):
+        schema.require("record", content)

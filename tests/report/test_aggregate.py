@@ -1,0 +1,200 @@
+import csv
+import hashlib
+import json
+import shutil
+import subprocess
+
+import pytest
+
+from quantlab.experiment import Experiment
+from quantlab.formats.uniform import Symmetric
+from quantlab.records import record
+from quantlab.records.record import Outcome
+from quantlab.sources.lab import Hidden
+from tests.conftest import aggregate, printed
+
+
+def keep(directory, n_bits=8, job=0, work=None, **config):
+    directory.mkdir(parents=True)
+    record.keep(
+        directory,
+        work or Experiment(Hidden(1, 50, 0), Symmetric(n_bits), 10, 1e-8, 1).run,
+        {"n_bits": n_bits, **config},
+        dist="hidden",
+        mode="symmetric",
+        n_bits=n_bits,
+        job=job,
+        overrides=[f"{key}={value}" for key, value in config.items()],
+    )
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def test_one_width_nests_as_the_lab_shows(tmp_path):
+    keep(tmp_path / "a")
+    assert aggregate(tmp_path).findings.levels == ["dist", "mode"]
+    figures = results(tmp_path)["hidden"]["symmetric"]
+    assert list(figures)[:5] == ["mae", "max_err", "rel_err", "cos_sim", "n_codes"]
+
+
+def test_every_swept_axis_is_one_more_level(tmp_path):
+    for job, (bits, seed) in enumerate([(8, 1), (8, 2), (4, 1), (4, 2)]):
+        keep(tmp_path / str(job), bits, job, seed=seed, fixed="same")
+    assert aggregate(tmp_path).findings.levels == ["dist", "mode", "n_bits", "seed"]
+    nested = results(tmp_path)["hidden"]["symmetric"]
+    assert list(nested) == ["8", "4"]  # in the order of the sweep
+    assert list(nested["4"]) == ["1", "2"]
+    assert json.loads((tmp_path / "manifest.json").read_text())["levels"][-1] == "seed"
+
+
+def test_several_tensors_are_a_level(tmp_path):
+    one = Experiment(Hidden(1, 50, 0), Symmetric(8), 10, 1e-8, 1).run().tensors["hidden"]
+    keep(tmp_path / "a", work=lambda: Outcome({"w/1": one, "w 2": one}))
+    aggregate(tmp_path)
+    assert list(results(tmp_path)["hidden"]["symmetric"]) == ["w/1", "w 2"]
+
+
+def test_the_csv_holds_what_the_json_holds(lab_sweep):
+    directory, _ = lab_sweep
+    nested = results(directory)
+    with (directory / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["dist", "mode", "n_bits", "tensor"]
+    assert len(rows) == 6
+    for row in rows:
+        figures = nested[row["dist"]][row["mode"]]
+        assert list(row)[4:] == list(figures)
+        for key, value in figures.items():
+            assert row[key] == ("" if value is None else str(value)), key
+
+
+def test_the_same_records_give_the_same_bytes_elsewhere(lab_sweep, tmp_path):
+    directory, _ = lab_sweep
+    copy = shutil.copytree(directory, tmp_path / "elsewhere")
+    manifest = json.loads((directory / "manifest.json").read_text())
+    for name in manifest["artefacts"]:
+        (copy / name).unlink()
+    aggregate(copy)
+    for name in manifest["artefacts"]:
+        assert (copy / name).read_bytes() == (directory / name).read_bytes(), name
+
+
+def test_the_manifest_hashes_what_is_there(lab_sweep):
+    directory, _ = lab_sweep
+    manifest = json.loads((directory / "manifest.json").read_text())
+    assert manifest["command"].startswith("python run.py experiment=lab")
+    assert len(manifest["runs"]) == 6
+    for run in manifest["runs"]:
+        content = (directory / run["directory"] / record.NAME).read_bytes()
+        assert run["record_sha256"] == hashlib.sha256(content).hexdigest()
+        assert run["key"] == json.loads(content)["key"]
+        assert run["status"] == "completed"
+    for name, sha256 in manifest["artefacts"].items():
+        assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == sha256
+    head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    assert manifest["git"]["commit"] == head.stdout.strip()
+    assert manifest["start"] < manifest["end"]
+
+
+def test_failures_and_unreadable_records_are_listed_and_cost_nothing_else(tmp_path):
+    def fail():
+        raise ValueError("tensor 'w' is empty")
+
+    keep(tmp_path / "good")
+    keep(tmp_path / "bad", work=fail)
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / record.NAME).write_text("{")
+    done = aggregate(tmp_path)
+    assert len(done.findings.rows) == 1
+    assert done.findings.failures["bad"] == "tensor 'w' is empty"
+    assert "no readable record" in done.findings.failures["torn"]
+    statuses = {
+        run["directory"]: run["status"]
+        for run in json.loads((tmp_path / "manifest.json").read_text())["runs"]
+    }
+    assert statuses == {"bad": "failed", "good": "completed", "torn": "unreadable"}
+    assert "bad failed: tensor 'w' is empty" in printed(done)
+
+
+def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
+    sweep = tmp_path / "sweep"
+    keep(sweep / "good")
+    one = (sweep / "good" / record.NAME).read_bytes()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / record.NAME).write_bytes(one)
+    (sweep / "linked").symlink_to(elsewhere)
+    for name in ("directory", "link", "zeros", "text", "nan", "newer", "half", "fifth"):
+        (sweep / name).mkdir()
+    (sweep / "directory" / record.NAME).mkdir()
+    (sweep / "link" / record.NAME).symlink_to(elsewhere / record.NAME)
+    with (sweep / "zeros" / record.NAME).open("wb") as file:
+        file.truncate(2 * 10**9)
+    (sweep / "text" / record.NAME).write_text("mae 0.1")
+    (sweep / "nan" / record.NAME).write_bytes(one.replace(b'"seconds": ', b'"seconds": NaN, "x": '))
+    (sweep / "newer" / record.NAME).write_bytes(one.replace(b'"schema": 3', b'"schema": 4'))
+    (sweep / "half" / record.NAME).write_bytes(one[: len(one) // 2])
+    (sweep / "fifth" / record.NAME).write_bytes(one.replace(b'"status": "c', b'"status": "un'))
+    done = aggregate(sweep)
+    assert len(done.findings.rows) == 1
+    shown = printed(done)
+    assert "9 runs failed or left no record that can be read" in shown
+    for name, why in {
+        "directory": "Is a directory",
+        "link": "is a link out of the sweep",
+        "linked": "is a link out of the sweep",
+        "zeros": "it is larger than any record",
+        "text": "Expecting value",
+        "nan": "it holds NaN, which is not JSON",
+        "newer": "has schema 4, newer than 3: update quantlab",
+        "half": "is no readable record",
+        "fifth": "status must be one of ['completed', 'failed']",
+    }.items():
+        assert why in done.findings.failures[name]
+        assert f"{name}/{record.NAME}" in done.findings.failures[name]
+
+
+def test_a_sweep_of_failures_only_still_has_its_files(tmp_path):
+    def fail():
+        raise ValueError("no")
+
+    keep(tmp_path / "bad", work=fail)
+    done = aggregate(tmp_path)
+    assert results(tmp_path) == {}
+    assert "bad failed: no" in printed(done)
+
+
+def test_two_answers_to_one_question_are_refused(tmp_path):
+    keep(tmp_path / "a")
+    keep(tmp_path / "b")
+    with pytest.raises(
+        ValueError, match=r"two runs are of dist=hidden, mode=symmetric: .*/a and .*/b; remove one"
+    ):
+        aggregate(tmp_path)
+
+
+def test_a_directory_that_is_no_sweep_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"is no sweep: there is no record\.json"):
+        aggregate(tmp_path)
+
+
+def test_a_directory_without_a_readable_record_is_left_alone(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / record.NAME).write_text("{}")
+    with pytest.raises(ValueError, match=r"is no sweep, nothing in it can be read: a/record\.json"):
+        aggregate(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+def test_a_reason_that_many_share_is_printed_once(tmp_path):
+    def fail():
+        raise ValueError("tensor 'w' is empty")
+
+    for n_bits in (2, 4, 8):
+        keep(tmp_path / str(n_bits), n_bits, n_bits, work=fail)
+    shown = printed(aggregate(tmp_path))
+    assert "3 runs failed or left no record that can be read" in shown
+    assert "2 and 2 more failed: tensor 'w' is empty" in shown
+    assert shown.count("is empty") == 1

@@ -1,0 +1,276 @@
+import json
+import os
+import re
+import shutil
+
+import numpy as np
+import pytest
+
+import quantlab
+from quantlab.records.record import Outcome
+from quantlab.report import findings, page, prediction_table
+from quantlab.report.aggregate import aggregate as collect
+from quantlab.report.bar import Bar
+from quantlab.report.texts import LANGUAGES, Texts
+from tests.conftest import aggregate, run, run_python
+from tests.report.test_aggregate import keep
+
+HOSTILE = "w|<script>alert(1)</script>`[x](y)*_\n"
+
+
+@pytest.fixture
+def lab(lab_sweep, tmp_path):
+    """A copy of the lab's sweep, to be written to."""
+    return shutil.copytree(lab_sweep[0], tmp_path / "lab")
+
+
+def test_a_sweep_ends_with_a_report(lab_sweep):
+    directory, _ = lab_sweep
+    artefacts = json.loads((directory / "manifest.json").read_text())["artefacts"]
+    plots = {
+        f"plots/{name}.{form}" for name in ("error_vs_bits", "closer_6") for form in ("png", "svg")
+    }
+    assert {"report.html", "report.md", "error_histogram.png"} | plots <= artefacts.keys()
+
+
+def test_the_page_stands_alone(lab_sweep):
+    page = (lab_sweep[0] / "report.html").read_text()
+    addresses = set(re.findall(r"\b(?:https?|file|data):[^\"' )>]*", page))
+    assert addresses == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink", "data:,"}
+    assert not re.search(
+        r"<(?:link(?! rel=\"icon\" href=\"data:,\")|img|iframe|object)|@import|url\(h", page
+    )
+
+
+def test_the_page_says_why_not_and_by_which_figures(lab_sweep):
+    page = (lab_sweep[0] / "report.html").read_text()
+    text = " ".join(re.sub(r"<[^>]+>", "", page).split())
+    results = json.loads((lab_sweep[0] / "results.json").read_text())["verb_probs"]["symmetric"]
+    assert (
+        "Can INT8 alone be trusted for verb-form prediction? No. verb_probs, symmetric: the top 10 "
+        f"loses its order (1 merged, the same set), the mean relative error is "
+        f"{100 * results['rel_err']:.3g}% (at most 1%), {100 * results['zeroed']:.3g}% of the "
+        "non-zero values become 0"
+    ) in text
+    assert f"those with |x| ≤ s/2 = {results['scale'] / 2:.3g}" in text
+    assert f"{results['n_codes']} of 256 codes are used" in text
+    # in both modes two of the verb forms merge, and of hidden the tenth with the one after it
+    assert page.count('<tr class="merged">') == 8
+
+
+def test_the_order_is_verdict_bits_predictions_closer_look_table_provenance(lab_sweep):
+    page = (lab_sweep[0] / "report.html").read_text()
+    assert re.findall(r"<h[12]>([^<]+)", page) == [
+        "How many bits do these tensors need?", "Verdict", "Error against bits",
+        "Predicted against measured", "A closer look", "All figures", "Where this comes from",
+    ]  # fmt: skip
+
+
+def test_another_bar_gives_another_verdict_and_measures_nothing(lab):
+    before = {path: path.read_bytes() for path in lab.rglob("record.json")}
+    done = run_python(
+        "-m", "quantlab", "report", lab, "report.bar.rel_err=0.5", "report.bar.top_order=null"
+    )
+    assert done.returncode == 0, done.stderr
+    assert "Yes. verb_probs, symmetric: the mean relative error is 34.1%" in done.stdout
+    assert {path: path.read_bytes() for path in before} == before
+    assert run_python("-m", "quantlab", "verify", lab).returncode == 0
+
+
+def test_the_settings_of_a_sweep_are_those_of_its_report(tmp_path):
+    sweep = ["-m", "dist=tense_logits", f"hydra.sweep.dir={tmp_path}"]
+    done = run(*sweep, "report.lang=es", "report.bar.rel_err=null")
+    assert done.returncode == 0, done.stderr
+    assert "8 bits cumplen el listón; los 5 mayores conservan su orden, la SQNR es" in done.stdout
+    again = run_python("-m", "quantlab", "aggregate", tmp_path)
+    assert "los 5 mayores conservan su orden, la SQNR es" in again.stdout
+    other = run(*sweep)
+    assert "resuming: 1 complete; 0 to do" in other.stdout  # a report is no reason to measure
+    assert "8 bits do not meet the bar; the mean relative error is 1.14%" in other.stdout
+
+
+@pytest.mark.parametrize("asked", ["report.lang=fr", "report.bar.rel_err=-1"])
+def test_a_bad_setting_is_refused_before_the_first_run(tmp_path, asked):
+    done = run("-m", "n_bits=4,8", asked, f"hydra.sweep.dir={tmp_path}/s")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"quantlab: {asked.partition('=')[0]} must be ")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "why"),
+    [
+        (
+            "report.bar.kl=1",
+            "report.bar.kl is an unknown key: choose one of rel_err, sqnr_db, top_order",
+        ),
+        ("report.lang=fr", "report.lang must be one of en, es, got 'fr'"),
+        ("report=3", "report takes lang and bar, got 3"),
+    ],
+)
+def test_a_bad_setting_leaves_the_report_that_was_there(lab, asked, why):
+    before = (lab / "report.html").read_bytes()
+    done = run_python("-m", "quantlab", "report", lab, asked)
+    assert (done.returncode, done.stderr) == (1, f"quantlab: {why}\n")
+    assert (lab / "report.html").read_bytes() == before
+
+
+def many(directory, names):
+    """A record of many tensors."""
+    rng = np.random.default_rng(0)
+    from quantlab.formats.uniform import Symmetric
+    from tests.conftest import measure
+
+    for n_bits in (4, 8):
+        tensors = {
+            name: measure(rng.standard_normal(50) ** 3, Symmetric(n_bits), name=name)
+            | {"sha256": "0" * 64, "predicted": None}
+            for name in names
+        }
+        outcome = Outcome(tensors, skipped={f"skipped {HOSTILE}": HOSTILE})
+        keep(directory / str(n_bits), n_bits, n_bits, work=lambda outcome=outcome: outcome)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_no_name_is_taken_for_markup(tmp_path, lang):
+    def fail():
+        raise ValueError(HOSTILE)
+
+    many(tmp_path, [HOSTILE, "plain"])
+    keep(tmp_path / "bad", 2, 3, work=fail)
+    collect(tmp_path, Bar(), Texts(lang))
+    page = (tmp_path / "report.html").read_text()
+    assert "<script>alert" not in page
+    assert "&lt;script&gt;alert" in page
+    text = (tmp_path / "report.md").read_text()
+    assert "script" in text
+    assert not re.search(r"(?<!\\)[<`*~]", text)
+    tables = re.findall(r"(?:^\|.*\n)+", text, flags=re.MULTILINE)
+    assert len(tables) == 2
+    for rows in tables:
+        assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()}) == 1
+
+
+def test_hundreds_of_tensors_are_folded_and_stay_small(tmp_path):
+    many(tmp_path, [f"blocks.{n}.weight" for n in range(300)])
+    aggregate(tmp_path)
+    html = (tmp_path / "report.html").read_text()
+    assert len(html) < 5e6
+    assert len(re.findall("<tr><td>hidden<td>blocks", html)) == 600
+    shown = re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)
+    assert shown.count('<th scope="row">') == page.HEAT
+    assert html.count('<th scope="row">') == 300
+
+
+def test_a_sweep_of_failures_has_a_page_too(tmp_path):
+    def fail():
+        raise ValueError("tensor 'w' is empty")
+
+    keep(tmp_path / "bad", work=fail)
+    aggregate(tmp_path)
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / name).read_text()
+        assert "No run has any figures." in text
+        assert "One run failed or left no record that can be read" in text
+        assert "tensor 'w' is empty" in text or "tensor &#39;w&#39; is empty" in text
+
+
+def rows(*dists, modes=("s", "t"), widths=(4, 8, 16), tensors=("w",), sqnr=float):
+    return [
+        {"dist": dist, "mode": mode, "n_bits": n, "tensor": tensor, "sqnr_db": sqnr(n)}
+        for dist in dists
+        for mode in modes
+        for n in widths
+        for tensor in tensors
+    ]
+
+
+def named(found, chosen):
+    return [
+        "".join(str(found[n][key]) for key in ("dist", "mode", "n_bits", "tensor")) for n in chosen
+    ]
+
+
+LEVELS = ["dist", "mode", "n_bits", "tensor"]
+
+
+def test_one_row_a_source_and_mode_is_looked_at_in_eight_bits_the_worst_first():
+    found = rows("a", "b", "c", "d")
+    found[[each["dist"] for each in found].index("d") + 1]["sqnr_db"] = 1.0
+    assert named(found, findings.choose_details(found, LEVELS)) == [
+        "ds8w", "as8w", "at8w", "bs8w", "bt8w", "cs8w",
+    ]  # fmt: skip
+    narrow = rows("a", widths=(4, 16))
+    assert named(narrow, findings.choose_details(narrow, LEVELS)) == ["as4w", "at4w"]
+
+
+def test_of_many_tensors_the_worst_is_looked_at():
+    found = rows("a", modes="s", widths=[8], tensors=("w", "v", "u"))
+    found[1]["sqnr_db"], found[2]["sqnr_db"] = 5.0, None
+    assert named(found, findings.choose_details(found, LEVELS)) == ["as8v"]
+
+
+def test_what_else_was_swept_is_looked_at_too():
+    found = [row | {"seed": seed} for seed in (1, 2) for row in rows("a", modes="s")]
+    assert named(found, findings.choose_details(found, [*LEVELS, "seed"])) == ["as8w", "as8w"]
+
+
+def test_the_histogram_is_of_hidden_in_each_mode():
+    found = rows("a", "hidden", tensors=("w", "v"), widths=(16, 8))
+    worst = next(each for each in found if each["dist"] == "hidden" and each["n_bits"] == 8)
+    worst["sqnr_db"] = 1.0
+    assert named(found, findings.choose_histogram(found)) == ["hiddens8w", "hiddent8w"]
+    assert named(found[:4], findings.choose_histogram(found[:4])) == ["as8w"]
+
+
+def test_pictures_of_an_earlier_report_go_and_nothing_else_does(lab):
+    (lab / "plots" / "mine.png").write_bytes(b"mine")
+    for path in [*lab.glob("hidden-*"), *lab.glob("tense_logits-*")]:
+        shutil.rmtree(path)
+    aggregate(lab)
+    assert {path.name for path in (lab / "plots").iterdir()} == {
+        f"{name}.{form}"
+        for name in ("error_vs_bits", "closer_1", "closer_2")
+        for form in ("png", "svg")
+    } | {"mine.png"}
+
+
+def test_every_prediction_is_coloured_by_how_wrong_it_was(lab_sweep):
+    table = quantlab.load(lab_sweep[0])
+    page = (lab_sweep[0] / "report.html").read_text()
+    guesses = prediction_table.prediction_table(
+        table.to_dict("records"), ["dist", "mode"], Texts("en")
+    )
+    expected = [each.grade for _, row in guesses for each in row]
+    assert re.findall(r'<td class="(close|off|wrong)">', page) == expected
+    assert set(expected) == {"close", "off", "wrong"}
+
+
+def test_a_file_s_name_need_not_be_unicode(tmp_path):
+    path = os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.npy")
+    np.save(tmp_path / "plain.npy", np.float32([1, 2, 3]))
+    (tmp_path / "plain.npy").rename(path)
+    done = run("-m", "dist=file/npy", f"dist.path='{path}'", f"hydra.sweep.dir={tmp_path}/s")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "s" / "report.html").exists()
+
+
+def test_what_was_not_measured_is_said_beside_the_verdict(tmp_path):
+    np.savez(tmp_path / "x.npz", good=np.arange(50.0), bad=np.float32([1, np.nan]))
+    done = run(
+        "-m", "dist=file/npz", f"dist.path={tmp_path}/x.npz", f"hydra.sweep.dir={tmp_path}/s"
+    )
+    assert done.returncode == 1
+    assert "\nNo verdict of bad: not measured\n" in done.stdout
+    for name in ("report.html", "report.md"):
+        assert "No verdict of bad: not measured" in (tmp_path / "s" / name).read_text()
+
+
+def test_the_same_records_give_the_same_report(lab_sweep, lab):
+    artefacts = json.loads((lab / "manifest.json").read_text())["artefacts"]
+    for name in artefacts:
+        (lab / name).unlink()
+    assert run_python("-m", "quantlab", "report", lab).returncode == 0
+    for name in artefacts:
+        assert (lab / name).read_bytes() == (lab_sweep[0] / name).read_bytes(), name

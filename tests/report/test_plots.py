@@ -1,0 +1,187 @@
+import re
+from itertools import combinations
+
+import matplotlib as mpl
+import pytest
+from colorspacious import deltaE
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
+from matplotlib.legend import Legend
+
+from quantlab.records import record
+from quantlab.report import plots, tables
+from quantlab.report.bar import Bar
+from quantlab.report.tables import luminance
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import verdicts
+from tests.conftest import ROOT
+
+T = Texts("en")
+BOTH = {"light": "#fff", "dark": "#14171a"}
+
+
+def contrast(one, other):
+    darker, lighter = sorted(luminance(to_rgb(each)) for each in (one, other))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+@pytest.fixture
+def lab(lab_sweep):
+    return [record.read(path) for path in sorted(lab_sweep[0].glob("*/record.json"))]
+
+
+def entry(one):
+    """What a record of one tensor says of it."""
+    (tensor,) = one["tensors"].values()
+    return tensor
+
+
+def test_the_grounds_are_those_of_the_page():
+    style = (ROOT / "quantlab" / "report" / "templates" / "report.css").read_text()
+    assert re.findall(r"--ground: (#\w+)", style) == list(BOTH.values())
+
+
+@pytest.mark.parametrize("ground", BOTH.values(), ids=BOTH)
+def test_every_colour_stands_out_from_the_page(ground):
+    assert all(contrast(colour, ground) >= 3 for colour in plots.COLOURS)
+
+
+@pytest.mark.parametrize("kind", [None, "deuteranomaly", "protanomaly", "tritanomaly"])
+def test_colours_differ_for_every_eye(kind):
+    """A distance of 10 in CAM02-UCS is ten times what is just noticed."""
+    seen = {"name": "sRGB1+CVD", "cvd_type": kind, "severity": 100} if kind else "sRGB1"
+    for one, other in combinations(plots.COLOURS, 2):
+        assert deltaE(to_rgb(one), to_rgb(other), input_space=seen) > 10, (one, other)
+
+
+def test_text_on_a_shade_is_legible():
+    assert all(contrast(ground, ink) >= 4.5 for ground, ink in tables.shades())
+    lightness = [luminance(to_rgb(ground)) for ground, _ in tables.shades()]
+    assert lightness == sorted(lightness)
+
+
+def test_a_picture_is_the_same_bytes_whatever_the_user_s_style(lab):
+    def draw():
+        with plots.plot_style():
+            drawn = plots.tensor_plot(entry(lab[0]), T)
+            return plots.png(drawn), plots.svg(drawn, salt="x")
+
+    once = draw()
+    with mpl.rc_context({"font.size": 30, "axes.grid": True, "svg.fonttype": "path"}):
+        assert draw() == once
+
+
+def test_an_inlined_picture_takes_the_page_s_ink_and_repeats_no_name(lab):
+    with plots.plot_style():
+        drawn = [
+            plots.svg(plots.tensor_plot(entry(one), T), salt=str(number))
+            for number, one in enumerate(lab[:2])
+        ]
+    shown = "".join(plots.inline(each, 'a "b" <c>') for each in drawn)
+    names = re.findall(r'\bid="([^"]+)"', shown)
+    assert names
+    assert len(names) == len(set(names))
+    assert set(re.findall(r"(?:href=\"|url\()#([\w.]+)", shown)) == set(names)
+    assert plots.INK not in shown
+    assert plots.PAPER not in shown
+    assert 'aria-label="a &quot;b&quot; &lt;c&gt;"' in shown
+
+
+def test_the_histogram_is_of_one_tensor_in_every_mode(lab):
+    hidden = [({"tensor": "hidden", **one}, entry(one)) for one in lab if one["dist"] == "hidden"]
+    with plots.plot_style():
+        drawn = plots.error_histogram(hidden, T)
+    assert [panel.get_title().split(",")[0] for panel in drawn.axes] == ["asymmetric", "symmetric"]
+    heading = "hidden, 8 bits: the errors are spread evenly and end at s/2"
+    assert drawn.get_suptitle() == heading
+
+
+def marks(panel):
+    """Where the vertical lines of a panel stand, by what the legend calls them."""
+    lines = zip(*panel.get_legend_handles_labels(), strict=True)
+    return {label: line.get_xdata()[0] for line, label in lines if hasattr(line, "get_xdata")}
+
+
+def test_half_a_step_and_the_code_of_zero_stand_where_they_are(lab):
+    one = next(one for one in lab if one["dist"] == "tense_logits" and one["mode"] == "asymmetric")
+    tensor = entry(one)
+    with plots.plot_style():
+        above, below = plots.tensor_plot(tensor, T).axes
+    half = tensor["params"]["scale"] / 2
+    assert marks(above)[f"s/2 = {half:.3g}"] == pytest.approx(half)
+    assert marks(below)["the code of 0"] == tensor["params"]["zero_point"] == -128
+    outside = tensor | {"params": tensor["params"] | {"zero_point": -158}}
+    with plots.plot_style():
+        low, _ = plots.tensor_plot(outside, T).axes[1].get_xlim()
+    assert low < -158
+
+
+def test_errors_beyond_half_a_step_are_drawn(lab):
+    tensor = entry(lab[0])
+    beyond = tensor | {"error_histogram": tensor["error_histogram"] | {"overflow": 7}}
+    with plots.plot_style():
+        for each, labels in ((tensor, 0), (beyond, 1)):
+            found = plots.tensor_plot(each, T).axes[0].get_legend_handles_labels()[1]
+            assert found.count("beyond it") == labels
+
+
+def test_no_word_leaves_the_picture(lab):
+    long = "dist.path=/somewhere/far/away/" + "checkpoint" * 4
+    rows = [row(long, n, 6.02 * n) for n in range(2, 17)]
+    found = verdicts(rows, ["dist", "mode"], Bar())
+    with plots.plot_style():
+        shown = [(one | {"tensor": "x"}, entry(one)) for one in lab[:2]]
+        drawn = [plots.error_vs_bits(found, Bar(), T), plots.error_histogram(shown, T)]
+        drawn += [plots.tensor_plot(entry(one), T) for one in lab]
+        for picture in drawn:
+            canvas = FigureCanvasAgg(picture)
+            canvas.draw()
+            renderer = canvas.get_renderer()
+            for legend in picture.findobj(Legend):
+                for text in legend.get_texts():
+                    box = text.get_window_extent(renderer)
+                    assert box.x0 <= box.x1 <= picture.bbox.x1, text.get_text()
+
+
+@pytest.mark.parametrize(
+    ("figures", "found"),
+    [
+        ([(1.0, 0.2887)], "even"),
+        ([(1.0, 0.2887), (0.9, 0.1)], "end"),
+        ([(0.7, 0.1)], "within"),
+        ([(0.0, 0.0)], "none"),
+        ([(27.0, 0.2887)], "beyond"),
+    ],
+)
+def test_what_the_errors_do(figures, found):
+    each = [{"bound_ratio": ratio, "rmse_over_scale": rmse} for ratio, rmse in figures]
+    assert plots.error_spread(each) == found
+
+
+def row(name, n_bits, sqnr_db):
+    rest = {"top_order_kept": True, "rel_err": 0.1, "max_err": 0}
+    named = {"dist": name, "mode": "symmetric", "tensor": name, "n_bits": n_bits}
+    return named | rest | {"sqnr_db": sqnr_db}
+
+
+def test_the_worst_lines_are_drawn_and_the_rest_is_a_band():
+    rows = [row(f"_t{i}", n, 6.02 * n - i) for i in range(20) for n in (4, 8)]
+    with plots.plot_style():
+        drawn = plots.error_vs_bits(verdicts(rows, ["dist", "mode"], Bar()), Bar(), T)
+    (panel,), (legend,) = drawn.axes, drawn.legends
+    worst = [f"_t{i}, symmetric" for i in range(19, 11, -1)]
+    assert [text.get_text() for text in legend.get_texts()] == [
+        *worst, "the middle half of all 20", "the bar, 30 dB", "6.02 dB a bit",
+    ]  # fmt: skip
+    assert panel.lines[0].get_ydata().tolist() == [6.02 * 4 - 19, 6.02 * 8 - 19]
+    *_, theory = panel.lines
+    (x0, x1), (y0, y1) = theory.get_data()
+    assert (y1 - y0) / (x1 - x0) == pytest.approx(6.0206, abs=1e-4)
+
+
+def test_a_perfect_round_trip_is_no_point():
+    rows = [row("a", 4, 20.0), row("a", 8, None), row("b", 4, None), row("b", 8, None)]
+    with plots.plot_style():
+        plots.png(plots.error_vs_bits(verdicts(rows, ["dist", "mode"], Bar()), Bar(), T))
+        none = verdicts(rows[2:], ["dist", "mode"], Bar())
+        plots.png(plots.error_vs_bits(none, Bar(sqnr_db=None), T))

@@ -1,0 +1,114 @@
+import os
+import pty
+import re
+import sys
+from contextlib import suppress
+
+import pytest
+
+from quantlab.report.console import WIDTH, render
+from tests.conftest import ROOT, run_python
+
+MET, MISSED = "\x1b[32m", "\x1b[33m"
+COLOUR = re.compile(r"\x1b\[[\d;]*m")
+
+
+def on_a_terminal(*arguments, **env):
+    """What a command shows on a terminal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.environ.update(TERM="xterm-256color", **env)
+        os.execv(sys.executable, [sys.executable, *map(str, arguments)])
+    shown = b""
+    with suppress(OSError):  # the terminal of a process that ended
+        while more := os.read(terminal, 4096):
+            shown += more
+    assert os.waitpid(pid, 0)[1] == 0
+    return shown.decode().replace("\r\n", "\n")
+
+
+@pytest.fixture(scope="module")
+def piped(undisturbed):
+    return run_python("-m", "quantlab", "aggregate", undisturbed).stdout
+
+
+def tables(shown):
+    """The lines of the tables, which stand before the verdict."""
+    return re.split(r"^.*trusted for", shown, flags=re.MULTILINE)[0].splitlines()
+
+
+def test_tables_fit_a_hundred_columns(piped):
+    assert max(map(len, tables(piped))) <= WIDTH
+    assert not any(line.endswith(" ") for line in piped.splitlines())
+
+
+def test_the_verdict_is_not_broken_into_lines(piped):
+    (line,) = re.findall(r"^verb_probs, symmetric: .*$", piped, flags=re.MULTILINE)
+    assert len(line) > WIDTH
+    assert line.endswith("of the non-zero values become 0")
+
+
+def test_the_files_are_named_and_the_pictures_by_their_directory(undisturbed, piped):
+    named = piped.rstrip().split("\n\n")[-1].splitlines()
+    assert named == [
+        f"{undisturbed}/{name}"
+        for name in (
+            "results.json", "results.csv", "plots", "error_histogram.png", "report.html",
+            "report.md", "manifest.json",
+        )
+    ]  # fmt: skip
+
+
+def test_only_a_terminal_has_colours(undisturbed, piped):
+    assert not COLOUR.search(piped)
+    command = ["-m", "quantlab", "aggregate", undisturbed]
+    coloured = on_a_terminal(*command)
+    assert COLOUR.search(coloured)
+    bare = [line.rstrip() for line in COLOUR.sub("", coloured).strip().splitlines()]
+    assert bare == piped.strip().splitlines()
+    assert "\x1b[32m" not in on_a_terminal(*command, NO_COLOR="1")
+
+
+def test_no_figure_is_cut(piped):
+    assert "…" not in piped
+
+
+def test_long_names_are_folded():
+    from quantlab.report.listing import listing
+    from quantlab.sources.file import Entry
+
+    entry = Entry("w" * 48, (2, 3), "float32", lambda: None, left_out="because " * 20)
+    lines = listing([entry]).splitlines()
+    assert max(map(len, lines)) <= WIDTH
+    assert "".join(lines).count("because") == 20
+
+
+def test_what_looks_like_markup_is_text():
+    assert render("[bold]x[/bold] :smile:") == "[bold]x[/bold] :smile:"
+
+
+def test_a_figure_is_coloured_by_the_bar(lab_sweep):
+    shown = on_a_terminal("-m", "quantlab", "aggregate", lab_sweep[0])
+    (line,) = re.findall(r"^tense_logits symmetric .*in order.*$", shown, flags=re.MULTILINE)
+    assert [COLOUR.findall(each)[0] for each in re.findall(r"\x1b\[3\dm *[\w.%]+", line)] == [
+        MISSED,
+        MET,
+        MET,
+    ]
+    assert re.search(rf"{re.escape(MISSED)} *1\.1%", line)
+
+
+def test_a_terminal_without_our_characters_is_no_failure(undisturbed):
+    command = ["-m", "quantlab", "aggregate", undisturbed]
+    done = run_python(*command, env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "0?100% kept" in done.stdout
+
+
+def test_the_language_of_the_report_is_that_of_the_verdict(undisturbed, tmp_path):
+    import shutil
+
+    copy = shutil.copytree(undisturbed, tmp_path / "copy")
+    done = run_python("-m", "quantlab", "report", copy, "report.lang=es", cwd=ROOT)
+    assert "ninguno de los anchos probados (2 a 8 bits) cumple el listón" in done.stdout
+    assert '<html lang="es">' in (copy / "report.html").read_text()

@@ -1,0 +1,154 @@
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quantlab.formats.uniform import Asymmetric, Symmetric, dequantize, quantize, value_range
+from quantlab.sources.lab import VerbProbs
+from quantlab.stats import rank
+from quantlab.stats.rank import bits_sufficient, leading, require_k
+
+finite = st.floats(-1e3, 1e3, width=32)
+vectors = arrays(np.float32, st.integers(1, 60), elements=finite)
+
+
+def round_trip(x, quantizer):
+    params = quantizer.choose(*value_range(x))
+    return dequantize(quantize(x, params, quantizer.n_bits), params)
+
+
+def stability(x, x_hat, k=10):
+    """The answers of rank.py for whole arrays, the round trip being any."""
+    k, everywhere = min(k, x.size), np.arange(x.size)
+    before, after = (rank.top(values, everywhere, n) for values, n in ((x, k + 1), (x_hat, k)))
+    edge = after.values[-1]
+    return rank.stability(
+        before,
+        after,
+        x=x[after.indices],
+        x_hat=x_hat[before.indices],
+        reached=np.count_nonzero(x >= before.values[k - 1]),
+        above=np.count_nonzero(x_hat > edge),
+        at_edge=np.count_nonzero(x_hat == edge),
+        absmax=float(np.abs(x).max()),
+    )
+
+
+def f32(*values):
+    return np.array(values, dtype=np.float32)
+
+
+def test_verb_probs_keep_the_set_but_not_the_order_and_every_change_is_a_merge():
+    x = next(VerbProbs(42, 600, 1.5).tensors()).array
+    answer = stability(x, round_trip(x, Symmetric(8)))
+    assert answer["top_same_set"]
+    assert not answer["top_same_order"]
+    assert answer["top_merged"] > 0
+    assert answer["top_swapped"] == 0
+
+
+def test_sorted_data_does_not_score_one_where_codes_merge():
+    x = np.linspace(1, 0, 1000, dtype=np.float32)
+    answer = stability(x, round_trip(x, Symmetric(4)))
+    assert answer["top_same_order"]  # a stable sort of sorted data is lucky by construction
+    assert answer["top_merged"] == 9
+    assert answer["top_worst"] == 0
+    assert answer["top_expected"] == pytest.approx(10 / np.count_nonzero(x > 6.5 / 7))
+    assert answer["top_best"] == 1
+
+
+def test_swaps_are_distinguished_from_merges():
+    answer = stability(f32(4, 3, 2, 1), f32(3, 4, 2, 2), k=3)
+    assert (answer["top_swapped"], answer["top_merged"]) == (1, 0)
+    answer = stability(f32(4, 3, 2, 1), f32(3, 3, 2, 2), k=3)
+    assert (answer["top_swapped"], answer["top_merged"]) == (0, 1)
+
+
+def test_an_outsider_that_overtakes_counts_as_a_swap():
+    answer = stability(f32(3, 2, 1), f32(3, 1, 2), k=2)
+    assert answer["top_swapped"] == 1
+    assert not answer["top_same_set"]
+    assert answer["top_worst"] == answer["top_best"] == 0.5
+
+
+def test_a_tie_at_the_edge_is_an_interval():
+    answer = stability(f32(9, 5, 4, 1), f32(9, 5, 5, 1), k=2)
+    assert (answer["top_worst"], answer["top_expected"], answer["top_best"]) == (0.5, 0.75, 1.0)
+
+
+def test_values_tied_before_are_not_merged():
+    assert stability(f32(2, 2, 1), f32(2, 2, 1), k=2)["top_merged"] == 0
+
+
+def test_fewer_values_than_k_are_compared_whole():
+    answer = stability(f32(1, 2), f32(1, 2))
+    assert answer["top_k"] == 2
+    assert answer["top_bits_sufficient"] == 2
+
+
+def test_no_width_parts_equal_values():
+    assert stability(f32(2, 1, 1), f32(2, 1, 1), k=2)["top_bits_sufficient"] is None
+
+
+def test_a_gap_of_exactly_one_step_is_not_enough():
+    x = f32(3, 2.5, 1.5)  # 3 bits: step 1, and 2.5 and 1.5 both round to 2
+    assert stability(x, round_trip(x, Symmetric(3)), k=2)["top_worst"] < 1
+    assert bits_sufficient(3.0, 1.0) == 4
+
+
+@given(vectors, st.integers(2, 16), st.booleans(), st.integers(1, 12))
+def test_a_per_tensor_quantizer_never_swaps(x, n_bits, symmetric, k):
+    quantizer = Symmetric(n_bits) if symmetric else Asymmetric(n_bits)
+    answer = stability(x, round_trip(x, quantizer), k)
+    assert answer["top_swapped"] == 0
+    assert answer["top_worst"] <= answer["top_expected"] <= answer["top_best"] == 1
+
+
+@given(vectors, st.integers(2, 16), st.integers(1, 12))
+@example(f32(5.579151e-39, 0), 3, 1)  # the step underflows and becomes 1
+def test_the_certificate_holds(x, n_bits, k):
+    answer = stability(x, round_trip(x, Symmetric(n_bits)), k)
+    sufficient = answer["top_bits_sufficient"]
+    if sufficient is not None and n_bits >= sufficient and len(set(x.tolist())) > 1:
+        assert answer["top_worst"] == 1
+
+
+@given(
+    arrays(np.float32, st.integers(1, 30), elements=st.sampled_from([-2, 0, 1, 1.5, 3])),
+    st.integers(1, 12),
+)
+def test_the_order_is_kept_where_no_smaller_value_comes_back_equal(x, k):
+    x_hat = np.floor(x)
+    top = np.sort(x)[::-1][:k]
+    kept = all(
+        x_hat[i] > x_hat[j] for i in np.flatnonzero(x >= top[-1]) for j in np.flatnonzero(x < x[i])
+    )
+    assert stability(x, x_hat, k)["top_order_kept"] == kept
+
+
+def test_ties_of_the_data_are_no_loss():
+    for x in (f32(*[1] * 50), f32(*[0] * 50), f32(7, 5, *[3] * 20, 1)):
+        answer = stability(x, x)
+        assert answer["top_order_kept"]
+        assert answer["top_worst"] < 1  # which of them is taken is luck, before as after
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, None])
+def test_a_bad_k_is_named(k):
+    with pytest.raises(ValueError, match=r"^rank.k must be a whole number of 1 or more, got "):
+        require_k(k)
+
+
+@given(
+    arrays(np.float32, st.integers(1, 80), elements=st.sampled_from([-2, 0, 1, 1.5, 3])),
+    st.integers(1, 9),
+    st.integers(1, 12),
+)
+def test_the_leading_rows_hold_the_top(x, width, k):
+    starts = range(0, x.size, width)
+    rows = leading(np.array([x[start : start + width].max() for start in starts]), k)
+    among = np.concatenate([np.arange(x.size)[row * width : (row + 1) * width] for row in rows])
+    assert len(rows) < 2 * k
+    found = rank.top(x[among], among, k)
+    assert found.indices.tolist() == np.argsort(-x, kind="stable")[:k].tolist()

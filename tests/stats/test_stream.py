@@ -1,0 +1,210 @@
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quantlab.formats import uniform
+from quantlab.formats.uniform import Asymmetric, Symmetric
+from quantlab.stats import rank, stream
+from quantlab.stats.sums import CHUNK
+from tests.conftest import measure
+from tests.stats.test_metrics import oracle
+
+RNG = np.random.default_rng(0)
+LONG = RNG.standard_normal(5 * CHUNK + 777).astype(np.float32)
+QUANTIZERS = [Symmetric(8), Asymmetric(8), Symmetric(3), Asymmetric(12), Asymmetric(8, "clip")]
+
+
+def test_a_bad_tensor_is_named():
+    x = np.array([1, 2, np.nan, np.inf], np.float32)
+    with pytest.raises(ValueError, match=r"tensor 'w' holds 2 NaN or Inf among its 4 .* \[2\]"):
+        measure(x, Symmetric(8), "w")
+
+
+def test_values_that_float32_cannot_hold_are_distinguished_from_inf():
+    x = np.array([[1, 2], [3, 1e300]])
+    with pytest.raises(
+        ValueError, match=r"1 values beyond float32 .*\(1e\+300\) at index \[1, 1\]"
+    ):
+        measure(x, Symmetric(8), "w")
+
+
+def test_an_empty_tensor_is_named():
+    with pytest.raises(ValueError, match=r"tensor 'w' is empty \(shape \(0, 3\)\)"):
+        measure(np.empty((0, 3)), Symmetric(8), "w")
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (2, 3), (2, 1, 4)])
+@pytest.mark.parametrize("quantizer", [Symmetric(2), Asymmetric(16)])
+def test_any_shape_is_measured(shape, quantizer):
+    result = measure(np.full(shape, 0.75, np.float32), quantizer)
+    assert result["shape"] == list(shape)
+    assert result["measured"]["max_err"] == pytest.approx(0, abs=1e-7)
+
+
+@pytest.mark.parametrize("dtype", ["<f2", ">f4", ">f8", "<f8"])
+def test_any_float_dtype_is_measured_as_its_float32(dtype):
+    x = LONG[:5000].astype("<f2").astype(dtype)
+    plain = measure(x.astype(np.float32), Asymmetric(8))
+    assert measure(x, Asymmetric(8)) | {"dtype": "float32"} == plain
+
+
+@pytest.mark.parametrize("view", [LONG[::3], LONG[: CHUNK * 4].reshape(512, -1).T, LONG[::-1]])
+def test_a_view_is_measured_as_its_copy(view):
+    assert measure(view, Symmetric(8)) == measure(np.ascontiguousarray(view), Symmetric(8))
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
+@pytest.mark.parametrize("x", [LONG, np.abs(LONG), LONG * 1e-30, LONG[: CHUNK + 1] * 0], ids=len)
+def test_threads_and_block_sizes_change_nothing(x, quantizer, monkeypatch):
+    monkeypatch.setattr(stream, "SAMPLE", 1000)  # so that the errors are strided
+    monkeypatch.setattr(stream, "BLOCKS", 1)  # so that each block may have its thread
+    found = []
+    for threads, block in ((1, 1), (1, 2), (1, 4), (2, 1), (3, 1), (2, 2)):
+        monkeypatch.setattr(stream, "BLOCK", block * CHUNK)
+        found.append(measure(x, quantizer, threads=threads))
+    assert all(each == found[0] for each in found)
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
+@pytest.mark.parametrize("scale", [1, 1e-3, 1e30])
+def test_the_engine_measures_what_the_plain_functions_do(quantizer, scale):
+    x = LONG[: CHUNK + 999] * np.float32(scale)
+    result = measure(x, quantizer, threads=2)
+    params = quantizer.choose(*uniform.value_range(x))
+    assert result["params"]["scale"] == params.scale
+    exact = oracle(x, quantizer)
+    for key, value in exact.items():
+        tolerance = 1e-9 * result["measured"]["mae"] if key == "bias" else 0
+        assert result["measured"][key] == pytest.approx(value, rel=1e-7, abs=tolerance), key
+    for key in ("max_err", "n_codes", "zeroed", "err_p50", "err_p95"):
+        assert result["measured"][key] == exact[key], key
+    clipped = uniform.unclipped_codes(x, params) != uniform.quantize(x, params, quantizer.n_bits)
+    assert result["measured"]["clipped"] == np.count_nonzero(clipped) / x.size
+
+
+@pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
+@given(x=arrays(np.float32, 20, elements=st.floats(-9, 9, width=32)), repeats=st.integers(1, 400))
+def test_a_tiled_tensor_keeps_its_means(quantizer, x, repeats):
+    once, often = (measure(each, quantizer) for each in (x, np.tile(x, 10 * repeats)))
+    for key in ("mae", "rmse", "rel_err", "max_err", "n_codes", "zeroed", "clipped"):
+        # Few values repeated are the worst case of float32 rows: their roundings do not cancel.
+        exact = once["measured"][key]
+        assert often["measured"][key] == (exact and pytest.approx(exact, rel=1e-6)), key
+
+
+@pytest.mark.parametrize("excluded", [0, 1e-9])
+def test_values_without_a_relative_error_are_left_out_of_it(excluded):
+    x = np.where(np.arange(LONG.size) % 3, LONG, np.float32(excluded))
+    result, kept = measure(x, Symmetric(8)), measure(x[x != np.float32(excluded)], Symmetric(8))
+    assert result["measured"]["rel_err"] == pytest.approx(kept["measured"]["rel_err"], rel=1e-7)
+    assert result["measured"]["zeroed"] == np.count_nonzero(
+        (x != 0) & (np.abs(x) <= result["params"]["scale"] / 2)
+    ) / np.count_nonzero(x)
+
+
+def test_sums_of_ten_million_are_exact_to_1e_7():
+    x = RNG.standard_normal(10**7).astype(np.float32)
+    for quantizer in (Symmetric(8), Asymmetric(4)):
+        params = quantizer.choose(*uniform.value_range(x))
+        x_hat = uniform.dequantize(uniform.quantize(x, params, quantizer.n_bits), params)
+        err = (x_hat - x).astype(np.longdouble)
+        exact = {
+            "mae": np.abs(err).mean(),
+            "rmse": np.sqrt(np.square(err).mean()),
+            "bias": err.mean(),
+            "rel_err": (np.abs(err) / np.abs(x))[np.abs(x) > 1e-8].mean(),
+        }
+        a, b = x.astype(np.longdouble), x_hat.astype(np.longdouble)
+        aa, bb, ab = (a * a).sum(), (b * b).sum(), (a * b).sum()
+        exact["cos_sim"] = ab / np.sqrt(aa * bb)
+        exact["sqnr_db"] = 10 * np.log10(aa / np.square(err).sum())
+        measured = measure(x, quantizer, threads=2)["measured"]
+        for key, value in exact.items():
+            assert measured[key] == pytest.approx(float(value), rel=1e-7), key
+        one_minus_cos = (aa * bb - ab * ab) / (aa * bb) / (1 + exact["cos_sim"])
+        assert measured["one_minus_cos"] == pytest.approx(float(one_minus_cos), rel=1e-5)
+        assert measured["max_err"] == np.abs(err).max()
+
+
+def test_the_range_of_a_long_tensor_finds_the_one_bad_value():
+    x = LONG.copy()
+    x[3 * CHUNK + 5] = np.nan
+    with pytest.raises(ValueError, match=rf"1 NaN or Inf .* at index \[{3 * CHUNK + 5}\]"):
+        measure(x, Symmetric(8), threads=2)
+
+
+def exact_cosine(x, x_hat):
+    a, b = x.astype(np.longdouble), x_hat.astype(np.longdouble)
+    aa, bb, ab = (a * a).sum(), (b * b).sum(), (a * b).sum()
+    cos = ab / np.sqrt(aa * bb)
+    return float(cos), float((aa * bb - ab * ab) / (aa * bb) / (1 + cos)), float(aa)
+
+
+@pytest.mark.parametrize("size", [1, 1000, 2 * CHUNK])
+@pytest.mark.parametrize(
+    ("make", "quantizer"),
+    [
+        (lambda n: np.full(n, -3e9), Asymmetric(8, "clip")),
+        (lambda n: 1000 + RNG.random(n), Asymmetric(8, "clip")),
+        (lambda n: 1e7 + 100 * RNG.random(n), Asymmetric(16, "clip")),
+        (lambda n: 1 + 1e-6 * RNG.standard_normal(n), Asymmetric(16, "wide_int")),
+        (lambda n: np.full(n, 3e38), Asymmetric(8, "clip")),
+    ],
+)
+def test_an_error_as_large_as_the_signal_cancels_nothing(make, quantizer, size):
+    x = make(size).astype(np.float32)
+    result = measure(x, quantizer)
+    params = quantizer.choose(*uniform.value_range(x))
+    x_hat = uniform.dequantize(uniform.quantize(x, params, quantizer.n_bits), params)
+    cos, one_minus_cos, energy = exact_cosine(x, x_hat)
+    noise = float(np.square((x_hat - x).astype(np.longdouble)).sum())
+    assert result["measured"]["cos_sim"] == pytest.approx(cos, rel=1e-9)
+    assert result["measured"]["one_minus_cos"] == pytest.approx(one_minus_cos, rel=1e-3, abs=1e-15)
+    if noise:
+        sqnr_db = 10 * np.log10(energy / noise)
+        assert result["measured"]["sqnr_db"] == pytest.approx(sqnr_db, rel=1e-7, abs=1e-9)
+
+
+@pytest.mark.parametrize("small", [1e-25, 1e-28, 1e-12])
+def test_errors_whose_squares_underflow_float32_still_count(small):
+    x = np.tile(np.array([0, 1, small, small], np.float32), CHUNK)
+    result = measure(x, Symmetric(8))["measured"]
+    assert result["rmse"] == pytest.approx(np.float32(small) / np.sqrt(2), rel=1e-6)
+    assert result["sqnr_db"] is not None
+
+
+def test_the_widest_range_warns_of_nothing():
+    measure(np.array([-3.3e38, 3.3e38, 0], np.float32), Symmetric(8))
+
+
+@pytest.mark.parametrize("n_bits", [8, 16])
+def test_memory_does_not_grow_with_the_tensor(n_bits):
+    x = np.broadcast_to(RNG.random(2**12).astype(np.float16), (2**12, 2**12))
+    tracemalloc.start()
+    measure(x, Symmetric(n_bits), threads=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 48 * 2**20  # less than the 64 MiB of its float32 values
+
+
+def test_the_top_is_kept_place_by_place_and_the_next():
+    x = np.float32([[3, 1, 7], [2, 5, 6.9]])
+    top = measure(x, Symmetric(4), k=3)["top"]
+    assert top["indices"] == [2, 5, 4, 0]
+    assert top["x"] == x.ravel()[[2, 5, 4, 0]].tolist()
+    assert top["x_hat"] == [7.0, 7.0, 5.0, 3.0]
+    long = measure(LONG, Symmetric(8), k=rank.SHOWN + 5)["top"]
+    assert [len(each) for each in long.values()] == [rank.SHOWN + 1] * 3
+
+
+@pytest.mark.parametrize("size", [30, 3 * CHUNK])
+def test_a_tensor_of_equal_values_loses_no_order(size):
+    result = measure(np.ones(size, np.float32), Symmetric(8))
+    assert result["rank"]["top_order_kept"]
+    spiked = np.ones(size, np.float32)
+    spiked[5] = 1.0001
+    assert not measure(spiked, Symmetric(8))["rank"]["top_order_kept"]

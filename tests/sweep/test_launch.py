@@ -1,0 +1,109 @@
+"""Sweeps that are killed, fail, or are out of room, in processes of their own."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import time
+
+import numpy as np
+import pytest
+
+from quantlab.records import record
+from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, run, start
+
+
+def test_a_sweep_killed_ten_times_ends_as_one_left_alone(undisturbed, tmp_path):
+    sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}"]
+    luck = random.Random(int(os.environ.get("KILL_SEED", "0")))
+    for _ in range(10):
+        process = start(*sweep)
+        time.sleep(luck.uniform(0.3, 2.0))
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+        for path in tmp_path.glob("*/record.json"):
+            record.read(path)  # whole, or not there
+    done = run(*sweep)
+    assert done.returncode == 0, done.stderr
+    require_same(tmp_path, undisturbed)
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of 400 kB; skips where none can be mounted."""
+    where = tmp_path / "disk"
+    where.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(where)]
+    try:
+        subprocess.run(mount, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as reason:
+        # It takes root; test_record injects the same fault where there is none.
+        pytest.skip(f"no small file system can be mounted: {getattr(reason, 'stderr', reason)}")
+    yield where
+    subprocess.run(["umount", str(where)], check=True)
+
+
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_full_disk_is_one_error_and_damages_nothing(undisturbed, small_disk, launcher):
+    sweep = [*SWEEP, f"hydra.sweep.dir={small_disk}/s", f"hydra/launcher={launcher}"]
+    full = run(*sweep)
+    assert full.returncode == 1
+    (line,) = full.stderr.splitlines()
+    assert "No space left on device" in line
+    records = {path: path.read_bytes() for path in small_disk.glob("s/*/record.json")}
+    assert 0 < len(records) < ALL
+    again = run(*sweep)  # still full
+    assert again.returncode == 1
+    assert len(again.stderr.splitlines()) == 1
+    for path, content in records.items():
+        assert path.read_bytes() == content
+        record.read(path)
+    subprocess.run(["mount", "-o", "remount,size=20m", str(small_disk)], check=True)
+    done = run(*sweep)
+    assert done.returncode == 0, done.stderr
+    assert f"{len(records)} complete" in done.stdout
+    require_same(small_disk / "s", undisturbed)
+
+
+def test_a_directory_that_cannot_be_written_is_named(small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    for path, line in (
+        (small_disk / "s", f"quantlab: {small_disk}/s: Read-only file system\n"),
+        (small_disk, f"quantlab: {small_disk}/.lock: Read-only file system\n"),
+    ):
+        done = run(*SWEEP, f"hydra.sweep.dir={path}")
+        assert done.returncode == 1
+        assert done.stderr == line
+
+
+def test_runs_that_share_a_directory_are_reported(tmp_path):
+    slow = ["dist=hidden", "dist.n=20000000"]  # enough for a look at the disk between the two
+    done = run("-m", *slow, "n_bits=4,8", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same")
+    assert done.returncode == 1
+    assert "1 of 2 runs left no record of their own: hydra.sweep.subdir is the same" in done.stderr
+
+
+def test_another_sweep_s_failures_are_shown_and_cost_nothing(tmp_path):
+    np.save(tmp_path / "bad.npy", np.float32([np.nan]))
+    np.save(tmp_path / "good.npy", np.float32([1]))
+    sweep = ["-m", "dist=file/npy", f"hydra.sweep.dir={tmp_path}/s"]
+    bad = run(*sweep, f"dist.path={tmp_path}/bad.npy,{tmp_path}/good.npy")
+    assert bad.returncode == 1
+    assert "1 of 2 runs failed; to do them again: python" in bad.stderr
+    good = run(*sweep, f"dist.path={tmp_path}/good.npy")
+    assert good.returncode == 0, good.stderr
+    assert "bad.npy failed: " in good.stdout
+
+
+def test_the_command_that_goes_on_is_the_one_typed(tmp_path):
+    config = (ROOT / "conf" / "config.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(config.replace("seed: 42", "seed: 7"))
+    np.save(tmp_path / "bad.npy", np.float32([np.nan]))
+    flags = ["--config-name", "other", "--config-dir", str(tmp_path)]
+    sweep = ["dist=file/npy", f"dist.path={tmp_path}/bad.npy", f"hydra.sweep.dir={tmp_path}/s"]
+    done = run("-m", *sweep, "resume=false", *flags)
+    assert done.stderr.endswith(f"python {RUN[1]} -m {' '.join([*sweep, *flags])}\n")
+    manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
+    assert manifest["command"].startswith(f"python run.py -m {' '.join(flags)} dist=file/npy")

@@ -2,6 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
+PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
 .PHONY: help lab demo test lint bench bench-sweep slurm chromium ray lock clean
 
@@ -18,7 +19,7 @@ demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bi
 		dist.path=.venv/demo/silero_vad/data/silero_vad_16k.safetensors \
 		mode=sym,asym n_bits=4,8 hydra.sweep.dir=multirun/demo
 
-test: .venv/dev .venv/demo ## run the test suite
+test: .venv/dev .venv/demo .venv/wheel ## run the test suite
 	@$(BIN)/pytest
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
@@ -66,6 +67,13 @@ clean: ## remove the environment and every cache
 .venv/dev: .venv/lab
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
 	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf]' --group dev
+	@touch $@
+
+.venv/wheel: .venv/lab requirements.lock $(PACKAGED)
+	@rm -rf .venv/dist $@
+	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv/dist .
+	@$(PYTHON) -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock "$$(ls .venv/dist/*.whl)[joblib,slurm]"
 	@touch $@
 
 .venv/ray: .venv/lab requirements-ray.lock

@@ -1,11 +1,13 @@
 """Everything around a run: ``quantlab COMMAND``, installed as ``quantlab``."""
 
 import argparse
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
 from omegaconf import OmegaConf
 
+import quantlab
 from quantlab.errors import report_user_errors
 from quantlab.records import record
 from quantlab.report.bar import Bar
@@ -13,83 +15,110 @@ from quantlab.report.listing import listing
 from quantlab.report.terminal import sweep_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.readers import reader
+from quantlab.sweep import app
+from quantlab.sweep.job import report_settings
+
+EXAMPLES = """
+examples:
+  quantlab run dist=hidden n_bits=4               one run, its figures printed
+  quantlab run -m 'dist=glob(*)' mode=sym,asym    a sweep, every combination; quantlab run --help
+  quantlab aggregate multirun/mine                results.json and the rest, from the records
+  quantlab report multirun/mine report.lang=es    the report, with another bar or language
+  quantlab verify multirun/mine                   is every file as the manifest says?
+  quantlab reproduce multirun/mine/RUN            the same figures, bit for bit?
+  quantlab tensors model.safetensors              names, shapes, and what is measured
+"""
 
 
 def main() -> None:
     """Do what the command line asks."""
-    parser = argparse.ArgumentParser(prog="quantlab", description=__doc__)
+    if sys.argv[1:2] == ["run"]:  # its arguments are Hydra's
+        sys.argv[:2] = ["quantlab run"]
+        app.start(app.main)
+    else:
+        arguments = _parser().parse_args()
+        with report_user_errors():
+            arguments.command(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="quantlab",
+        description="Measure what it costs to store a tensor in n bits.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=quantlab.__version__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    collect = commands.add_parser("aggregate", help="collect the records of a sweep again")
-    collect.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    collect.set_defaults(run=_aggregate, settings=[])
-    page = commands.add_parser("report", help="write a sweep's report again, with other settings")
-    page.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    page.add_argument(
+    commands.add_parser("run", help="measure one combination, or with -m sweep many")
+    command = commands.add_parser("aggregate", help="collect the records of a sweep again")
+    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
+    command.set_defaults(command=_aggregate, settings=[])
+    command = commands.add_parser("report", help="write a report again, with other settings")
+    command.add_argument("directory", type=Path, metavar="DIR", help="of a sweep or a single run")
+    command.add_argument(
         "settings", nargs="*", metavar="KEY=VALUE", help="report.lang=es, report.bar.rel_err=0.05"
     )
-    page.set_defaults(run=_aggregate)
-    check = commands.add_parser("verify", help="check a sweep against its manifest and schemas")
-    check.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    check.set_defaults(run=_verify)
-    again = commands.add_parser("reproduce", help="do one run again and compare bit for bit")
-    again.add_argument("directory", type=Path, metavar="RUN_DIR", help="where record.json is")
-    again.set_defaults(run=_reproduce)
-    tensors = commands.add_parser("tensors", help="list what a file of tensors holds")
-    tensors.add_argument("path", type=Path, metavar="PATH", help="npy, npz, safetensors or gguf")
-    tensors.add_argument(
+    command.set_defaults(command=_aggregate)
+    command = commands.add_parser("verify", help="check a sweep against its manifest and schemas")
+    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
+    command.set_defaults(command=_verify)
+    command = commands.add_parser("reproduce", help="repeat one run and compare bit for bit")
+    command.add_argument("directory", type=Path, metavar="RUN_DIR", help="where record.json is")
+    command.set_defaults(command=_reproduce)
+    command = commands.add_parser("tensors", help="list what a file of tensors holds")
+    command.add_argument("path", type=Path, metavar="PATH", help="npy, npz, safetensors or gguf")
+    command.add_argument(
         "--include", action="append", metavar="PATTERN", help="choose these names, e.g. '*weight'"
     )
-    tensors.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these out")
-    tensors.set_defaults(run=_tensors)
-    asked = parser.parse_args()
-    with report_user_errors():
-        asked.run(asked)
+    command.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these out")
+    command.set_defaults(command=_tensors)
+    return parser
 
 
-def _aggregate(asked: argparse.Namespace) -> None:
+def _aggregate(arguments: argparse.Namespace) -> None:
     from quantlab.report.aggregate import (
         aggregate,  # pandas and matplotlib, which no other command needs
     )
 
-    bar, t = _report_settings(asked.directory, asked.settings)
-    done = aggregate(asked.directory, bar, t)
+    bar, t = _report_settings(arguments.directory, arguments.settings)
+    done = aggregate(arguments.directory, bar, t)
     print(sweep_summary(done.findings, done.files, t))
     if done.findings.failures:
         raise SystemExit(1)
 
 
 def _report_settings(directory: Path, settings: list[str]) -> tuple[Bar, Texts]:
-    """Return what was asked of a sweep's report, but for what the command line asks."""
-    from quantlab.sweep.job import report_settings
-
+    """Return the settings that a sweep or run had of its report, but for those given here."""
     config = OmegaConf.create({"report": {"lang": "en", "bar": asdict(Bar())}})
     OmegaConf.set_struct(config, True)
-    launched = directory / "multirun.yaml"  # the config of the sweep, as Hydra composed it
-    if launched.exists():
-        config.report.merge_with(OmegaConf.select(OmegaConf.load(launched), "report") or {})
+    for name in ("multirun.yaml", ".hydra/config.yaml"):  # of a sweep, and of a run alone
+        if (directory / name).exists():
+            composed = OmegaConf.load(directory / name)
+            config.report.merge_with(OmegaConf.select(composed, "report") or {})
     config.merge_with_dotlist(settings)
     return report_settings(config)
 
 
-def _verify(asked: argparse.Namespace) -> None:
+def _verify(arguments: argparse.Namespace) -> None:
     from quantlab.verify import faults
 
-    found = list(faults(asked.directory))
+    found = list(faults(arguments.directory))
     if found:
         print("\n".join(found))
         raise SystemExit(1)
-    print(f"{asked.directory} is what its manifest says")
+    print(f"{arguments.directory} is what its manifest says")
 
 
-def _reproduce(asked: argparse.Namespace) -> None:
+def _reproduce(arguments: argparse.Namespace) -> None:
     from quantlab.verify import reproduce
 
-    one, differing = reproduce(asked.directory)
+    one, differing = reproduce(arguments.directory)
     if differing:
         print("\n".join(differing))
-        print(f"{asked.directory} does not come out again{_versions(one['versions'])}")
+        print(f"{arguments.directory} does not come out again{_versions(one['versions'])}")
         raise SystemExit(1)
-    print(f"{asked.directory}: every figure comes out again, bit for bit")
+    print(f"{arguments.directory}: every figure comes out again, bit for bit")
 
 
 def _versions(then: dict[str, str]) -> str:
@@ -101,9 +130,9 @@ def _versions(then: dict[str, str]) -> str:
     return f": it was recorded with {'; '.join(changed)}" if changed else ""
 
 
-def _tensors(asked: argparse.Namespace) -> None:
-    read = reader(asked.path)
-    source = read(str(asked.path), asked.include, asked.exclude)
+def _tensors(arguments: argparse.Namespace) -> None:
+    read = reader(arguments.path)
+    source = read(str(arguments.path), arguments.include, arguments.exclude)
     source.require_matches()
     print(listing(source.entries))
 

@@ -1,21 +1,23 @@
 """Whether a sweep still is what its manifest says, and whether a run comes out again."""
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from quantlab.records import disk, record, results, schema
 from quantlab.records.manifest import from_directory
-from quantlab.sweep.job import build
+from quantlab.sweep.job import add_import_path, build
 
 OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
 MISSING = "is missing: the manifest lists it"
 CHANGED = "has changed: its sha256 is not the one in the manifest"
 ABSENT = "absent"  # what stands where a key is missing
 LONGEST = 80  # characters of a value that a sentence has room for
+HYDRA = ("config", "hydra", "overrides")  # the files of a run's .hydra
 TABLES = {"results.json", "results.csv"}
 OUTCOME = ("key", "status", "error", "tensors", "failed", "skipped")
 
@@ -23,8 +25,9 @@ OUTCOME = ("key", "status", "error", "tensors", "failed", "skipped")
 def faults(directory: Path) -> Iterator[str]:
     """Yield, a sentence each, what of a sweep is not as its manifest says; nothing when intact.
 
-    Every hash is computed again, every record and results.json held against its schema, and the
-    figures of results.json against those of the records, unless these have changed already.
+    Every hash is computed again, every file looked up, every record and results.json held against
+    its schema, and the figures of results.json against those of the records, unless these have
+    changed already.
     Raises ValueError when there is no such directory.
     """
     if not directory.is_dir():
@@ -37,6 +40,8 @@ def faults(directory: Path) -> Iterator[str]:
         return
     for name, sha256 in manifest["artefacts"].items():
         yield from _changed(directory, name, sha256)
+    yield from _hydra_faults(directory, manifest)
+    yield from _unlisted(directory, manifest)
     for name in sorted(TABLES - manifest["artefacts"].keys()):
         yield f"{path} does not list {name}: it should"
     try:
@@ -45,7 +50,8 @@ def faults(directory: Path) -> Iterator[str]:
     except ValueError as reason:
         yield str(reason)
         return
-    run_faults = list(_run_faults(directory, manifest, from_directory(directory, runs, levels)))
+    expected = from_directory(directory, runs, levels)
+    run_faults = list(_run_faults(directory, manifest, expected))
     yield from run_faults
     yield from (run.error for run in runs if run.record is None and run.error)
     if not run_faults:
@@ -74,6 +80,41 @@ def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
         yield f"{path} {MISSING}"
     elif not (path.is_file() and disk.digest(path) == sha256):
         yield f"{path} {CHANGED}"
+
+
+def _hydra_faults(directory: Path, manifest: Any) -> Iterator[str]:
+    """Yield what is wrong with the configs that Hydra wrote, where the run they belong to stands.
+
+    A manifest of schema 1 does not list them.
+    """
+    for name, sha256 in manifest.get("hydra", {}).items():
+        if (directory / name.partition("/.hydra/")[0]).exists():
+            yield from _changed(directory, name, sha256)
+
+
+def _unlisted(directory: Path, manifest: Any) -> Iterator[str]:
+    """Yield the files that a manifest should list and does not; unlisted runs are named apart.
+
+    What is hidden belongs to launchers and locks, but for ``.hydra``.
+    """
+    runs = {run["directory"] for run in manifest["runs"]}
+    listed = {"manifest.json", *TABLES, *manifest["artefacts"], *manifest.get("hydra", {})}
+    if manifest["schema"] == 1:  # it lists nothing of what Hydra wrote
+        listed |= {
+            "multirun.yaml",
+            *(f"{run}/.hydra/{name}.yaml" for run in runs for name in HYDRA),
+        }
+    for where, folders, files in os.walk(directory):
+        here = Path(where)
+        if record.NAME in files and here.relative_to(directory).as_posix() not in runs:
+            folders.clear()
+            continue
+        links = [name for name in folders if (here / name).is_symlink()]
+        visible = [name for name in (*files, *links) if name[0] != "." and name != record.NAME]
+        for path in sorted(here / name for name in visible):
+            if path.relative_to(directory).as_posix() not in listed:
+                yield f"{path} is extra: the manifest does not list it"
+        folders[:] = sorted(name for name in folders if name == ".hydra" or name[0] != ".")
 
 
 def _run_faults(directory: Path, manifest: Any, expected: Any) -> Iterator[str]:
@@ -117,6 +158,9 @@ def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
     if not (directory / record.NAME).exists():
         raise ValueError(f"{directory} holds no {record.NAME}: name the directory of one run")
     one = record.read(directory / record.NAME)
+    composed = directory / ".hydra" / "hydra.yaml"
+    if composed.exists():
+        add_import_path(OmegaConf.load(composed).hydra)
     config = DictConfig(one["config"])
     again = record.perform(lambda: build(config).run(), one["config"])
     outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))

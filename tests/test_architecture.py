@@ -21,7 +21,11 @@ ORDER = [
     "measurement", "errors", "sweep", "verify", "__main__", "__init__",
 ]  # fmt: skip
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
-OF_A_WHOLE_ROOM = {"tests/report/test_browser.py", "tests/sweep/test_engines.py"}
+OF_A_WHOLE_ROOM = {
+    "tests/records/test_upgrade.py",
+    "tests/report/test_browser.py",
+    "tests/sweep/test_engines.py",
+}
 LIGHT = [
     *(f"{room}.{path.stem}" for room in ROOMS[:3] for path in (PACKAGE / room).glob("[a-z]*.py")),
     "records.record", "report.verdict", "report.run_summary", "report.terminal", "experiment",

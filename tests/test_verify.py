@@ -54,6 +54,54 @@ def test_a_missing_and_an_extra_run_are_named(sweep):
     ]
 
 
+@pytest.mark.parametrize("name", ["config", "hydra", "overrides"])
+def test_an_edited_config_of_a_run_is_named(sweep, name):
+    path = hidden(sweep) / ".hydra" / f"{name}.yaml"
+    path.write_text(path.read_text().replace("42", "43") + "\n")
+    assert verify(sweep) == (
+        1,
+        [f"{path} has changed: its sha256 is not the one in the manifest"],
+    )
+    path.unlink()
+    assert verify(sweep) == (1, [f"{path} is missing: the manifest lists it"])
+
+
+def test_an_edited_seed_of_the_sweep_is_named(sweep):
+    path = sweep / "multirun.yaml"
+    path.write_text(path.read_text().replace("seed: 42", "seed: 43"))
+    assert verify(sweep) == (
+        1,
+        [f"{path} has changed: its sha256 is not the one in the manifest"],
+    )
+
+
+def test_files_that_no_manifest_lists_are_named(sweep):
+    (sweep / "plots" / "more.png").symlink_to("/etc/hostname")
+    (sweep / "plots" / "linked").symlink_to("/etc")
+    (hidden(sweep) / ".hydra" / "notes.txt").write_text("mine")
+    (hidden(sweep) / "weights.npy").write_bytes(b"")
+    (sweep / ".lock").write_text("")  # what is hidden is a lock, or a launcher's
+    code, messages = verify(sweep)
+    assert code == 1
+    assert messages == [
+        f"{path} is extra: the manifest does not list it"
+        for path in (
+            hidden(sweep) / "weights.npy",
+            hidden(sweep) / ".hydra" / "notes.txt",
+            sweep / "plots" / "linked",
+            sweep / "plots" / "more.png",
+        )
+    ]
+
+
+def test_the_logs_of_runs_are_listed(tmp_path):
+    logging = ["hydra/job_logging=default", "hydra/hydra_logging=default"]
+    done = run_python("run.py", "-m", "n_bits=4,8", *logging, f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.glob("*/run.log"))) == 2
+    assert verify(tmp_path)[0] == 0
+
+
 def test_an_edited_figure_is_named_also_where_the_hashes_were_edited_too(sweep):
     edit(sweep / "results.json", lambda it: it["hidden"]["symmetric"].update(mae=0.5))
     sha256 = disk.digest(sweep / "results.json")

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 
 from omegaconf import OmegaConf
 
-from quantlab.records import record
+from quantlab.records import disk, record
 from quantlab.records.record import Record
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no hashes of what Hydra wrote
 
 
 class Run(NamedTuple):
@@ -27,11 +27,14 @@ class Run(NamedTuple):
     error: str | None
 
 
-def manifest(origin: Mapping[str, Any], artefacts: Mapping[str, bytes]) -> dict[str, Any]:
-    """Return the provenance of a sweep: its `origin` and files, and where this is."""
+def manifest(
+    origin: Mapping[str, Any], hydra: Mapping[str, str], artefacts: Mapping[str, bytes]
+) -> dict[str, Any]:
+    """Return the provenance of a sweep: its `origin`, its files, and where this is."""
     return {
         "schema": SCHEMA,
         **origin,
+        "hydra": dict(hydra),
         "artefacts": {name: hashlib.sha256(data).hexdigest() for name, data in artefacts.items()},
         "environment": record.versions() | {"platform": platform.platform(), "cpu": _cpu()},
         "git": _git(),
@@ -50,21 +53,35 @@ def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) 
     }
 
 
+def hydra_files(directory: Path, runs: Sequence[Run]) -> dict[str, str]:
+    """Return the sha256 of what Hydra wrote: the config of the sweep, those of its runs, logs."""
+    paths = [directory / "multirun.yaml"]
+    for run in runs:
+        paths += sorted((directory / run.directory).glob(".hydra/*.yaml"))
+        paths += sorted((directory / run.directory).glob("*.log"))
+    files = [path for path in paths if path.is_file()]
+    return {path.relative_to(directory).as_posix(): disk.digest(path) for path in files}
+
+
 def _command(directory: Path, records: Sequence[Record]) -> str | None:
     """Return the command line of the sweep, or of the one run that stands alone."""
-    launched = directory / "multirun.yaml"  # Hydra's own note of a sweep
-    if launched.exists():
-        settings = OmegaConf.load(launched).hydra
-        typed: Any = OmegaConf.to_container(settings.overrides)
-        flags = ["-m"] if "hydra.mode=MULTIRUN" in typed["hydra"] else []
-        hydra = [each for each in typed["hydra"] if each != "hydra.mode=MULTIRUN"]
-        return shlex.join(["python", "run.py", *flags, *_chosen(settings), *typed["task"], *hydra])
+    for path in (directory / "multirun.yaml", directory / ".hydra" / "hydra.yaml"):
+        if path.exists():  # Hydra's own note of a sweep, or of a run
+            return _command_of(OmegaConf.load(path).hydra)
     if len(records) == 1:
         return shlex.join(["python", "run.py", *records[0]["overrides"]])
     return None
 
 
-def _chosen(settings: Any) -> list[str]:
+def _command_of(settings: Any) -> str:
+    typed: Any = OmegaConf.to_container(settings.overrides)
+    flags = ["-m"] if "hydra.mode=MULTIRUN" in typed["hydra"] else []
+    hydra = [each for each in typed["hydra"] if not each.startswith("hydra.mode=")]
+    program = ["python", "run.py"] if settings.job.name == "run" else ["quantlab", "run"]
+    return shlex.join([*program, *flags, *_config_flags(settings), *typed["task"], *hydra])
+
+
+def _config_flags(settings: Any) -> list[str]:
     """Return the flags that chose another config than ours."""
     name, sources = settings.job.config_name, settings.runtime.config_sources
     named = [] if name == "config" else ["--config-name", name]
@@ -98,12 +115,14 @@ def _cpu() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Return the commit of this code and whether files beside the sweeps differ from it."""
-    commit = _git_output("rev-parse", "HEAD")
-    if commit is None:
+    """Return the commit of this code and whether files beside the sweeps differ from it.
+
+    An installed copy has none, also where its environment stands inside some other repository.
+    """
+    if _git_output("ls-files", "--error-unmatch", __file__) is None:
         return None
     changes = _git_output("status", "--porcelain", "--", ":(top)", ":(top,exclude)multirun")
-    return {"commit": commit, "dirty": bool(changes)}
+    return {"commit": _git_output("rev-parse", "HEAD"), "dirty": bool(changes)}
 
 
 def _git_output(*arguments: str) -> str | None:

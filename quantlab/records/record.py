@@ -159,6 +159,7 @@ def figures(tensor: dict[str, Any]) -> dict[str, Any]:
         **tensor["params"],
         "dtype": tensor["dtype"],
         "n_elements": tensor["n_elements"],
+        **({"underflowed": tensor["underflowed"]} if "underflowed" in tensor else {}),
         "x_min": lo,
         "x_max": hi,
         **tensor["rank"],

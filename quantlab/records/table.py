@@ -31,6 +31,8 @@ def load(directory: str | Path) -> pd.DataFrame:
     zero_point, qmin, qmax                    codes
     n_codes, n_elements, top_k,               counts
     top_merged, top_swapped
+    underflowed                               count of values that float32 turned to 0 before they
+                                              were quantized; only where there are any
     top_worst, top_expected, top_best         shares of the top k
     scale_replaced, zero_point_clipped,       yes or no
     top_same_set, top_same_order,

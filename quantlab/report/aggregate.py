@@ -42,7 +42,9 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
     rows = cast("list[Row]", table.to_dict("records"))
     findings = _findings(runs, directory, rows, levels, bar, provenance)
     artefacts |= page.artefacts(findings, t)
-    artefacts["manifest.json"] = disk.to_json(manifest.manifest(origin, artefacts))
+    artefacts["manifest.json"] = disk.to_json(
+        manifest.manifest(origin, manifest.hydra_files(directory, runs), artefacts)
+    )
     for name, content in artefacts.items():
         (directory / name).parent.mkdir(exist_ok=True)
         disk.write(directory / name, content)

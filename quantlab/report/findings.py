@@ -40,6 +40,11 @@ class Findings:
     unmeasured: Sequence[str]
     provenance: Mapping[str, str]
 
+    @property
+    def underflows(self) -> dict[str, int | None]:
+        """How many values of each tensor became 0 as float32, where any did."""
+        return {row["tensor"]: row.get("underflowed") for row in self.rows}
+
 
 def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
     """Choose the rows to look at closely, the worst first.

@@ -24,6 +24,7 @@ from quantlab.report.sentences import (
     grouped_by_reason,
     sentence,
     sentences,
+    underflow_sentences,
     unmeasured_text,
 )
 from quantlab.report.tables import GLOSSARY, heat_table, shades, table, trend
@@ -95,6 +96,7 @@ def _shared(findings: Findings, t: Texts) -> dict[str, Any]:
             each.gaps([key]) for each in findings.verdicts for key in findings.bar.criteria
         ),
         "failures": grouped_by_reason(findings.failures, t),
+        "underflows": list(underflow_sentences(findings.underflows, t)),
         "skipped": [(printable(each), why) for each, why in findings.skipped.items()],
         "lines": LINES,
     }

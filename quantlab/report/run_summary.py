@@ -6,7 +6,7 @@ from typing import Any
 from quantlab.records.record import Record
 from quantlab.report.console import render, table
 from quantlab.report.numbers import RATIOS, format_number, ratio_cells
-from quantlab.report.sentences import skipped_sentences
+from quantlab.report.sentences import skipped_sentences, underflow_sentences
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
 from quantlab.sources.tensor import label
@@ -18,16 +18,23 @@ def run_summary(one: Record, t: Texts) -> str:
     """Return the figures of one run: of one tensor all, of many those that decide, worst first."""
     tensors = one["tensors"]
     if len(tensors) == 1:
-        return "\n".join(_figure_lines(one, *next(iter(tensors.items()))))
+        lines = list(_figure_lines(one, *next(iter(tensors.items()))))
+    else:
+        lines = [_worst_table(tensors, t), *skipped_sentences(one["skipped"], t)]
+    underflows = {name: tensor.get("underflowed") for name, tensor in tensors.items()}
+    return "\n".join([*lines, *underflow_sentences(underflows, t)])
+
+
+def _worst_table(tensors: dict[str, Any], t: Texts) -> str:
     measured = {name: tensor["measured"] for name, tensor in tensors.items()}
     worst = sorted(tensors, key=lambda name: quality(measured[name]))
     rows = [
         (label(name), f"{tensors[name]['n_elements']:,}", *ratio_cells(measured[name]))
         for name in worst[:LONGEST]
     ]
-    left_out = [f"... and {len(worst) - LONGEST} more, in record.json"] * (len(worst) > LONGEST)
-    lines = render(table(["tensor, worst first", "elements", *RATIOS], rows))
-    return "\n".join([lines, *left_out, *skipped_sentences(one["skipped"], t)])
+    lines = render(table([t("head_worst_first"), t("head_elements"), *RATIOS], rows))
+    more = len(worst) - LONGEST
+    return "\n".join([lines, t("more_tensors", n=more)]) if more > 0 else lines
 
 
 def _figure_lines(one: Record, name: str, tensor: dict[str, Any]) -> Iterator[str]:

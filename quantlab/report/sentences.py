@@ -12,7 +12,7 @@ from quantlab.report.verdict import INT8, Verdict
 from quantlab.sources.tensor import label, printable
 
 REASONS = 4  # of an answer; more nobody reads
-SKIPPED = 3  # tensors left out that are named
+SKIPPED = 3  # tensors left out, or with values that underflow, that are named
 
 
 def sentences(found: Sequence[Verdict], levels: Sequence[str], t: Texts) -> Iterator[str]:
@@ -177,6 +177,15 @@ def grouped_by_reason(reasons: Mapping[str, str], t: Texts) -> list[tuple[str, s
         (who[0] if len(who) == 1 else t("and_more", first=who[0], n=len(who) - 1), why)
         for why, who in groups.items()
     ]
+
+
+def underflow_sentences(counts: Mapping[str, int | None], t: Texts) -> Iterator[str]:
+    """Yield which tensors, of those given, lost values to 0 before they were quantized."""
+    found = [(name, n) for name, n in counts.items() if n]
+    for name, n in found[:SKIPPED]:
+        yield t("underflowed", name=label(name), n=n)
+    if len(found) > SKIPPED:
+        yield t("more_underflowed", n=len(found) - SKIPPED)
 
 
 def skipped_sentences(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:

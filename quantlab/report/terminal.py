@@ -21,6 +21,7 @@ from quantlab.report.sentences import (
     rank_text,
     sentences,
     skipped_sentences,
+    underflow_sentences,
     unmeasured_text,
 )
 from quantlab.report.texts import Texts
@@ -40,6 +41,7 @@ def sweep_summary(found: Findings, files: Sequence[Path], t: Texts) -> str:
     """Return the tables of a sweep, its verdict, its failures and where its files are."""
     return render(
         *_tables(found, t),
+        "\n".join(underflow_sentences(found.underflows, t)),
         "\n".join(skipped_sentences(found.skipped, t)),
         "\n".join(_failures(found.failures, t)),
         "\n".join(map(str, dict.fromkeys(map(_shown_path, files)))),

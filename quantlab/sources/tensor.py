@@ -65,6 +65,13 @@ class Tensor:
         with np.errstate(over="ignore"):
             return stored.astype(np.float32)
 
+    def underflows(self, start: int, stop: int) -> int:
+        """Return how many of elements `start` to `stop` are not 0, but are as float32."""
+        if self.itemsize <= 4:
+            return 0
+        found = np.count_nonzero(self.stored(start, stop))
+        return int(found - np.count_nonzero(self.block(start, stop)))
+
     def rows(self, width: int, which: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
         """Return the elements of some rows of `width` elements, and their indices."""
         spans = [(int(row) * width, min(int(row) * width + width, self.size)) for row in which]

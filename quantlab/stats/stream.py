@@ -65,6 +65,7 @@ def measure(
         "reasons": reasons,
         **trip.order(min(k, tensor.size), evidence),
         "codes": to_bins(Counts(evidence.codes, evidence.code_counts), quantizer.n_bits),
+        **({"underflowed": found.underflowed} if found.underflowed else {}),
         "error_histogram": evidence.errors.to_dict() | {"stride": trip.stride},
     }
 
@@ -72,13 +73,15 @@ def measure(
 class Survey(NamedTuple):
     """What a tensor is like before any round trip: its range, and the maximum of each row.
 
-    A row is `width` elements of the tensor read flat.
+    A row is `width` elements of the tensor read flat; `underflowed` counts the values that are not
+    0, but are as float32.
     """
 
     lo: float
     hi: float
     width: int
     maxima: FloatArray
+    underflowed: int
 
     @property
     def absmax(self) -> float:
@@ -93,8 +96,8 @@ def survey(tensor: Tensor, threads: int) -> Survey:
     width = min(CHUNK, max(ROW, 2 ** (tensor.size // ROWS).bit_length()))
     maxima = np.empty(-(-tensor.size // width), np.float32)
 
-    def part(starts: range) -> float:
-        lo = math.inf
+    def part(starts: range) -> tuple[float, int]:
+        lo, underflowed = math.inf, 0
         for start in starts:
             block = tensor.block(start, start + BLOCK)
             rows = maxima[start // width : (start + BLOCK) // width]
@@ -105,10 +108,12 @@ def survey(tensor: Tensor, threads: int) -> Survey:
             if not (math.isfinite(least) and np.isfinite(rows).all()):
                 tensor.require_finite()
             lo = min(lo, least)
-        return lo
+            underflowed += tensor.underflows(start, start + BLOCK)
+        return lo, underflowed
 
-    lo = min(_on_threads(part, tensor.size, threads))
-    return Survey(lo, float(maxima.max()), width, maxima)
+    parts = _on_threads(part, tensor.size, threads)
+    lo, underflowed = min(lo for lo, _ in parts), sum(count for _, count in parts)
+    return Survey(lo, float(maxima.max()), width, maxima, underflowed)
 
 
 class _Share(NamedTuple):

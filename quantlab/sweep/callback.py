@@ -8,16 +8,17 @@ from omegaconf import DictConfig
 
 from quantlab.errors import report_user_errors
 from quantlab.records import record
-from quantlab.sweep.job import report_settings, require_valid
+from quantlab.sweep.job import make_directory, report_settings, require_valid
 
 
 class Single(Callback):
     """Refuses bad settings before a single run, prints its figures at the end."""
 
     def on_run_start(self, config: DictConfig, **_: Any) -> None:
-        """Refuse a run whose settings make no sense, before its directory exists."""
+        """Refuse a run whose settings make no sense, then make its directory."""
         with report_user_errors():
             require_valid(config)
+            make_directory(Path(config.hydra.run.dir))
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the figures, and end the program with its error if it has one."""

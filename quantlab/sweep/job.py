@@ -7,6 +7,8 @@ that work in processes of their own import it with the callback.
 import hashlib
 import json
 import re
+import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -63,6 +65,7 @@ def report_settings(cfg: DictConfig) -> tuple[Bar, Texts]:
 def run_environment(cfg: DictConfig) -> Iterator[None]:
     """Resolve a config as its run will: beside Hydra's own values, in the environment it sets."""
     HydraConfig.instance().set_config(cfg)
+    add_import_path(cfg.hydra)
     with env_override(cfg.hydra.job.env_set):
         yield
 
@@ -82,8 +85,20 @@ def require_valid(cfg: DictConfig) -> None:
             raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
 
 
+def make_directory(directory: Path) -> None:
+    """Make the directory of a run or sweep; raises ValueError where it cannot be made."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise ValueError(
+            f"{directory} cannot be made ({reason.strerror}): run where you may write, or name "
+            "another directory with hydra.sweep.dir=..."
+        ) from None
+
+
 def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
     """Measure what a config describes and keep its record in Hydra's output directory."""
+    add_import_path(hydra)
     choices = hydra.runtime.choices
     return record.keep(
         Path(hydra.runtime.output_dir),
@@ -95,6 +110,13 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
         job=_position(hydra),
         overrides=as_typed(hydra.overrides.task),
     )
+
+
+def add_import_path(hydra: Any) -> None:
+    """Let a config name classes in modules that stand beside it, in the --config-dir of a run."""
+    for source in hydra.runtime.config_sources:
+        if source.provider == "command-line" and source.path not in sys.path:
+            sys.path.append(source.path)
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
@@ -130,4 +152,11 @@ def run_name(*, _root_: DictConfig) -> str:
     return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 
 
+def program() -> str:
+    """Return what a person types to start a run."""
+    name = sys.argv[0]
+    return f"python {shlex.quote(name)}" if name.endswith(".py") else name
+
+
 OmegaConf.register_new_resolver("run_name", run_name, replace=True)
+OmegaConf.register_new_resolver("program", program, replace=True)

@@ -22,7 +22,7 @@ from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from quantlab.sweep import resume
 from quantlab.sweep.grid import Job, grid
-from quantlab.sweep.job import report_settings
+from quantlab.sweep.job import make_directory, program, report_settings
 from quantlab.sweep.lock import exclusive
 from quantlab.sweep.progress import Progress
 
@@ -41,7 +41,7 @@ def sweep(
     """
     directory = Path(config.hydra.sweep.dir)
     jobs = grid(arguments, config, loader)
-    directory.mkdir(parents=True, exist_ok=True)
+    make_directory(directory)
     with exclusive(directory):
         disk.clear(directory)
         disk.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
@@ -132,7 +132,7 @@ def _finish(
 
 def _resume_command(directory: Path) -> str:
     """Return the command that resumes a sweep: as typed, with its directory."""
-    kept = [each for each in sys.argv if not each.startswith("resume=")]
+    kept = [each for each in sys.argv[1:] if not each.startswith("resume=")]
     if not any(each.startswith("hydra.sweep.dir=") for each in kept):
         kept.append(f"hydra.sweep.dir={directory}")
-    return shlex.join(["python", *kept])
+    return f"{program()} {shlex.join(kept)}"

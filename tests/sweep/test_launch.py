@@ -70,7 +70,11 @@ def test_a_full_disk_is_one_error_and_damages_nothing(undisturbed, small_disk, l
 def test_a_directory_that_cannot_be_written_is_named(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for path, line in (
-        (small_disk / "s", f"quantlab: {small_disk}/s: Read-only file system\n"),
+        (
+            small_disk / "s",
+            f"quantlab: {small_disk}/s cannot be made (Read-only file system): run where you may "
+            "write, or name another directory with hydra.sweep.dir=...\n",
+        ),
         (small_disk, f"quantlab: {small_disk}/.lock: Read-only file system\n"),
     ):
         done = run(*SWEEP, f"hydra.sweep.dir={path}")

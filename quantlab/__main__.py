@@ -24,7 +24,7 @@ examples:
   quantlab run -m 'dist=glob(*)' mode=sym,asym    a sweep, every combination; quantlab run --help
   quantlab aggregate multirun/mine                results.json and the rest, from the records
   quantlab report multirun/mine report.lang=es    the report, with another bar or language
-  quantlab verify multirun/mine                   is every file as the manifest says?
+  quantlab verify multirun/mine                   does every file match the manifest?
   quantlab reproduce multirun/mine/RUN            the same figures, bit for bit?
   quantlab tensors model.safetensors              names, shapes, and what is measured
 """
@@ -107,7 +107,7 @@ def _verify(arguments: argparse.Namespace) -> None:
     if found:
         print("\n".join(found))
         raise SystemExit(1)
-    print(f"{arguments.directory} is what its manifest says")
+    print(f"{arguments.directory} matches its manifest")
 
 
 def _reproduce(arguments: argparse.Namespace) -> None:
@@ -116,9 +116,9 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     one, differing = reproduce(arguments.directory)
     if differing:
         print("\n".join(differing))
-        print(f"{arguments.directory} does not come out again{_versions(one['versions'])}")
+        print(f"{arguments.directory} was not reproduced{_versions(one['versions'])}")
         raise SystemExit(1)
-    print(f"{arguments.directory}: every figure comes out again, bit for bit")
+    print(f"{arguments.directory}: reproduced, every figure bit for bit")
 
 
 def _versions(then: dict[str, str]) -> str:

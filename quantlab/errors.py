@@ -59,7 +59,7 @@ def error_sentence(mistake: BaseException) -> str:
         group, _, option = file.partition("/") if ours else file.rpartition("/")
         if not ours and option in EXTRAS:
             return f"{group}={option} is not installed: pip install -e '.[{EXTRAS[option]}]'"
-        return f"{group}={option} does not exist: {one_of(group, mistake.options)}"
+        return f"{group}={option} does not exist: {options_hint(group, mistake.options)}"
     if isinstance(mistake, MissingMandatoryValue):
         return f"{mistake.full_key} is not set: add {mistake.full_key}=..."
     cause = mistake.__cause__
@@ -85,7 +85,7 @@ def error_sentence(mistake: BaseException) -> str:
     return text
 
 
-def one_of(group: str, options: Sequence[str]) -> str:
+def options_hint(group: str, options: Sequence[str]) -> str:
     """Return the options of a config group, those in the group `file` below ``dist`` included."""
     nested = dict.fromkeys(f"file/{each}" for each in SUFFIXES.values()) if group == "dist" else {}
     return f"choose one of {', '.join([*options, *nested])}"

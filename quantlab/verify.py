@@ -1,4 +1,4 @@
-"""Whether a sweep still is what its manifest says, and whether a run comes out again."""
+"""Whether a sweep still matches its manifest, and whether a run comes out again."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def faults(directory: Path) -> Iterator[str]:
     Raises ValueError when there is no such directory.
     """
     if not directory.is_dir():
-        raise ValueError(f"{directory} is no directory: name that of a sweep")
+        raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
     path = directory / "manifest.json"
     try:
         manifest = _read(path, "manifest")

@@ -78,7 +78,7 @@ def test_the_lab_s_figures_come_out(tmp_path, lab_sweep):
     command = json.loads((directory / "manifest.json").read_bytes())["command"]
     assert command == "quantlab run -m 'dist=glob(*)' mode=sym,asym"
     done = quantlab("verify", directory, cwd=tmp_path)
-    assert done.stdout == f"{directory} is what its manifest says\n"
+    assert done.stdout == f"{directory} matches its manifest\n"
     runs = [path.parent for path in directory.glob("hidden-*/record.json")]
     assert all(quantlab("reproduce", each, cwd=tmp_path).returncode == 0 for each in runs)
 

@@ -23,13 +23,13 @@ def test_ctrl_c_keeps_what_is_complete_and_says_how_to_go_on(undisturbed, tmp_pa
     assert process.returncode == 130
     (line,) = stderr.splitlines()
     assert line.startswith(
-        f"quantlab: interrupted; to do the rest: python {RUN[1]} -m dist=hidden,"
+        f"quantlab: interrupted; to finish the sweep, run: python {RUN[1]} -m dist=hidden,"
     )
     rows = (tmp_path / "results.csv").read_text().splitlines()[1:]
     assert 1 <= len(rows) == len(list(tmp_path.glob("*/record.json"))) < ALL
     assert "results.csv" in stdout
     again = subprocess.run(
-        line.partition("rest: ")[2].replace("python", sys.executable, 1),
+        line.partition("run: ")[2].replace("python", sys.executable, 1),
         shell=True,
         cwd=ROOT,
         capture_output=True,

@@ -6,9 +6,9 @@ import re
 import pytest
 
 import quantlab
-from quantlab import terminal
-from quantlab.bar import Bar
-from quantlab.texts import Texts
+from quantlab.report import console, terminal
+from quantlab.report.bar import Bar
+from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run_python
 
 README = (ROOT / "README.md").read_text()
@@ -33,8 +33,10 @@ def test_the_committed_results_are_what_the_lab_gives(lab_sweep):
 
 def test_the_tables_are_those_of_the_committed_sweep():
     levels = ["dist", "mode"]
-    assert terminal.render(terminal.measured(committed(), levels, Bar(), Texts("en"))) in README
-    assert terminal.render(terminal.predicted(committed(), levels)) in README
+    assert (
+        console.render(terminal.measured_table(committed(), levels, Bar(), Texts("en"))) in README
+    )
+    assert console.render(terminal.predicted_table(committed(), levels)) in README
 
 
 def test_the_example_prints_what_is_shown():
@@ -119,11 +121,12 @@ def test_the_demo_prints_what_is_shown(tmp_path):
 def test_no_value_of_the_lab_lies_on_a_half_step():
     import numpy as np
 
-    from quantlab import dist, quant
+    from quantlab.formats import uniform
+    from quantlab.sources import lab
 
-    sources = dist.TenseLogits(42, None), dist.VerbProbs(42, 600, 1.5), dist.Hidden(42, 1024, 600)
+    sources = lab.TenseLogits(42, None), lab.VerbProbs(42, 600, 1.5), lab.Hidden(42, 1024, 600)
     for source in sources:
         x = next(source.tensors()).array
-        for quantizer in (quant.Symmetric(8), quant.Asymmetric(8)):
-            steps = x / quantizer.choose(*quant.value_range(x)).scale
+        for quantizer in (uniform.Symmetric(8), uniform.Asymmetric(8)):
+            steps = x / quantizer.choose(*uniform.value_range(x)).scale
             assert not (np.abs(steps - np.trunc(steps)) == 0.5).any()

@@ -171,9 +171,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, arguments, told)
 def test_a_directory_that_is_no_sweep_is_told(tmp_path):
     done = run_python("-m", "quantlab", "aggregate", tmp_path)
     assert done.returncode == 1
-    assert done.stderr == (
-        f"quantlab: {tmp_path} is no sweep: there is no record.json in it or below it\n"
-    )
+    assert done.stderr == (f"quantlab: {tmp_path} is not a sweep: it holds no record.json\n")
 
 
 @pytest.fixture
@@ -196,7 +194,9 @@ def test_one_bad_tensor_of_a_hundred_costs_that_one(checkpoint, tmp_path):
     assert many.returncode == 1
     assert told in many.stdout
     assert "left out: steps (I64 is no floating-point type)" in many.stdout
-    again = f"to do them again: python {ROOT}/run.py -m {' '.join(source)} mode=sym,asym n_bits=4,8"
+    again = (
+        f"to retry them, run: python {ROOT}/run.py -m {' '.join(source)} mode=sym,asym n_bits=4,8"
+    )
     (line,) = many.stderr.splitlines()  # no traceback, and no progress bar where nobody watches
     assert line.startswith(f"quantlab: 4 of 4 runs failed; {again}")
     table = pd.read_csv(tmp_path / "s" / "results.csv")

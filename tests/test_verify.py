@@ -30,7 +30,7 @@ def hidden(sweep):
 
 
 def test_an_intact_sweep_is_reported_intact(sweep):
-    assert verify(sweep) == (0, [f"{sweep} is what its manifest says"])
+    assert verify(sweep) == (0, [f"{sweep} matches its manifest"])
 
 
 def test_a_flipped_bit_is_named(sweep):
@@ -187,7 +187,7 @@ def test_a_run_comes_out_again(sweep):
     for directory in sorted(sweep.glob("*/"))[::3]:
         done = run_python("-m", "quantlab", "reproduce", directory)
         assert done.returncode == 0, done.stdout
-        assert done.stdout == f"{directory}: every figure comes out again, bit for bit\n"
+        assert done.stdout == f"{directory}: reproduced, every figure bit for bit\n"
 
 
 def test_a_figure_that_does_not_come_out_again_is_named(sweep):
@@ -199,10 +199,10 @@ def test_a_figure_that_does_not_come_out_again_is_named(sweep):
     assert done.returncode == 1
     assert "tensors.hidden.measured.mae is 0.00" in done.stdout
     assert "now, 0.5 in the record" in done.stdout
-    assert done.stdout.endswith(f"{hidden(sweep)} does not come out again\n")
+    assert done.stdout.endswith(f"{hidden(sweep)} was not reproduced\n")
     edit(hidden(sweep) / record.NAME, lambda it: it["versions"].update(numpy="1.0"))
     done = run_python("-m", "quantlab", "reproduce", hidden(sweep))
-    assert "does not come out again: it was recorded with numpy 1.0, now " in done.stdout
+    assert "was not reproduced: it was recorded with numpy 1.0, now " in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -216,4 +216,4 @@ def test_a_directory_without_a_run_cannot_be_reproduced(tmp_path):
 def test_a_directory_that_is_not_there_is_named():
     done = run_python("-m", "quantlab", "verify", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "quantlab: nowhere is no directory: name that of a sweep\n"
+    assert done.stderr == "quantlab: nowhere is not a directory: give the directory of a sweep\n"

@@ -24,11 +24,11 @@ def collect(directory: Path) -> list[Run]:
     """
     paths = list(record.find(directory))
     if not paths:
-        raise ValueError(f"{directory} is no sweep: there is no {record.NAME} in it or below it")
+        raise ValueError(f"{directory} is not a sweep: it holds no {record.NAME}")
     with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
         runs = sorted((_run(path, directory) for path in bar), key=_sweep_order)
     if not any(run.record for run in runs):
-        raise ValueError(f"{directory} is no sweep, nothing in it can be read: {runs[0].error}")
+        raise ValueError(f"{directory} is not a sweep: nothing in it can be read: {runs[0].error}")
     return runs
 
 

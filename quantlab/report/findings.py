@@ -8,7 +8,7 @@ from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.verdict import INT8, Verdict, quality
 
-DETAILED = 6  # tensors that are looked at closely
+DETAILS = 6  # tensors that are looked at closely
 HISTOGRAM = "hidden"  # the lab's choice (block F)
 
 
@@ -54,7 +54,7 @@ def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
     """
     apart = [level for level in levels if level not in ("n_bits", "tensor")]
     worst = [_worst(rows, _of_one_width(rows, each)) for each in group_rows(rows, apart)]
-    return sorted(worst, key=lambda n: quality(rows[n]))[:DETAILED]
+    return sorted(worst, key=lambda n: quality(rows[n]))[:DETAILS]
 
 
 def choose_histogram(rows: Sequence[Row]) -> list[int]:

@@ -17,4 +17,4 @@ def listing(entries: Sequence[Entry]) -> str:
 
 
 def _choice(entry: Entry) -> str:
-    return f"left out: {entry.left_out}" if entry.left_out else "chosen"
+    return f"left out: {entry.skip_reason}" if entry.skip_reason else "chosen"

@@ -47,19 +47,19 @@ def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
     with plots.plot_style():
         if findings.verdicts:
             drawn = plots.error_vs_bits(findings.verdicts, findings.bar, t)
-            svg = _keep(files, "error_vs_bits", drawn)
+            svg = _save_figure(files, "error_vs_bits", drawn)
             picture = Markup(plots.inline(svg, trend(findings.verdicts[: plots.LINES], t)))
         for number, (row, tensor) in enumerate(findings.details, 1):
-            svg = _keep(files, f"closer_{number}", plots.tensor_plot(tensor, t))
+            svg = _save_figure(files, f"closer_{number}", plots.tensor_plot(tensor, t))
             name = row_name(row, findings.levels)
             details.append(tensor_detail(name, row["n_bits"], tensor, svg, t))
         if findings.histogram:
             files["error_histogram.png"] = plots.png(plots.error_histogram(findings.histogram, t))
-    shared = {"t": t, "findings": findings, **_shared(findings, t)}
+    shared = {"t": t, "findings": findings, **_shared_values(findings, t)}
     html = _template("report.html.j2").render(
-        **shared, **_page(findings, t), picture=picture, details=details
+        **shared, **_page_values(findings, t), picture=picture, details=details
     )
-    text = _template("report.md.j2").render(**shared, **_markdown(findings, t))
+    text = _template("report.md.j2").render(**shared, **_markdown_values(findings, t))
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
     return files | {name: each.encode(errors="backslashreplace") for name, each in pages.items()}
 
@@ -74,14 +74,14 @@ def measurement(name: str, n_bits: int, tensor: plots.Entry, t: Texts) -> str:
     return _template("measurement.html.j2").render(detail=detail, figures=figures, t=t)
 
 
-def _keep(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
+def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
     """Keep a picture as PNG and as SVG, and return the SVG."""
     files[f"plots/{name}.png"] = plots.png(drawn)
     files[f"plots/{name}.svg"] = plots.svg(drawn, salt=name)
     return files[f"plots/{name}.svg"]
 
 
-def _shared(findings: Findings, t: Texts) -> dict[str, Any]:
+def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
     """Return what both forms of the report say."""
     tensors = {each.rows[0]["tensor"] for each in findings.verdicts}
     return {
@@ -106,18 +106,18 @@ def _subtitle(findings: Findings, t: Texts) -> str:
     dists, modes = (
         ", ".join(dict.fromkeys(row[key] for row in findings.rows)) for key in ("dist", "mode")
     )
-    return t("subtitle", dists=dists, modes=modes, widths=format_widths(_tried(findings), t))
+    return t("subtitle", dists=dists, modes=modes, widths=format_widths(_widths(findings), t))
 
 
-def _page(findings: Findings, t: Texts) -> dict[str, Any]:
+def _page_values(findings: Findings, t: Texts) -> dict[str, Any]:
     """Return what only the page shows."""
     many = "tensor" in findings.levels
     return {
         "first": SENTENCES,
         "most": MOST,
         "single": [sentence(each, t) for each in findings.verdicts[:MOST]] if many else [],
-        "tried": _tried(findings),
-        "heat": heat_table(findings.verdicts, _tried(findings), t),
+        "tried": _widths(findings),
+        "heat": heat_table(findings.verdicts, _widths(findings), t),
         "heat_first": HEAT,
         "shades": shades(),
         "predicted": PREDICTED,
@@ -129,14 +129,14 @@ def _page(findings: Findings, t: Texts) -> dict[str, Any]:
     }
 
 
-def _markdown(findings: Findings, t: Texts) -> dict[str, Any]:
+def _markdown_values(findings: Findings, t: Texts) -> dict[str, Any]:
     """Return what only report.md shows: of many rows those that suffer most."""
     rows = findings.rows
     if len(rows) > LINES:
         rows = sorted(rows, key=quality)[:LINES]
     return {
-        "tried": _tried(findings),
-        "heat": heat_table(findings.verdicts[:LINES], _tried(findings), t),
+        "tried": _widths(findings),
+        "heat": heat_table(findings.verdicts[:LINES], _widths(findings), t),
         "table": table(rows, findings.levels, findings.bar, t),
     }
 
@@ -147,7 +147,7 @@ def _bits_caption(findings: Findings, t: Texts) -> str:
     return t("bits_caption_many", n=plots.LINES, of=len(findings.verdicts))
 
 
-def _tried(findings: Findings) -> list[int]:
+def _widths(findings: Findings) -> list[int]:
     return sorted({row["n_bits"] for row in findings.rows})
 
 

@@ -34,13 +34,13 @@ SUFFIXES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor as its file describes it; `left_out` is the reason why it is not measured."""
+    """A tensor as its file describes it; `skip_reason` is the reason why it is not measured."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     open: Callable[[], Tensor]
-    left_out: str | None = None
+    skip_reason: str | None = None
     itemsize: int = 0
 
     @property
@@ -92,7 +92,7 @@ class File(Distribution, ABC):
     def require_tensors(self) -> None:
         """Raise ValueError when no tensor is chosen, or a pattern matches none of them."""
         self.require_matches()
-        if all(entry.left_out for entry in self.entries):
+        if all(entry.skip_reason for entry in self.entries):
             reasons = "; ".join(f"{name}: {why}" for name, why in list(self.skipped().items())[:3])
             raise ValueError(f"{self.path} holds no tensor to measure: {reasons or 'it is empty'}")
 
@@ -125,7 +125,7 @@ class File(Distribution, ABC):
     def tensors(self) -> Iterator[Tensor]:
         """Open the chosen tensors one by one; one that cannot be read says so when measured."""
         for entry in self.entries:
-            if entry.left_out is None:
+            if entry.skip_reason is None:
                 try:
                     with readable(self.path, self.format):
                         tensor = entry.open()
@@ -135,21 +135,21 @@ class File(Distribution, ABC):
 
     def skipped(self) -> dict[str, str]:
         """Return why each other tensor is left out."""
-        return {entry.name: entry.left_out for entry in self.entries if entry.left_out}
+        return {entry.name: entry.skip_reason for entry in self.entries if entry.skip_reason}
 
     def n_bytes(self) -> int:
         """Return the size of the chosen tensors as stored."""
-        return sum(entry.n_bytes for entry in self.entries if entry.left_out is None)
+        return sum(entry.n_bytes for entry in self.entries if entry.skip_reason is None)
 
     def _choose(self, entry: Entry) -> Entry:
-        reason = entry.left_out
+        reason = entry.skip_reason
         if self.include is not None and not matches(entry.name, self.include):
             reason = "not in dist.include"
         elif matches(entry.name, self.exclude):
             reason = "in dist.exclude"
         elif not reason and not entry.size:
             reason = "it is empty"
-        return replace(entry, left_out=reason)
+        return replace(entry, skip_reason=reason)
 
 
 def require_file(path: Path, kind: str = "tensor") -> None:

@@ -42,7 +42,7 @@ class Npz(File):
                         f"it unpacks to {member.file_size} bytes, above the limit of "
                         f"{self.max_bytes}: raise dist.max_bytes if you trust it"
                     )
-                    entry = replace(entry, left_out=reason)
+                    entry = replace(entry, skip_reason=reason)
                 yield entry
 
     def _open(self, name: str) -> Tensor:

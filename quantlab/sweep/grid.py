@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from omegaconf import DictConfig
 
-from quantlab.errors import one_of
+from quantlab.errors import options_hint
 from quantlab.records.record import has_effect
 from quantlab.sweep.job import require_valid
 
@@ -52,7 +52,7 @@ def _require_options(overrides: Sequence[Override], loader: ConfigLoader) -> Non
             raise ValueError(f"{each.input_line}: {key} changes no figure, give it one value")
         if each.is_discrete_sweep() and not list(each.sweep_iterator()):
             options = loader.get_group_options(key)
-            hint = one_of(key, options) if options else "name at least one value"
+            hint = options_hint(key, options) if options else "name at least one value"
             raise ValueError(f"{each.input_line} matches nothing: {hint}")
 
 

@@ -63,7 +63,7 @@ def _pending_jobs(
     found = Counter(states)
     counts = ", ".join(f"{found[each]} {each}" for each in resume.STATES if found[each])
     pending = [job for job, state in zip(jobs, states, strict=True) if state != "complete"]
-    print(f"resuming: {counts}; {len(pending)} to do (resume=false does all again)")
+    print(f"resuming: {counts}; {len(pending)} to do (resume=false repeats all)")
     return pending
 
 
@@ -125,8 +125,8 @@ def _finish(
         stopped = stopped or error
     if stopped or failed:
         why = error_sentence(stopped) if stopped else f"{failed} of {len(jobs)} runs failed"
-        rest = "to do the rest" if stopped else "to do them again"
-        print(f"quantlab: {why}; {rest}: {_resume_command(directory)}", file=sys.stderr)
+        advice = "to finish the sweep, run" if stopped else "to retry them, run"
+        print(f"quantlab: {why}; {advice}: {_resume_command(directory)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
 
 

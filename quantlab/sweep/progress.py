@@ -37,7 +37,7 @@ class Progress:
         """Look a last time and say how far it went."""
         self.ended.set()
         self.thread.join()
-        self._look()
+        self._count_records()
         self.bar.close()
         self._print_line()
 
@@ -45,14 +45,14 @@ class Progress:
         pause, news = INTERVAL, False
         while not self.ended.wait(pause):
             start, before = time.monotonic(), self.done
-            self._look()
+            self._count_records()
             news |= self.done > before
             if self.bar.disable and news and start - self.printed > LINES:
                 self._print_line()
                 news = False
             pause = max(INTERVAL, 20 * (time.monotonic() - start))  # a look costs the runs time
 
-    def _look(self) -> None:
+    def _count_records(self) -> None:
         """Count the records that are new since the last look."""
         before = self.done
         for path in record.find(self.directory):

@@ -48,7 +48,7 @@ def test_its_table_comes_out_again(home, name):
 def test_it_is_verified_as_it_was_left_and_as_it_is_aggregated_again(home, name):
     for _ in range(2):
         done = run_python("-m", "quantlab", "verify", home / name)
-        assert done.stdout == f"{home / name} is what its manifest says\n"
+        assert done.stdout == f"{home / name} matches its manifest\n"
         assert (done.returncode, done.stderr) == (0, "")
         run_python("-m", "quantlab", "aggregate", home / name)
     assert json.loads((home / name / "manifest.json").read_bytes())["schema"] == 2
@@ -67,7 +67,7 @@ def test_it_resumes_with_nothing_to_do(home, name):
 def test_its_runs_come_out_again(home, name):
     for path in (home / name).glob("*/record.json"):
         done = run_python("-m", "quantlab", "reproduce", path.parent, cwd=home)
-        assert done.stdout == f"{path.parent}: every figure comes out again, bit for bit\n"
+        assert done.stdout == f"{path.parent}: reproduced, every figure bit for bit\n"
         assert (done.returncode, done.stderr) == (0, "")
 
 

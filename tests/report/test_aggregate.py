@@ -183,7 +183,9 @@ def test_a_directory_that_is_no_sweep_is_named(tmp_path):
 def test_a_directory_without_a_readable_record_is_left_alone(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / record.NAME).write_text("{}")
-    with pytest.raises(ValueError, match=r"is no sweep, nothing in it can be read: a/record\.json"):
+    with pytest.raises(
+        ValueError, match=r"is not a sweep: nothing in it can be read: a/record\.json"
+    ):
         aggregate(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
 

@@ -62,7 +62,7 @@ def test_the_order_is_verdict_bits_predictions_closer_look_table_provenance(lab_
     page = (lab_sweep[0] / "report.html").read_text()
     assert re.findall(r"<h[12]>([^<]+)", page) == [
         "How many bits do these tensors need?", "Verdict", "Error against bits",
-        "Predicted against measured", "A closer look", "All figures", "Where this comes from",
+        "Predicted against measured", "A closer look", "All figures", "Provenance",
     ]  # fmt: skip
 
 
@@ -262,9 +262,9 @@ def test_what_was_not_measured_is_said_beside_the_verdict(tmp_path):
         "-m", "dist=file/npz", f"dist.path={tmp_path}/x.npz", f"hydra.sweep.dir={tmp_path}/s"
     )
     assert done.returncode == 1
-    assert "\nNo verdict of bad: not measured\n" in done.stdout
+    assert "\nNo verdict for bad: not measured\n" in done.stdout
     for name in ("report.html", "report.md"):
-        assert "No verdict of bad: not measured" in (tmp_path / "s" / name).read_text()
+        assert "No verdict for bad: not measured" in (tmp_path / "s" / name).read_text()
 
 
 def test_the_same_records_give_the_same_report(lab_sweep, lab):

@@ -77,7 +77,7 @@ def test_long_names_are_folded():
     from quantlab.report.listing import listing
     from quantlab.sources.file import Entry
 
-    entry = Entry("w" * 48, (2, 3), "float32", lambda: None, left_out="because " * 20)
+    entry = Entry("w" * 48, (2, 3), "float32", lambda: None, skip_reason="because " * 20)
     lines = listing([entry]).splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert "".join(lines).count("because") == 20

@@ -45,8 +45,8 @@ def test_the_fewest_bits_are_the_least_width_that_meets_the_bar(meets):
     assert one.bits == min((n for n, good in meets.items() if good), default=None)
     (said,) = sentences([one], LEVELS, T)
     failing = [n for n, good in sorted(meets.items()) if one.bits and n > one.bits and not good]
-    assert ("of the wider ones" in said) == bool(failing)
-    assert ("none of those tried" in said or "do not meet" in said) == (one.bits is None)
+    assert ("the wider" in said) == bool(failing)
+    assert ("none of the widths tried" in said or "do not meet" in said) == (one.bits is None)
 
 
 def test_each_criterion_has_its_own_fewest_bits():
@@ -60,14 +60,14 @@ def test_each_criterion_has_its_own_fewest_bits():
     [
         (
             [row(4, rel_err=0.5), row(8)],
-            "verb_probs, symmetric: 8 bits meet the bar, the fewest of those tried (4, 8); the top "
-            "10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB",
+            "verb_probs, symmetric: 8 bits meet the bar, the fewest of the widths tried (4, 8); "
+            "the top 10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB",
         ),
         (
             [row(4), row(5, top_merged=1), row(6)],
-            "verb_probs, symmetric: 4 bits meet the bar, the fewest of those tried (4 to 6); the "
-            "top 10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB; of the "
-            "wider ones 5 bits do not",
+            "verb_probs, symmetric: 4 bits meet the bar, the fewest of the widths tried (4 to 6); "
+            "the top 10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB; the "
+            "wider 5 bits do not",
         ),
         (
             [row(8, sqnr_db=None, rel_err=None, max_err=0)],
@@ -82,8 +82,8 @@ def test_each_criterion_has_its_own_fewest_bits():
         ),
         (
             [row(4, rel_err=2.0), row(8, top_worst=0.9)],
-            "verb_probs, symmetric: none of those tried (4, 8 bits) meets the bar; at 8 bits the "
-            "top 10 loses its order (90–100% kept; its last ties with others)",
+            "verb_probs, symmetric: none of the widths tried (4, 8 bits) meets the bar; at 8 bits, "
+            "the top 10 loses its order (90–100% kept; its last place is tied)",
         ),
     ],
 )
@@ -103,8 +103,8 @@ def test_of_many_tensors_a_run_says_how_many_meet_the_bar():
     rows += [row(n, tensor="w", sqnr_db=5.0 * n, top_merged=1, zeroed=0.5) for n in (4, 8)]
     (said,) = sentences(judge(*rows, levels=levels), levels, T)
     assert said == (
-        "verb_probs, symmetric: within 8 bits 2 of 3 tensors meet the bar (top k in order: 2, "
-        "rel_err ≤ 1%: 3, SQNR ≥ 30 dB: 3); worst off is w, at 8 bits the top 10 loses its order "
+        "verb_probs, symmetric: 2 of 3 tensors meet the bar within 8 bits (top k in order: 2, "
+        "rel_err ≤ 1%: 3, SQNR ≥ 30 dB: 3); the worst is w: at 8 bits, the top 10 loses its order "
         "(1 merged, the same set), 50% of the non-zero values become 0"
     )
 
@@ -173,9 +173,9 @@ def test_what_is_kept_is_an_interval():
 
 def test_what_has_no_verdict_is_named():
     assert unmeasured_text([], T) == ""
-    assert unmeasured_text(["a", "b\n"], T) == "No verdict of a, b\\n: not measured"
+    assert unmeasured_text(["a", "b\n"], T) == "No verdict for a, b\\n: not measured"
     assert (
-        unmeasured_text(list("abcdef"), T) == "No verdict of a, b, c, d, and 2 more: not measured"
+        unmeasured_text(list("abcdef"), T) == "No verdict for a, b, c, d, and 2 more: not measured"
     )
 
 

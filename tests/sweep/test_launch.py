@@ -95,7 +95,7 @@ def test_another_sweep_s_failures_are_shown_and_cost_nothing(tmp_path):
     sweep = ["-m", "dist=file/npy", f"hydra.sweep.dir={tmp_path}/s"]
     bad = run(*sweep, f"dist.path={tmp_path}/bad.npy,{tmp_path}/good.npy")
     assert bad.returncode == 1
-    assert "1 of 2 runs failed; to do them again: python" in bad.stderr
+    assert "1 of 2 runs failed; to retry them, run: python" in bad.stderr
     good = run(*sweep, f"dist.path={tmp_path}/good.npy")
     assert good.returncode == 0, good.stderr
     assert "bad.npy failed: " in good.stdout

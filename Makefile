@@ -2,9 +2,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
+PYTHONS := 3.12 3.13
+FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test lint bench bench-sweep slurm chromium ray lock clean
+.PHONY: help lab demo test pythons lint bench bench-sweep slurm chromium ray lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -21,6 +23,10 @@ demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bi
 
 test: .venv/dev .venv/demo .venv/wheel ## run the test suite
 	@$(BIN)/pytest
+
+pythons: $(PYTHONS:%=.venv/python%) ## run the fast tests under the other Pythons that are here
+	@for version in $(PYTHONS); do \
+		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q --no-cov $(FAST) || exit 1; done
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm
@@ -68,6 +74,15 @@ clean: ## remove the environment and every cache
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
 	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf]' --group dev
 	@touch $@
+
+.venv/python%: pyproject.toml requirements.lock
+	@for python in python$* $(HOME)/.pyenv/versions/$*.*/bin/python$*; do \
+		"$$python" -m venv $@ 2>/dev/null && break; done; \
+	if test -x $@/bin/pip; then \
+		$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip && \
+		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf]' --group dev && \
+		touch $@; \
+	else echo "there is no Python $* here"; fi
 
 .venv/wheel: .venv/lab requirements.lock $(PACKAGED)
 	@rm -rf .venv/dist $@

@@ -307,3 +307,41 @@ def test_a_tensor_that_is_not_finite_fails_its_run_alone(tmp_path, monkeypatch):
     assert many.stdout.count(told) == 1
     nested = json.loads((tmp_path / "sweep" / "results.json").read_text())
     assert list(nested) == ["hidden", "verb_probs"]
+
+
+def test_a_single_run_ends_with_its_record_and_how_to_get_a_report(tmp_path):
+    done = run("dist=hidden", "report.lang=es", f"hydra.sweep.dir={tmp_path}")
+    path, advice = done.stdout.splitlines()[-2:]
+    (directory,) = tmp_path.iterdir()
+    assert path == str(directory / "record.json")
+    assert advice == f"para obtener un informe: quantlab report {directory}"
+    command = advice.partition(": ")[2].split()
+    done = run_python("-m", *command)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "hidden, symmetric: 8 bits no cumplen el listón" in done.stdout
+    assert '<html lang="es">' in (directory / "report.html").read_text()
+    command = json.loads((directory / "manifest.json").read_bytes())["command"]
+    asked = f"dist=hidden report.lang=es hydra.sweep.dir={tmp_path}"
+    assert command == f"python run.py {asked}"
+
+
+def test_values_that_float32_turns_to_zero_are_reported(tmp_path):
+    tensors = {f"t{n}": np.array([1.0, 1e-50] + n * [1e-60]) for n in range(5)}
+    np.savez(tmp_path / "w.npz", kept=np.ones(2), **tensors)
+    source = ["dist=file/npz", f"dist.path={tmp_path}/w.npz"]
+    lines = [
+        "t0: one value is too small for float32 and was measured as 0",
+        "t1: 2 values are too small for float32 and were measured as 0",
+        "t2: 3 values are too small for float32 and were measured as 0",
+        "... and so are values of 2 more tensors, in results.csv",
+    ]
+    done = run(*source, f"hydra.sweep.dir={tmp_path}/one")
+    assert "\n".join(lines) in done.stdout
+    done = run("-m", *source, "n_bits=4,8", f"hydra.sweep.dir={tmp_path}/many")
+    assert "\n".join(lines) in done.stdout
+    for name in ("report.html", "report.md"):
+        text = (tmp_path / "many" / name).read_text()
+        assert all(line in text for line in lines)
+    table = pd.read_csv(tmp_path / "many" / "results.csv").query("n_bits == 8")
+    counts = dict(zip(table["tensor"], table["underflowed"].fillna(0), strict=True))
+    assert counts == {"kept": 0, "t0": 1, "t1": 2, "t2": 3, "t3": 4, "t4": 5}

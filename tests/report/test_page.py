@@ -8,7 +8,7 @@ import pytest
 
 import quantlab
 from quantlab.records.record import Outcome
-from quantlab.report import findings, page, prediction_table
+from quantlab.report import page, prediction_table
 from quantlab.report.aggregate import aggregate as collect
 from quantlab.report.bar import Bar
 from quantlab.report.texts import LANGUAGES, Texts
@@ -176,52 +176,7 @@ def test_a_sweep_of_failures_has_a_page_too(tmp_path):
         assert "tensor 'w' is empty" in text or "tensor &#39;w&#39; is empty" in text
 
 
-def rows(*dists, modes=("s", "t"), widths=(4, 8, 16), tensors=("w",), sqnr=float):
-    return [
-        {"dist": dist, "mode": mode, "n_bits": n, "tensor": tensor, "sqnr_db": sqnr(n)}
-        for dist in dists
-        for mode in modes
-        for n in widths
-        for tensor in tensors
-    ]
-
-
-def named(found, chosen):
-    return [
-        "".join(str(found[n][key]) for key in ("dist", "mode", "n_bits", "tensor")) for n in chosen
-    ]
-
-
 LEVELS = ["dist", "mode", "n_bits", "tensor"]
-
-
-def test_one_row_a_source_and_mode_is_looked_at_in_eight_bits_the_worst_first():
-    found = rows("a", "b", "c", "d")
-    found[[each["dist"] for each in found].index("d") + 1]["sqnr_db"] = 1.0
-    assert named(found, findings.choose_details(found, LEVELS)) == [
-        "ds8w", "as8w", "at8w", "bs8w", "bt8w", "cs8w",
-    ]  # fmt: skip
-    narrow = rows("a", widths=(4, 16))
-    assert named(narrow, findings.choose_details(narrow, LEVELS)) == ["as4w", "at4w"]
-
-
-def test_of_many_tensors_the_worst_is_looked_at():
-    found = rows("a", modes="s", widths=[8], tensors=("w", "v", "u"))
-    found[1]["sqnr_db"], found[2]["sqnr_db"] = 5.0, None
-    assert named(found, findings.choose_details(found, LEVELS)) == ["as8v"]
-
-
-def test_what_else_was_swept_is_looked_at_too():
-    found = [row | {"seed": seed} for seed in (1, 2) for row in rows("a", modes="s")]
-    assert named(found, findings.choose_details(found, [*LEVELS, "seed"])) == ["as8w", "as8w"]
-
-
-def test_the_histogram_is_of_hidden_in_each_mode():
-    found = rows("a", "hidden", tensors=("w", "v"), widths=(16, 8))
-    worst = next(each for each in found if each["dist"] == "hidden" and each["n_bits"] == 8)
-    worst["sqnr_db"] = 1.0
-    assert named(found, findings.choose_histogram(found)) == ["hiddens8w", "hiddent8w"]
-    assert named(found[:4], findings.choose_histogram(found[:4])) == ["as8w"]
 
 
 def test_pictures_of_an_earlier_report_go_and_nothing_else_does(lab):
@@ -245,6 +200,19 @@ def test_every_prediction_is_coloured_by_how_wrong_it_was(lab_sweep):
     expected = [each.grade for _, row in guesses for each in row]
     assert re.findall(r'<td class="(close|off|wrong)">', page) == expected
     assert set(expected) == {"close", "off", "wrong"}
+
+
+def test_predictions_beyond_the_first_twelve_are_folded(tmp_path):
+    sweep = ["dist=glob(*)", "mode=sym,asym", "n_bits=4,6,8"]
+    done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    html = (tmp_path / "report.html").read_text()
+    section = html.partition("<h2>Predicted against measured</h2>")[2].partition("</section>")[0]
+    folded = re.search(
+        r"<details>\n<summary>6 more rows</summary>(.*)</details>", section, re.DOTALL
+    )
+    assert folded[1].count('<th scope="row">') == 6
+    assert section.count('<th scope="row">') == 18
 
 
 def test_a_file_s_name_need_not_be_unicode(tmp_path):

@@ -1,218 +1,19 @@
 """Readers on files written by the real packages, and on files that lie."""
 
-import contextlib
 import json
 import struct
-import sys
 import warnings
 import zipfile
 
-import gguf
-import ml_dtypes
 import numpy as np
 import pytest
-import safetensors.numpy
-from safetensors import TensorSpec, serialize_file
 
-from quantlab.experiment import Experiment
-from quantlab.formats.uniform import Asymmetric
-from quantlab.sources import file, npz, readers
+from quantlab.sources import file
 from quantlab.sources.gguf import Gguf
 from quantlab.sources.npy import Npy
 from quantlab.sources.npz import Npz
 from quantlab.sources.safetensors import Safetensors
-from tests.conftest import measure, measure_tensor
-
-RNG = np.random.default_rng(0)
-X = RNG.standard_normal((40, 30)).astype(np.float32)
-
-
-def read(source):
-    """Return what each chosen tensor holds, as float32 in its shape."""
-    return {
-        tensor.name: tensor.block(0, tensor.size).reshape(tensor.shape)
-        for tensor in source.tensors()
-    }
-
-
-def write_safetensors(path, **arrays):
-    safetensors.numpy.save_file(arrays, path)
-    return str(path)
-
-
-def write_raw(path, header, data=b""):
-    """Write a safetensors file by hand, so that its header may lie."""
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text + data)
-    return str(path)
-
-
-def write_gguf(path, **arrays):
-    writer = gguf.GGUFWriter(path, "test")
-    for name, (array, kind) in arrays.items():
-        writer.add_tensor(name, array, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return str(path)
-
-
-@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8", ">f8"])
-@pytest.mark.parametrize("order", ["C", "F"])
-def test_npy_of_any_float_dtype_and_order(tmp_path, dtype, order):
-    np.save(tmp_path / "w.npy", np.asarray(X, dtype=dtype, order=order))
-    source = Npy(str(tmp_path / "w.npy"))
-    assert np.array_equal(read(source)["w"], X.astype(dtype).astype(np.float32))
-    assert source.n_bytes() == X.size * np.dtype(dtype).itemsize
-
-
-def test_npy_is_mapped_not_read(tmp_path):
-    np.save(tmp_path / "w.npy", X)
-    (tensor,) = Npy(str(tmp_path / "w.npy")).tensors()
-    assert isinstance(tensor.array.base, np.memmap)
-
-
-@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
-def test_npz_by_member(tmp_path, save):
-    save(tmp_path / "m.npz", a=X, ids=np.arange(3), none=np.empty((0, 2)), deep=X.astype(">f8"))
-    source = Npz(str(tmp_path / "m.npz"))
-    found = read(source)
-    assert list(found) == ["a", "deep"]
-    assert np.array_equal(found["deep"], X)
-    assert source.skipped() == {"ids": "int64 is no floating-point type", "none": "it is empty"}
-
-
-def test_safetensors_of_every_dtype_without_torch(tmp_path):
-    kinds = {
-        "float16": np.float16,
-        "bfloat16": ml_dtypes.bfloat16,
-        "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
-        "float8_e5m2": ml_dtypes.float8_e5m2,
-        "float64": np.float64,
-        "float32": np.float32,
-    }
-    stored = {name: X.astype(kind) for name, kind in kinds.items()} | {"ids": np.arange(4)}
-    path = tmp_path / "m.safetensors"
-    specs = {
-        name: TensorSpec(
-            dtype=name if name in kinds else "int64",
-            shape=array.shape,
-            data_ptr=array.ctypes.data,
-            data_len=array.nbytes,
-        )
-        for name, array in stored.items()
-    }
-    serialize_file(specs, path)
-    source = Safetensors(str(path))
-    found = read(source)
-    assert found.keys() == kinds.keys()
-    for name, values in found.items():
-        assert np.array_equal(values, stored[name].astype(np.float32)), name
-    assert {entry.name: entry.dtype for entry in source.entries} == {
-        name: name for name in kinds
-    } | {"ids": "I64"}
-    assert source.skipped() == {"ids": "I64 is no floating-point type"}
-
-
-def test_a_sharded_checkpoint_is_one_source(tmp_path):
-    write_safetensors(tmp_path / "a.safetensors", first=X, spare=X)
-    write_safetensors(tmp_path / "b.safetensors", second=X + 1)
-    index = tmp_path / "model.safetensors.index.json"
-    weights = {"first": "a.safetensors", "second": "b.safetensors"}
-    index.write_text(json.dumps({"metadata": {}, "weight_map": weights}))
-    found = read(Safetensors(str(index)))
-    assert list(found) == ["first", "second"]
-    assert np.array_equal(found["second"], X + 1)
-
-
-def test_gguf_floats_are_read_and_quantized_tensors_left_out(tmp_path):
-    kind = gguf.GGMLQuantizationType
-    brain = X.astype(ml_dtypes.bfloat16)
-    path = write_gguf(
-        tmp_path / "m.gguf",
-        f32=(X, None),
-        f16=(X.astype(np.float16), None),
-        bf16=(brain.view(np.uint8), kind.BF16),
-        q8=(gguf.quantize(RNG.standard_normal((4, 64)).astype(np.float32), kind.Q8_0), kind.Q8_0),
-        ids=(np.arange(8, dtype=np.int32), None),
-    )
-    source = Gguf(path)
-    found = read(source)
-    assert np.array_equal(found["f32"], X)
-    assert np.array_equal(found["f16"], X.astype(np.float16).astype(np.float32))
-    assert np.array_equal(found["bf16"], brain.astype(np.float32))
-    assert source.skipped() == {
-        "q8": "Q8_0 is quantized already",
-        "ids": "I32 is no floating-point type",
-    }
-
-
-def test_a_big_endian_gguf_is_refused_not_misread(tmp_path):
-    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "test", endianess=gguf.GGUFEndian.BIG)
-    writer.add_tensor("w", X.copy())
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    with pytest.raises(ValueError, match="is big-endian: convert it"):
-        Gguf(str(tmp_path / "m.gguf"))
-
-
-def test_a_damaged_member_costs_no_other(tmp_path):
-    path = tmp_path / "m.npz"
-    np.savez(path, a=X, b=X + 1, c=X)
-    content = path.read_bytes()
-    path.write_bytes(content.replace((X + 1).tobytes()[:64], bytes(64)))
-    outcome = Experiment(Npz(str(path)), Asymmetric(8), 10, 1e-8, 1).run()
-    assert list(outcome.tensors) == ["a", "c"]
-    assert outcome.failed["b"].startswith(f"tensor 'b' cannot be read: {path} is no npz file, or")
-
-
-def test_a_member_over_the_limit_is_left_out_and_costs_no_other(tmp_path):
-    np.savez(tmp_path / "m.npz", small=X[0], big=np.zeros(10**5, np.float32))
-    source = Npz(str(tmp_path / "m.npz"), max_bytes=1000)
-    assert list(read(source)) == ["small"]
-    assert source.skipped()["big"].startswith("it unpacks to 400128 bytes, above the limit of 1000")
-
-
-def test_a_name_with_brackets_matches_itself(tmp_path):
-    path = write_safetensors(tmp_path / "m.safetensors", **{"w[0]": X, "w0": X})
-    assert list(read(Safetensors(path, include="w[0]"))) == ["w0", "w[0]"]
-
-
-def test_patterns_choose(tmp_path):
-    path = write_safetensors(
-        tmp_path / "m.safetensors",
-        **{"enc.0.weight": X, "enc.0.bias": X, "enc.1.weight": X, "dec.weight": X},
-    )
-    assert set(read(Safetensors(path, include="enc*weight"))) == {"enc.0.weight", "enc.1.weight"}
-    assert set(read(Safetensors(path, include=["dec*", "*bias"]))) == {"dec.weight", "enc.0.bias"}
-    left = Safetensors(path, include="enc*", exclude=["*bias", "*1*"])
-    assert set(read(left)) == {"enc.0.weight"}
-    assert left.skipped() == {
-        "dec.weight": "not in dist.include",
-        "enc.0.bias": "in dist.exclude",
-        "enc.1.weight": "in dist.exclude",
-    }
-
-
-@pytest.mark.parametrize(
-    ("patterns", "told"),
-    [
-        ({"include": "encodr.weight"}, "dist.include=encodr.weight matches none of the 2 tensors"),
-        ({"include": "encodr.weight"}, ": near misses are encoder.weight"),
-        ({"include": "QQQ"}, "none comes close"),
-        ({"include": "weight"}, "patterns match whole names in their case, and encoder.weight hol"),
-        ({"include": ["head", "*HEAD*"]}, r"dist.include=\*HEAD\* matches none"),
-        ({"exclude": ["*encdr*"]}, r"dist.exclude=\*encdr\* matches none of the 2 tensors in "),
-        ({"exclude": "*"}, "holds no tensor to measure: encoder.weight: in dist.exclude"),
-    ],
-)
-def test_a_pattern_without_a_match_is_told_with_near_misses(tmp_path, patterns, told):
-    path = write_safetensors(tmp_path / "m.safetensors", **{"encoder.weight": X, "head": X})
-    with pytest.raises(ValueError, match=told):
-        Safetensors(path, **patterns).require_tensors()
+from tests.sources.samples import X, read, write_gguf, write_raw, write_safetensors
 
 
 def test_a_file_of_integers_has_nothing_to_measure(tmp_path):
@@ -242,12 +43,6 @@ def test_a_tensor_is_hashed_once_per_state_of_its_file(tmp_path, monkeypatch):
     np.save(path, np.vstack([X, X]))
     assert next(Npy(str(path)).tensors()).sha256() != first
     assert hashed == ["w", "w"]
-
-
-def test_a_file_measures_as_its_array(tmp_path):
-    np.save(tmp_path / "w.npy", X)
-    (tensor,) = Npy(str(tmp_path / "w.npy")).tensors()
-    assert measure_tensor(tensor, Asymmetric(8)) == measure(X, Asymmetric(8))
 
 
 def bad_files(folder):
@@ -351,52 +146,7 @@ def test_a_bad_file_is_one_sentence_that_names_it(tmp_path):
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("offset", range(0, 200, 7))
-@pytest.mark.parametrize("kind", ["npy", "npz", "safetensors", "gguf"])
-def test_a_flipped_byte_is_read_or_refused(tmp_path, kind, offset):
-    """Whatever a reader makes of it: a ValueError or a tensor, nothing else."""
-    path = tmp_path / f"w.{kind}"
-    if kind == "npy":
-        np.save(path, X)
-    elif kind == "npz":
-        np.savez(path, w=X)
-    elif kind == "safetensors":
-        write_safetensors(path, w=X)
-    else:
-        write_gguf(path, w=(X, None))
-    content = bytearray(path.read_bytes())
-    content[offset] ^= 0x91
-    path.write_bytes(content)
-    with contextlib.suppress(ValueError):
-        read(readers.reader(path)(str(path)))
-
-
-def test_a_suffix_that_nobody_reads_is_told(tmp_path):
-    (tmp_path / "w.bin").touch()
-    with pytest.raises(ValueError, match=r"has none of the suffixes \.npy, \.npz, "):
-        readers.reader(tmp_path / "w.bin")
-    with pytest.raises(ValueError, match="does not exist"):
-        readers.reader(tmp_path / "x.bin")
-
-
 def test_a_file_of_another_format_is_told(tmp_path):
     np.save(tmp_path / "w.npy", X)
     with pytest.raises(ValueError, match=r"is no gguf file, .* its suffix is that of npy"):
         Gguf(str(tmp_path / "w.npy"))
-
-
-def test_a_missing_package_is_told(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "gguf", None)
-    path = write_gguf(tmp_path / "w.gguf", w=(X, None))
-    with pytest.raises(ValueError, match=r"takes the package gguf: pip install 'quantlab\[gguf\]'"):
-        Gguf(path)
-
-
-@pytest.mark.parametrize("given", [0, ["a", 1.5], [True], [float("nan")]])
-@pytest.mark.parametrize("key", ["include", "exclude"])
-def test_a_pattern_that_yaml_took_for_something_else_is_named(tmp_path, key, given):
-    np.savez(tmp_path / "x.npz", a=np.ones(3))
-    with pytest.raises(
-        ValueError, match=rf"^dist\.{key} takes names or patterns, got .*: quote it"
-    ):
-        npz.Npz(str(tmp_path / "x.npz"), **{key: given})

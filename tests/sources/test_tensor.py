@@ -25,6 +25,13 @@ def test_elements_count_in_c_order_whatever_the_layout(view):
     assert values.tolist() == view.astype(np.float32).ravel()[indices].tolist()
 
 
+def test_values_that_underflow_are_counted():
+    values = np.array([1.0, 0.0, 1e-46, -1e-300, 1e-45, np.finfo(np.float32).tiny])
+    assert Tensor("x", values).underflows(0, 6) == 2
+    assert Tensor("x", values).underflows(3, 6) == 1
+    assert Tensor("x", values.astype(np.float32)).underflows(0, 6) == 0
+
+
 def test_a_finite_tensor_is_no_error():
     Tensor("x", X).require_finite()
 

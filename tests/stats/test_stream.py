@@ -208,3 +208,11 @@ def test_a_tensor_of_equal_values_loses_no_order(size):
     spiked = np.ones(size, np.float32)
     spiked[5] = 1.0001
     assert not measure(spiked, Symmetric(8))["rank"]["top_order_kept"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_values_that_float32_turns_to_zero_are_counted(threads):
+    x = np.ones(3 * 2**20)
+    x[::1000] = 1e-60
+    assert measure(x, Symmetric(8), threads=threads)["underflowed"] == len(x[::1000])
+    assert "underflowed" not in measure(x.astype(np.float32), Symmetric(8), threads=threads)

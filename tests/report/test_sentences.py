@@ -1,0 +1,129 @@
+import re
+
+import pytest
+
+from quantlab.report.bar import Bar
+from quantlab.report.sentences import answers, rank_text, sentences, unmeasured_text
+from quantlab.report.texts import Texts
+from tests.report.test_verdict import judge, row
+
+T = Texts("en")
+LEVELS = ["dist", "mode", "n_bits"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        (
+            [row(4, rel_err=0.5), row(8)],
+            "verb_probs, symmetric: 8 bits meet the bar, the fewest of the widths tried (4, 8); "
+            "the top 10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB",
+        ),
+        (
+            [row(4), row(5, top_merged=1), row(6)],
+            "verb_probs, symmetric: 4 bits meet the bar, the fewest of the widths tried (4 to 6); "
+            "the top 10 keeps its order, the mean relative error is 0.1%, the SQNR is 50 dB; the "
+            "wider 5 bits do not",
+        ),
+        (
+            [row(8, sqnr_db=None, rel_err=None, max_err=0)],
+            "verb_probs, symmetric: 8 bits meet the bar; the top 10 keeps its order, the mean "
+            "relative error is undefined, the SQNR is infinite",
+        ),
+        (
+            [row(8, top_merged=2, top_swapped=1, rel_err=0.341, sqnr_db=12.3, zeroed=0.25)],
+            "verb_probs, symmetric: 8 bits do not meet the bar; the top 10 loses its order (1 "
+            "swapped, 2 merged, the same set), the mean relative error is 34.1% (at most 1%), the "
+            "SQNR is 12.3 dB (at least 30 dB), 25% of the non-zero values become 0",
+        ),
+        (
+            [row(4, rel_err=2.0), row(8, top_worst=0.9)],
+            "verb_probs, symmetric: none of the widths tried (4, 8 bits) meets the bar; at 8 bits, "
+            "the top 10 loses its order (90–100% kept; its last place is tied)",
+        ),
+    ],
+)
+def test_the_sentence_says_how_many_bits_and_why(rows, said):
+    assert list(sentences(judge(*rows), LEVELS, T)) == [said]
+
+
+def test_of_many_tensors_a_run_says_how_many_meet_the_bar():
+    levels = [*LEVELS, "tensor"]
+    rows = [row(n, tensor=name) for n in (4, 8) for name in ("a", "b")]
+    rows += [row(n, tensor="w", sqnr_db=5.0 * n, top_merged=1, zeroed=0.5) for n in (4, 8)]
+    (said,) = sentences(judge(*rows, levels=levels), levels, T)
+    assert said == (
+        "verb_probs, symmetric: 2 of 3 tensors meet the bar within 8 bits (top k in order: 2, "
+        "rel_err ≤ 1%: 3, SQNR ≥ 30 dB: 3); the worst is w: at 8 bits, the top 10 loses its order "
+        "(1 merged, the same set), 50% of the non-zero values become 0"
+    )
+
+
+def test_the_lab_s_question_is_answered_at_eight_bits_alone():
+    assert not list(answers(judge(row(4), row(16)), T))
+    assert not list(answers(judge(row(8, dist="hidden")), T))
+    (no,) = answers(judge(row(8, rel_err=0.3), row(8, mode="asymmetric", rel_err=0.2)), T)
+    assert no[0] == "Can INT8 alone be trusted for verb-form prediction?"
+    assert no[1] == (
+        "No. verb_probs, symmetric: the mean relative error is 30% (at most 1%); verb_probs, "
+        "asymmetric: the mean relative error is 20% (at most 1%)."
+    )
+    (yes,) = answers(judge(row(8, rel_err=0.3), row(8, mode="asymmetric")), T)
+    assert yes[1].startswith("Yes. verb_probs, asymmetric: the top 10 keeps its order, ")
+
+
+def test_the_answer_is_yes_only_where_a_mode_meets_the_bar_under_every_seed():
+    levels = [*LEVELS, "seed"]
+    rows = [row(8, seed=seed, rel_err=0.3 if seed > 3 else 0.001) for seed in range(10)]
+    (no,) = answers(judge(*rows, levels=levels), T)
+    assert no[1].startswith("No. verb_probs, symmetric, seed=")
+    assert no[1].count("(at most 1%)") == 4
+    assert no[1].endswith("; and 2 more.")
+    always = [row(8, mode="asymmetric", seed=seed) for seed in range(10)]
+    (yes,) = answers(judge(*rows, *always, levels=levels), T)
+    assert yes[1].startswith("Yes. verb_probs, asymmetric, seed=")
+    assert "symmetric, seed=4:" not in yes[1].replace("asymmetric", "")
+
+
+def test_runs_that_differ_in_the_middle_of_a_long_name_are_not_mixed():
+    levels = [*LEVELS, "tensor", "dist.path"]
+    rows = [
+        row(8, tensor=tensor, rel_err=0.5 if number == 2 else 0.001)
+        | {"dist.path": f"/models/llama-7b-step-{number}000/checkpoint-final/weights.npz"}
+        for number in (1, 2)
+        for tensor in ("a", "b")
+    ]
+    messages = list(sentences(judge(*rows, levels=levels), levels, T))
+    assert [re.search(r"step-(\d).* (\d) of 2 tensors", each).groups() for each in messages] == [
+        ("2", "0"),
+        ("1", "2"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rel_err", "asked", "said"),
+    [
+        (0.34069, 0.3405, "34.07% (at most 34.05%)"),
+        (0.0700001, 0.07, "7.00001% (at most 7%)"),
+        (0.5, 0.01, "50% (at most 1%)"),
+    ],
+)
+def test_a_figure_that_misses_looks_as_if_it_does(rel_err, asked, said):
+    bar = Bar(rel_err=asked, sqnr_db=29.5)
+    (messages,) = sentences(judge(row(8, rel_err=rel_err, sqnr_db=29.49999), bar=bar), LEVELS, T)
+    assert (
+        f"the mean relative error is {said}, the SQNR is 29.49999 dB (at least 29.5 dB)" in messages
+    )
+
+
+def test_what_is_kept_is_an_interval():
+    half = row(8, top_worst=0.5, top_best=0.9, top_merged=2)
+    assert rank_text(half, T) == "2 merged, 50–90% kept"
+
+
+def test_what_has_no_verdict_is_named():
+    assert unmeasured_text([], T) == ""
+    assert unmeasured_text(["a", "b\n"], T) == "No verdict for a, b\\n: not measured"
+    assert (
+        unmeasured_text(list("abcdef"), T) == "No verdict for a, b, c, d, and 2 more: not measured"
+    )

@@ -1,4 +1,4 @@
-"""The README's figures are those of the committed sweep and of the commands beside them."""
+"""The figures of the docs are those of the committed sweep and of the commands beside them."""
 
 import json
 import re
@@ -11,7 +11,10 @@ from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run_python
 
-README = (ROOT / "README.md").read_text()
+PAGES = {
+    path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
+}
+README, WRITE_UP, CHECKPOINTS = (PAGES[name] for name in ("README.md", "lab.md", "checkpoints.md"))
 DEMO = ROOT / ".venv/demo/silero_vad/data/silero_vad_16k.safetensors"
 LAB = json.loads((ROOT / "multirun" / "lab" / "results.json").read_text())
 
@@ -33,10 +36,10 @@ def test_the_committed_results_are_what_the_lab_gives(lab_sweep):
 
 def test_the_tables_are_those_of_the_committed_sweep():
     levels = ["dist", "mode"]
-    assert (
-        console.render(terminal.measured_table(committed(), levels, Bar(), Texts("en"))) in README
-    )
-    assert console.render(terminal.predicted_table(committed(), levels)) in README
+    measured = console.render(terminal.measured_table(committed(), levels, Bar(), Texts("en")))
+    assert measured in README
+    assert measured in WRITE_UP
+    assert console.render(terminal.predicted_table(committed(), levels)) in WRITE_UP
 
 
 def test_the_example_prints_what_is_shown():
@@ -48,7 +51,7 @@ def test_the_example_prints_what_is_shown():
 
 def test_the_default_bar_is_the_one_argued_for():
     for key, asked in Bar().criteria.items():
-        assert f"| `{key}` | `{json.dumps(asked).removesuffix('.0')}` |" in README
+        assert f"| `{key}` | `{json.dumps(asked).removesuffix('.0')}` |" in CHECKPOINTS
 
 
 def test_the_claims_hold():
@@ -82,21 +85,26 @@ def test_the_claims_hold():
         f"{hidden['scale'] / hidden['predicted_scale']:.2f} times the prediction",
         f"largest error 0.5 on tense_logits, {0.5 / finer['scale']:.0f} steps",
     ):
-        assert claim in " ".join(README.split()), claim
+        assert claim in " ".join(WRITE_UP.split()), claim
+    for claim in (
+        f"A mean relative error of {verb['rel_err']:.1%} ({verb_asym['rel_err']:.1%} asymmetric), "
+        f"{verb['zeroed']:.1%} ({verb_asym['zeroed']:.1%})",
+    ):
+        assert claim in " ".join(README.split())
     assert hidden["mae"] == pytest.approx(hidden["scale"] / 4, rel=0.02)
 
 
 def test_the_zero_points_are_those_shown(tmp_path):
     sweep = ["dist=tense_logits", "mode=asym", "mode.zero_point=widen,clip,wide_int"]
     done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
-    assert done.stdout.split("\n\n")[1] in README
+    assert done.stdout.split("\n\n")[1] in WRITE_UP
 
 
 def test_the_widths_of_verb_probs_are_those_said(tmp_path):
     sweep = ["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"]
     done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
     _, *verdicts, _ = done.stdout.split("\n\n")[-2].splitlines()
-    assert "\n".join(verdicts) in README
+    assert "\n".join(verdicts) in WRITE_UP
     table = quantlab.load(tmp_path).query("mode == 'symmetric'").set_index("n_bits")
     assert table[table["top_order_kept"]].index.tolist() == [10, 12, 13, 14, 15, 16]
 
@@ -115,7 +123,7 @@ def test_the_demo_prints_what_is_shown(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     overview, heading, worst = done.stdout.split("\n\n")[1:4]
-    assert f"{overview}\n\n{heading}\n\n{worst}" in README
+    assert f"{overview}\n\n{heading}\n\n{worst}" in CHECKPOINTS
 
 
 def test_no_value_of_the_lab_lies_on_a_half_step():
@@ -130,3 +138,53 @@ def test_no_value_of_the_lab_lies_on_a_half_step():
         for quantizer in (uniform.Symmetric(8), uniform.Asymmetric(8)):
             steps = x / quantizer.choose(*uniform.value_range(x)).scale
             assert not (np.abs(steps - np.trunc(steps)) == 0.5).any()
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) < 160
+
+
+def anchors(text):
+    """The anchors that a page has, as GitHub makes them of its headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_every_link_leads_somewhere(name):
+    here = ROOT if name == "README.md" else ROOT / "docs"
+    for link in re.findall(r"\]\(([^)]+)\)", PAGES[name]):
+        path, _, anchor = link.partition("#")
+        target = here / path if path else here / name
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), link
+
+
+def test_the_way_of_a_value_names_each_room_once():
+    story = README.partition("The way of one value")[2].partition("```")[0]
+    assert len(story.partition("\n\n")[2].strip().splitlines()) <= 10
+    for room in ("formats", "sources", "stats", "records", "report", "sweep"):
+        assert len(re.findall(rf"`{room}`", story)) == 1, room
+
+
+def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
+    text = PAGES["extending.md"]
+    for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    command = re.search(r"^quantlab (run --config-dir own .*)$", text, re.MULTILINE)[1]
+    done = run_python("-m", "quantlab", *command.split(), cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    (results,) = tmp_path.glob("multirun/*/results.json")
+    modes = json.loads(results.read_bytes())["laplace"]
+    assert {mode: list(widths) for mode, widths in modes.items()} == {
+        "power_of_two": ["4", "8"],
+        "symmetric": ["4", "8"],
+    }
+
+
+def test_sweeps_resume_as_shown(tmp_path):
+    commands = re.findall(r"^\$ (python .*)$", PAGES["sweeps.md"], re.MULTILINE)
+    for command in commands:
+        done = run_python(ROOT / command.split()[1], *command.split()[2:], cwd=tmp_path)
+    assert done.stdout.splitlines()[0] in PAGES["sweeps.md"]

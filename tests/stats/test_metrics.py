@@ -1,3 +1,4 @@
+import json
 import math
 from collections import Counter
 
@@ -11,7 +12,9 @@ from quantlab.formats.uniform import Asymmetric, Symmetric, dequantize, quantize
 from quantlab.sources.lab import Hidden, TenseLogits, VerbProbs
 from quantlab.stats.metrics import METRICS, require_threshold
 from quantlab.stats.sums import exact_sums, total
-from tests.conftest import measure
+from tests.conftest import ROOT, measure
+
+DATA = ROOT / "tests" / "data" / "schema3"
 
 SOURCES = [
     TenseLogits(42, None),
@@ -137,6 +140,26 @@ def test_kl_is_for_probability_vectors_that_keep_their_support():
     assert flushed["measured"]["kl"] is None
     assert flushed["reasons"]["kl"] == "x_hat is 0 at 1 elements where x is not"
     assert measure(p - 1, Symmetric(4))["reasons"]["kl"] == "x is no probability vector"
+
+
+def test_a_long_probability_vector_with_zeros_has_its_kl():
+    p = np.tile(np.float32([3, 1, 2, 2]), 2**15)
+    p[:8] = 0
+    p /= p.sum(dtype=np.float64)
+    x, q = p[8:].astype(float), measure_x_hat(p, Asymmetric(16))[8:]
+    exact = math.fsum(x * np.log2(x / q)) / x.sum() + math.log2(q.sum() / x.sum())
+    assert measure(p, Asymmetric(16))["measured"]["kl"] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("path", sorted((DATA / "lab").glob("*/record.json")), ids=str)
+def test_recorded_figures_come_out_to_the_last_digit(path):
+    for name, kept in json.loads(path.read_bytes())["tensors"].items():
+        source = next(each for each in SOURCES if next(each.tensors()).name == name)
+        result = measure(next(source.tensors()).array, Asymmetric(6), name)
+        assert result["measured"].items() <= kept["measured"].items()
+        assert {
+            key: result[key] for key in ("rank", "codes", "error_histogram")
+        }.items() <= kept.items()
 
 
 def measure_x_hat(x, quantizer):

@@ -17,6 +17,7 @@ def test_the_figures_follow_from_the_step():
 
 def test_a_landmark_below_half_a_step_is_lost_whole():
     assert predict(step=0.5, rms=1.0, landmark=0.2)["landmark_rel_err"] == 1.0
+    assert predict(step=0.5, rms=1.0, landmark=0.25)["landmark_rel_err"] == 0.5
     assert predict(step=0.5, rms=1.0, landmark=0.5)["landmark_rel_err"] == 0.25
 
 

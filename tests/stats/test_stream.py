@@ -69,6 +69,16 @@ def test_threads_and_block_sizes_change_nothing(x, quantizer, monkeypatch):
     assert all(each == found[0] for each in found)
 
 
+def test_sampled_errors_fall_on_every_column_of_a_matrix(monkeypatch):
+    monkeypatch.setattr(stream, "SAMPLE", 2**12)
+    x = np.zeros((2**10, 2**4), np.float32)
+    x[:, 1::2] = 0.26  # an even step between samples would see the exact columns alone
+    x[0, 0] = 1
+    result = measure(x, Symmetric(4))
+    assert result["error_histogram"]["stride"] == 5
+    assert result["measured"]["err_p95"] == result["measured"]["max_err"]
+
+
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
 @pytest.mark.parametrize("scale", [1, 1e-3, 1e30])
 def test_the_engine_measures_what_the_plain_functions_do(quantizer, scale):

@@ -1,6 +1,7 @@
 """Mistakes of a person, reported in one sentence instead of a traceback."""
 
 import io
+import os
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -45,6 +46,9 @@ def report_user_errors() -> Iterator[None]:
         if interrupt.requested.is_set() or isinstance(error, KeyboardInterrupt):
             print("quantlab: interrupted", file=sys.stderr)
             raise SystemExit(INTERRUPTED) from None
+        if isinstance(error, BrokenPipeError):  # such as that of `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
         if isinstance(error, USER_ERRORS):
             raise SystemExit(f"quantlab: {error_sentence(error)}") from None
         traceback.print_exc()
@@ -58,7 +62,7 @@ def error_sentence(mistake: BaseException) -> str:
         ours = not file.startswith("hydra/")  # our groups have no slash, their options may
         group, _, option = file.partition("/") if ours else file.rpartition("/")
         if not ours and option in EXTRAS:
-            return f"{group}={option} is not installed: pip install -e '.[{EXTRAS[option]}]'"
+            return f"{group}={option} is not installed: pip install 'quantlab[{EXTRAS[option]}]'"
         return f"{group}={option} does not exist: {options_hint(group, mistake.options)}"
     if isinstance(mistake, MissingMandatoryValue):
         return f"{mistake.full_key} is not set: add {mistake.full_key}=..."
@@ -71,6 +75,8 @@ def error_sentence(mistake: BaseException) -> str:
     if isinstance(mistake, InstantiationException) and cause:
         return error_sentence(cause)
     if isinstance(mistake, OverrideParseException):
+        if "=" not in mistake.override:
+            return f"{mistake.override} is no setting: write {mistake.override}=VALUE"
         why = " ".join(str(mistake).split("\n")[0].split())
         return f"{mistake.override}: {why}; a value with such a character takes quotes: {QUOTED}"
     if isinstance(mistake, KeyboardInterrupt):

@@ -1,7 +1,6 @@
 """Whether a sweep still matches its manifest, and whether a run comes out again."""
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ MISSING = "is missing: the manifest lists it"
 CHANGED = "has changed: its sha256 is not the one in the manifest"
 ABSENT = "absent"  # what stands where a key is missing
 LONGEST = 80  # characters of a value that a sentence has room for
-HYDRA = ("config", "hydra", "overrides")  # the files of a run's .hydra
 TABLES = {"results.json", "results.csv"}
 OUTCOME = ("key", "status", "error", "tensors", "failed", "skipped")
 
@@ -64,7 +62,8 @@ def _read(path: Path, name: str) -> Any:
         content = json.loads(path.read_bytes())
         schema.require(name, content)
     except OSError as reason:
-        hint = f"quantlab aggregate {path.parent} writes it"
+        sweep = any(record.find(path.parent))
+        hint = f"quantlab aggregate {path.parent} writes it" if sweep else "this is no sweep"
         raise ValueError(f"{path}: {reason.strerror}; {hint}") from None
     except (ValueError, RecursionError) as reason:
         raise ValueError(f"{path} does not follow its schema: {reason}") from None
@@ -83,38 +82,33 @@ def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
 
 
 def _hydra_faults(directory: Path, manifest: Any) -> Iterator[str]:
-    """Yield what is wrong with the configs that Hydra wrote, where the run they belong to stands.
+    """Yield what is wrong with what Hydra wrote, but for runs whose whole directory is missing.
 
-    A manifest of schema 1 does not list them.
+    A manifest of schema 1 does not list it.
     """
+    missing = [f"{run['directory']}/" for run in manifest["runs"]]
+    missing = [prefix for prefix in missing if not (directory / prefix).exists()]
     for name, sha256 in manifest.get("hydra", {}).items():
-        if (directory / name.partition("/.hydra/")[0]).exists():
+        if not name.startswith(tuple(missing)):
             yield from _changed(directory, name, sha256)
 
 
 def _unlisted(directory: Path, manifest: Any) -> Iterator[str]:
     """Yield the files that a manifest should list and does not; unlisted runs are named apart.
 
-    What is hidden belongs to launchers and locks, but for ``.hydra``.
+    A manifest of schema 1 lists nothing of what Hydra wrote, and of its runs the records alone.
     """
     runs = {run["directory"] for run in manifest["runs"]}
     listed = {"manifest.json", *TABLES, *manifest["artefacts"], *manifest.get("hydra", {})}
-    if manifest["schema"] == 1:  # it lists nothing of what Hydra wrote
-        listed |= {
-            "multirun.yaml",
-            *(f"{run}/.hydra/{name}.yaml" for run in runs for name in HYDRA),
-        }
-    for where, folders, files in os.walk(directory):
-        here = Path(where)
-        if record.NAME in files and here.relative_to(directory).as_posix() not in runs:
-            folders.clear()
+    for path in disk.visible_files(directory):
+        name = path.relative_to(directory)
+        folders = {each.as_posix() for each in name.parents}
+        of_hydra = name.name == "multirun.yaml" or ".hydra" in name.parts or name.suffix == ".log"
+        if manifest["schema"] == 1 and (of_hydra or folders & runs - {"."}):
             continue
-        links = [name for name in folders if (here / name).is_symlink()]
-        visible = [name for name in (*files, *links) if name[0] != "." and name != record.NAME]
-        for path in sorted(here / name for name in visible):
-            if path.relative_to(directory).as_posix() not in listed:
-                yield f"{path} is extra: the manifest does not list it"
-        folders[:] = sorted(name for name in folders if name == ".hydra" or name[0] != ".")
+        unlisted_run = any((directory / each / record.NAME).exists() for each in folders - runs)
+        if name.name != record.NAME and name.as_posix() not in listed and not unlisted_run:
+            yield f"{path} is extra: the manifest does not list it"
 
 
 def _run_faults(directory: Path, manifest: Any, expected: Any) -> Iterator[str]:
@@ -135,6 +129,8 @@ def _run_faults(directory: Path, manifest: Any, expected: Any) -> Iterator[str]:
         elif listed[name] != found[name]:
             yield f"{directory / 'manifest.json'} does not say of {name} what its record says"
     if listed == found:  # else they differ for the reasons above
+        if manifest["schema"] == 1:  # which knew no command of a run that stands alone
+            expected = expected | {"command": manifest["command"]}
         for where, one, other in differences(manifest, manifest | expected):
             yield f"{directory / 'manifest.json'}: {where} is {one}, the records say {other}"
 

@@ -71,17 +71,17 @@ def test_the_claims_hold():
         f"no: {verb['top_merged']} pair of neighbours merges",
         f"keep the set from {verb['top_bits_sufficient']} bits",
         f"{tense['landmark_rel_err']:.1%}; half a step is {tense['scale'] / 2 / 1.2:.1%}",
-        f"{hidden['landmark_rel_err']:.1%}; it is the mean, drawn up by values near 0, that is "
+        f"{hidden['landmark_rel_err']:.1%}; it is the mean, raised by values near 0, that is "
         f"{hidden['rel_err']:.1%}",
         f"s/2 = {hidden['scale'] / 2:.5f}: rms {hidden['rmse_over_scale']:.4f} steps",
-        f"[{tense['x_min']:.1f}, {tense['x_max']:.1f}] came",
+        f"the data spans [{tense['x_min']:.1f}, {tense['x_max']:.1f}]",
         f"{finer['predicted_scale'] / finer['scale']:.1f} times finer",
-        f"predicted at {verb['predicted_scale'] * 127:.4f} and came at {verb['x_max']:.4f}",
-        f"{verb['predicted_scale'] / verb['scale'] - 1:.0%}".replace("%", " % too coarse"),
+        f"predicted as {verb['predicted_scale'] * 127:.4f} and measured as {verb['x_max']:.4f}",
+        f"{verb['predicted_scale'] / verb['scale'] - 1:.0%}".replace("%", " % too large"),
         f"({verb_asym['predicted_landmark_rel_err']:.1%} predicted, "
         f"{verb_asym['landmark_rel_err']:.1%} measured)",
         f"predicted at {hidden['predicted_scale'] * 127:.2f}, its median; "
-        f"{max(hidden['x_max'], -hidden['x_min']):.2f} came",
+        f"the sample has {max(hidden['x_max'], -hidden['x_min']):.2f}",
         f"{hidden['scale'] / hidden['predicted_scale']:.2f} times the prediction",
         f"largest error 0.5 on tense_logits, {0.5 / finer['scale']:.0f} steps",
     ):

@@ -318,7 +318,7 @@ def test_a_single_run_ends_with_its_record_and_how_to_get_a_report(tmp_path):
     command = advice.partition(": ")[2].split()
     done = run_python("-m", *command)
     assert (done.returncode, done.stderr) == (0, "")
-    assert "hidden, symmetric: 8 bits no cumplen el listón" in done.stdout
+    assert "hidden, symmetric: 8 bits no cumplen los criterios" in done.stdout
     assert '<html lang="es">' in (directory / "report.html").read_text()
     command = json.loads((directory / "manifest.json").read_bytes())["command"]
     asked = f"dist=hidden report.lang=es hydra.sweep.dir={tmp_path}"

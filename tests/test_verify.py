@@ -98,8 +98,41 @@ def test_the_logs_of_runs_are_listed(tmp_path):
     logging = ["hydra/job_logging=default", "hydra/hydra_logging=default"]
     done = run_python("run.py", "-m", "n_bits=4,8", *logging, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
-    assert len(list(tmp_path.glob("*/run.log"))) == 2
+    logs = sorted(tmp_path.glob("*/run.log"))
+    assert len(logs) == 2
     assert verify(tmp_path)[0] == 0
+    logs[0].unlink()
+    assert verify(tmp_path) == (1, [f"{logs[0]} is missing: the manifest lists it"])
+
+
+def test_a_run_that_was_stopped_before_its_record_is_no_fault(sweep):
+    shutil.copytree(hidden(sweep) / ".hydra", sweep / "stopped" / ".hydra")
+    assert run_python("-m", "quantlab", "aggregate", sweep).returncode == 0
+    assert verify(sweep)[0] == 0
+
+
+def test_a_missing_config_of_the_sweep_is_named(sweep):
+    (sweep / "multirun.yaml").unlink()
+    assert f"{sweep}/multirun.yaml is missing: the manifest lists it" in verify(sweep)[1]
+
+
+def as_schema_1(directory):
+    """Turn a manifest into one that lists nothing of what Hydra wrote."""
+    edit(directory / "manifest.json", lambda it: (it.pop("hydra"), it.update(schema=1)))
+
+
+def test_what_a_manifest_of_schema_1_did_not_list_is_no_fault(tmp_path):
+    logging = ["hydra/job_logging=default", "hydra.output_subdir=config"]
+    sweep, single = tmp_path / "sweep", tmp_path / "single"
+    run_python("run.py", "-m", "dist=hidden", *logging, f"hydra.sweep.dir={sweep}")
+    run_python("run.py", "dist=hidden", f"hydra.run.dir={single}")
+    for directory in (sweep, single):
+        run_python("-m", "quantlab", "aggregate", directory)
+        as_schema_1(directory)
+        edit(directory / "manifest.json", lambda it: it.update(command="python run.py"))
+        assert verify(directory)[0] == 0
+        (directory / "plots" / "more.png").touch()
+        assert verify(directory)[0] == 1
 
 
 def test_an_edited_figure_is_named_also_where_the_hashes_were_edited_too(sweep):
@@ -139,6 +172,9 @@ def test_a_run_that_stands_alone_is_intact(tmp_path):
     assert run_python("run.py", "dist=hidden", f"hydra.run.dir={tmp_path}").returncode == 0
     assert run_python("-m", "quantlab", "aggregate", tmp_path).returncode == 0
     assert verify(tmp_path)[0] == 0
+    config = tmp_path / ".hydra" / "config.yaml"
+    config.unlink()
+    assert verify(tmp_path) == (1, [f"{config} is missing: the manifest lists it"])
 
 
 def test_a_manifest_may_name_nothing_outside(sweep, tmp_path):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,18 @@ def digest(path: Path) -> str:
     """Return the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def visible_files(directory: Path) -> Iterator[Path]:
+    """Yield the files and links below a directory, sorted; what is hidden is no part of a sweep.
+
+    Launchers and locks hide what is theirs; ``.hydra`` alone belongs to the runs.
+    """
+    for where, folders, files in os.walk(directory):
+        here = Path(where)
+        links = [name for name in folders if (here / name).is_symlink()]
+        yield from sorted(here / name for name in (*files, *links) if name[0] != ".")
+        folders[:] = sorted(name for name in folders if name == ".hydra" or name[0] != ".")
 
 
 def is_inside(path: Path, directory: Path) -> bool:

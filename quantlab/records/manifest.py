@@ -53,14 +53,17 @@ def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) 
     }
 
 
-def hydra_files(directory: Path, runs: Sequence[Run]) -> dict[str, str]:
+def hydra_files(directory: Path) -> dict[str, str]:
     """Return the sha256 of what Hydra wrote: the config of the sweep, those of its runs, logs."""
-    paths = [directory / "multirun.yaml"]
-    for run in runs:
-        paths += sorted((directory / run.directory).glob(".hydra/*.yaml"))
-        paths += sorted((directory / run.directory).glob("*.log"))
-    files = [path for path in paths if path.is_file()]
-    return {path.relative_to(directory).as_posix(): disk.digest(path) for path in files}
+    paths = [directory / "multirun.yaml", *directory.glob(".hydra/*"), *directory.glob("*.log")]
+    for path in directory.rglob(".hydra"):  # also where a run was stopped before its record
+        if path.parent != directory:
+            paths += disk.visible_files(path.parent)
+    return {
+        path.relative_to(directory).as_posix(): disk.digest(path)
+        for path in sorted(paths)
+        if path.is_file() and path.name != record.NAME
+    }
 
 
 def _command(directory: Path, records: Sequence[Record]) -> str | None:

@@ -2,32 +2,28 @@
 
 A config names its classes under ``_target_``, and a run's key is a hash of its config. Both outlive
 a module that moves: old names are read as today's, and keys are made of the oldest name there is,
-so that the same question keeps its key. Whoever moves a class adds a line.
+so that the same question keeps its key. Whoever moves a class appends its new name.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
-CURRENT = {  # the name in schema 3, and today's
-    "quantlab.dist.Hidden": "quantlab.sources.lab.Hidden",
-    "quantlab.dist.TenseLogits": "quantlab.sources.lab.TenseLogits",
-    "quantlab.dist.VerbProbs": "quantlab.sources.lab.VerbProbs",
-    "quantlab.files.Gguf": "quantlab.sources.gguf.Gguf",
-    "quantlab.files.Npy": "quantlab.sources.npy.Npy",
-    "quantlab.files.Npz": "quantlab.sources.npz.Npz",
-    "quantlab.files.Safetensors": "quantlab.sources.safetensors.Safetensors",
-    "quantlab.predict.LognormalShares": "quantlab.sources.expected.LognormalShares",
-    "quantlab.predict.Normal": "quantlab.sources.expected.Normal",
-    "quantlab.predict.Uniform": "quantlab.sources.expected.Uniform",
-    "quantlab.quant.Asymmetric": "quantlab.formats.uniform.Asymmetric",
-    "quantlab.quant.Symmetric": "quantlab.formats.uniform.Symmetric",
-}
-ORIGINAL = {today: old for old, today in CURRENT.items()}
-
-
-def current_name(target: str) -> str:
-    """Return what the class of an old name is called today; any other name as it is."""
-    return CURRENT.get(target, target)
+NAMES = (  # of a class, the oldest first and today's last
+    ("quantlab.dist.Hidden", "quantlab.sources.lab.Hidden"),
+    ("quantlab.dist.TenseLogits", "quantlab.sources.lab.TenseLogits"),
+    ("quantlab.dist.VerbProbs", "quantlab.sources.lab.VerbProbs"),
+    ("quantlab.files.Gguf", "quantlab.sources.gguf.Gguf"),
+    ("quantlab.files.Npy", "quantlab.sources.npy.Npy"),
+    ("quantlab.files.Npz", "quantlab.sources.npz.Npz"),
+    ("quantlab.files.Safetensors", "quantlab.sources.safetensors.Safetensors"),
+    ("quantlab.predict.LognormalShares", "quantlab.sources.expected.LognormalShares"),
+    ("quantlab.predict.Normal", "quantlab.sources.expected.Normal"),
+    ("quantlab.predict.Uniform", "quantlab.sources.expected.Uniform"),
+    ("quantlab.quant.Asymmetric", "quantlab.formats.uniform.Asymmetric"),
+    ("quantlab.quant.Symmetric", "quantlab.formats.uniform.Symmetric"),
+)
+CURRENT = {old: names[-1] for names in NAMES for old in names[:-1]}
+ORIGINAL = {later: names[0] for names in NAMES for later in names[1:]}
 
 
 def with_current_names(config: Any) -> Any:

@@ -22,6 +22,8 @@ def collect(directory: Path) -> list[Run]:
     Of each tensor a record keeps its row of the table alone: ten thousand fit in memory. Raises
     ValueError when there is no record, or none that can be read.
     """
+    if not directory.is_dir():
+        raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
     paths = list(record.find(directory))
     if not paths:
         raise ValueError(f"{directory} is not a sweep: it holds no {record.NAME}")

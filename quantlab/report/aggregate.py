@@ -43,7 +43,7 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
     findings = _findings(runs, directory, rows, levels, bar, provenance)
     artefacts |= page.artefacts(findings, t)
     artefacts["manifest.json"] = disk.to_json(
-        manifest.manifest(origin, manifest.hydra_files(directory, runs), artefacts)
+        manifest.manifest(origin, manifest.hydra_files(directory), artefacts)
     )
     for name, content in artefacts.items():
         (directory / name).parent.mkdir(exist_ok=True)

@@ -41,9 +41,13 @@ class Findings:
     provenance: Mapping[str, str]
 
     @property
-    def underflows(self) -> dict[str, int | None]:
-        """How many values of each tensor became 0 as float32, where any did."""
-        return {row["tensor"]: row.get("underflowed") for row in self.rows}
+    def underflows(self) -> dict[str, int]:
+        """How many values of each tensor became 0 as float32; of several of a name, the most."""
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            count = row.get("underflowed") or 0
+            counts[row["tensor"]] = max(count, counts.get(row["tensor"], 0))
+        return counts
 
 
 def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:

@@ -21,7 +21,7 @@ def run_summary(one: Record, t: Texts) -> str:
         lines = list(_figure_lines(one, *next(iter(tensors.items()))))
     else:
         lines = [_worst_table(tensors, t), *skipped_sentences(one["skipped"], t)]
-    underflows = {name: tensor.get("underflowed") for name, tensor in tensors.items()}
+    underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
     return "\n".join([*lines, *underflow_sentences(underflows, t)])
 
 

@@ -179,7 +179,7 @@ def grouped_by_reason(reasons: Mapping[str, str], t: Texts) -> list[tuple[str, s
     ]
 
 
-def underflow_sentences(counts: Mapping[str, int | None], t: Texts) -> Iterator[str]:
+def underflow_sentences(counts: Mapping[str, int], t: Texts) -> Iterator[str]:
     """Yield which tensors, of those given, lost values to 0 before they were quantized."""
     found = [(name, n) for name, n in counts.items() if n]
     for name, n in found[:SKIPPED]:

@@ -15,5 +15,7 @@ def reader(path: Path) -> type[File]:
     """Return the reader of a file by its suffix; raises ValueError when there is none."""
     require_file(path)
     if path.suffix not in SUFFIXES:
-        raise ValueError(f"{path} has none of the suffixes {', '.join(SUFFIXES)}: rename it")
+        raise ValueError(
+            f"{path} has none of the suffixes {', '.join(SUFFIXES)}: name a file of tensors"
+        )
     return READERS[SUFFIXES[path.suffix]]

@@ -24,7 +24,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 from quantlab.experiment import Experiment
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
-from quantlab.records.renames import current_name
+from quantlab.records.renames import with_current_names
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from quantlab.stats.stream import usable_cores
@@ -32,24 +32,19 @@ from quantlab.stats.stream import usable_cores
 
 def build(cfg: DictConfig) -> Experiment:
     """Return the experiment that a config describes; raises ValueError where it makes no sense."""
-    for group in (cfg.dist, cfg.mode):
-        _use_current_names(group)
     return Experiment(
-        dist=instantiate(cfg.dist),
-        quantizer=instantiate(cfg.mode, n_bits=cfg.n_bits),
+        dist=_instantiate(cfg.dist),
+        quantizer=_instantiate(cfg.mode, n_bits=cfg.n_bits),
         k=OmegaConf.select(cfg, "rank.k"),
         rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
         threads=usable_cores() if cfg.threads is None else cfg.threads,
     )
 
 
-def _use_current_names(node: DictConfig) -> None:
-    """Rename the classes of a config that was written before they moved."""
-    for key, child in node.items_ex(resolve=False):
-        if key == "_target_":
-            node[key] = current_name(child)
-        elif isinstance(child, DictConfig):
-            _use_current_names(child)
+def _instantiate(node: DictConfig, **more: Any) -> Any:
+    """Make what a config describes, also where it was written before its classes moved."""
+    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    return instantiate(with_current_names(plain), **more)
 
 
 def report_settings(cfg: DictConfig) -> tuple[Bar, Texts]:

@@ -121,6 +121,8 @@ def _finish(
         if not stopped:
             raise
         print(f"quantlab: {error_sentence(error)}", file=sys.stderr)
+    except BrokenPipeError:  # nobody reads on, and everything is written
+        raise
     except (OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C
         stopped = stopped or error
     if stopped or failed:

@@ -6,14 +6,23 @@ distribution and a mode from somebody's own yaml.
 
 import importlib
 import json
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 import quantlab
 from quantlab.records import record
-from quantlab.records.renames import CURRENT
+from quantlab.records.renames import (
+    CURRENT,
+    ORIGINAL,
+    with_current_names,
+    with_original_names,
+)
+from quantlab.sweep.job import build
 from tests.conftest import ROOT, run, run_python
 
 OLD = Path(__file__).parents[1] / "data" / "schema3"
@@ -88,11 +97,26 @@ def test_every_name_of_today_is_a_class(target):
     assert isinstance(getattr(importlib.import_module(module), name), type)
 
 
-def test_every_class_of_the_config_has_kept_its_oldest_name():
-    named = {
-        line.split()[1]
-        for path in (ROOT / "conf").rglob("*.yaml")
-        for line in path.read_text().splitlines()
-        if "_target_:" in line and "quantlab.sweep" not in line
-    }
-    assert named <= set(CURRENT.values())
+def test_every_class_that_a_schema_3_config_names_has_kept_its_key(home):
+    for path in home.rglob(".hydra/config.yaml"):
+        for target in re.findall(r"_target_: (quantlab\S+)", path.read_text()):
+            assert ORIGINAL[CURRENT[target]] == target
+
+
+def test_old_names_are_found_behind_interpolations_too(home):
+    (home / "own" / "dist" / "linked.yaml").write_text(
+        "_target_: quantlab.dist.Hidden\nseed: 1\nn: 8\nskip: 0\nexpected: ${belief}\n"
+    )
+    belief = "+belief={_target_:quantlab.predict.Uniform,low:0,high:1,landmark:1,words:w}"
+    searched = f"hydra.searchpath=[file://{home / 'own'}]"
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        cfg = compose("config", overrides=[searched, "dist=linked", belief])
+    before = OmegaConf.to_container(cfg)
+    assert type(build(cfg).dist.expected).__module__ == "quantlab.sources.expected"
+    assert OmegaConf.to_container(cfg) == before
+
+
+def test_old_names_are_found_in_lists():
+    old, new = ({"parts": [{"_target_": name}]} for name in next(iter(CURRENT.items())))
+    assert with_current_names(old) == new
+    assert with_original_names(new) == old

@@ -145,5 +145,5 @@ def test_a_reason_that_many_share_is_printed_once(tmp_path):
         keep(tmp_path / str(n_bits), n_bits, n_bits, work=fail)
     shown = printed(aggregate(tmp_path))
     assert "3 runs failed or left no record that can be read" in shown
-    assert "2 and 2 more failed: tensor 'w' is empty" in shown
+    assert "2 and 2 more runs failed: tensor 'w' is empty" in shown
     assert shown.count("is empty") == 1

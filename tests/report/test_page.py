@@ -49,7 +49,7 @@ def test_the_page_says_why_not_and_by_which_figures(lab_sweep):
     assert (
         "Can INT8 alone be trusted for verb-form prediction? No. verb_probs, symmetric: the top 10 "
         f"loses its order (1 merged, the same set), the mean relative error is "
-        f"{100 * results['rel_err']:.3g}% (at most 1%), {100 * results['zeroed']:.3g}% of the "
+        f"{100 * results['rel_err']:.3g}% (limit 1%), {100 * results['zeroed']:.3g}% of the "
         "non-zero values become 0"
     ) in text
     assert f"those with |x| ≤ s/2 = {results['scale'] / 2:.3g}" in text
@@ -62,7 +62,7 @@ def test_the_order_is_verdict_bits_predictions_closer_look_table_provenance(lab_
     page = (lab_sweep[0] / "report.html").read_text()
     assert re.findall(r"<h[12]>([^<]+)", page) == [
         "How many bits do these tensors need?", "Verdict", "Error against bits",
-        "Predicted against measured", "A closer look", "All figures", "Provenance",
+        "Predicted against measured", "A closer look", "All metrics", "Provenance",
     ]  # fmt: skip
 
 
@@ -81,7 +81,9 @@ def test_the_settings_of_a_sweep_are_those_of_its_report(tmp_path):
     sweep = ["-m", "dist=tense_logits", f"hydra.sweep.dir={tmp_path}"]
     done = run(*sweep, "report.lang=es", "report.bar.rel_err=null")
     assert done.returncode == 0, done.stderr
-    assert "8 bits cumplen el listón; los 5 mayores conservan su orden, la SQNR es" in done.stdout
+    assert (
+        "8 bits cumplen los criterios; los 5 mayores conservan su orden, la SQNR es" in done.stdout
+    )
     again = run_python("-m", "quantlab", "aggregate", tmp_path)
     assert "los 5 mayores conservan su orden, la SQNR es" in again.stdout
     other = run(*sweep)
@@ -171,7 +173,7 @@ def test_a_sweep_of_failures_has_a_page_too(tmp_path):
     aggregate(tmp_path)
     for name in ("report.html", "report.md"):
         text = (tmp_path / name).read_text()
-        assert "No run has any figures." in text
+        assert "No run produced results." in text
         assert "One run failed or left no record that can be read" in text
         assert "tensor 'w' is empty" in text or "tensor &#39;w&#39; is empty" in text
 

@@ -92,7 +92,7 @@ def test_the_histogram_is_of_one_tensor_in_every_mode(lab):
     with plots.plot_style():
         drawn = plots.error_histogram(hidden, T)
     assert [panel.get_title().split(",")[0] for panel in drawn.axes] == ["asymmetric", "symmetric"]
-    heading = "hidden, 8 bits: the errors are spread evenly and end at s/2"
+    heading = "hidden, 8 bits: the errors are uniform up to s/2"
     assert drawn.get_suptitle() == heading
 
 

@@ -33,8 +33,8 @@ LEVELS = ["dist", "mode", "n_bits"]
         (
             [row(8, top_merged=2, top_swapped=1, rel_err=0.341, sqnr_db=12.3, zeroed=0.25)],
             "verb_probs, symmetric: 8 bits do not meet the bar; the top 10 loses its order (1 "
-            "swapped, 2 merged, the same set), the mean relative error is 34.1% (at most 1%), the "
-            "SQNR is 12.3 dB (at least 30 dB), 25% of the non-zero values become 0",
+            "swapped, 2 merged, the same set), the mean relative error is 34.1% (limit 1%), the "
+            "SQNR is 12.3 dB (limit 30 dB), 25% of the non-zero values become 0",
         ),
         (
             [row(4, rel_err=2.0), row(8, top_worst=0.9)],
@@ -65,8 +65,8 @@ def test_the_lab_s_question_is_answered_at_eight_bits_alone():
     (no,) = answers(judge(row(8, rel_err=0.3), row(8, mode="asymmetric", rel_err=0.2)), T)
     assert no[0] == "Can INT8 alone be trusted for verb-form prediction?"
     assert no[1] == (
-        "No. verb_probs, symmetric: the mean relative error is 30% (at most 1%); verb_probs, "
-        "asymmetric: the mean relative error is 20% (at most 1%)."
+        "No. verb_probs, symmetric: the mean relative error is 30% (limit 1%); verb_probs, "
+        "asymmetric: the mean relative error is 20% (limit 1%)."
     )
     (yes,) = answers(judge(row(8, rel_err=0.3), row(8, mode="asymmetric")), T)
     assert yes[1].startswith("Yes. verb_probs, asymmetric: the top 10 keeps its order, ")
@@ -77,7 +77,7 @@ def test_the_answer_is_yes_only_where_a_mode_meets_the_bar_under_every_seed():
     rows = [row(8, seed=seed, rel_err=0.3 if seed > 3 else 0.001) for seed in range(10)]
     (no,) = answers(judge(*rows, levels=levels), T)
     assert no[1].startswith("No. verb_probs, symmetric, seed=")
-    assert no[1].count("(at most 1%)") == 4
+    assert no[1].count("(limit 1%)") == 4
     assert no[1].endswith("; and 2 more.")
     always = [row(8, mode="asymmetric", seed=seed) for seed in range(10)]
     (yes,) = answers(judge(*rows, *always, levels=levels), T)
@@ -103,17 +103,15 @@ def test_runs_that_differ_in_the_middle_of_a_long_name_are_not_mixed():
 @pytest.mark.parametrize(
     ("rel_err", "asked", "said"),
     [
-        (0.34069, 0.3405, "34.07% (at most 34.05%)"),
-        (0.0700001, 0.07, "7.00001% (at most 7%)"),
-        (0.5, 0.01, "50% (at most 1%)"),
+        (0.34069, 0.3405, "34.07% (limit 34.05%)"),
+        (0.0700001, 0.07, "7.00001% (limit 7%)"),
+        (0.5, 0.01, "50% (limit 1%)"),
     ],
 )
 def test_a_figure_that_misses_looks_as_if_it_does(rel_err, asked, said):
     bar = Bar(rel_err=asked, sqnr_db=29.5)
     (messages,) = sentences(judge(row(8, rel_err=rel_err, sqnr_db=29.49999), bar=bar), LEVELS, T)
-    assert (
-        f"the mean relative error is {said}, the SQNR is 29.49999 dB (at least 29.5 dB)" in messages
-    )
+    assert f"the mean relative error is {said}, the SQNR is 29.49999 dB (limit 29.5 dB)" in messages
 
 
 def test_what_is_kept_is_an_interval():

@@ -27,17 +27,17 @@ def test_values_that_became_equal_share_their_places():
 def test_the_next_value_is_shown_where_it_ties_with_the_last():
     assert printed([9.0, 8.0, 7.0], [9.0, 8.0, 8.0], 2) == [
         ("1", False),
-        ("2 or out", True),
-        ("2 or out", True),
+        ("2 or lower", True),
+        ("2 or lower", True),
     ]
-    assert printed([9.0, 8.0, 7.0], [8.0, 8.0, 8.0], 2) == [("1–2 or out", True)] * 3
+    assert printed([9.0, 8.0, 7.0], [8.0, 8.0, 8.0], 2) == [("1–2 or lower", True)] * 3
 
 
 def test_values_that_were_equal_are_not_marked():
     assert printed([9.0, 5.0, 5.0, 5.0], [9.0, 5.0, 5.0, 5.0], 3) == [
         ("1", False),
-        ("2–3 or out", False),
-        ("2–3 or out", False),
+        ("2–3 or lower", False),
+        ("2–3 or lower", False),
     ]
 
 

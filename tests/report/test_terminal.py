@@ -110,5 +110,5 @@ def test_the_language_of_the_report_is_that_of_the_verdict(undisturbed, tmp_path
 
     copy = shutil.copytree(undisturbed, tmp_path / "copy")
     done = run_python("-m", "quantlab", "report", copy, "report.lang=es", cwd=ROOT)
-    assert "ninguno de los anchos probados (2 a 8 bits) cumple el listón" in done.stdout
+    assert "ninguno de los anchos probados (2 a 8 bits) cumple los criterios" in done.stdout
     assert '<html lang="es">' in (copy / "report.html").read_text()

@@ -4,8 +4,6 @@ import pytest
 
 from quantlab.stats.predict import predict
 
-SAID = {"landmark": 1.0, "words": ""}
-
 
 def test_the_figures_follow_from_the_step():
     figures = predict(step=0.5, rms=1.0, landmark=1.0)

@@ -6,7 +6,7 @@ PYTHONS := 3.12 3.13
 FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test pythons lint bench bench-sweep slurm chromium ray lock clean
+.PHONY: help lab demo test pythons lint mutants bench bench-sweep slurm chromium ray lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -40,6 +40,13 @@ lint: .venv/dev ## check style, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
+
+mutants: .venv/dev ## change the numerics in small ways, and print the share that the tests notice (30 minutes)
+	@$(BIN)/mutmut run >/dev/null
+	@$(BIN)/mutmut results
+	@$(BIN)/mutmut export-cicd-stats >/dev/null
+	@$(BIN)/python -c 'import json; it = json.load(open("mutants/mutmut-cicd-stats.json")); \
+		print("{killed} of {total} mutants killed, {survived} survived".format(**it))'
 
 bench: .venv/dev ## print the benchmark tables (torch joins in where it is installed)
 	@$(BIN)/python benchmarks/throughput.py

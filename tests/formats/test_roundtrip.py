@@ -8,6 +8,7 @@ from quantlab.formats.roundtrip import RoundTrip, saturates
 from quantlab.formats.uniform import (
     FLOAT32,
     Asymmetric,
+    Params,
     Symmetric,
     dequantize,
     quantize,
@@ -36,3 +37,27 @@ def test_it_equals_the_plain_functions_bit_for_bit(policy, x, n_bits):
     assert codes.tolist() == plain.tolist()
     assert x_hat.tolist() == dequantize(plain, params).tolist()
     assert trip.clipped == np.count_nonzero(unclipped_codes(x, params) != plain)
+
+
+@pytest.mark.parametrize(
+    ("quantizer", "lo", "hi", "saturating"),
+    [
+        (Symmetric(8), -1, 1, False),
+        (Asymmetric(8), 0, 255, False),  # both ends of the code range are used
+        (Asymmetric(8), -255, 0, False),
+        (Asymmetric(8), -1, 3, False),
+        (Asymmetric(8, "clip"), 5, 6, True),
+        (Asymmetric(8, "wide_int"), 5, 6, True),
+        (Asymmetric(8), float(FLOAT32.min), float(FLOAT32.max), True),
+    ],
+)
+def test_only_what_can_saturate_is_said_to(quantizer, lo, hi, saturating):
+    assert saturates(quantizer.choose(lo, hi), quantizer.n_bits, lo, hi) == saturating
+
+
+def test_clipped_values_add_up_over_blocks():
+    params = Params(np.float32(1), 0)
+    trip = RoundTrip(params, 4, saturating=True, size=3)
+    for block in ([9, -9, 1], [8, 7, 0]):
+        trip(np.float32(block))
+    assert trip.clipped == 3

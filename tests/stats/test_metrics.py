@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.formats.uniform import Asymmetric, Symmetric, dequantize, quantize, value_range
 from quantlab.sources.lab import Hidden, TenseLogits, VerbProbs
-from quantlab.stats.metrics import METRICS, require_threshold
+from quantlab.stats.metrics import METRICS, divergence, require_threshold
 from quantlab.stats.sums import exact_sums, total
 from tests.conftest import ROOT, measure
 
@@ -183,3 +183,43 @@ def test_names_are_columns():
 def test_a_bad_threshold_is_named(threshold):
     with pytest.raises(ValueError, match=r"^metrics.rel_threshold must be"):
         require_threshold(threshold)
+
+
+def test_the_least_threshold_is_zero():
+    require_threshold(0)
+    require_threshold(0.5)
+
+
+def test_all_zeros_have_reasons_and_nothing_else():
+    zeros = measure(np.zeros(4, np.float32), Symmetric(8))
+    assert zeros["reasons"] == {
+        "rel_err": "no |x| is above the threshold",
+        "cos_sim": "x is all zeros",
+        "sqnr_db": "the round trip is perfect",
+        "zeroed": "x is all zeros",
+        "one_minus_cos": "x is all zeros",
+        "kl": "x is no probability vector",
+    }
+    flushed = measure(np.array([0, 0, 1e-40], np.float32), Symmetric(8))  # far below its step of 1
+    assert flushed["reasons"]["cos_sim"] == "x_hat is all zeros"
+    assert flushed["measured"]["zeroed"] == 1
+
+
+def test_kl_is_taken_of_shares_that_add_up_to_one():
+    p = np.array([0.5, 0.25, 0.125, 0.125], np.float32) * np.float32(1 + 8e-6)
+    q = measure_x_hat(p, Symmetric(4))
+    p_share, q_share = p.astype(float) / p.sum(dtype=float), q / q.sum()
+    exact = math.fsum(p_share * np.log2(p_share / q_share))
+    assert measure(p, Symmetric(4))["measured"]["kl"] == pytest.approx(exact, rel=1e-9)
+    assert measure(p * 2, Symmetric(4))["measured"]["kl"] is None
+
+
+def test_the_divergence_leaves_zeros_out():
+    x, x_hat = np.float32([0, 0.5, 0.25, 0.1]), np.float32([0.5, 0, 0.125, 0.3])
+    exact = 0.25 + float(x[3]) * math.log2(float(x[3]) / float(x_hat[3]))
+    assert divergence(x, x_hat) == pytest.approx(exact, rel=1e-15)
+
+
+def test_a_cosine_is_at_most_one():
+    x = np.array([0.1, 0.7, 0.3], np.float32)
+    assert all(measure(x * n, Symmetric(16))["measured"]["cos_sim"] <= 1 for n in range(1, 50))

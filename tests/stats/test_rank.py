@@ -152,3 +152,35 @@ def test_the_leading_rows_hold_the_top(x, width, k):
     assert len(rows) < 2 * k
     found = rank.top(x[among], among, k)
     assert found.indices.tolist() == np.argsort(-x, kind="stable")[:k].tolist()
+
+
+TINY_STEP = (
+    float(np.finfo(np.float32).tiny) * 2**15
+)  # the absmax whose 16-bit step is the least normal
+
+
+@pytest.mark.parametrize(
+    ("absmax", "gap", "bits"),
+    [
+        (1.0, np.inf, 2),
+        (1.0, 2.0, 2),  # 1 + log2(1.5)
+        (1.0, 1 / 127 + 2.0**-24, 9),  # 8 but for what float32 rounds
+        (1.0, 1 / 127 + 2.0**-22, 8),
+        (1.0, 2.0**-23, None),
+        (1.0, 0.0, None),
+        (TINY_STEP, TINY_STEP, 3),
+        (TINY_STEP * 0.99, TINY_STEP, None),
+    ],
+)
+def test_the_width_that_suffices(absmax, gap, bits):
+    assert bits_sufficient(absmax, gap) == bits
+
+
+def test_values_that_were_or_became_equal_are_no_swap():
+    answer = stability(f32(3, 3, 2, 1), f32(2, 3, 3, 1), k=3)
+    assert answer["top_swapped"] == 1  # the first 3 came back below the 2
+    assert stability(f32(3, 3, 2, 1), f32(3, 2, 2, 1), k=3)["top_swapped"] == 0
+
+
+def test_the_least_k_is_one():
+    require_k(1)

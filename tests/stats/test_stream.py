@@ -27,7 +27,7 @@ def test_a_bad_tensor_is_named():
 def test_values_that_float32_cannot_hold_are_distinguished_from_inf():
     x = np.array([[1, 2], [3, 1e300]])
     with pytest.raises(
-        ValueError, match=r"1 values beyond float32 .*\(1e\+300\) at index \[1, 1\]"
+        ValueError, match=r"1 values beyond float32 .*\(1e\+300\) at index \[1, 1\]: rescale them"
     ):
         measure(x, Symmetric(8), "w")
 
@@ -226,3 +226,13 @@ def test_values_that_float32_turns_to_zero_are_counted(threads):
     x[::1000] = 1e-60
     assert measure(x, Symmetric(8), threads=threads)["underflowed"] == len(x[::1000])
     assert "underflowed" not in measure(x.astype(np.float32), Symmetric(8), threads=threads)
+
+
+def test_an_entry_says_what_it_is_about():
+    result = measure(np.float32([[-1, 2], [7, 3]]), Symmetric(4))
+    assert result["shape"] == [2, 2]
+    assert (result["dtype"], result["n_elements"], result["range"]) == ("float32", 4, [-1.0, 7.0])
+    assert result["params"] == {
+        "scale": 1.0, "zero_point": 0, "scale_replaced": False, "zero_point_clipped": False,
+        "qmin": -8, "qmax": 7,
+    }  # fmt: skip

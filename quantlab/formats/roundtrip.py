@@ -5,9 +5,8 @@ Codes and values equal those of `quant` bit for bit, but for the sign of a zero.
 
 import numpy as np
 
+from quantlab.formats.element import Codes, FloatArray
 from quantlab.formats.uniform import (
-    Codes,
-    FloatArray,
     Params,
     code_range,
     dequantize,

@@ -14,14 +14,17 @@ is float32 with a true division and halves rounded to even, so the codes equal t
 ``QuantizeLinear`` (opset 21) bit for bit. The last six functions are those of lab 03, block A.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-FloatArray = NDArray[np.float32]
-Codes = NDArray[np.int8] | NDArray[np.int16]
+from quantlab.formats import scales
+from quantlab.formats.element import Bounds, Codes, Fit, FloatArray, Store, Trip, in_units, some
+from quantlab.formats.scales import Array64
+
 ZeroPointPolicy = Literal["widen", "clip", "wide_int"]
 
 FLOAT32 = np.finfo(np.float32)
@@ -74,16 +77,16 @@ def not_finite(name: str, count: int, size: int, first: Any, index: list[int]) -
 
 
 class Params(NamedTuple):
-    """What turns values into codes and back, and what had to give to get it.
+    """What turns values into codes and back, and what had to give to get it, of a block or many.
 
     `scale_replaced` says that the step fell below the smallest normal float32 and became 1, as in
     ONNX Runtime; `zero_point_clipped` that the zero point did not fit and saturated.
     """
 
-    scale: np.float32
-    zero_point: int
-    scale_replaced: bool = False
-    zero_point_clipped: bool = False
+    scale: Any  # a float32, or an array of them
+    zero_point: Any  # an int, or an array
+    scale_replaced: Any = False
+    zero_point_clipped: Any = False
 
 
 def unclipped_codes(x: ArrayLike, params: Params) -> FloatArray:
@@ -92,7 +95,7 @@ def unclipped_codes(x: ArrayLike, params: Params) -> FloatArray:
     Exact while ``|zero_point| < 2**24``, which only ``wide_int`` can leave.
     """
     x = np.asarray(x, dtype=np.float32)
-    return np.rint(x / params.scale) + np.float32(params.zero_point)
+    return np.rint(in_units(x, params.scale)) + np.float32(params.zero_point)
 
 
 def saturate(unclipped: FloatArray, n_bits: int) -> Codes:
@@ -116,26 +119,56 @@ def dequantize(q: Codes, params: Params) -> FloatArray:
     return np.clip(x_hat, FLOAT32.min, FLOAT32.max)
 
 
+class Uniform(ABC):
+    """What both quantizers share: everything but the choice of the zero point."""
+
+    n_bits: int
+    ranged: ClassVar[bool] = True
+    least: ClassVar[bool] = False
+
+    @abstractmethod
+    def fit(self, bounds: Bounds, store: Store) -> Fit:
+        """Choose the parameters of blocks; a step below float32's smallest normal becomes 1."""
+
+    def choose(self, lo: float, hi: float) -> Params:
+        """Choose the parameters of one block with the range [lo, hi]."""
+        bounds = Bounds(np.float64(lo), np.float64(hi), np.float64(np.inf))
+        scale, zero_point, replaced, clipped = self.fit(bounds, scales.FLOAT32.store).params
+        return Params(np.float32(scale), int(zero_point), bool(replaced), bool(clipped))
+
+    def round_trip(self, x: FloatArray, params: Params) -> Trip:
+        """Take values to codes and back."""
+        unclipped = unclipped_codes(x, params)
+        codes = saturate(unclipped, self.n_bits)
+        return Trip(codes, dequantize(codes, params), some(unclipped != codes))
+
+
 @dataclass(frozen=True)
-class Symmetric:
+class Symmetric(Uniform):
     """Zero point 0; the code ``qmin`` stays unused."""
 
     n_bits: int
+    symmetric: ClassVar[bool] = True
+    keeps_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is out of range."""
         code_range(self.n_bits)
 
-    def choose(self, lo: float, hi: float) -> Params:
-        """Map the larger magnitude of the range to ``qmax``."""
+    def fit(self, bounds: Bounds, store: Store) -> Fit:
+        """Map the larger magnitude of each range to ``qmax``."""
         _, qmax = code_range(self.n_bits)
-        scale = max(-lo, hi) / qmax
-        replaced = scale < FLOAT32.tiny
-        return Params(np.float32(1 if replaced else scale), 0, scale_replaced=bool(replaced))
+        scale, replaced, fit = _store(bounds.absmax / qmax, bounds, store)
+        zeros = np.zeros(np.shape(scale), np.int64)
+        return fit._replace(params=Params(fit.params, zeros, replaced, zeros > 0))
+
+    def block_bits(self, scale_bits: int) -> int:
+        """Return the bits of a scale."""
+        return scale_bits
 
 
 @dataclass(frozen=True)
-class Asymmetric:
+class Asymmetric(Uniform):
     """Zero point chosen from the data, under one of three policies.
 
     widen      the range is widened to hold 0, as in ONNX, TFLite and PyTorch
@@ -145,6 +178,7 @@ class Asymmetric:
 
     n_bits: int
     zero_point: ZeroPointPolicy = "widen"
+    symmetric: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is out of range or the policy is unknown."""
@@ -154,22 +188,43 @@ class Asymmetric:
                 f"mode.zero_point must be widen, clip or wide_int, got {self.zero_point!r}"
             )
 
-    def choose(self, lo: float, hi: float) -> Params:
-        """Map the range onto all the codes.
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether 0 is always one of the values."""
+        return self.zero_point == "widen"
 
-        Where the range is too narrow for a step, `lo` sits at code 0, as in ONNX Runtime.
+    def fit(self, bounds: Bounds, store: Store) -> Fit:
+        """Map each range onto all the codes.
+
+        Where the range is too narrow for a step, `lo` sits at code 0, as in ONNX Runtime. The zero
+        point is counted in steps before they are rounded to float32, also as there; a step that is
+        stored in fewer bits counts as it is stored.
         """
         qmin, qmax = code_range(self.n_bits)
-        if self.zero_point == "widen":
-            lo, hi = min(lo, 0.0), max(hi, 0.0)
-        scale = (hi - lo) / (qmax - qmin)
-        replaced = scale < FLOAT32.tiny
-        if replaced:
-            scale = 1.0
-        exact = (0 if replaced else qmin) - round(lo / scale)
+        lo, hi = bounds.lo, bounds.hi
+        if self.keeps_zero:
+            lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
+        scale, replaced, fit = _store((hi - lo) / (qmax - qmin), bounds, store)
+        exact = np.where(replaced, 0, qmin) - np.rint(lo / scale)
         low, high = (INT32.min, INT32.max) if self.zero_point == "wide_int" else (qmin, qmax)
-        zero_point = min(max(exact, low), high)
-        return Params(np.float32(scale), zero_point, bool(replaced), zero_point != exact)
+        zero_point = np.clip(exact, low, high)
+        params = Params(fit.params, zero_point.astype(np.int64), replaced, zero_point != exact)
+        return fit._replace(params=params)
+
+    def block_bits(self, scale_bits: int) -> int:
+        """Return the bits of a scale and a zero point: an int32, or as wide as a code."""
+        return scale_bits + (32 if self.zero_point == "wide_int" else self.n_bits)
+
+
+def _store(scale: Array64, bounds: Bounds, store: Store) -> tuple[Array64, Any, Fit]:
+    """Return steps to count in, which of them became 1, and the fit that stores them."""
+    replaced = scale < FLOAT32.tiny
+    scale = np.where(replaced, 1.0, scale)
+    stored = store(scale)
+    vanished = stored.vanished | (replaced & (bounds.absmax > 0))
+    reduced = stored.scale.astype(np.float64) != np.float32(scale)
+    counted = np.where(reduced & (stored.scale > 0), stored.scale, scale)
+    return counted, replaced, Fit(stored.scale, stored.saturated, vanished)
 
 
 Quantizer = Symmetric | Asymmetric

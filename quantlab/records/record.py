@@ -17,7 +17,7 @@ import numpy as np
 import quantlab
 from quantlab import interrupt
 from quantlab.records import disk, schema
-from quantlab.records.renames import with_current_names, with_original_names
+from quantlab.records.renames import as_first_asked, with_current_names
 
 SCHEMA = 3
 NAME = "record.json"
@@ -89,7 +89,8 @@ def run_key(
     """Return the sha256 of what a run's result depends on: its settings and its tensors.
 
     Of a tensor it takes its name and ``shape, dtype, sha256``; of those left out the reason.
-    Classes count under their oldest names: a module that moves changes no key.
+    Settings count as the oldest version that had them wrote them: a module that moves, or a group
+    of options that is new, changes no key.
     """
     kept = [
         {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
@@ -97,7 +98,7 @@ def run_key(
     ]
     settings = {key: value for key, value in config.items() if has_effect(key)}
     content = json.dumps(
-        [with_original_names(settings), kept, skipped], sort_keys=True, allow_nan=False
+        [as_first_asked(settings), kept, skipped], sort_keys=True, allow_nan=False
     )
     return hashlib.sha256(content.encode()).hexdigest()
 

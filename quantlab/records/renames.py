@@ -26,6 +26,28 @@ CURRENT = {old: names[-1] for names in NAMES for old in names[:-1]}
 ORIGINAL = {later: names[0] for names in NAMES for later in names[1:]}
 
 
+DEFAULTS = {  # what groups that schema 3 did not have do when nobody chooses
+    "block": {"_target_": "quantlab.formats.blocks.PerTensor", "scale": "float32"},
+    "range": {"_target_": "quantlab.formats.ranges.AbsMax"},
+}
+
+
+def as_first_asked(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config as the oldest version that could ask the same would have written it.
+
+    Classes have their oldest names, groups that are newer are left out where they have their
+    defaults, and so are beliefs in words, which change no figure.
+    """
+    kept = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
+    return _without(with_original_names(kept), "remedies")
+
+
+def _without(value: Any, key: str) -> Any:
+    if isinstance(value, dict):
+        return {name: _without(each, key) for name, each in value.items() if name != key}
+    return [_without(each, key) for each in value] if isinstance(value, list) else value
+
+
 def with_current_names(config: Any) -> Any:
     """Return a config, in plain containers, with its classes under today's names."""
     return _renamed(config, CURRENT)

@@ -14,11 +14,13 @@ from statistics import NormalDist
 class Expected(ABC):
     """What is believed of a tensor before it is seen, in figures and in words.
 
-    `landmark` is a value in the tensor's own unit whose relative error is asked for.
+    `landmark` is a value in the tensor's own unit whose relative error is asked for; `remedies`
+    says which format will serve it best, and why.
     """
 
     landmark: float
     words: str
+    remedies: str | None = None
 
     @abstractmethod
     def range(self) -> tuple[float, float]:

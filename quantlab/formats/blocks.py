@@ -1,0 +1,267 @@
+"""Which values of a tensor share a scale, and how a stretch of it is cut into blocks.
+
+To add a way to share scales: a class with `layout` here, and a yaml in ``conf/block/``.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[np.float32]
+Read = Callable[[int, int], FloatArray]  # elements `start` to `stop` of a tensor, flat in C order
+Shape = tuple[int, ...]
+
+PART = 2**16  # values of blocks that are looked at in one go
+BATCH = 2**21  # values of several blocks that are surveyed together
+SPAN = 2**18  # elements that a part of scattered blocks may span
+SMALL = 2**12  # values of a block that is always looked at whole
+
+
+class Piece(NamedTuple):
+    """A grid of blocks, or of parts of them: `rows` times `blocks`, of `width` values each.
+
+    The first value is element `start`, a row begins `stride` elements after the last; `first` is
+    the number of the first block.
+    """
+
+    start: int
+    rows: int
+    stride: int
+    blocks: int
+    width: int
+    first: int
+
+    @property
+    def stop(self) -> int:
+        """The element after the last."""
+        return self.start + (self.rows - 1) * self.stride + self.blocks * self.width
+
+    def view(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Return flat values from `start` to `stop` as an array ``(rows, blocks, width)``."""
+        strides = tuple(n * values.itemsize for n in (self.stride, self.width, 1))
+        shape = self.rows, self.blocks, self.width
+        return np.lib.stride_tricks.as_strided(values, shape, strides)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some blocks, numbered ``first`` to ``first + blocks``, and the pieces that hold them.
+
+    A block has `count` values; several blocks have `BATCH` at most in all.
+    """
+
+    first: int
+    blocks: int
+    count: int
+    pieces: list[Piece]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The blocks of a tensor of `size` values: consecutive `width` values of each `row` of it.
+
+    The last block of a row may be short. Rows have blocks of their own, or, `shared`, the n-th
+    blocks of all rows are one, as channels of a later axis are.
+    """
+
+    size: int
+    row: int
+    width: int
+    shared: bool = False
+
+    @property
+    def per_row(self) -> int:
+        """How many blocks a row has."""
+        return -(-self.row // self.width)
+
+    @property
+    def n_blocks(self) -> int:
+        """How many blocks there are."""
+        return self.per_row if self.shared else self.per_row * (self.size // self.row)
+
+    @property
+    def surveyed(self) -> bool:
+        """Whether blocks are too large or too scattered to be looked at whole where they stand."""
+        return self.shared or self.width > SMALL
+
+    def pieces(self, start: int, stop: int) -> Iterator[Piece]:
+        """Yield pieces that cover elements `start` to `stop`.
+
+        They end with these, or, where blocks are looked at whole, with the blocks they are in.
+        """
+        first, last = start // self.row, (stop - 1) // self.row
+        head, tail = start - first * self.row, stop - last * self.row
+        if first == last:
+            yield from self._of_row(first, head, tail)
+            return
+        if head:
+            yield from self._of_row(first, head, self.row)
+            first += 1
+        whole = last + 1 if tail == self.row else last
+        if whole > first:
+            yield from self._of_rows(first, whole - first)
+        if tail < self.row:
+            yield from self._of_row(last, 0, tail)
+
+    def _of_rows(self, row: int, rows: int) -> Iterator[Piece]:
+        """Yield the full blocks of whole rows, and their short ones."""
+        full, rest = divmod(self.row, self.width)
+        for blocks, width, block in ((full, self.width, 0), (1, rest, full)):
+            if blocks and width:
+                yield self._piece(row, block, rows, blocks, width)
+
+    def _of_row(self, row: int, start: int, stop: int) -> Iterator[Piece]:
+        """Yield a part of one row: a block that it begins in, full ones, one that it ends in."""
+        block, within = divmod(start, self.width)
+        if not self.surveyed:
+            start, within = block * self.width, 0
+            stop = min(-(-stop // self.width) * self.width, self.row)
+        if within:
+            end = min(stop, (block + 1) * self.width)
+            yield self._piece(row, block, 1, 1, end - start, within)
+            start, block = end, block + 1
+        full, rest = divmod(stop - start, self.width)
+        if full:
+            yield self._piece(row, block, 1, full, self.width)
+        if rest:
+            yield self._piece(row, block + full, 1, 1, rest)
+
+    def _piece(
+        self, row: int, block: int, rows: int, blocks: int, width: int, within: int = 0
+    ) -> Piece:
+        start = row * self.row + block * self.width + within
+        first = block if self.shared else row * self.per_row + block
+        return Piece(start, rows, self.row, blocks, width, first)
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield all blocks in batches, cut the same way whoever asks."""
+        if self.shared:
+            yield from self._batches_of_rows(0, self.size // self.row)
+        else:
+            for row in range(self.size // self.row):
+                yield from self._batches_of_rows(row, 1)
+
+    def _batches_of_rows(self, row: int, rows: int) -> Iterator[Batch]:
+        full, rest = divmod(self.row, self.width)
+        at_once = max(1, min(PART // self.width, BATCH // (rows * self.width)))
+        spans = [(n, min(at_once, full - n), self.width) for n in range(0, full, at_once)]
+        for block, blocks, width in [*spans, *([(full, 1, rest)] if rest else ())]:
+            pieces = list(self._parts(row, rows, block, blocks, width))
+            yield Batch(pieces[0].first, blocks, rows * width, pieces)
+
+    def _parts(self, row: int, rows: int, block: int, blocks: int, width: int) -> Iterator[Piece]:
+        """Yield the parts of a batch, each of about `PART` values."""
+        at_once = max(1, min(PART // (blocks * width), SPAN // self.row))
+        for one in range(row, row + rows, at_once):
+            several = min(at_once, row + rows - one)
+            for within in range(0, width, PART):
+                part = min(PART, width - within)
+                yield self._piece(one, block, several, blocks, part, within)
+
+
+class Block(Protocol):
+    """Which values share a scale; `scale` names the type it is stored in."""
+
+    @property
+    def name(self) -> str:
+        """The name of the option."""
+
+    @property
+    def scale(self) -> str:
+        """The name of the type that scales are stored in."""
+
+    @property
+    def block_size(self) -> int | None:
+        """The number of values in a block, where it is the same for every tensor."""
+
+    def layout(self, shape: Shape) -> Layout:
+        """Return the blocks of a tensor; raises ValueError where it has none of this kind."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a block, the same for all options of the group; `uses` names its own."""
+
+    size: int = 32
+    axis: int = 0
+    scale: str = "float32"
+    name: ClassVar[str]
+    uses: ClassVar[tuple[str, ...]] = ("scale",)
+
+    @property
+    def block_size(self) -> int | None:
+        """The number of values in a block, where it is the same for every tensor."""
+        return None
+
+
+class PerTensor(Settings):
+    """One scale a tensor."""
+
+    name = "tensor"
+
+    def layout(self, shape: Shape) -> Layout:
+        """Return the one block."""
+        return _contiguous(prod(shape), prod(shape))
+
+
+class PerChannel(Settings):
+    """One scale for each index of an axis; a tensor of fewer than two dimensions is one block."""
+
+    name = "channel"
+    uses = ("axis", "scale")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `axis` is a whole number."""
+        if type(self.axis) is not int:
+            raise ValueError(f"block.axis must be a whole number, got {self.axis!r}")
+
+    def layout(self, shape: Shape) -> Layout:
+        """Return a block for each index of the axis, counted from the end where it is negative."""
+        size = prod(shape)
+        if len(shape) < 2:
+            return _contiguous(size, size)
+        if not -len(shape) <= self.axis < len(shape):
+            raise ValueError(
+                f"block.axis={self.axis} does not exist in its shape {list(shape)}: "
+                f"choose one from {-len(shape)} to {len(shape) - 1}"
+            )
+        inner = prod(shape[self.axis % len(shape) + 1 :])
+        row = inner * shape[self.axis]
+        return _contiguous(size, inner) if row == size else Layout(size, row, inner, shared=True)
+
+
+class Group(Settings):
+    """One scale for `size` consecutive values of a row, a tensor flattened from axis 1 on.
+
+    Groups do not cross rows, and the last of a row may be short. A tensor of one dimension is one
+    row.
+    """
+
+    name = "group"
+    uses = ("size", "scale")
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `size` is a whole number of 1 or more."""
+        if type(self.size) is not int or self.size < 1:
+            raise ValueError(f"block.size must be a whole number of 1 or more, got {self.size!r}")
+
+    @property
+    def block_size(self) -> int:
+        """The number of values in a group."""
+        return self.size
+
+    def layout(self, shape: Shape) -> Layout:
+        """Return the groups of each row."""
+        row = prod(shape[1:]) if len(shape) > 1 else prod(shape)
+        if row % self.size:
+            return Layout(prod(shape), row, min(self.size, row))
+        return _contiguous(prod(shape), self.size)
+
+
+def _contiguous(size: int, width: int) -> Layout:
+    """Return blocks that follow each other, as those of one row."""
+    return Layout(size, size, width)

@@ -1,0 +1,112 @@
+"""What an element grid is: which values a code can stand for, whatever shares a scale.
+
+`fit` chooses the parameters of blocks from their bounds, `round_trip` applies them; the two never
+mix. Arrays of parameters have one entry a block; values have one axis more, their place in it.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.scales import Array64, Stored
+
+FloatArray = NDArray[np.float32]
+Codes = NDArray[np.int8] | NDArray[np.int16]
+Store = Callable[[Array64], Stored]
+
+
+class Bounds(NamedTuple):
+    """The least and greatest value of blocks; `least` is the smallest magnitude that is not 0.
+
+    `least` is inf where a block is all zeros or where nobody asked for it.
+    """
+
+    lo: Any  # float64, one a block
+    hi: Any
+    least: Any
+
+    @property
+    def absmax(self) -> Array64:
+        """The largest magnitude."""
+        return np.maximum(-self.lo, self.hi)
+
+
+class Fit(NamedTuple):
+    """The parameters of blocks, and of which the scale saturated or vanished when it was stored."""
+
+    params: Any  # a named tuple of arrays; `scale` is one of them
+    saturated: NDArray[np.bool_]
+    vanished: NDArray[np.bool_]
+
+
+class Trip(NamedTuple):
+    """Codes, the values they stand for, and which values lay beyond the grid, if any did."""
+
+    codes: Codes
+    x_hat: FloatArray
+    clipped: NDArray[np.bool_] | None
+
+
+class Element(Protocol):
+    """An element grid of `n_bits`.
+
+    `symmetric` says that a range reaches as far below 0 as above; `ranged` that a range can be
+    chosen; `least` that `fit` asks for the smallest magnitude; `keeps_zero` that 0 comes back as
+    0, and no error is larger than its value.
+    """
+
+    @property
+    def n_bits(self) -> int: ...  # noqa: D102 said above
+    @property
+    def symmetric(self) -> bool: ...  # noqa: D102
+    @property
+    def ranged(self) -> bool: ...  # noqa: D102
+    @property
+    def least(self) -> bool: ...  # noqa: D102
+    @property
+    def keeps_zero(self) -> bool: ...  # noqa: D102
+
+    def fit(self, bounds: Bounds, store: Store) -> Fit:
+        """Choose the parameters of blocks from their bounds."""
+
+    def round_trip(self, x: FloatArray, params: Any) -> Trip:
+        """Take values to codes and back; `params` broadcast to the shape of `x`."""
+
+    def block_bits(self, scale_bits: int) -> int:
+        """Return how many bits a block stores beside its codes."""
+
+
+class Scaled(NamedTuple):
+    """The one parameter of a grid that is scaled to its block."""
+
+    scale: FloatArray
+
+
+def fit_scale(scale: Array64, store: Store) -> Fit:
+    """Return the fit of a grid that has a scale and nothing else."""
+    stored = store(scale)
+    return Fit(Scaled(stored.scale), stored.saturated, stored.vanished)
+
+
+def in_units(x: FloatArray, scale: FloatArray) -> FloatArray:
+    """Return ``float32(x / scale)``; where a scale has vanished, 0."""
+    with np.errstate(over="ignore"):
+        return np.divide(x, np.where(scale == 0, np.float32(np.inf), scale), dtype=np.float32)
+
+
+def per_value(params: Any) -> Any:
+    """Return parameters, one entry a block, as they broadcast to the values of the blocks."""
+    return type(params)(*(each[..., None] for each in params))
+
+
+def require_width(n_bits: int, own: int, what: str) -> None:
+    """Raise ValueError unless the width asked for is the grid's own."""
+    if n_bits != own:
+        raise ValueError(f"n_bits must be {own}, the width of {what}, got {n_bits!r}: leave it out")
+
+
+def some(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Return a mask, or None where it holds nothing."""
+    return mask if mask.any() else None

@@ -1,0 +1,132 @@
+"""Small floating-point elements: sign, exponent, mantissa, no infinity, saturating.
+
+A value is ``float32(x / scale)`` rounded to the nearest number of the grid, ties to the even
+mantissa; ``x_hat = value * scale`` in float32. Codes are those numbers counted from 0: negative
+below it. Grids: OCP 8-bit floating point 1.0, OCP Microscaling formats 1.0.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from quantlab.formats.element import (
+    Bounds,
+    Fit,
+    FloatArray,
+    Scaled,
+    Store,
+    Trip,
+    fit_scale,
+    in_units,
+    require_width,
+    some,
+)
+
+EXPONENT = 0x7F80_0000  # of a float32
+MANTISSA_BITS = 23
+BIAS = 127
+
+
+@dataclass(frozen=True)
+class Float:
+    """A floating-point grid; ``scale = absmax / reach``.
+
+    `largest` is its greatest number. `reach` is that too, unless it is given: OCP MX scales by the
+    power of two of the largest number, and saturates what lies beyond.
+    """
+
+    n_bits: int
+    exponent_bits: int
+    mantissa_bits: int
+    largest: float
+    reach: float | None = None
+
+    symmetric: ClassVar[bool] = True
+    ranged: ClassVar[bool] = True
+    least: ClassVar[bool] = False
+    keeps_zero: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when `n_bits` is another width than that of the grid."""
+        own = 1 + self.exponent_bits + self.mantissa_bits
+        require_width(self.n_bits, own, f"fp{own}_e{self.exponent_bits}m{self.mantissa_bits}")
+
+    @property
+    def min_exponent(self) -> int:
+        """The exponent of the least normal number."""
+        return 2 - 2 ** (self.exponent_bits - 1)
+
+    def fit(self, bounds: Bounds, store: Store) -> Fit:
+        """Map the largest magnitude to `reach`."""
+        return fit_scale(bounds.absmax / (self.reach or self.largest), store)
+
+    def round_trip(self, x: FloatArray, params: Scaled) -> Trip:
+        """Round to the grid.
+
+        To add and subtract 1.5 * 2^k rounds to a step of 2^(k - 23), halves to even, and leaves
+        the number of steps in the last bits of the sum.
+        """
+        y = np.clip(in_units(x, params.scale), -2 * self.largest, 2 * self.largest)
+        binade = (y.view(np.int32) & EXPONENT).view(np.float32)
+        np.maximum(binade, np.float32(2.0**self.min_exponent), out=binade)
+        shift = binade * np.float32(1.5 * 2.0 ** (MANTISSA_BITS - self.mantissa_bits))
+        shifted = y + shift
+        steps = shifted.view(np.int32) - shift.view(np.int32)
+        value = np.subtract(shifted, shift, out=shift)
+        binades = binade.view(np.int32)
+        binades >>= MANTISSA_BITS
+        binades -= self.min_exponent + BIAS
+        binades <<= self.mantissa_bits
+        negative = steps >> 31
+        steps += (binades ^ negative) - negative
+        largest_code = self._largest_code
+        clipped = some(np.abs(steps) > largest_code)
+        if clipped is not None:
+            np.clip(steps, -largest_code, largest_code, out=steps)
+            np.clip(value, -self.largest, self.largest, out=value)
+        return Trip(steps.astype(np.int8), value * params.scale, clipped)
+
+    @property
+    def _largest_code(self) -> int:
+        fraction, exponent = np.frexp(self.largest)
+        mantissa = int(fraction * 2 ** (self.mantissa_bits + 1))
+        return mantissa + (int(exponent) - 1 - self.min_exponent) * 2**self.mantissa_bits
+
+    def block_bits(self, scale_bits: int) -> int:
+        """Return the bits of a scale."""
+        return scale_bits
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Whole numbers of ``scale * 2^-fraction_bits``, as many below 0 as above (OCP MX, MXINT8)."""
+
+    n_bits: int
+    own_bits: int
+    fraction_bits: int
+
+    symmetric: ClassVar[bool] = True
+    ranged: ClassVar[bool] = True
+    least: ClassVar[bool] = False
+    keeps_zero: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when `n_bits` is another width than that of the grid."""
+        require_width(self.n_bits, self.own_bits, f"int{self.own_bits}")
+
+    def fit(self, bounds: Bounds, store: Store) -> Fit:
+        """Map the largest magnitude to 1, or to what a power of two leaves of it."""
+        return fit_scale(bounds.absmax, store)
+
+    def round_trip(self, x: FloatArray, params: Scaled) -> Trip:
+        """Round to whole steps, halves to even, and saturate."""
+        one, qmax = np.float32(2**self.fraction_bits), 2 ** (self.n_bits - 1) - 1
+        steps = np.rint(in_units(x, params.scale) * one)
+        codes = np.clip(steps, -qmax, qmax)
+        clipped = some(codes != steps)
+        return Trip(codes.astype(np.int8), codes / one * params.scale, clipped)
+
+    def block_bits(self, scale_bits: int) -> int:
+        """Return the bits of a scale."""
+        return scale_bits

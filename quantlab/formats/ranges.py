@@ -1,0 +1,210 @@
+"""Which range the scale of a block covers.
+
+To add a way: a class with `choose` here, and a yaml in ``conf/range/``.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.blocks import BATCH
+from quantlab.formats.element import Bounds, Element, FloatArray, Store, per_value
+from quantlab.formats.scales import Array64
+
+T = TypeVar("T")
+CANDIDATES = 80  # ranges that `Mse` tries, each a hundredth of the whole narrower
+SIGN = np.uint32(0x8000_0000)
+
+
+@dataclass(frozen=True)
+class Values:
+    """The values of some blocks, `count` a block, and `each` to call something with them.
+
+    ``each(f)`` returns what `f` makes of every part of them, an array ``(blocks, values)``, in
+    order.
+    """
+
+    count: int
+    each: "Each"
+
+
+class Each(Protocol):
+    """Calls a function with every part of some blocks."""
+
+    def __call__(self, function: Callable[[FloatArray], T]) -> list[T]:
+        """Return what the function makes of the parts, in order."""
+
+
+class Range(Protocol):
+    """Which range a scale covers."""
+
+    @property
+    def name(self) -> str:
+        """The name of the option."""
+
+    def choose(self, found: Bounds, values: Values, element: Element, store: Store) -> Bounds:
+        """Return the range of blocks, of which the least and greatest values are known."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of a range, the same for all options of the group; `uses` names its own."""
+
+    p: float = 99.9
+    name: ClassVar[str]
+    uses: ClassVar[tuple[str, ...]] = ()
+
+
+class AbsMax(Settings):
+    """From the least to the greatest value: the lab's rule."""
+
+    name = "absmax"
+
+    def choose(self, found: Bounds, values: Values, element: Element, store: Store) -> Bounds:  # noqa: ARG002 Range
+        """Return the range found."""
+        return found
+
+
+class Mse(Settings):
+    """The multiple ``f`` of the whole range with the least sum of squared errors.
+
+    ``f = 1 - i / 100`` for i from 0 to 79; of equals the widest.
+    """
+
+    name = "mse"
+
+    def choose(self, found: Bounds, values: Values, element: Element, store: Store) -> Bounds:
+        """Try each multiple on all the values."""
+        fits = [element.fit(_scaled(found, _factor(i)), store).params for i in range(CANDIDATES)]
+
+        def losses(x: FloatArray) -> Array64:
+            return np.stack([_squared_error(element, x, params) for params in fits])
+
+        first, *others = values.each(losses)
+        return _scaled(found, _factor(np.argmin(sum(others, first), axis=0)))
+
+
+@dataclass(frozen=True)
+class Percentile(Settings):
+    """The p-th percentile of the magnitudes; of an asymmetric grid the (100 - p)-th and the p-th.
+
+    Percentiles are interpolated linearly, as NumPy does by default.
+    """
+
+    name = "percentile"
+    uses = ("p",)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `p` is above 50 and at most 100."""
+        number = isinstance(self.p, int | float) and not isinstance(self.p, bool)
+        if not number or not 50 < self.p <= 100:
+            raise ValueError(f"range.p must be a number above 50, up to 100, got {self.p!r}")
+
+    def choose(self, found: Bounds, values: Values, element: Element, store: Store) -> Bounds:  # noqa: ARG002 Range
+        """Find the percentiles of each block."""
+        hi = _percentile(values, self.p, magnitudes=element.symmetric)
+        lo = -hi if element.symmetric else _percentile(values, 100 - self.p, magnitudes=False)
+        return found._replace(lo=lo, hi=hi)
+
+
+def bounds(x: FloatArray, least: bool) -> Bounds:
+    """Return the bounds of blocks ``(blocks, values)``, with the least magnitude if asked for."""
+    lo, hi = (reduce(x).astype(np.float64) for reduce in (_min, _max))
+    nothing = np.full(lo.shape, np.inf)
+    if not least:
+        return Bounds(lo, hi, nothing)
+    magnitudes = np.abs(x)
+    np.putmask(magnitudes, magnitudes == 0, np.inf)
+    return Bounds(lo, hi, _min(magnitudes).astype(np.float64))
+
+
+def union(parts: list[Bounds]) -> Bounds:
+    """Return the bounds of blocks from those of their parts."""
+    lo, hi, least = zip(*parts, strict=True)
+    return Bounds(np.minimum.reduce(lo), np.maximum.reduce(hi), np.minimum.reduce(least))
+
+
+def _min(x: FloatArray) -> FloatArray:
+    return _reduce(np.minimum, x)
+
+
+def _max(x: FloatArray) -> FloatArray:
+    return _reduce(np.maximum, x)
+
+
+def _reduce(ufunc: np.ufunc, x: FloatArray) -> FloatArray:
+    """Reduce the last axis; a short one by halves, several times as fast as NumPy one by one."""
+    while 1 < x.shape[-1] <= 256:
+        half = x.shape[-1] // 2
+        folded = ufunc(x[..., :half], x[..., half : 2 * half])
+        if x.shape[-1] % 2:
+            ufunc(folded[..., :1], x[..., -1:], out=folded[..., :1])
+        x = folded
+    return x[..., 0] if x.shape[-1] == 1 else ufunc.reduce(x, axis=-1)
+
+
+def _factor(i: Any) -> Any:
+    return 1 - i / 100
+
+
+def _scaled(found: Bounds, factor: Any) -> Bounds:
+    return found._replace(lo=found.lo * factor, hi=found.hi * factor)
+
+
+def _squared_error(element: Element, x: FloatArray, params: Any) -> Array64:
+    """Return the sum of squared errors of each block, of float32 errors in float64."""
+    trip = element.round_trip(x, per_value(params))
+    error = np.subtract(trip.x_hat, x).astype(np.float64)
+    return np.vecdot(error, error)
+
+
+def _percentile(values: Values, p: float, *, magnitudes: bool) -> Array64:
+    """Return a percentile of each block, in float64."""
+    position = p / 100 * (values.count - 1)
+    below = int(position)
+    ranks = below, min(below + 1, values.count - 1)
+    if values.count > BATCH:
+        low, high = (np.array([_select(values, rank, magnitudes)]) for rank in ranks)
+    else:
+        low, high = _partition(values, ranks, magnitudes)
+    return np.quantile([low, high], position - below, axis=0)
+
+
+def _partition(values: Values, ranks: tuple[int, int], magnitudes: bool) -> tuple[Array64, Array64]:
+    """Return the values of two ranks in each block, counting from the least."""
+    parts = values.each(np.abs if magnitudes else np.copy)
+    x = np.partition(np.concatenate(parts, axis=-1), ranks, axis=-1)
+    low, high = (x[..., rank].astype(np.float64) for rank in ranks)
+    return low, high
+
+
+def _select(values: Values, rank: int, magnitudes: bool) -> float:
+    """Return the value of a rank in one block that is too large to sort: sixteen bits at a time."""
+
+    def upper(x: FloatArray) -> NDArray[np.intp]:
+        return np.bincount(_ordered(x, magnitudes) >> 16, minlength=2**16)
+
+    counts = np.cumsum(np.sum(values.each(upper), axis=0))
+    high = int(np.searchsorted(counts, rank, side="right"))
+    before = int(counts[high - 1]) if high else 0
+
+    def lower(x: FloatArray) -> NDArray[np.intp]:
+        keys = _ordered(x, magnitudes)
+        return np.bincount(keys[keys >> 16 == high] & 0xFFFF, minlength=2**16)
+
+    counts = np.cumsum(np.sum(values.each(lower), axis=0))
+    low = int(np.searchsorted(counts, rank - before, side="right"))
+    key = np.uint32(high << 16 | low)
+    bits = key if magnitudes else (key ^ SIGN if key & SIGN else ~key)
+    return float(np.array(bits, np.uint32).view(np.float32))
+
+
+def _ordered(x: FloatArray, magnitudes: bool) -> NDArray[np.uint32]:
+    """Return whole numbers that are ordered as some values, or as their magnitudes, are."""
+    keys = np.ascontiguousarray(x).view(np.uint32).ravel()
+    if magnitudes:
+        return keys & ~SIGN
+    return np.where(keys & SIGN, ~keys, keys | SIGN)

@@ -1,0 +1,116 @@
+"""How a scale is stored: chosen in float64, rounded once to a type of its own.
+
+The codes are computed with the scale that is stored. Beyond the largest value of its type a scale
+saturates; where it rounds to 0 it has vanished, and its block comes back as 0.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+Array64 = NDArray[np.float64]
+
+
+class Stored(NamedTuple):
+    """Scales as they are stored, one a block, and which of them saturated or vanished."""
+
+    scale: NDArray[np.float32]
+    saturated: NDArray[np.bool_]
+    vanished: NDArray[np.bool_]
+
+
+class ScaleType(Protocol):
+    """A type that scales are stored in.
+
+    `bits` are those of one scale, `tensor_bits` those of what a tensor stores once.
+    """
+
+    @property
+    def name(self) -> str: ...  # noqa: D102 said above
+    @property
+    def bits(self) -> int: ...  # noqa: D102
+    @property
+    def tensor_bits(self) -> int: ...  # noqa: D102
+
+    def store(self, scale: ArrayLike, absmax: float) -> Stored:
+        """Round scales, of blocks of a tensor whose largest magnitude is `absmax`."""
+
+
+@dataclass(frozen=True)
+class FloatType:
+    """A binary floating-point type: its bits, those of its mantissa, least exponent and maximum."""
+
+    name: str
+    bits: int
+    mantissa_bits: int
+    min_exponent: int  # of a normal number
+    largest: float
+    tensor_bits: ClassVar[int] = 0
+
+    def store(self, scale: ArrayLike, absmax: float = 0.0) -> Stored:  # noqa: ARG002 ScaleType
+        """Round to nearest, ties to even, subnormal numbers included; saturate."""
+        exact = np.asarray(scale, np.float64)
+        rounded = self.round(exact)
+        saturated = rounded > self.largest
+        kept = np.where(saturated, self.largest, rounded)
+        return Stored(kept.astype(np.float32), saturated, (kept == 0) & (exact > 0))
+
+    def round(self, values: Array64) -> Array64:
+        """Round float64 values to this type's precision, whatever its maximum."""
+        _, exponent = np.frexp(values)
+        step = np.ldexp(1.0, np.maximum(exponent - 1, self.min_exponent) - self.mantissa_bits)
+        return np.rint(values / step) * step
+
+
+FLOAT32 = FloatType("float32", 32, 23, -126, float(np.finfo(np.float32).max))
+FLOAT16 = FloatType("float16", 16, 10, -14, 65504.0)
+BFLOAT16 = FloatType("bfloat16", 16, 7, -126, 2.0**127 * (2 - 2.0**-7))
+FLOAT8_E4M3 = FloatType("float8_e4m3", 8, 3, -6, 448.0)
+SCALE_TYPES = {each.name: each for each in (FLOAT32, FLOAT16, BFLOAT16)}
+
+
+@dataclass(frozen=True)
+class PowerOfTwo:
+    """The power of two that is not above the scale, from 2^-127 to 2^127 (OCP MX 1.0, E8M0)."""
+
+    name: ClassVar[str] = "e8m0"
+    bits: ClassVar[int] = 8
+    tensor_bits: ClassVar[int] = 0
+
+    def store(self, scale: ArrayLike, absmax: float = 0.0) -> Stored:  # noqa: ARG002 ScaleType
+        """Round down; a block of zeros takes the least scale."""
+        _, exponent = np.frexp(np.asarray(scale, np.float64))
+        exponent = np.where(np.asarray(scale) > 0, exponent - 1, -127)
+        kept = np.ldexp(1.0, np.clip(exponent, -127, 127)).astype(np.float32)
+        return Stored(kept, exponent > 127, np.zeros(kept.shape, bool))
+
+
+@dataclass(frozen=True)
+class TwoLevel:
+    """A float8_e4m3 scale a block, in units of a float32 scale of the tensor (NVFP4).
+
+    `element_max` is the largest value of the elements: 6 for e2m1.
+    """
+
+    element_max: float = 6.0
+    name: ClassVar[str] = "float8_e4m3"
+    bits: ClassVar[int] = 8
+    tensor_bits: ClassVar[int] = 32
+
+    def store(self, scale: ArrayLike, absmax: float) -> Stored:
+        """Round to multiples of the tensor's scale, ``float32(absmax / (element_max * 448))``."""
+        exact = np.asarray(scale, np.float64)
+        unit = np.float32(absmax / (self.element_max * FLOAT8_E4M3.largest))
+        if not unit:
+            return Stored(np.zeros(exact.shape, np.float32), exact < 0, exact > 0)
+        stored = FLOAT8_E4M3.store(exact / np.float64(unit))
+        return stored._replace(scale=stored.scale * unit)
+
+
+def scale_type(name: str) -> ScaleType:
+    """Return a type by its name; raises ValueError where there is none."""
+    if name not in SCALE_TYPES:
+        raise ValueError(f"block.scale must be one of {', '.join(SCALE_TYPES)}, got {name!r}")
+    return SCALE_TYPES[name]

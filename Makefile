@@ -6,7 +6,7 @@ PYTHONS := 3.12 3.13
 FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab demo test pythons lint mutants bench bench-sweep slurm chromium ray lock clean
+.PHONY: help lab remedies levels demo test pythons lint mutants bench bench-sweep slurm chromium ray lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -14,6 +14,13 @@ help: ## list the targets
 lab: .venv/lab ## run the lab's sweep and print its table (results land in multirun/lab)
 	@rm -rf multirun/lab/*/
 	@$(BIN)/python run.py experiment=lab
+
+remedies: .venv/lab ## store the lab's tensors in other formats (results land in multirun/remedies)
+	@rm -rf multirun/remedies/*/
+	@$(BIN)/python run.py experiment=remedies
+
+levels: .venv/lab ## draw the levels of every element grid into docs/levels.png
+	@$(BIN)/python docs/levels.py
 
 demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bits
 	@rm -rf multirun/demo/*/

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.stream import measure
@@ -118,7 +119,7 @@ def gguf_q8_0() -> Callable[[Array], Any]:
 
 def ours(threads: int) -> Callable[[Array], Any]:
     """Return every figure, code counts, percentiles, histogram and rank."""
-    return lambda x: measure(Tensor("x", x), Symmetric(8), threads=threads)
+    return lambda x: measure(Tensor("x", x), Format(Symmetric(8)), threads=threads)
 
 
 def contenders() -> dict[str, Callable[[Array], Any]]:
@@ -184,7 +185,7 @@ def many() -> None:
     tensors = [Tensor(str(i), rng.standard_normal(1000, np.float32)) for i in range(1000)]
     start = time.perf_counter()
     for tensor in tensors:
-        measure(tensor, Symmetric(8), threads=2)
+        measure(tensor, Format(Symmetric(8)), threads=2)
     print(f"\n1,000 tensors of 1,000 elements: {time.perf_counter() - start:.2f} s")
 
 
@@ -193,6 +194,7 @@ import sys, threading, time
 from pathlib import Path
 from quantlab.sources.file import Npy
 from quantlab.stats.stream import measure
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 
 def anonymous():
@@ -208,7 +210,7 @@ def watch():
 before = anonymous()
 peak = [before]
 threading.Thread(target=watch, daemon=True).start()
-measure(tensor, Symmetric(8), threads=2)
+measure(tensor, Format(Symmetric(8)), threads=2)
 print(f"{tensor.size:,} elements: {peak[0] - before:.0f} MiB beyond the mapped file")
 """
 

@@ -3,7 +3,8 @@
 Hydra imports this module at the start of every app of an environment: the work is imported late.
 """
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from hydra.core.config_loader import ConfigLoader
@@ -16,14 +17,16 @@ from omegaconf import DictConfig
 
 @dataclass
 class QuantlabSweeperConf:
-    """What can be set: `params` as for Hydra's basic sweeper; `position` the sweeper sets itself.
+    """What can be set: `params` as for Hydra's basic sweeper, or a list of such mappings.
+
+    Each mapping of a list is a product of its own. `position` the sweeper sets itself.
 
     `position` says which run of its sweep a run is, counting from 0; of a resumed sweep a launcher
     sees only the runs that are left, and its ``hydra.job.num`` counts those.
     """
 
     _target_: str = "hydra_plugins.quantlab_sweeper.QuantlabSweeper"
-    params: dict[str, Any] = field(default_factory=dict)
+    params: Any = None  # a mapping would not give way to a list
     position: int | None = None
 
 
@@ -33,8 +36,8 @@ ConfigStore.instance().store("quantlab", QuantlabSweeperConf, "hydra/sweeper", p
 class QuantlabSweeper(Sweeper):
     """Every combination of the values swept; see `quantlab.sweep`."""
 
-    def __init__(self, params: dict[str, Any], **_: Any) -> None:
-        self.params = params
+    def __init__(self, params: Any, **_: Any) -> None:
+        self.products = list(params) if isinstance(params, Sequence) else [params or {}]
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
@@ -54,5 +57,8 @@ class QuantlabSweeper(Sweeper):
         """Do the runs that are left, aggregate, print; SystemExit says how it went wrong."""
         from quantlab.sweep import launch
 
-        typed = [f"{key}={value}" for key, value in self.params.items()] + arguments
-        launch.sweep(typed, self.sweep_config, self.loader, self.engine)
+        products = [
+            [*(f"{key}={value}" for key, value in each.items()), *arguments]
+            for each in self.products
+        ]
+        launch.sweep(products, self.sweep_config, self.loader, self.engine)

@@ -26,6 +26,10 @@ from quantlab.sources.file import SUFFIXES
 QUOTED = """"key='a value'\""""
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+NESTED = {
+    "dist": tuple(dict.fromkeys(f"file/{each}" for each in SUFFIXES.values())),
+    "mode": ("mx/...", "nv/fp4"),
+}
 AMBIGUOUS = "Ambiguous value for argument "
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
@@ -92,8 +96,8 @@ def error_sentence(mistake: BaseException) -> str:
 
 
 def options_hint(group: str, options: Sequence[str]) -> str:
-    """Return the options of a config group, those in the group `file` below ``dist`` included."""
-    nested = dict.fromkeys(f"file/{each}" for each in SUFFIXES.values()) if group == "dist" else {}
+    """Return the options of a config group, those of groups below it included."""
+    nested = NESTED.get(group, ())
     return f"choose one of {', '.join([*options, *nested])}"
 
 

@@ -1,16 +1,13 @@
-"""One combination of tensors and quantizer, measured tensor by tensor."""
+"""One combination of tensors and format, measured tensor by tensor."""
 
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tqdm import tqdm
 
-from quantlab.formats import uniform
-from quantlab.formats.uniform import Quantizer
+from quantlab.formats.format import Format
 from quantlab.records.record import Outcome
 from quantlab.sources.distribution import Distribution
-from quantlab.sources.expected import Expected
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import metrics, rank
 from quantlab.stats.predict import predict
@@ -19,14 +16,14 @@ from quantlab.stats.stream import measure
 
 @dataclass(frozen=True)
 class Experiment:
-    """One combination of tensors and quantizer, and how to look at it.
+    """One combination of tensors and format, and how to look at it.
 
     `rel_threshold` is the magnitude below which a value has no relative error; `threads` changes
     the time it takes and nothing else.
     """
 
     dist: Distribution
-    quantizer: Quantizer
+    form: Format
     k: int
     rel_threshold: float
     threads: int
@@ -44,11 +41,14 @@ class Experiment:
 
     def run(self) -> Outcome:
         """Measure each tensor; one that cannot be measured costs none of the others."""
-        outcome = Outcome(skipped=self.dist.skipped())
+        outcome = Outcome(skipped=self.dist.skipped(), format=self.form.describe())
         with tqdm(
             total=self.dist.n_bytes(), unit="B", unit_scale=True, delay=1, disable=None, leave=False
         ) as bar:
             for tensor in self.dist.tensors():
+                if unfit := self._unfit(tensor):
+                    outcome.skipped[tensor.name] = unfit
+                    continue
                 try:
                     outcome.tensors[tensor.name] = self._measure(tensor, bar)
                 except (ValueError, OSError, MemoryError) as reason:
@@ -57,29 +57,37 @@ class Experiment:
                     )
         return outcome
 
+    def identify(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+        """Return what identifies each tensor that would be measured, and why others would not."""
+        skipped, tensors = self.dist.skipped(), {}
+        for tensor in self.dist.tensors():
+            if unfit := self._unfit(tensor):
+                skipped[tensor.name] = unfit
+            else:
+                tensors[tensor.name] = tensor.identity()
+        return tensors, skipped
+
+    def _unfit(self, tensor: Tensor) -> str | None:
+        """Return why a tensor cannot be stored in this format, if it cannot."""
+        try:
+            self.form.block.layout(tensor.shape)
+        except ValueError as reason:
+            return str(reason)
+        return None
+
     def _measure(self, tensor: Tensor, bar: "tqdm[Any]") -> dict[str, Any]:
         def advance(elements: int) -> None:
             bar.update(elements * tensor.itemsize)
 
-        entry = measure(tensor, self.quantizer, self.k, self.rel_threshold, self.threads, advance)
         expected = self.dist.expected
-        if expected:
-            entry["measured"] |= _landmark(expected, self.quantizer, entry["range"])
-        return entry | {
-            "sha256": tensor.sha256(),
-            "predicted": _predicted(expected, self.quantizer) if expected else None,
-        }
-
-
-def _predicted(expected: Expected, quantizer: Quantizer) -> dict[str, Any]:
-    step = float(quantizer.choose(*expected.range()).scale)
-    figures = predict(step, expected.rms(), expected.landmark)
-    return figures | {"landmark": expected.landmark, "words": expected.words}
-
-
-def _landmark(expected: Expected, quantizer: Quantizer, found: list[float]) -> dict[str, float]:
-    """Return the relative error of the landmark value itself under the parameters chosen."""
-    value = np.float32(expected.landmark)
-    params = quantizer.choose(*found)
-    q = uniform.quantize(value, params, quantizer.n_bits)
-    return {"landmark_rel_err": float(np.abs(uniform.dequantize(q, params) - value) / value)}
+        entry = measure(
+            tensor,
+            self.form,
+            self.k,
+            self.rel_threshold,
+            self.threads,
+            advance,
+            landmark=expected.landmark if expected else None,
+        )
+        predicted = predict(self.form, expected) if expected else None
+        return entry | {"sha256": tensor.sha256(), "predicted": predicted}

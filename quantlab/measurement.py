@@ -1,20 +1,29 @@
 """One array measured, for notebooks and scripts."""
 
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from quantlab.formats import uniform
+from quantlab.formats.blocks import Block, Group, PerChannel, PerTensor
+from quantlab.formats.format import Format, compose
+from quantlab.formats.ranges import AbsMax, Mse, Percentile, Range
 from quantlab.records import record
 from quantlab.report.run_summary import run_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
+from quantlab.stats.parallel import usable_cores
 from quantlab.stats.stream import measure as measure_tensor
-from quantlab.stats.stream import usable_cores
 
 NAME = "x"
+PACKAGE = Path(__file__).parent
+INSTALLED = PACKAGE / "conf"  # in a wheel; a clone has it at the top
+CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
+BLOCKS: dict[str, type[PerTensor | PerChannel]] = {"tensor": PerTensor, "channel": PerChannel}
+RANGES: dict[str, type[Range]] = {"absmax": AbsMax, "mse": Mse, "percentile": Percentile}
 
 
 class Measurement(Mapping[str, Any]):
@@ -23,9 +32,9 @@ class Measurement(Mapping[str, Any]):
     ``dict(result)`` holds them all; a notebook shows them as a page does.
     """
 
-    def __init__(self, tensor: dict[str, Any], mode: str, n_bits: int) -> None:
+    def __init__(self, tensor: dict[str, Any], mode: str, n_bits: int, name: str = NAME) -> None:
         """Take what a record says of a tensor."""
-        self._tensor, self._mode, self._n_bits = tensor, mode, n_bits
+        self._tensor, self._mode, self._n_bits, self._name = tensor, mode, n_bits, name
         self._figures = record.figures(tensor)
 
     def __getitem__(self, key: str) -> Any:
@@ -42,32 +51,52 @@ class Measurement(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         """Return every figure, a line each."""
-        run = {"mode": self._mode, "n_bits": self._n_bits, "tensors": {NAME: self._tensor}}
+        run = {"mode": self._mode, "n_bits": self._n_bits, "tensors": {self._name: self._tensor}}
         return run_summary(run, Texts("en"))
 
     def _repr_html_(self) -> str:
         from quantlab.report import page  # Matplotlib, which only a notebook needs
 
-        name = f"{NAME}, {self._mode}"
+        name = f"{self._name}, {self._mode}"
         return page.measurement(name, self._n_bits, self._tensor, Texts("en"))
 
 
-def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
-    """Measure what it costs to store an array in n bits.
+def measure(
+    x: Any,
+    mode: str = "sym",
+    n_bits: int | None = None,
+    block: str | int = "tensor",
+    scale: str = "float32",
+    range: str | Range = "absmax",
+) -> Any:
+    """Measure what it costs to store an array, or each array of a mapping.
 
     Parameters
     ----------
     x
-        Real numbers of any shape and dtype; they are measured as float32.
+        Real numbers of any shape and dtype, a NumPy, PyTorch or JAX array; they are measured as
+        float32. A mapping of names to arrays, such as a state_dict, gives a table.
     mode
-        ``"sym"`` or ``"asym"``.
+        A name in ``conf/mode``, such as ``"sym"``, ``"asym"``, ``"log"``, ``"nf4"``, ``"mx/fp4"``.
     n_bits
-        Width of the codes, 2 to 16.
+        Width of the codes; without it 8, or the width that the mode fixes.
+    block
+        ``"tensor"``, ``"channel"`` for a scale each index of the first axis, or the size of groups.
+    scale
+        The type that scales are stored in: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
+    range
+        ``"absmax"``, ``"mse"`` or ``"percentile"``, or an object of `quantlab.formats.ranges`.
+
+    Returns
+    -------
+    Measurement or pandas.DataFrame
+        The figures; of a mapping one row an array, its name first.
 
     Raises
     ------
     ValueError
-        When `x` is empty, not finite or no real numbers, or `mode` or `n_bits` is unknown.
+        When `x` is empty, not finite or no real numbers, or a choice is unknown or contradicts
+        another.
 
     Examples
     --------
@@ -75,15 +104,64 @@ def measure(x: ArrayLike, mode: str = "sym", n_bits: int = 8) -> Measurement:
     >>> result["scale"], result["max_err"], result["n_codes"]
     (0.5, 0.0, 3)
     """
-    if mode not in uniform.MODES:
-        raise ValueError(f"mode must be one of {', '.join(uniform.MODES)}, got {mode!r}")
-    quantizer = uniform.MODES[mode](n_bits)
+    form = compose(mode_of(mode, n_bits), _block(block, scale), _range(range))
+    if isinstance(x, Mapping):
+        import pandas as pd
+
+        rows = [{"tensor": name, **_measure(each, mode, form, name)} for name, each in x.items()]
+        return pd.DataFrame(rows)
+    return _measure(x, mode, form, NAME)
+
+
+def _measure(x: Any, mode: str, form: Format, name: str) -> Measurement:
+    tensor = measure_tensor(Tensor(name, as_array(x, name)), form, threads=usable_cores())
+    named = tensor | {"predicted": None}
+    return Measurement(named, uniform.mode_name(mode), form.n_bits, name)
+
+
+def as_array(x: Any, name: str = NAME) -> NDArray[Any]:
+    """Return real numbers as a NumPy array; raises ValueError, naming it, where they are none."""
     if np.ma.isMaskedArray(x):
         raise ValueError(
-            "x is a masked array: measure x.compressed(), or x.data to ignore the mask"
+            f"{name} is a masked array: measure {name}.compressed(), or {name}.data to ignore the "
+            "mask"
         )
+    if hasattr(x, "detach"):  # PyTorch, which has no bfloat16 in NumPy: float32 holds it exactly
+        x = x.detach().cpu()
+        x = x.float() if str(x.dtype) == "torch.bfloat16" else x
     array = np.asarray(x)
-    if not np.can_cast(array.dtype, np.float32, "same_kind"):
-        raise ValueError(f"x must hold real numbers, got dtype {array.dtype}")
-    tensor = measure_tensor(Tensor(NAME, array), quantizer, threads=usable_cores())
-    return Measurement(tensor | {"predicted": None}, uniform.mode_name(mode), n_bits)
+    real = np.can_cast(array.dtype, np.float32, "same_kind") or array.dtype.name == "bfloat16"
+    if not real:
+        raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
+    return array
+
+
+def mode_of(name: str, n_bits: int | None) -> Any:
+    """Return a mode by its yaml, with its own width unless another is asked for."""
+    from hydra.utils import instantiate  # which importing this module does without
+    from omegaconf import OmegaConf
+
+    path = CONF / "mode" / f"{name}.yaml"
+    if not path.is_file():
+        known = sorted(each.relative_to(CONF / "mode") for each in (CONF / "mode").rglob("*.yaml"))
+        names = ", ".join(each.with_suffix("").as_posix() for each in known)
+        raise ValueError(f"mode must be one of {names}, got {name!r}")
+    config: Any = OmegaConf.load(path)
+    own = config.get("n_bits", 8)
+    return instantiate(config.get("mode", config), n_bits=own if n_bits is None else n_bits)
+
+
+def _block(block: str | int, scale: str) -> Block:
+    if isinstance(block, int) and not isinstance(block, bool):
+        return Group(size=block, scale=scale)
+    if block not in BLOCKS:
+        raise ValueError(f"block must be {' or '.join(BLOCKS)}, or a size of groups, got {block!r}")
+    return BLOCKS[block](scale=scale)
+
+
+def _range(name: str | Range) -> Range:
+    if not isinstance(name, str):
+        return name
+    if name not in RANGES:
+        raise ValueError(f"range must be one of {', '.join(RANGES)}, got {name!r}")
+    return RANGES[name]()

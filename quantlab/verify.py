@@ -8,7 +8,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from quantlab.records import disk, record, results, schema
+from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
+from quantlab.records.upgrade import OLDEST, known_to, without_new
 from quantlab.sweep.job import add_import_path, build
 
 OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
@@ -17,7 +19,7 @@ CHANGED = "has changed: its sha256 is not the one in the manifest"
 ABSENT = "absent"  # what stands where a key is missing
 LONGEST = 80  # characters of a value that a sentence has room for
 TABLES = {"results.json", "results.csv"}
-OUTCOME = ("key", "status", "error", "tensors", "failed", "skipped")
+OUTCOME = ("key", "status", "error", "format", "tensors", "failed", "skipped")
 
 
 def faults(directory: Path) -> Iterator[str]:
@@ -53,7 +55,8 @@ def faults(directory: Path) -> Iterator[str]:
     yield from run_faults
     yield from (run.error for run in runs if run.record is None and run.error)
     if not run_faults:
-        yield from _result_faults(directory / "results.json", results.nest(table, levels))
+        older = manifest["schema"] < manifests.SCHEMA
+        yield from _result_faults(directory / "results.json", results.nest(table, levels), older)
 
 
 def _read(path: Path, name: str) -> Any:
@@ -135,14 +138,17 @@ def _run_faults(directory: Path, manifest: Any, expected: Any) -> Iterator[str]:
             yield f"{directory / 'manifest.json'}: {where} is {one}, the records say {other}"
 
 
-def _result_faults(path: Path, expected: Any) -> Iterator[str]:
-    """Yield what results.json says that is not so by the records."""
+def _result_faults(path: Path, expected: Any, older: bool) -> Iterator[str]:
+    """Yield what results.json says that is not so by the records; an older one may lack figures."""
     try:
         content = _read(path, "results")
     except ValueError as reason:
         yield str(reason)
         return
-    for where, written, recorded in differences(content, json.loads(disk.to_json(expected))):
+    from_records = json.loads(disk.to_json(expected))
+    if older:
+        from_records = known_to(content, from_records)
+    for where, written, recorded in differences(content, from_records):
         yield f"{path}: {where} is {written}, the records say {recorded}"
 
 
@@ -160,9 +166,12 @@ def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
     config = DictConfig(one["config"])
     again = record.perform(lambda: build(config).run(), one["config"])
     outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))
+    kept = {key: one[key] for key in OUTCOME}
+    if one["schema"] == OLDEST:
+        outcome, kept = without_new(outcome), without_new(kept)
     return one, [
         f"{where} is {now} now, {before} in the record"
-        for where, now, before in differences(outcome, {key: one[key] for key in OUTCOME})
+        for where, now, before in differences(outcome, kept)
     ]
 
 

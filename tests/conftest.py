@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from quantlab.formats.format import Format, as_element
 from quantlab.report import aggregate as aggregation
 from quantlab.report.bar import Bar
 from quantlab.report.terminal import sweep_summary
@@ -24,9 +25,10 @@ settings.register_profile("laws", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("laws")
 
 
-def measure(x, quantizer, name="x", **settings):
-    """Measure an array under a name."""
-    return measure_tensor(Tensor(name, x), quantizer, **settings)
+def measure(x, how, name="x", **settings):
+    """Measure an array under a name, by a format or by an element grid of one block."""
+    form = how if isinstance(how, Format) else Format(as_element(how))
+    return measure_tensor(Tensor(name, x), form, **settings)
 
 
 def aggregate(directory, **bar):

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
 from quantlab.sweep import job
 
@@ -9,14 +10,40 @@ CONF = Path(__file__).parents[1] / "conf"
 
 
 def options(group):
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    paths = (CONF / group).rglob("*.yaml")
+    names = (path.relative_to(CONF / group).with_suffix("").as_posix() for path in paths)
+    return sorted(name for name in names if not name.startswith("file/"))
+
+
+def built(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return job.build(compose("config", overrides=list(overrides)))
 
 
 @pytest.mark.parametrize("mode", options("mode"))
 @pytest.mark.parametrize("dist", options("dist"))
 def test_every_distribution_meets_every_mode(dist, mode):
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = compose("config", overrides=[f"dist={dist}", f"mode={mode}", "n_bits=5"])
-    for result in job.build(cfg).run().tensors.values():
+    for result in built(f"dist={dist}", f"mode={mode}").run().tensors.values():
         assert result["measured"]["max_err"] > 0
         assert result["predicted"]["words"]
+        assert abs(result["predicted"]["sqnr_db"] - result["measured"]["sqnr_db"]) < 25
+        assert result["storage"]["bits_per_value"] > result["storage"]["bits_above_bound"]
+
+
+@pytest.mark.parametrize("covered", options("range"))
+@pytest.mark.parametrize("block", options("block"))
+def test_every_block_meets_every_range(block, covered):
+    form = built("mode=asym", "n_bits=4", f"block={block}", f"range={covered}").form
+    assert form.describe() == {
+        "block": block,
+        "block_size": 32 if block == "group" else None,
+        "scale_dtype": "float32",
+        "range": covered,
+    }
+
+
+@pytest.mark.parametrize("group", ["block", "range"])
+def test_all_options_of_a_group_have_the_same_keys(group):
+    # Hydra holds block.size=32 against the default option before it takes the one chosen.
+    keys = {tuple(OmegaConf.load(path)) for path in (CONF / group).glob("*.yaml")}
+    assert len(keys) == 1

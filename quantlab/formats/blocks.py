@@ -85,8 +85,12 @@ class Layout:
 
     @property
     def surveyed(self) -> bool:
-        """Whether blocks are too large or too scattered to be looked at whole where they stand."""
-        return self.shared or self.width > SMALL
+        """Whether parameters are chosen beforehand.
+
+        So it is where there is one block, or blocks are too large or too scattered to be looked at
+        whole where they stand.
+        """
+        return self.shared or self.width > SMALL or self.n_blocks == 1
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield pieces that cover elements `start` to `stop`.
@@ -208,6 +212,7 @@ class PerTensor(Settings):
         return _contiguous(prod(shape), prod(shape))
 
 
+@dataclass(frozen=True)
 class PerChannel(Settings):
     """One scale for each index of an axis; a tensor of fewer than two dimensions is one block."""
 
@@ -234,6 +239,7 @@ class PerChannel(Settings):
         return _contiguous(size, inner) if row == size else Layout(size, row, inner, shared=True)
 
 
+@dataclass(frozen=True)
 class Group(Settings):
     """One scale for `size` consecutive values of a row, a tensor flattened from axis 1 on.
 

@@ -17,6 +17,10 @@ Codes = NDArray[np.int8] | NDArray[np.int16]
 Store = Callable[[Array64], Stored]
 
 
+class ContradictionError(ValueError):
+    """Settings that are fine alone and do not go together."""
+
+
 class Bounds(NamedTuple):
     """The least and greatest value of blocks; `least` is the smallest magnitude that is not 0.
 
@@ -74,6 +78,9 @@ class Element(Protocol):
     def round_trip(self, x: FloatArray, params: Any) -> Trip:
         """Take values to codes and back; `params` broadcast to the shape of `x`."""
 
+    def reconstruct(self, x: FloatArray, params: Any) -> FloatArray:
+        """Return what values come back as, without their codes."""
+
     def block_bits(self, scale_bits: int) -> int:
         """Return how many bits a block stores beside its codes."""
 
@@ -104,7 +111,9 @@ def per_value(params: Any) -> Any:
 def require_width(n_bits: int, own: int, what: str) -> None:
     """Raise ValueError unless the width asked for is the grid's own."""
     if n_bits != own:
-        raise ValueError(f"n_bits must be {own}, the width of {what}, got {n_bits!r}: leave it out")
+        raise ContradictionError(
+            f"n_bits must be {own}, the width of {what}, got {n_bits!r}: leave it out"
+        )
 
 
 def some(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

@@ -67,11 +67,7 @@ class Float:
         To add and subtract 1.5 * 2^k rounds to a step of 2^(k - 23), halves to even, and leaves
         the number of steps in the last bits of the sum.
         """
-        y = np.clip(in_units(x, params.scale), -2 * self.largest, 2 * self.largest)
-        binade = (y.view(np.int32) & EXPONENT).view(np.float32)
-        np.maximum(binade, np.float32(2.0**self.min_exponent), out=binade)
-        shift = binade * np.float32(1.5 * 2.0 ** (MANTISSA_BITS - self.mantissa_bits))
-        shifted = y + shift
+        binade, shift, shifted = self._shifted(x, params)
         steps = shifted.view(np.int32) - shift.view(np.int32)
         value = np.subtract(shifted, shift, out=shift)
         binades = binade.view(np.int32)
@@ -86,6 +82,24 @@ class Float:
             np.clip(steps, -largest_code, largest_code, out=steps)
             np.clip(value, -self.largest, self.largest, out=value)
         return Trip(steps.astype(np.int8), value * params.scale, clipped)
+
+    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
+        """Return what values come back as."""
+        _, shift, shifted = self._shifted(x, params)
+        shifted -= shift
+        np.clip(shifted, -self.largest, self.largest, out=shifted)
+        shifted *= params.scale
+        return shifted
+
+    def _shifted(self, x: FloatArray, params: Scaled) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Return the binade of each value in units of its scale, a shift, and the value with it."""
+        y = in_units(x, params.scale)
+        np.clip(y, -2 * self.largest, 2 * self.largest, out=y)
+        binade = (y.view(np.int32) & EXPONENT).view(np.float32)
+        np.maximum(binade, np.float32(2.0**self.min_exponent), out=binade)
+        shift = binade * np.float32(1.5 * 2.0 ** (MANTISSA_BITS - self.mantissa_bits))
+        y += shift
+        return binade, shift, y
 
     @property
     def _largest_code(self) -> int:
@@ -126,6 +140,10 @@ class FixedPoint:
         codes = np.clip(steps, -qmax, qmax)
         clipped = some(codes != steps)
         return Trip(codes.astype(np.int8), codes / one * params.scale, clipped)
+
+    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
+        """Return what values come back as."""
+        return self.round_trip(x, params).x_hat
 
     def block_bits(self, scale_bits: int) -> int:
         """Return the bits of a scale."""

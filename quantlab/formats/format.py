@@ -4,18 +4,28 @@ The four are chosen independently, and none knows another's insides; what they m
 put together here.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from quantlab.formats.blocks import Batch, Block, Layout, PerTensor, Piece, Read
-from quantlab.formats.element import Bounds, Element, Fit, FloatArray, Store, Trip, per_value
+from quantlab.formats.blocks import PART, Batch, Block, Layout, PerTensor, Piece, Read
+from quantlab.formats.element import (
+    Bounds,
+    ContradictionError,
+    Element,
+    Fit,
+    FloatArray,
+    Store,
+    Trip,
+    per_value,
+)
 from quantlab.formats.ranges import AbsMax, Range, Values, bounds, union
 from quantlab.formats.scales import ScaleType, scale_type
 from quantlab.formats.uniform import Params, Uniform
 
+PLAIN = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
 T = TypeVar("T")
 Run = Callable[[Callable[[Any], Any], list[Any]], list[Any]]  # like map, on threads or not
 
@@ -39,6 +49,10 @@ class Chosen(Uniform):
         """Take a quantizer with ``choose(lo, hi)``."""
         self.quantizer = quantizer
         self.n_bits = quantizer.n_bits
+
+    def choose(self, lo: float, hi: float) -> Params:
+        """Choose as the quantizer does."""
+        return self.quantizer.choose(lo, hi)
 
     def fit(self, bounds: Bounds, store: Store) -> Fit:
         """Choose for one block after the other, then round the scales to their type."""
@@ -66,22 +80,22 @@ class Format:
     """How a tensor is stored.
 
     `scale` is the type of the scales, that of the block's setting unless a preset has its own.
-    `preset` says that blocks and range are not to be chosen.
     """
 
     element: Element
     block: Block = field(default_factory=PerTensor)
     range: Range = field(default_factory=AbsMax)
     scale: ScaleType | None = None
-    preset: bool = False
 
     def __post_init__(self) -> None:
         """Raise ValueError when the scale's type is unknown or the range makes no difference."""
         _ = self.scale_type
         if not self.element.ranged and self.range.name != "absmax":
-            raise ValueError(f"range={self.range.name} does not go with mode=log: leave it out")
+            raise ContradictionError(
+                f"range={self.range.name} does not go with mode=log: leave it out"
+            )
         if not self.element.ranged and self.scale_type.name != "float32":
-            raise ValueError(
+            raise ContradictionError(
                 f"block.scale={self.scale_type.name} does not go with mode=log, which stores two "
                 "float32 a block: leave it out"
             )
@@ -96,6 +110,11 @@ class Format:
         """The type that scales are stored in."""
         return self.scale or scale_type(self.block.scale)
 
+    @property
+    def plain(self) -> bool:
+        """Whether there is one float32 scale over the whole range, as in the lab."""
+        return self.describe() == PLAIN
+
     def describe(self) -> dict[str, Any]:
         """Return the format in full, as each row of results.csv has it."""
         return {
@@ -109,6 +128,28 @@ class Format:
         """Return what is stored in all, codes, scales, zero points and constants, over the size."""
         of_blocks = layout.n_blocks * self.element.block_bits(self.scale_type.bits)
         return self.n_bits + (of_blocks + self.scale_type.tensor_bits) / layout.size
+
+
+def preset(element: Callable[..., Element], block: Block, scale: ScaleType, n_bits: int) -> Format:
+    """Return a format that fixes all four choices; `element` takes the width."""
+    return Format(element(n_bits=n_bits), block, AbsMax(), scale)
+
+
+def compose(mode: Any, block: Block, range: Range) -> Format:
+    """Return the format that three choices make; raises ValueError where they contradict."""
+    if not isinstance(mode, Format):
+        return Format(as_element(mode), block, range)
+    for key, chosen, free in (
+        ("block", block.name, "tensor"),
+        ("block.scale", block.scale, "float32"),
+        ("range", range.name, "absmax"),
+    ):
+        if chosen != free:
+            raise ContradictionError(
+                f"{key}={chosen} does not go with a mode that fixes blocks, scales and range: "
+                "leave it out"
+            )
+    return mode
 
 
 class Scales(NamedTuple):
@@ -186,6 +227,11 @@ class Coder:
         return element.fit(chosen, self.store)
 
     @property
+    def known_params(self) -> Any:
+        """The parameters that were chosen beforehand; there are some where there is one block."""
+        return self.fit.params if self.fit else None
+
+    @property
     def known_scales(self) -> Scales:
         """The scales that were chosen beforehand."""
         return Scales.of(self.fit) if self.fit else NO_SCALES
@@ -196,16 +242,22 @@ class Coder:
         codes: Any = np.empty(size, code)
         x_hat = np.empty(size, np.float32)
         clipped, scales = None, NO_SCALES
-        for piece in self.layout.pieces(start, stop):
+        for piece, part in self._pieces(start, stop):
             fit, x = self._fitted(piece)
             trip = self.form.element.round_trip(x, per_value(fit.params))
-            scales |= self._new_scales(piece, fit, start, stop)
+            scales |= self._new_scales(piece, fit, part)
             _put(codes, trip.codes, piece, start)
             _put(x_hat, trip.x_hat, piece, start)
             if trip.clipped is not None:
                 clipped = np.zeros(size, bool) if clipped is None else clipped
                 _put(clipped, trip.clipped, piece, start)
         return Trip(codes, x_hat, clipped), scales
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[Piece, range]]:
+        """Yield the pieces of a stretch, small enough for the cache, and the part they cover."""
+        for first in range(start, stop, PART):
+            part = range(first, min(first + PART, stop))
+            yield from ((piece, part) for piece in self.layout.pieces(part.start, part.stop))
 
     def _fitted(self, piece: Piece) -> tuple[Fit, FloatArray]:
         """Return the fit of a piece's blocks, an array ``(rows, blocks)``, and its values."""
@@ -215,13 +267,15 @@ class Coder:
         rows = 0 if self.layout.shared else np.arange(piece.rows)[:, None] * self.layout.per_row
         return _select(self.fit, piece.first + rows + np.arange(piece.blocks)), x
 
-    def _new_scales(self, piece: Piece, fit: Fit, start: int, stop: int) -> Scales:
-        """Return the scales of the blocks that begin in a stretch, none where they are known."""
+    def _new_scales(self, piece: Piece, fit: Fit, part: range) -> Scales:
+        """Return the scales of the blocks that begin in a part, none where they are known."""
         if self.fit is not None:
             return NO_SCALES
+        if piece.start >= part.start and piece.stop <= part.stop:
+            return Scales.of(fit)
         rows, blocks = np.arange(piece.rows)[:, None], np.arange(piece.blocks)
         begins = piece.start + rows * piece.stride + blocks * piece.width
-        return Scales.of(fit, (begins >= start) & (begins < stop))
+        return Scales.of(fit, (begins >= part.start) & (begins < part.stop))
 
 
 def _one_by_one(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:

@@ -64,6 +64,10 @@ class NormalFloat4:
         x_hat *= params.scale
         return Trip(codes, x_hat, some((y > BEYOND[1]) | (y < BEYOND[0])))
 
+    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
+        """Return what values come back as."""
+        return self.round_trip(x, params).x_hat
+
     def block_bits(self, scale_bits: int) -> int:
         """Return the bits of a scale."""
         return scale_bits

@@ -6,7 +6,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.element import Bounds, Codes, Fit, FloatArray, Store, Trip
+from quantlab.formats.element import Bounds, Codes, ContradictionError, Fit, FloatArray, Store, Trip
 from quantlab.formats.uniform import code_range
 
 
@@ -44,7 +44,9 @@ class Log:
         """Raise ValueError when `n_bits` is out of range."""
         code_range(self.n_bits)
         if self.n_bits < 3:
-            raise ValueError(f"n_bits must be from 3 to 16 with mode=log, got {self.n_bits}")
+            raise ContradictionError(
+                f"n_bits must be from 3 to 16 with mode=log, got {self.n_bits}"
+            )
 
     def fit(self, bounds: Bounds, store: Store) -> Fit:  # noqa: ARG002 two float32 are stored
         """Spread the codes over the magnitudes of each block."""
@@ -90,6 +92,10 @@ class Log:
         np.putmask(steps, zero, 0)
         steps += params.zero_point
         return steps.astype(np.int8) if self.n_bits <= 8 else steps.astype(np.int16)
+
+    def reconstruct(self, x: FloatArray, params: LogParams) -> FloatArray:
+        """Return what values come back as."""
+        return self.round_trip(x, params).x_hat
 
     def block_bits(self, scale_bits: int) -> int:  # noqa: ARG002 it stores its own two
         """Return the bits of two float32 numbers."""

@@ -16,6 +16,7 @@ from quantlab.formats.scales import Array64
 
 T = TypeVar("T")
 CANDIDATES = 80  # ranges that `Mse` tries, each a hundredth of the whole narrower
+NARROW = 256  # values of a block; NumPy reduces so few slowly
 SIGN = np.uint32(0x8000_0000)
 
 
@@ -112,38 +113,27 @@ class Percentile(Settings):
 
 def bounds(x: FloatArray, least: bool) -> Bounds:
     """Return the bounds of blocks ``(blocks, values)``, with the least magnitude if asked for."""
-    lo, hi = (reduce(x).astype(np.float64) for reduce in (_min, _max))
+    x, axis = _reducible(x)
+    lo, hi = (ufunc.reduce(x, axis=axis).astype(np.float64) for ufunc in (np.minimum, np.maximum))
     nothing = np.full(lo.shape, np.inf)
     if not least:
         return Bounds(lo, hi, nothing)
     magnitudes = np.abs(x)
     np.putmask(magnitudes, magnitudes == 0, np.inf)
-    return Bounds(lo, hi, _min(magnitudes).astype(np.float64))
+    return Bounds(lo, hi, np.minimum.reduce(magnitudes, axis=axis).astype(np.float64))
+
+
+def _reducible(x: FloatArray) -> tuple[FloatArray, int]:
+    """Return values and the axis to reduce: of narrow blocks the first, several times as fast."""
+    if x.shape[-1] > NARROW:
+        return x, -1
+    return np.ascontiguousarray(np.moveaxis(x, -1, 0)), 0
 
 
 def union(parts: list[Bounds]) -> Bounds:
     """Return the bounds of blocks from those of their parts."""
     lo, hi, least = zip(*parts, strict=True)
     return Bounds(np.minimum.reduce(lo), np.maximum.reduce(hi), np.minimum.reduce(least))
-
-
-def _min(x: FloatArray) -> FloatArray:
-    return _reduce(np.minimum, x)
-
-
-def _max(x: FloatArray) -> FloatArray:
-    return _reduce(np.maximum, x)
-
-
-def _reduce(ufunc: np.ufunc, x: FloatArray) -> FloatArray:
-    """Reduce the last axis; a short one by halves, several times as fast as NumPy one by one."""
-    while 1 < x.shape[-1] <= 256:
-        half = x.shape[-1] // 2
-        folded = ufunc(x[..., :half], x[..., half : 2 * half])
-        if x.shape[-1] % 2:
-            ufunc(folded[..., :1], x[..., -1:], out=folded[..., :1])
-        x = folded
-    return x[..., 0] if x.shape[-1] == 1 else ufunc.reduce(x, axis=-1)
 
 
 def _factor(i: Any) -> Any:
@@ -156,9 +146,10 @@ def _scaled(found: Bounds, factor: Any) -> Bounds:
 
 def _squared_error(element: Element, x: FloatArray, params: Any) -> Array64:
     """Return the sum of squared errors of each block, of float32 errors in float64."""
-    trip = element.round_trip(x, per_value(params))
-    error = np.subtract(trip.x_hat, x).astype(np.float64)
-    return np.vecdot(error, error)
+    error = element.reconstruct(x, per_value(params))
+    error -= x
+    exact = error.astype(np.float64)
+    return np.vecdot(exact, exact)
 
 
 def _percentile(values: Values, p: float, *, magnitudes: bool) -> Array64:

@@ -5,7 +5,7 @@ Codes and values equal those of `quant` bit for bit, but for the sign of a zero.
 
 import numpy as np
 
-from quantlab.formats.element import Codes, FloatArray
+from quantlab.formats.element import Codes, FloatArray, Trip, some
 from quantlab.formats.uniform import (
     Params,
     code_range,
@@ -17,27 +17,22 @@ from quantlab.formats.uniform import (
 
 
 class RoundTrip:
-    """Quantizes and dequantizes flat blocks; what it returns is overwritten by the next block.
-
-    `clipped` counts the values so far that lay beyond the code range before saturation.
-    """
+    """Quantizes and dequantizes flat blocks; what it returns is overwritten by the next block."""
 
     def __init__(self, params: Params, n_bits: int, saturating: bool, size: int) -> None:
         """Allocate for blocks of up to `size` values, of which some may saturate or none."""
         self.params, self.n_bits = params, n_bits
-        self.clipped = 0
         self._saturating = saturating
         self._steps = np.empty(size, np.float32)
         self._shifted = np.empty(size, np.float32)
         self._codes: Codes = np.empty(size, np.int8) if n_bits <= 8 else np.empty(size, np.int16)
 
-    def __call__(self, x: FloatArray) -> tuple[Codes, FloatArray]:
+    def __call__(self, x: FloatArray) -> Trip:
         """Return the codes of a block and the values they stand for."""
         if self._saturating:
             unclipped = unclipped_codes(x, self.params)
             codes = saturate(unclipped, self.n_bits)
-            self.clipped += int(np.count_nonzero(unclipped != codes))
-            return codes, dequantize(codes, self.params)
+            return Trip(codes, dequantize(codes, self.params), some(unclipped != codes))
         steps, codes = self._steps[: x.size], self._codes[: x.size]
         np.rint(np.divide(x, self.params.scale, out=steps), out=steps)
         shifted = steps
@@ -45,7 +40,7 @@ class RoundTrip:
             zero_point = np.float32(self.params.zero_point)
             shifted = np.add(steps, zero_point, out=self._shifted[: x.size])
         np.copyto(codes, shifted, casting="unsafe")
-        return codes, np.multiply(steps, self.params.scale, out=steps)
+        return Trip(codes, np.multiply(steps, self.params.scale, out=steps), None)
 
 
 def saturates(params: Params, n_bits: int, lo: float, hi: float) -> bool:

@@ -119,6 +119,12 @@ def dequantize(q: Codes, params: Params) -> FloatArray:
     return np.clip(x_hat, FLOAT32.min, FLOAT32.max)
 
 
+def first(params: Params) -> Params:
+    """Return the parameters of the first of many blocks."""
+    scale, zero_point, replaced, clipped = (each[0] for each in params)
+    return Params(np.float32(scale), int(zero_point), bool(replaced), bool(clipped))
+
+
 class Uniform(ABC):
     """What both quantizers share: everything but the choice of the zero point."""
 
@@ -137,10 +143,34 @@ class Uniform(ABC):
         return Params(np.float32(scale), int(zero_point), bool(replaced), bool(clipped))
 
     def round_trip(self, x: FloatArray, params: Params) -> Trip:
-        """Take values to codes and back."""
-        unclipped = unclipped_codes(x, params)
-        codes = saturate(unclipped, self.n_bits)
-        return Trip(codes, dequantize(codes, params), some(unclipped != codes))
+        """Take values to codes and back, bit for bit as `quantize` and `dequantize` do."""
+        unclipped = self._unclipped(x, params)
+        q = np.clip(unclipped, *code_range(self.n_bits))
+        codes: Codes = q.astype(np.int8) if self.n_bits <= 8 else q.astype(np.int16)
+        clipped = some(unclipped != q)
+        return Trip(codes, self._values(q, params), clipped)
+
+    def reconstruct(self, x: FloatArray, params: Params) -> FloatArray:
+        """Return what values come back as."""
+        q = self._unclipped(x, params)
+        return self._values(np.clip(q, *code_range(self.n_bits), out=q), params)
+
+    def _unclipped(self, x: FloatArray, params: Params) -> FloatArray:
+        steps = in_units(x, params.scale)
+        np.rint(steps, out=steps)
+        if np.any(params.zero_point):
+            steps += np.float32(params.zero_point)
+        return steps
+
+    def _values(self, q: FloatArray, params: Params) -> FloatArray:
+        """Turn codes, as float32, into what they stand for, in place."""
+        if np.any(params.zero_point):
+            q -= np.float32(params.zero_point)
+        if float(np.max(params.scale)) < FLOAT32.max / 2.0**self.n_bits:
+            return np.multiply(q, params.scale, out=q)
+        with np.errstate(over="ignore"):
+            q *= params.scale
+        return np.clip(q, FLOAT32.min, FLOAT32.max, out=q)
 
 
 @dataclass(frozen=True)

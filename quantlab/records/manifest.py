@@ -15,7 +15,7 @@ from omegaconf import OmegaConf
 from quantlab.records import disk, record
 from quantlab.records.record import Record
 
-SCHEMA = 2  # 1 had no hashes of what Hydra wrote
+SCHEMA = 3  # 2 stood beside results without storage, 1 had no hashes of what Hydra wrote
 
 
 class Run(NamedTuple):

@@ -18,8 +18,9 @@ import quantlab
 from quantlab import interrupt
 from quantlab.records import disk, schema
 from quantlab.records.renames import as_first_asked, with_current_names
+from quantlab.records.upgrade import OLDEST, upgraded
 
-SCHEMA = 3
+SCHEMA = 4  # 3 knew one scale a tensor, and no storage
 NAME = "record.json"
 WITHOUT_EFFECT = {"threads", "resume", "report"}  # settings that change no figure
 LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
@@ -29,11 +30,15 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of each tensor: its figures, why it failed, or why it was left out."""
+    """What became of each tensor: its figures, why it failed, or why it was left out.
+
+    `format` says how they were stored, as each row of results.csv has it; empty where none was.
+    """
 
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    format: dict[str, Any] = field(default_factory=dict)
 
 
 def keep(
@@ -66,6 +71,7 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         "key": run_key(config, outcome.tensors, outcome.skipped),
         "status": "failed" if error else "completed",
         "error": error,
+        "format": outcome.format,
         "tensors": outcome.tensors,
         "failed": outcome.failed,
         "skipped": outcome.skipped,
@@ -97,9 +103,7 @@ def run_key(
         for name, tensor in tensors.items()
     ]
     settings = {key: value for key, value in config.items() if has_effect(key)}
-    content = json.dumps(
-        [as_first_asked(settings), kept, skipped], sort_keys=True, allow_nan=False
-    )
+    content = json.dumps([as_first_asked(settings), kept, skipped], sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -123,9 +127,9 @@ def as_text(value: Any) -> str:
 
 
 def read(path: Path) -> Record:
-    """Read a record back, classes that have moved under today's names.
+    """Read a record back, brought to what is written today but for its `schema`.
 
-    Raises ValueError, naming the file, when it is not a record of this schema.
+    Raises ValueError, naming the file, when it is not a record of a schema that can be.
     """
     try:
         if path.stat().st_size > LARGEST:
@@ -138,6 +142,7 @@ def read(path: Path) -> Record:
     if isinstance(record, dict) and isinstance(record.get("schema"), int):
         _require_schema(path, record["schema"])
     try:
+        record = upgraded(record)
         schema.require("record", record)
     except ValueError as reason:
         raise ValueError(f"{path} is no record of a run: {reason}") from None
@@ -147,8 +152,8 @@ def read(path: Path) -> Record:
 def _require_schema(path: Path, found: int) -> None:
     if found > SCHEMA:
         raise ValueError(f"{path} has schema {found}, newer than {SCHEMA}: update quantlab")
-    if found < SCHEMA:
-        raise ValueError(f"{path} has schema {found}, older than {SCHEMA}: run it again")
+    if found < OLDEST:
+        raise ValueError(f"{path} has schema {found}, older than {OLDEST}: run it again")
 
 
 def figures(tensor: dict[str, Any]) -> dict[str, Any]:
@@ -160,12 +165,14 @@ def figures(tensor: dict[str, Any]) -> dict[str, Any]:
         **tensor["params"],
         "dtype": tensor["dtype"],
         "n_elements": tensor["n_elements"],
-        **({"underflowed": tensor["underflowed"]} if "underflowed" in tensor else {}),
         "x_min": lo,
         "x_max": hi,
         **tensor["rank"],
         **{f"predicted_{key}": value for key, value in predicted.items() if key != "words"},
         "reasons": "; ".join(f"{key}: {why}" for key, why in tensor["reasons"].items()) or None,
+        "underflowed": tensor["underflowed"],
+        **tensor["storage"],
+        **tensor["error_budget"],
     }
 
 

@@ -26,6 +26,11 @@ CURRENT = {old: names[-1] for names in NAMES for old in names[:-1]}
 ORIGINAL = {later: names[0] for names in NAMES for later in names[1:]}
 
 
+def current_name(target: str) -> str:
+    """Return what the class of an old name is called today; any other name as it is."""
+    return CURRENT.get(target, target)
+
+
 DEFAULTS = {  # what groups that schema 3 did not have do when nobody chooses
     "block": {"_target_": "quantlab.formats.blocks.PerTensor", "scale": "float32"},
     "range": {"_target_": "quantlab.formats.ranges.AbsMax"},

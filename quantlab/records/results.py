@@ -14,6 +14,8 @@ from quantlab.records.record import Record
 from quantlab.records.row import Row, group_rows
 
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
+FORMAT = ["block", "block_size", "scale_dtype", "range"]  # how it was stored, in each row
+OF_FORMAT = {"block", "block.size", "block.scale", "range"}  # settings that these columns say
 
 
 def collect(directory: Path) -> list[Run]:
@@ -84,7 +86,7 @@ def _sweep_order(run: Run) -> tuple[Any, ...]:
 def swept_axes(records: list[Record]) -> list[str]:
     """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
     keys = {key for each in records for key in _overrides(each)}
-    keys = {key for key in keys - {*FACTORS} if record.has_effect(key)}
+    keys = {key for key in keys - {*FACTORS} - OF_FORMAT if record.has_effect(key)}
     return sorted(
         key for key in keys if len({record.as_text(_setting(r, key)) for r in records}) > 1
     )
@@ -93,7 +95,8 @@ def swept_axes(records: list[Record]) -> list[str]:
 def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
     """Return one row a tensor and run: the factors, the axes, then every figure; null is None."""
     rows = [row for each in records for row in _rows(each, axes)]
-    columns = list(dict.fromkeys([*FACTORS, *axes, *(key for row in rows for key in row)]))
+    keys = (key for row in rows for key in row if key not in FORMAT)
+    columns = list(dict.fromkeys([*FACTORS, *axes, *keys, *FORMAT]))
     cells = [[row.get(column) for column in columns] for row in rows]
     return pd.DataFrame(cells, columns=columns, dtype=object)  # object: ints stay ints beside nulls
 
@@ -102,7 +105,8 @@ def _rows(one: Record, axes: list[str]) -> list[dict[str, Any]]:
     factors = {"dist": one["dist"], "mode": one["mode"], "n_bits": one["n_bits"]}
     settings = {axis: _setting(one, axis) for axis in axes}
     return [
-        factors | {"tensor": name} | settings | figures for name, figures in one["tensors"].items()
+        factors | {"tensor": name} | settings | figures | one["format"]
+        for name, figures in one["tensors"].items()
     ]
 
 
@@ -113,7 +117,16 @@ def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
         levels.append("n_bits")
     if any(len(set(tensors)) > 1 for _, tensors in table.groupby("dist")["tensor"]):
         levels.append("tensor")
-    return [*levels, *axes]
+    return [*levels, *sorted([*axes, *_varied_format(table, axes)])]
+
+
+def _varied_format(table: pd.DataFrame, axes: list[str]) -> list[str]:
+    """Return the columns of the format that differ where all else is the same."""
+    rows = cast("list[Row]", table.to_dict("records"))
+    alike = group_rows(rows, [*FACTORS, *axes])
+    return [
+        key for key in FORMAT if any(len({rows[n].get(key) for n in group}) > 1 for group in alike)
+    ]
 
 
 def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pandas as pd
 
-TEXT = ("dist", "mode", "tensor", "dtype", "reasons")
+TEXT = ("dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range")
 
 
 def load(directory: str | Path) -> pd.DataFrame:
@@ -17,10 +17,12 @@ def load(directory: str | Path) -> pd.DataFrame:
     ========================================  ======================================================
     columns                                   unit
     ========================================  ======================================================
-    dist, mode, tensor, dtype                 names
+    dist, mode, tensor, dtype, block,         names
+    scale_dtype, range
     n_bits                                    bits
     mae, max_err, rmse, bias, err_p50,        that of the tensor's values
-    err_p95, scale, x_min, x_max
+    err_p95, scale, scale_min, scale_max,
+    x_min, x_max
     rel_err, zeroed, clipped                  shares from 0 up; 1 is all, or as large as the value
     landmark_rel_err                          share of the landmark, predicted_landmark
     sqnr_db                                   dB
@@ -32,7 +34,13 @@ def load(directory: str | Path) -> pd.DataFrame:
     n_codes, n_elements, top_k,               counts
     top_merged, top_swapped
     underflowed                               count of values that float32 turned to 0 before they
-                                              were quantized; only where there are any
+                                              were quantized
+    bits_per_value, bits_above_bound          bits, all that is stored over the number of values;
+                                              what of it lies above Shannon's bound
+    block_size                                values that share a scale
+    n_scales, scales_saturated,               counts of scales
+    scales_vanished
+    clip_share, zero_share, round_share       shares of the squared error
     top_worst, top_expected, top_best         shares of the top k
     scale_replaced, zero_point_clipped,       yes or no
     top_same_set, top_same_order,

@@ -2,10 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
+from quantlab.report.storage import TensorFormats, tensor_formats
 from quantlab.report.verdict import INT8, Verdict, quality
 
 DETAILS = 6  # tensors that are looked at closely
@@ -48,6 +50,11 @@ class Findings:
             count = row.get("underflowed") or 0
             counts[row["tensor"]] = max(count, counts.get(row["tensor"], 0))
         return counts
+
+    @cached_property
+    def storage(self) -> list[TensorFormats]:
+        """The formats tried on each tensor; none where there are but plain integers."""
+        return tensor_formats(self.rows, self.levels, self.bar)
 
 
 def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:

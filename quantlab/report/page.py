@@ -1,8 +1,8 @@
 """The report of a sweep: report.html to look at and to mail, report.md for a pull request, plots.
 
 The same records, command, bar and language give the same bytes. The layout is in ``templates/``,
-the words are in ``texts/``, the content comes from `tables`, `prediction_table`, `tensor_detail`
-and `sentences`.
+the words are in ``texts/``, the content comes from `tables`, `storage_table`, `prediction_table`,
+`tensor_detail` and `sentences`.
 """
 
 import re
@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from quantlab.report import plots
 from quantlab.report.findings import Findings
+from quantlab.report.format_name import has_formats
 from quantlab.report.numbers import format_number, format_widths
 from quantlab.report.prediction_table import PREDICTED, prediction_table
 from quantlab.report.sentences import (
@@ -27,7 +28,14 @@ from quantlab.report.sentences import (
     underflow_sentences,
     unmeasured_text,
 )
-from quantlab.report.tables import GLOSSARY, heat_table, shades, table, trend
+from quantlab.report.storage_plot import NAMED, error_vs_storage
+from quantlab.report.storage_table import (
+    storage_heads,
+    storage_sentences,
+    storage_table,
+    storage_trend,
+)
+from quantlab.report.tables import WITH_FORMATS, glossary, heat_table, shades, table, trend
 from quantlab.report.tensor_detail import tensor_detail
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality, row_name
@@ -37,18 +45,22 @@ SENTENCES, MOST = 12, 200  # sentences before the fold, and of single tensors be
 HEAT = 40  # rows of the heat table before the fold
 PREDICTIONS = 12  # rows of the table of predictions before the fold
 LINES = 60  # failures and tensors left out that are listed, rows of predictions and of report.md
-PLOTS = ("plots/closer_*", "plots/error_vs_bits.*", "error_histogram.png")
+PLOTS = ("plots/closer_*", "plots/error_vs_*", "error_histogram.png")
 
 
 def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
     """Return the files of a report under their names, relative to the sweep's directory."""
     files: dict[str, bytes] = {}
-    picture, details = None, []
+    picture, storage_picture, details = None, None, []
     with plots.plot_style():
         if findings.verdicts:
             drawn = plots.error_vs_bits(findings.verdicts, findings.bar, t)
             svg = _save_figure(files, "error_vs_bits", drawn)
             picture = Markup(plots.inline(svg, trend(findings.verdicts[: plots.LINES], t)))
+        if findings.storage:
+            drawn = error_vs_storage(findings.storage, findings.bar, t)
+            svg = _save_figure(files, "error_vs_storage", drawn)
+            storage_picture = Markup(plots.inline(svg, storage_trend(findings.storage, t)))
         for number, (row, tensor) in enumerate(findings.details, 1):
             svg = _save_figure(files, f"closer_{number}", plots.tensor_plot(tensor, t))
             name = row_name(row, findings.levels)
@@ -57,7 +69,11 @@ def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
             files["error_histogram.png"] = plots.png(plots.error_histogram(findings.histogram, t))
     shared = {"t": t, "findings": findings, **_shared_values(findings, t)}
     html = _template("report.html.j2").render(
-        **shared, **_page_values(findings, t), picture=picture, details=details
+        **shared,
+        **_page_values(findings, t),
+        picture=picture,
+        storage_picture=storage_picture,
+        details=details,
     )
     text = _template("report.md.j2").render(**shared, **_markdown_values(findings, t))
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
@@ -89,7 +105,14 @@ def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
         "subtitle": _subtitle(findings, t) if findings.rows else t("not_measured"),
         "criteria": [criterion_text(key, asked, t) for key, asked in findings.bar.criteria.items()],
         "answers": list(answers(findings.verdicts, t)),
-        "sentences": list(sentences(findings.verdicts, findings.levels, t)),
+        "sentences": [
+            *storage_sentences(findings.storage, findings.levels, t),
+            *sentences(findings.verdicts, findings.levels, t),
+        ],
+        "row_head": t("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor"),
+        "storage": storage_table(findings.storage, t),
+        "storage_heads": storage_heads(t),
+        "storage_caption": _storage_caption(findings, t),
         "unmeasured": unmeasured_text(findings.unmeasured, t),
         "the_bar": bar_text(findings.bar, t),
         "starred": any(
@@ -124,9 +147,25 @@ def _page_values(findings: Findings, t: Texts) -> dict[str, Any]:
         "predictions_first": PREDICTIONS,
         "predictions": prediction_table(findings.rows, findings.levels, t),
         "table": table(findings.rows, findings.levels, findings.bar, t),
-        "glossary": (*GLOSSARY, "rmse", "landmark_rel_err"),
+        "glossary": _glossary(findings, t),
         "bits_caption": _bits_caption(findings, t),
     }
+
+
+def _glossary(findings: Findings, t: Texts) -> dict[str, str]:
+    """Return what each column means, where formats were tried without supposing one scale."""
+    keys = glossary(findings.rows)
+    other = [f"column_{key}_formats" if keys is WITH_FORMATS else "" for key in keys]
+    texts = {
+        key: t(each if each in t else f"column_{key}")
+        for key, each in zip(keys, other, strict=True)
+    }
+    return texts | {key: t(f"column_{key}") for key in ("rmse", "landmark_rel_err")}
+
+
+def _storage_caption(findings: Findings, t: Texts) -> str:
+    n = len(findings.storage)
+    return t("storage_caption" if n < 2 else "storage_caption_many", n=n, most=NAMED)
 
 
 def _markdown_values(findings: Findings, t: Texts) -> dict[str, Any]:

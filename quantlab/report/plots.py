@@ -71,14 +71,18 @@ def error_histogram(shown: Sequence[tuple[Row, Entry]], t: Texts) -> Figure:
     panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (each, tensor) in zip(panels, shown, strict=True):
         _errors(panel, tensor, t)
-        scale = f"{tensor['params']['scale']:.4g}"
-        panel.set_title(t("histogram_panel", mode=each["mode"], scale=scale), pad=22)
+        panel.set_title(_panel_title(each, tensor, t), pad=22)
     panels[0].set_ylabel(t("axis_elements"))
-    ratio = f"{max(each['bound_ratio'] for each in figures):.2g}"
-    found = t(f"finding_{error_spread(figures)}", ratio=ratio)
     heading = t("in_bits", name=label(row["tensor"]), bits=row["n_bits"])
-    drawn.suptitle(f"{heading}: {found}", fontsize=11)
+    drawn.suptitle(f"{heading}: {finding(figures, t)}", fontsize=11)
     return drawn
+
+
+def _panel_title(row: Row, tensor: Entry, t: Texts) -> str:
+    """Return the mode, and the step where there is one."""
+    if not has_one_step(tensor):
+        return label(row["mode"])
+    return t("histogram_panel", mode=row["mode"], scale=f"{tensor['params']['scale']:.4g}")
 
 
 def tensor_plot(tensor: Entry, t: Texts) -> Figure:
@@ -87,16 +91,23 @@ def tensor_plot(tensor: Entry, t: Texts) -> Figure:
     above, below = drawn.subplots(2)
     _errors(above, tensor, t)
     above.set_ylabel(t("axis_elements"))
-    codes, zero = tensor["codes"], tensor["params"]["zero_point"]
-    edges = codes["first"] - 0.5 + codes["width"] * np.arange(len(codes["counts"]) + 1)
-    below.stairs(codes["counts"], edges, fill=True, color=BARS)
-    below.axvline(zero, color=MARK, linestyle=":", label=t("zero_code"))
-    ends = tensor["params"]["qmin"], tensor["params"]["qmax"], zero
-    below.set_xlim(min(ends) - 1, max(ends) + 1)
-    below.set_xlabel(t("axis_code"))
-    below.set_ylabel(t("axis_elements"))
-    _place_legend(below)
+    _codes(below, tensor, t)
     return drawn
+
+
+def _codes(panel: Axes, tensor: Entry, t: Texts) -> None:
+    """Draw how often each code occurs, and where there is one zero point mark it."""
+    codes, params = tensor["codes"], tensor["params"]
+    edges = codes["first"] - 0.5 + codes["width"] * np.arange(len(codes["counts"]) + 1)
+    panel.stairs(codes["counts"], edges, fill=True, color=BARS)
+    ends = [params["qmin"], params["qmax"]]
+    if params["zero_point"] is not None:
+        panel.axvline(params["zero_point"], color=MARK, linestyle=":", label=t("zero_code"))
+        ends.append(params["zero_point"])
+    panel.set_xlim(min(ends) - 1, max(ends) + 1)
+    panel.set_xlabel(t("axis_code"))
+    panel.set_ylabel(t("axis_elements"))
+    _place_legend(panel)
 
 
 def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
@@ -156,35 +167,58 @@ def _sqnr_at(found: Sequence[Verdict], n_bits: int) -> list[float]:
 
 
 def _errors(panel: Axes, tensor: Entry, t: Texts) -> None:
-    """Draw how often errors of each size occur, and beyond s/2 how many there are in all."""
+    """Draw how often errors of each size occur; of one step also s/2, and how many go beyond it."""
     histogram = tensor["error_histogram"]
-    counts, half_step = histogram["counts"], histogram["upper"]
-    panel.stairs(counts, np.linspace(0, half_step, len(counts) + 1), fill=True, color=BARS)
-    even = sum(counts) / len(counts)
-    panel.axhline(even, color=INK, linestyle=":", label=t("even", n=f"{even:.3g}"))
-    panel.axvline(half_step, color=MARK, linewidth=2, label=t("half_step", half=f"{half_step:.3g}"))
+    counts, upper = histogram["counts"], histogram["upper"]
+    panel.stairs(counts, np.linspace(0, upper, len(counts) + 1), fill=True, color=BARS)
+    if has_one_step(tensor):
+        even = sum(counts) / len(counts)
+        panel.axhline(even, color=INK, linestyle=":", label=t("even", n=f"{even:.3g}"))
+        panel.axvline(upper, color=MARK, linewidth=2, label=t("half_step", half=f"{upper:.3g}"))
+    else:
+        largest = tensor["measured"]["max_err"]
+        text = t("largest_error", largest=f"{largest:.3g}")
+        panel.axvline(largest, color=MARK, linewidth=2, label=text)
     if histogram["overflow"]:
-        beyond = [half_step, half_step * BEYOND_S_HALF]
+        beyond = [upper, upper * BEYOND_S_HALF]
         panel.stairs([histogram["overflow"]], beyond, fill=True, color=MARK, label=t("beyond"))
     panel.set_xlabel(t("axis_error"))
-    panel.set_xlim(0, half_step * BEYOND_S_HALF)
+    panel.set_xlim(0, upper * BEYOND_S_HALF)
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     _place_legend(panel)
 
 
 def _place_legend(panel: Axes) -> None:
     """Put the legend where it hides nothing, and few enough ticks for a narrow panel."""
-    panel.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), **ROW)
+    if panel.get_legend_handles_labels()[0]:
+        panel.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), **ROW)
     panel.xaxis.set_major_locator(MaxNLocator(5))
     panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.set_ylim(bottom=0)
+
+
+def has_one_step(tensor: Entry) -> bool:
+    """Return whether all codes of a tensor are one step apart, so that s/2 means something."""
+    return None not in (tensor["params"]["scale"], tensor["measured"]["bound_ratio"])
+
+
+def finding(figures: Sequence[Mapping[str, Any]], t: Texts) -> str:
+    """Say in words how the errors of one or more modes are spread."""
+    ratio = max(each["bound_ratio"] or 0 for each in figures)
+    spread, words = error_spread(figures), {"ratio": f"{ratio:.2g}"}
+    if spread == "largest":
+        words = {"largest": f"{max(each['max_err'] for each in figures):.3g}"}
+    return t(f"finding_{spread}", **words)
 
 
 def error_spread(figures: Sequence[Mapping[str, Any]]) -> str:
     """Say how the errors of one or more modes are spread.
 
     There are "none", or they are "even" up to s/2, "end" near it, stay "within" it or go "beyond".
+    Where some mode has more than one step, only the "largest" can be said.
     """
+    if any(each["bound_ratio"] is None for each in figures):
+        return "largest" if any(each["max_err"] for each in figures) else "none"
     ratio = max(each["bound_ratio"] for each in figures)
     if ratio > BEYOND:
         return "beyond"

@@ -34,8 +34,9 @@ def prediction_table(
     rows: Sequence[Row], levels: Sequence[str], t: Texts
 ) -> list[tuple[str, list[Prediction]]]:
     """Return what was predicted and what came, a row a tensor and run, the most wrong first."""
-    predicted_rows = [row for row in rows if row.get("predicted_scale") is not None]
-    ranked = sorted(predicted_rows, key=lambda row: -max(_log_ratio(key, row) for key in OF_MANY))
+    ranked = sorted(
+        filter(is_predicted, rows), key=lambda row: -max(_log_ratio(key, row) for key in OF_MANY)
+    )
     return [
         (
             t("in_bits", name=row_name(row, levels), bits=row["n_bits"]),
@@ -45,10 +46,15 @@ def prediction_table(
     ]
 
 
+def is_predicted(row: Row) -> bool:
+    """Return whether anything was predicted of a row; of many scales none is."""
+    return any(row.get(f"predicted_{key}") is not None for key in PREDICTED)
+
+
 def _prediction(key: str, row: Row, t: Texts) -> Prediction:
-    before, after, log_ratio = row[f"predicted_{key}"], row[key], _log_ratio(key, row)
+    before, after, log_ratio = row.get(f"predicted_{key}"), row[key], _log_ratio(key, row)
     texts = format_figure(before, PREDICTED[key], t), format_figure(after, PREDICTED[key], t)
-    if after is None:
+    if before is None or after is None:
         return Prediction(*texts, NULL, "")
     ratio = f"{after - before:+.1f}" if key == "sqnr_db" else f"×{after / before:.2f}"
     return Prediction(
@@ -57,12 +63,12 @@ def _prediction(key: str, row: Row, t: Texts) -> Prediction:
 
 
 def _log_ratio(key: str, row: Row) -> float:
-    """Return how far a figure is from its prediction: |log| of their ratio, 0 where none came.
+    """Return how far a figure is from its prediction: |log| of their ratio, 0 where one is missing.
 
     Of an SQNR it is the ratio of the errors behind it.
     """
-    before, after = row[f"predicted_{key}"], row[key]
-    if after is None:
+    before, after = row.get(f"predicted_{key}"), row[key]
+    if before is None or after is None:
         return 0.0
     if key == "sqnr_db":
         return abs(after - before) / 20 * math.log(10)

@@ -6,6 +6,7 @@ from typing import Any
 
 from quantlab.records.row import Row
 from quantlab.report.bar import Bar
+from quantlab.report.format_name import is_plain
 from quantlab.report.numbers import format_widths, percent
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import INT8, Verdict
@@ -61,12 +62,13 @@ def _summary(found: Sequence[Verdict], t: Texts) -> str:
 def answers(found: Iterable[Verdict], t: Texts) -> Iterator[tuple[str, str]]:
     """Yield the questions that the catalogue has of a source, and what its 8-bit figures answer.
 
-    The answer is yes where some mode meets the bar whatever else was swept.
+    They are of plain integers, without blocks or a chosen range. The answer is yes where some mode
+    meets the bar whatever else was swept.
     """
     asked: dict[str, dict[str, list[Verdict]]] = {}
     for each in found:
         dist, mode = each.rows[0]["dist"], each.rows[0]["mode"]
-        if INT8 in each.missed and f"question_{dist}" in t:
+        if INT8 in each.missed and is_plain(each.rows[0]) and f"question_{dist}" in t:
             asked.setdefault(dist, {}).setdefault(mode, []).append(each)
     for dist, modes in asked.items():
         runs = [each for mode in modes.values() for each in mode]

@@ -5,9 +5,9 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 
-from quantlab.records.record import as_text
 from quantlab.records.row import Row
 from quantlab.report.bar import Bar
+from quantlab.report.format_name import has_formats, level_text
 from quantlab.report.numbers import format_figure
 from quantlab.report.sentences import rank_text
 from quantlab.report.texts import Texts
@@ -25,7 +25,11 @@ FIGURES = {
     "zeroed": "%",
 }
 PARAMS = {"scale": ".4g", "zero_point": "d", "n_elements": "d"}
+STORAGE = {"bits_per_value": ".4g", "bits_above_bound": ".2f"}
+BUDGET = dict.fromkeys(("clip_share", "zero_share", "round_share"), "%")
 GLOSSARY = ("bar", *FIGURES, "top_k", *PARAMS)
+WITH_FORMATS = ("bar", *STORAGE, *FIGURES, *BUDGET, "top_k", *PARAMS)
+SPECS = FIGURES | PARAMS | STORAGE | BUDGET
 
 
 class Table(NamedTuple):
@@ -40,22 +44,28 @@ def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Tab
     """Return the figures that decide and those they come from, a row a tensor and run."""
     tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
-    heads = [*keys, *GLOSSARY]
-    words = [n for n, head in enumerate(heads, 1) if head in {*keys, "top_k", "bar"} - {"n_bits"}]
-    return Table(
-        heads,
+    columns = glossary(rows)
+    heads = [*keys, *columns]
+    worded = {*keys, "top_k", "bar"} - {"n_bits", "block_size"}
+    cells = [
         [
-            [
-                *(printable(as_text(row[key])) for key in keys),
-                " ".join(bar.missed(row)) or t("bar_met"),
-                *(format_figure(row[key], spec, t) for key, spec in FIGURES.items()),
-                rank_text(row, t),
-                *(format_figure(row[key], spec, t) for key, spec in PARAMS.items()),
-            ]
-            for row in rows
-        ],
-        words,
-    )
+            *(printable(level_text(row, key)) for key in keys),
+            *(_figure(row, key, bar, t) for key in columns),
+        ]
+        for row in rows
+    ]
+    return Table(heads, cells, [n for n, head in enumerate(heads, 1) if head in worded])
+
+
+def glossary(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the figures that decide; where formats were tried, also what they cost."""
+    return WITH_FORMATS if has_formats(rows) else GLOSSARY
+
+
+def _figure(row: Row, key: str, bar: Bar, t: Texts) -> str:
+    if key == "bar":
+        return " ".join(bar.missed(row)) or t("bar_met")
+    return rank_text(row, t) if key == "top_k" else format_figure(row.get(key), SPECS[key], t)
 
 
 class HeatRow(NamedTuple):

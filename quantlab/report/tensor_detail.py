@@ -38,30 +38,30 @@ def tensor_detail(
     name: str, n_bits: int, tensor: plots.Entry, drawn: bytes, t: Texts
 ) -> TensorDetail:
     """Return what to say of a tensor beside its picture."""
-    measured, half = tensor["measured"], f"{tensor['error_histogram']['upper']:.3g}"
+    measured, found = tensor["measured"], plots.finding([tensor["measured"]], t)
+    half = f"{tensor['error_histogram']['upper']:.3g}" if plots.has_one_step(tensor) else None
     codes = {"n_codes": measured["n_codes"], "all": 2**n_bits}
-    finding = t(f"finding_{plots.error_spread([measured])}", ratio=f"{measured['bound_ratio']:.2g}")
     sentences = [
-        t("errors", finding=finding, half=half),
+        t("errors" if half else "errors_any", finding=found, half=half),
         t("codes_used", **codes, entropy=f"{measured['code_entropy']:.2f}", bits=n_bits),
         _zeroed_sentence(measured, half, t),
         *([t("clipped", value=percent(measured["clipped"], t))] if measured["clipped"] else ()),
     ]
-    k = tensor["rank"]["top_k"]
+    k, alt = tensor["rank"]["top_k"], "closer_alt" if half else "closer_alt_any"
     return TensorDetail(
         heading=t("in_bits", name=name, bits=n_bits),
-        picture=Markup(plots.inline(drawn, t("closer_alt", finding=finding, half=half, **codes))),
+        picture=Markup(plots.inline(drawn, t(alt, finding=found, half=half, **codes))),
         sentences=sentences,
         caption=t("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN),
         places=list(places(tensor["top"], k, t)),
     )
 
 
-def _zeroed_sentence(measured: Mapping[str, Any], half: str, t: Texts) -> str:
-    """Say which values came back as 0: the round trip is monotone, so they are those near it."""
+def _zeroed_sentence(measured: Mapping[str, Any], half: str | None, t: Texts) -> str:
+    """Say how many values came back as 0, and of one step, whose map is monotone, which."""
     if not measured["zeroed"]:
         return t("flushed_none")
-    return t("flushed", share=percent(measured["zeroed"], t), half=half)
+    return t("flushed" if half else "flushed_any", share=percent(measured["zeroed"], t), half=half)
 
 
 def places(top: Mapping[str, Any], k: int, t: Texts) -> Iterator[Place]:

@@ -8,12 +8,13 @@ from statistics import median
 from rich.table import Table
 from rich.text import Text
 
-from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.console import Cell, render, table
 from quantlab.report.findings import Findings
+from quantlab.report.format_name import has_formats, level_text, with_format
 from quantlab.report.numbers import MEASURED, RATIOS, format_number, ratio_cells
+from quantlab.report.prediction_table import is_predicted
 from quantlab.report.sentences import (
     answers,
     bar_text,
@@ -24,6 +25,8 @@ from quantlab.report.sentences import (
     underflow_sentences,
     unmeasured_text,
 )
+from quantlab.report.storage import TensorFormats
+from quantlab.report.storage_table import storage_heads, storage_sentences, storage_table
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
 from quantlab.sources.tensor import label
@@ -31,6 +34,7 @@ from quantlab.sources.tensor import label
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
 FEW = 12  # predictions, likewise
 SHORT = 20  # characters of what a run is called by
+LONG = 48  # characters of a format
 MOST = 20  # verdicts
 WORST = 3  # of a run's tensors a terminal shows those that suffer most
 PREDICTED = {"scale": ".3g", "mae": ".3g", "sqnr_db": ".1f", "landmark_rel_err": ".1%"}
@@ -57,6 +61,8 @@ def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
     rows, levels = found.rows, found.levels
     if not rows:
         return
+    if has_formats(rows):
+        rows, levels = with_format(rows, levels)
     if "tensor" in levels:
         levels = [level for level in levels if level != "tensor"]
         runs = _rows_by_run(rows, levels)
@@ -73,12 +79,20 @@ def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
             yield predicted_table(rows, levels)
         elif has_predictions:
             yield t("predicted_elsewhere")
+    if found.storage:
+        yield t("section_storage")
+        yield storage_overview(found.storage, t)
+        if len(found.storage) > LONGEST:
+            yield t("more_rows", n=len(found.storage) - LONGEST)
     yield "\n".join(_verdicts(found, t))
 
 
 def _verdicts(found: Findings, t: Texts) -> Iterator[str]:
     yield from (f"{question} {answer}" for question, answer in answers(found.verdicts, t))
-    found_sentences = list(sentences(found.verdicts, found.levels, t))
+    found_sentences = [
+        *storage_sentences(found.storage, found.levels, t),
+        *sentences(found.verdicts, found.levels, t),
+    ]
     yield from found_sentences[:MOST]
     if len(found_sentences) > MOST:
         yield t("more_verdicts", n=len(found_sentences) - MOST)
@@ -118,7 +132,7 @@ def predicted_table(rows: Sequence[Row], levels: Sequence[str]) -> Table:
             ),
         )
         for row in rows
-        if row["predicted_scale"] is not None
+        if is_predicted(row)
     ]
     return table([*_level_heads(levels), *PREDICTED], lines)
 
@@ -155,6 +169,12 @@ def worst_table(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
     return table([*_level_heads(levels), "tensor", *RATIOS], lines[:LONGEST])
 
 
+def storage_overview(found: Sequence[TensorFormats], t: Texts) -> Table:
+    """Return the cheapest format of each tensor that meets the bar."""
+    lines = [(label(row.name), *row[1:]) for row in storage_table(found[:LONGEST], t)]
+    return table(storage_heads(t), lines)
+
+
 def _failures(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
     if len(reasons) > 1:
         yield t("failures", n=len(reasons))
@@ -165,7 +185,9 @@ def _failures(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
 
 
 def _level_cells(row: Row, levels: Sequence[str]) -> tuple[str, ...]:
-    return tuple(label(as_text(row[level]), SHORT) for level in levels)
+    return tuple(
+        label(level_text(row, level), LONG if level == "format" else SHORT) for level in levels
+    )
 
 
 def _level_heads(levels: Sequence[str]) -> list[str]:

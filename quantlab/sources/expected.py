@@ -8,6 +8,9 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from statistics import NormalDist
+from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +26,12 @@ class Expected(ABC):
     remedies: str | None = None
 
     @abstractmethod
-    def range(self) -> tuple[float, float]:
-        """Return the least and the greatest value to expect."""
+    def range(self, size: int | None = None) -> tuple[float, float]:
+        """Return the least and the greatest value to expect, of `size` values or of all."""
+
+    def quantiles(self, shares: Any) -> Any:  # noqa: ARG002 of a belief that has none
+        """Return the values below which shares of the tensor lie, or None."""
+        return None
 
     @abstractmethod
     def rms(self) -> float:
@@ -38,9 +45,14 @@ class Uniform(Expected):
     low: float
     high: float
 
-    def range(self) -> tuple[float, float]:
-        """Return the bounds themselves."""
-        return self.low, self.high
+    def range(self, size: int | None = None) -> tuple[float, float]:
+        """Return the bounds themselves; of some values the medians of the least and greatest."""
+        beyond = 0.0 if size is None else (self.high - self.low) * (1 - 0.5 ** (1 / size))
+        return self.low + beyond, self.high - beyond
+
+    def quantiles(self, shares: Any) -> Any:
+        """Return shares of the way from one bound to the other."""
+        return self.low + (self.high - self.low) * shares
 
     def rms(self) -> float:
         """Return the square root of the mean of v^2 over [low, high]."""
@@ -54,10 +66,14 @@ class Normal(Expected):
     n: int
     sigma: float
 
-    def range(self) -> tuple[float, float]:
+    def range(self, size: int | None = None) -> tuple[float, float]:
         """Return the medians of the least and of the greatest draw."""
-        hi = self.sigma * _median_of_greatest(self.n)
+        hi = self.sigma * _median_of_greatest(min(size or self.n, self.n))
         return -hi, hi
+
+    def quantiles(self, shares: Any) -> Any:
+        """Return sigma times the standard normal ones."""
+        return self.sigma * _normal_quantiles(shares)
 
     def rms(self) -> float:
         """Return sigma."""
@@ -71,10 +87,14 @@ class LognormalShares(Expected):
     n: int
     sigma: float
 
-    def range(self) -> tuple[float, float]:
+    def range(self, size: int | None = None) -> tuple[float, float]:
         """Return the medians of the least and of the greatest draw, over the mean sum."""
-        z = self.sigma * _median_of_greatest(self.n)
+        z = self.sigma * _median_of_greatest(min(size or self.n, self.n))
         return self._share(-z), self._share(z)
+
+    def quantiles(self, shares: Any) -> Any:
+        """Return those of a draw, over the mean sum."""
+        return np.vectorize(self._share)(self.sigma * _normal_quantiles(shares))
 
     def rms(self) -> float:
         """Return the root of the mean square of a draw, exp(sigma^2), over the mean sum."""
@@ -82,6 +102,10 @@ class LognormalShares(Expected):
 
     def _share(self, log_draw: float) -> float:
         return math.exp(log_draw - self.sigma**2 / 2) / self.n
+
+
+def _normal_quantiles(shares: Any) -> Any:
+    return np.array([NormalDist().inv_cdf(float(share)) for share in shares])
 
 
 def _median_of_greatest(n: int) -> float:

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats import uniform
-from quantlab.formats.uniform import FloatArray
+from quantlab.formats.element import FloatArray
 
 READ = 2**20  # elements hashed or searched at once
 _hashes: dict[Hashable, str] = {}
@@ -65,12 +65,13 @@ class Tensor:
         with np.errstate(over="ignore"):
             return stored.astype(np.float32)
 
-    def underflows(self, start: int, stop: int) -> int:
-        """Return how many of elements `start` to `stop` are not 0, but are as float32."""
-        if self.itemsize <= 4:
+    def underflows(self, start: int, block: FloatArray) -> int:
+        """Return how many elements from `start` on are not 0, but are in their float32 `block`."""
+        zeros = 0 if self.itemsize <= 4 else block.size - int(np.count_nonzero(block))
+        if not zeros:
             return 0
-        found = np.count_nonzero(self.stored(start, stop))
-        return int(found - np.count_nonzero(self.block(start, stop)))
+        stored = self.stored(start, start + block.size)
+        return zeros - (block.size - int(np.count_nonzero(stored)))
 
     def rows(self, width: int, which: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
         """Return the elements of some rows of `width` elements, and their indices."""

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.uniform import Codes, code_range
+from quantlab.formats.element import Codes
+from quantlab.formats.uniform import code_range
 
 BINS = 64
 FEW = 2**12  # codes that are cheaper to sort than to spread over a table

@@ -3,20 +3,19 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from quantlab.formats.element import FloatArray
 
 BINS = 64
 PIECE = 2**13  # errors whose float64 copies fit the cache
 
 
 class ErrorHistogram:
-    """Magnitudes of errors in equal bins over [0, scale / 2], and one more for what lies beyond."""
+    """Magnitudes of errors in equal bins over [0, upper], and one more for what lies beyond."""
 
-    def __init__(self, errors: FloatArray, scale: float) -> None:
-        """Sort `errors`, flat and not negative, into bins."""
-        self.upper = scale / 2
+    def __init__(self, errors: FloatArray, upper: float) -> None:
+        """Sort `errors`, flat and not negative, into bins up to `upper`, which is above 0."""
+        self.upper = upper
         self._errors = errors
         self._places = np.empty(errors.size, np.uint8)
         width = np.float64(self.upper / BINS)
@@ -24,7 +23,7 @@ class ErrorHistogram:
             these = slice(start, start + PIECE)
             # The float64 quotient of two float32 values rounds to a whole number only if it is one.
             self._places[these] = np.minimum(errors[these] / width, BINS)
-        self._places[np.flatnonzero(errors == self.upper)] = BINS - 1  # s/2 itself is within
+        self._places[np.flatnonzero(errors == self.upper)] = BINS - 1  # the end itself is within
         self._ends = np.cumsum(np.bincount(self._places, minlength=BINS + 1))
 
     def quantile(self, share: float) -> float:

@@ -10,13 +10,13 @@ A figure that does not exist raises `UndefinedError` with the reason, and become
 import math
 from collections import Counter
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
-from numpy.typing import NDArray
 
+from quantlab.formats.element import FloatArray
+from quantlab.stats.counts import Counts
 from quantlab.stats.histogram import ErrorHistogram
-from quantlab.stats.sums import FloatArray, Sums
+from quantlab.stats.sums import Sums
 
 
 class UndefinedError(ValueError):
@@ -35,28 +35,21 @@ def require_threshold(rel_threshold: float) -> None:
 class Evidence:
     """Everything the figures are made of.
 
-    `errors` holds |x_hat - x| of a sample, of every element where they are few; `codes` are those
-    used, `code_counts` says how often each occurs and `code_values` what it stands for; `clipped`
-    counts the values beyond the code range before saturation, `zeroed` the non-zero values that
-    came back as 0. `divergence` is the sum of x * log2(x / x_hat), wanted of probability vectors
-    alone.
+    `errors` holds |x_hat - x| of a sample, of every element where they are few; `counts` are those
+    of the codes used; `sq_x_hat` is the sum of x_hat^2, `clipped` counts the values beyond the code
+    range before saturation. `step` is that of the grid, None where there is not one, and `no_step`
+    says why. `divergence` is the sum of x * log2(x / x_hat), wanted of probability vectors alone.
     """
 
     sums: Sums
     errors: ErrorHistogram
-    codes: NDArray[np.int16]
-    code_counts: NDArray[np.int64]
-    code_values: FloatArray
+    counts: Counts
+    sq_x_hat: float
     clipped: int
-    zeroed: int
-    scale: float
+    step: float | None
+    no_step: str
     negative: bool
     divergence: float = math.nan
-
-    @cached_property
-    def sq_x_hat(self) -> float:
-        """The sum of x_hat^2, from the few values that it takes."""
-        return float((self.code_counts * np.square(self.code_values, dtype=np.float64)).sum())
 
 
 def mae(e: Evidence) -> float:
@@ -83,7 +76,7 @@ def cos_sim(e: Evidence) -> float:
 
 def n_codes(e: Evidence) -> int:
     """How many distinct codes occur."""
-    return len(e.code_counts)
+    return len(e.counts.counts)
 
 
 def rmse(e: Evidence) -> float:
@@ -120,7 +113,7 @@ def zeroed(e: Evidence) -> float:
     nonzero = e.sums.n - e.sums.zeros
     if not nonzero:
         raise UndefinedError("x is all zeros")
-    return e.zeroed / nonzero
+    return e.sums.zeroed / nonzero
 
 
 def clipped(e: Evidence) -> float:
@@ -130,19 +123,19 @@ def clipped(e: Evidence) -> float:
 
 def code_entropy(e: Evidence) -> float:
     """Shannon entropy of the codes, in bits."""
-    kinds = Counter(e.code_counts.tolist())  # many codes, few distinct counts
+    kinds = Counter(e.counts.counts.tolist())  # many codes, few distinct counts
     shares = ((times, count / e.sums.n) for count, times in kinds.items())
     return 0.0 - math.fsum(times * share * math.log2(share) for times, share in shares)
 
 
 def rmse_over_scale(e: Evidence) -> float:
     """RMSE in steps; 1 / sqrt(12) = 0.2887 when the errors are uniform over a step."""
-    return rmse(e) / e.scale
+    return rmse(e) / _step(e)
 
 
 def bound_ratio(e: Evidence) -> float:
     """Largest error over half a step; above 1 only by float32 rounding, unless values clip."""
-    return e.sums.max_err / (e.scale / 2)
+    return e.sums.max_err / (_step(e) / 2)
 
 
 def one_minus_cos(e: Evidence) -> float:
@@ -159,8 +152,8 @@ def kl(e: Evidence) -> float:
     """Kullback-Leibler divergence of x_hat, renormalised, from x, in bits."""
     if not is_probability(e.sums, e.negative):
         raise UndefinedError("x is no probability vector")
-    if e.zeroed:
-        raise UndefinedError(f"x_hat is 0 at {e.zeroed} elements where x is not")
+    if e.sums.zeroed:
+        raise UndefinedError(f"x_hat is 0 at {e.sums.zeroed} elements where x is not")
     x_hat = e.sums.x + e.sums.err
     return max(0.0, e.divergence / e.sums.x + math.log2(x_hat / e.sums.x))
 
@@ -209,6 +202,12 @@ def figures(evidence: Evidence) -> tuple[dict[str, float | None], dict[str, str]
             values[metric.__name__] = None
             reasons[metric.__name__] = str(reason)
     return values, reasons
+
+
+def _step(e: Evidence) -> float:
+    if e.step is None:
+        raise UndefinedError(e.no_step)
+    return e.step
 
 
 def _product_of_norms(e: Evidence) -> float:

@@ -1,7 +1,8 @@
 """Whether the order of the largest values survives a round trip (lab 03, block E).
 
 Quantization makes ties, and sorting breaks ties by luck: the answer to "is the top 10 the same?"
-is then an interval. A monotone quantizer can only merge neighbours, never swap them.
+is then an interval. With one scale a quantizer is monotone and can only merge neighbours; with more
+it can swap them.
 """
 
 import math
@@ -10,7 +11,7 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from quantlab.formats.element import FloatArray
 
 SHOWN = 20  # places of a top k that are kept one by one
 
@@ -78,7 +79,7 @@ def stability(
     reached: int,
     above: int,
     at_edge: int,
-    absmax: float,
+    absmax: float | None,
 ) -> Stability:
     """Compare the k largest values before and after a round trip.
 
@@ -86,7 +87,7 @@ def stability(
     `x_hat` are the values that `before` came back as, `x` those that `after` came from. Of the
     whole tensor `reached` counts the values that are at least the k-th largest, `above` and
     `at_edge` those that came back above and at the last of `after`; `absmax` is the largest
-    magnitude.
+    magnitude, None where no width of one scale is asked for.
     """
     k, edge = after.values.size, after.values[-1]
     top, values, came_back = before.indices[:k], before.values[:k], x_hat[:k]
@@ -106,7 +107,7 @@ def stability(
         "top_worst": worst,
         "top_expected": expected,
         "top_best": best,
-        "top_bits_sufficient": bits_sufficient(absmax, gap),
+        "top_bits_sufficient": None if absmax is None else bits_sufficient(absmax, gap),
     }
 
 

@@ -1,138 +1,106 @@
 """The hot loop: a tensor -> its range -> the round trip of every block -> figures.
 
-Two passes read a tensor block by block, on threads, in scratch that fits the cache. What a block
-leaves behind does not depend on the blocks or threads around it, and is combined in the order of
-the tensor, so the figures are the same bytes for any number of threads and any size of block.
+Two passes read a tensor block by block, on threads, in scratch that fits the cache; formats that
+choose their parameters by more than the range add passes of their own. What a block leaves behind
+does not depend on the blocks or threads around it, and is combined in the order of the tensor, so
+the figures are the same bytes for any number of threads and any size of block.
 """
 
 import math
-import os
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats import uniform
-from quantlab.formats.roundtrip import RoundTrip, saturates
-from quantlab.formats.uniform import FloatArray, Params, Quantizer
+from quantlab.formats.element import FloatArray, Trip
+from quantlab.formats.format import Format
 from quantlab.sources.tensor import Tensor
-from quantlab.stats import metrics, rank
+from quantlab.stats import metrics, parallel, rank, storage
 from quantlab.stats.counts import CodeCounts, Counts, merge, to_bins
 from quantlab.stats.histogram import ErrorHistogram
 from quantlab.stats.metrics import Evidence
-from quantlab.stats.sums import CHUNK, ROW, Partial, exact_sums, fast_sums, total
+from quantlab.stats.sums import CHUNK, Partial, Sums, exact_sums, fast_sums, total
+from quantlab.stats.survey import Survey, row_maxima, survey
+from quantlab.stats.trips import AnySteps, OneStep, trip_of
 
-BLOCK = 4 * CHUNK  # elements in work at once: many for the interpreter, few enough for the cache
-BLOCKS = 4  # of them pay for a thread of their own
-ROWS = 2**20  # rows whose maxima are kept, or hardly more
 SAMPLE = 2**20  # errors looked at one by one, at most; a longer tensor is strided
 SAFE = 2.0**32  # between its inverse and it, squares and quotients are normal float32 numbers
 
 Advance = Callable[[int], object]
-T = TypeVar("T")
 
 
 def measure(
     tensor: Tensor,
-    quantizer: Quantizer,
+    form: Format,
     k: int = 10,
     rel_threshold: float = 1e-8,
     threads: int = 1,
     advance: Advance = lambda _: None,
+    landmark: float | None = None,
 ) -> dict[str, Any]:
     """Return what one round trip of a tensor costs, as plain JSON values.
 
-    `advance` is told, from any thread, how many elements have just been measured. Raises
-    ValueError, naming the tensor, when it is empty or holds what is not a finite float32.
+    The relative error of a value, `landmark`, is among the figures where one is given. `advance` is
+    told, from any thread, how many elements have just been measured. Raises ValueError, naming the
+    tensor, when it is empty or holds what is not a finite float32.
     """
     found = survey(tensor, threads)
-    params = quantizer.choose(found.lo, found.hi)
-    trip = _TensorTrip(tensor, found, params, quantizer.n_bits, rel_threshold)
-    evidence = trip.evidence(threads, advance)
+    trip = trip_of(tensor, form, found, threads)
+    journey = _Measurement(tensor, form, found, trip, rel_threshold)
+    evidence = journey.evidence(threads, advance)
     measured, reasons = metrics.figures(evidence)
-    qmin, qmax = uniform.code_range(quantizer.n_bits)
+    if landmark is not None:
+        measured["landmark_rel_err"] = trip.relative_error(np.float32(landmark))
+        if measured["landmark_rel_err"] is None:
+            reasons["landmark_rel_err"] = trip.no_step
+    qmin, qmax = uniform.code_range(form.n_bits)
+    params, unknown = trip.described()
+    ranks = journey.order(min(k, tensor.size), evidence)
+    if not journey.certified:
+        reasons["top_bits_sufficient"] = "it is a width of one scale over the whole range"
+    bits = form.bits_per_value(form.block.layout(tensor.shape))
     return {
         "shape": list(tensor.shape),
         "dtype": tensor.dtype,
         "n_elements": tensor.size,
         "range": [found.lo, found.hi],
-        "params": params._asdict() | {"scale": evidence.scale, "qmin": qmin, "qmax": qmax},
+        "params": params | {"qmin": qmin, "qmax": qmax},
         "measured": measured,
-        "reasons": reasons,
-        **trip.order(min(k, tensor.size), evidence),
-        "codes": to_bins(Counts(evidence.codes, evidence.code_counts), quantizer.n_bits),
-        **({"underflowed": found.underflowed} if found.underflowed else {}),
-        "error_histogram": evidence.errors.to_dict() | {"stride": trip.stride},
+        "reasons": reasons | unknown,
+        **ranks,
+        "codes": to_bins(evidence.counts, form.n_bits),
+        "underflowed": found.underflowed,
+        "error_histogram": evidence.errors.to_dict() | {"stride": journey.stride},
+        "storage": storage.figures(bits, measured["sqnr_db"], trip.scales()),
+        "error_budget": storage.error_budget(evidence.sums),
     }
 
 
-class Survey(NamedTuple):
-    """What a tensor is like before any round trip: its range, and the maximum of each row.
-
-    A row is `width` elements of the tensor read flat; `underflowed` counts the values that are not
-    0, but are as float32.
-    """
-
-    lo: float
-    hi: float
-    width: int
-    maxima: FloatArray
-    underflowed: int
-
-    @property
-    def absmax(self) -> float:
-        """The largest magnitude."""
-        return max(-self.lo, self.hi)
-
-
-def survey(tensor: Tensor, threads: int) -> Survey:
-    """Return the range and the maxima; raises ValueError as `measure` does."""
-    if not tensor.size:
-        tensor.require_finite()
-    width = min(CHUNK, max(ROW, 2 ** (tensor.size // ROWS).bit_length()))
-    maxima = np.empty(-(-tensor.size // width), np.float32)
-
-    def part(starts: range) -> tuple[float, int]:
-        lo, underflowed = math.inf, 0
-        for start in starts:
-            block = tensor.block(start, start + BLOCK)
-            rows = maxima[start // width : (start + BLOCK) // width]
-            whole = block.size - block.size % width
-            block[:whole].reshape(-1, width).max(axis=1, out=rows[: whole // width])
-            rows[whole // width :] = block[whole:].max(initial=-math.inf)
-            least = float(block.min())
-            if not (math.isfinite(least) and np.isfinite(rows).all()):
-                tensor.require_finite()
-            lo = min(lo, least)
-            underflowed += tensor.underflows(start, start + BLOCK)
-        return lo, underflowed
-
-    parts = _on_threads(part, tensor.size, threads)
-    lo, underflowed = min(lo for lo, _ in parts), sum(count for _, count in parts)
-    return Survey(lo, float(maxima.max()), width, maxima, underflowed)
-
-
 class _Share(NamedTuple):
-    """What the blocks of one thread add up to."""
+    """What the blocks of one thread add up to; `clipped` counts values beyond the grid."""
 
     sums: list[Partial]
     counts: CodeCounts
-    trip: RoundTrip
+    clipped: list[int]
 
 
 @dataclass(frozen=True)
-class _TensorTrip:
-    """One tensor through one quantizer and back."""
+class _Measurement:
+    """One tensor through one format and back."""
 
     tensor: Tensor
+    form: Format
     found: Survey
-    params: Params
-    n_bits: int
+    trip: OneStep | AnySteps
     rel_threshold: float
+    maxima: FloatArray = field(init=False)  # of the rows as they come back
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "maxima", np.empty_like(self.found.maxima))
 
     @cached_property
     def stride(self) -> int:
@@ -140,126 +108,157 @@ class _TensorTrip:
         return 1 if self.tensor.size <= SAMPLE else -(-self.tensor.size // SAMPLE) | 1
 
     @cached_property
-    def saturating(self) -> bool:
-        """Whether any value can saturate, and have an error larger than half a step."""
-        return saturates(self.params, self.n_bits, self.found.lo, self.found.hi)
-
-    @cached_property
     def fast(self) -> bool:
         """Whether float32 may sum the full chunks: no error is large, nor any square extreme."""
         safe = 1 / SAFE <= self.found.absmax <= SAFE and self.rel_threshold >= 1 / SAFE
-        return self.tensor.size > CHUNK and safe and not self.saturating
+        return self.tensor.size > CHUNK and safe and self.trip.small_errors
+
+    @cached_property
+    def certified(self) -> bool:
+        """Whether the width that is certain to keep the top k is one of this kind of format."""
+        return isinstance(self.form.element, uniform.Uniform) and self.form.plain
 
     def evidence(self, threads: int, advance: Advance) -> Evidence:
         """Take every block through the round trip and gather what the figures are made of."""
         errors = np.empty(-(-self.tensor.size // self.stride), np.float32)
 
         def part(starts: range) -> _Share:
-            size = min(BLOCK, self.tensor.size)
-            trip = RoundTrip(self.params, self.n_bits, self.saturating, size)
-            scratch = np.empty((3, size), np.float32)
-            share = _Share([], CodeCounts(self.n_bits), trip)
+            size = min(parallel.BLOCK, self.tensor.size)
+            work, scratch = self.trip.worker(size), np.empty((3, size), np.float32)
+            share = _Share([], CodeCounts(self.form.n_bits), [])
             for start in starts:
-                x = self.tensor.block(start, start + BLOCK)
-                codes, x_hat = trip(x)
-                share.counts.add(codes)
+                x = self.tensor.block(start, start + parallel.BLOCK)
+                trip = work(start, x)
+                share.counts.add(trip.codes)
+                share.clipped.append(0 if trip.clipped is None else int(trip.clipped.sum()))
                 err, abs_err, _ = scratch[:, : x.size]
-                np.abs(np.subtract(x_hat, x, out=err), out=abs_err)
+                np.abs(np.subtract(trip.x_hat, x, out=err), out=abs_err)
                 sampled = abs_err[-start % self.stride :: self.stride]
                 errors[-(-start // self.stride) :][: sampled.size] = sampled
-                share.sums.extend(self._sums(x, x_hat, scratch[:, : x.size]))
+                share.sums.extend(self._sums(x, trip, scratch[:, : x.size]))
+                self._keep_maxima(start, trip.x_hat)
                 advance(x.size)
             return share
 
-        return self._combine(_on_threads(part, self.tensor.size, threads), errors)
+        return self._combine(parallel.on_threads(part, self.tensor.size, threads), errors)
 
-    def _sums(self, x: FloatArray, x_hat: FloatArray, scratch: FloatArray) -> Iterator[Partial]:
+    def _keep_maxima(self, start: int, x_hat: FloatArray) -> None:
+        """Keep the maxima of rows as they come back, unless those of the tensor tell them."""
+        if isinstance(self.trip, AnySteps):
+            width = self.found.width
+            row_maxima(
+                x_hat, width, self.maxima[start // width : -(-(start + x_hat.size) // width)]
+            )
+
+    def _sums(self, x: FloatArray, trip: Trip, scratch: FloatArray) -> Iterator[Partial]:
+        x_hat, clipped = trip.x_hat, trip.clipped
         whole = x.size - x.size % CHUNK if self.fast else 0
         if whole:
-            positive = self.found.lo >= 0
             yield fast_sums(
-                x[:whole], x_hat[:whole], scratch[:, :whole], self.rel_threshold, positive
+                x[:whole],
+                x_hat[:whole],
+                scratch[:, :whole],
+                self.rel_threshold,
+                positive=self.found.lo >= 0,
+                clipped=None if clipped is None else clipped[:whole],
             )
         for start in range(whole, x.size, CHUNK):
             chunk = slice(start, start + CHUNK)
-            yield exact_sums(x[chunk], x_hat[chunk], self.rel_threshold)
+            beyond = None if clipped is None else clipped[chunk]
+            yield exact_sums(x[chunk], x_hat[chunk], self.rel_threshold, beyond)
 
     def _combine(self, shares: list[_Share], errors: FloatArray) -> Evidence:
         sums = total([partial for share in shares for partial in share.sums])
-        codes, counts = merge([part for share in shares for part in share.counts.parts()])
-        values = uniform.dequantize(codes, self.params)
-        came_back_as_zero = int(counts[values == 0].sum())
-        zeroed = came_back_as_zero - (
-            0 if self._round_trip(np.zeros(1, np.float32))[0] else sums.zeros
-        )
+        counts = merge([part for share in shares for part in share.counts.parts()])
         negative = self.found.lo < 0
-        comparable = metrics.is_probability(sums, negative) and not zeroed
+        comparable = metrics.is_probability(sums, negative) and not sums.zeroed
+        step = self.trip.step
         return Evidence(
             sums=sums,
-            errors=ErrorHistogram(errors, float(self.params.scale)),
-            codes=codes,
-            code_counts=counts,
-            code_values=values,
-            clipped=sum(share.trip.clipped for share in shares),
-            zeroed=zeroed,
-            scale=float(self.params.scale),
+            errors=ErrorHistogram(errors, step / 2 if step else sums.max_err or 1.0),
+            counts=counts,
+            sq_x_hat=self._sq_x_hat(sums, counts),
+            clipped=sum(sum(share.clipped) for share in shares),
+            step=step,
+            no_step=self.trip.no_step,
             negative=negative,
             divergence=self._divergence() if comparable else math.nan,
         )
 
+    def _sq_x_hat(self, sums: Sums, counts: Counts) -> float:
+        """Return the sum of x_hat^2: from the few values that it takes, or from the errors."""
+        if isinstance(self.trip, OneStep):
+            values = np.square(self.trip.values(counts.codes), dtype=np.float64)
+            return float((counts.counts * values).sum())
+        if sums.zeroed + sums.zeros == sums.n:
+            return 0.0
+        return sums.sq_x + 2 * sums.x_err + sums.sq_err
+
     def _divergence(self) -> float:
         starts = range(0, self.tensor.size, CHUNK)
-        chunks = (self.tensor.block(start, start + CHUNK) for start in starts)
-        return math.fsum(metrics.divergence(x, self._round_trip(x)) for x in chunks)
+        return math.fsum(
+            metrics.divergence(
+                self.tensor.block(start, start + CHUNK),
+                self.trip.round_trip(start, min(start + CHUNK, self.tensor.size)),
+            )
+            for start in starts
+        )
 
     def order(self, k: int, evidence: Evidence) -> dict[str, Any]:
-        """Compare the k largest values with those that came back largest.
-
-        The round trip is monotone: the maximum of a row comes back as the maximum of the row.
-        """
-        width, maxima = self.found.width, self.found.maxima
-        x, indices = self.tensor.rows(width, rank.leading(maxima, k + 1))
-        before = rank.top(x, indices, k + 1)
-        x, indices = self.tensor.rows(width, rank.leading(self._round_trip(maxima), k))
-        after = rank.top(self._round_trip(x), indices, k)
-        edge, x_hat = after.values[-1], self._round_trip(before.values)
+        """Compare the k largest values with those that came back largest."""
+        width = self.found.width
+        rows = rank.leading(self.found.maxima, k + 1)
+        before = rank.top(*self.tensor.rows(width, rows), k + 1)
+        x_hat = self._come_back(rows, before.indices)
+        rows = rank.leading(self._row_maxima_back(), k)
+        x, indices = self.tensor.rows(width, rows)
+        after = rank.top(self._come_back(rows, indices), indices, k)
+        above, at_edge = self._count_beside(after.values[-1], evidence)
         answers = rank.stability(
             before,
             after,
             x=x[np.searchsorted(indices, after.indices)],
             x_hat=x_hat,
             reached=self._reached(before, k),
-            above=int(evidence.code_counts[evidence.code_values > edge].sum()),
-            at_edge=int(evidence.code_counts[evidence.code_values == edge].sum()),
-            absmax=self.found.absmax,
+            above=above,
+            at_edge=at_edge,
+            absmax=self.found.absmax if self.certified else None,
         )
         return {"rank": answers, "top": rank.table(before, x_hat)}
+
+    def _row_maxima_back(self) -> FloatArray:
+        """Return the maxima of the rows as they come back; a monotone map keeps which they are."""
+        if isinstance(self.trip, OneStep):
+            return self.trip.back(self.found.maxima)
+        return self.maxima
+
+    def _come_back(self, rows: NDArray[np.int64], indices: NDArray[np.int64]) -> FloatArray:
+        """Return what elements of some rows come back as, `indices` being in these."""
+        width, size = self.found.width, self.tensor.size
+        spans = [(int(row) * width, min(int(row) * width + width, size)) for row in rows]
+        values = np.concatenate([self.trip.round_trip(*span) for span in spans])
+        places = np.concatenate([np.arange(*span) for span in spans])
+        return values[np.searchsorted(places, indices)]
+
+    def _count_beside(self, edge: np.float32, evidence: Evidence) -> tuple[int, int]:
+        """Count the values that come back above the k-th largest, and at it."""
+        counts = evidence.counts
+        if isinstance(self.trip, OneStep):
+            values, times = self.trip.values(counts.codes), counts.counts
+            return int(times[values > edge].sum()), int(times[values == edge].sum())
+        width, above, at_edge = self.found.width, 0, 0
+        for row in np.flatnonzero(self.maxima >= edge):
+            stop = min(int(row) * width + width, self.tensor.size)
+            x_hat = self.trip.round_trip(int(row) * width, stop)
+            above += int(np.count_nonzero(x_hat > edge))
+            at_edge += int(np.count_nonzero(x_hat == edge))
+        return above, at_edge
 
     def _reached(self, before: rank.Top, k: int) -> int:
         """Count the values that are at least the k-th largest: k, or more where others equal it."""
         least = before.values[k - 1]
         if before.values[-1] < least:
             return k
-        starts = range(0, self.tensor.size, BLOCK)
-        blocks = (self.tensor.block(start, start + BLOCK) for start in starts)
+        starts = range(0, self.tensor.size, parallel.BLOCK)
+        blocks = (self.tensor.block(start, start + parallel.BLOCK) for start in starts)
         return sum(int(np.count_nonzero(block >= least)) for block in blocks)
-
-    def _round_trip(self, x: FloatArray) -> FloatArray:
-        return uniform.dequantize(uniform.quantize(x, self.params, self.n_bits), self.params)
-
-
-def usable_cores() -> int:
-    """Return the number of cores that this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _on_threads(part: Callable[[range], T], size: int, threads: int) -> list[T]:
-    """Give each thread an even share of the blocks, in order, and return what it made of them."""
-    blocks = -(-size // BLOCK)
-    threads = min(threads, blocks // BLOCKS)
-    if threads <= 1:
-        return [part(range(0, size, BLOCK))]
-    ends = [BLOCK * (i * blocks // threads) for i in range(threads)] + [size]
-    shares = [range(start, stop, BLOCK) for start, stop in pairwise(ends)]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(part, shares))

@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from quantlab.formats.element import FloatArray
 
 CHUNK = 2**16
 ROW = 2**10
 TINY = 2.0**-48  # below it the float32 squares of errors lose digits
 PIECE = 2**13  # values whose float64 copies fit the cache
 ONES = np.ones(ROW, np.float32)
+Mask = NDArray[np.bool_]
 
 
 class Sums(NamedTuple):
@@ -29,6 +30,7 @@ class Sums(NamedTuple):
 
     n: int
     zeros: int  # x == 0
+    zeroed: int  # x != 0 and x_hat == 0
     rel_count: int
     max_err: float
     err: float  # x_hat - x
@@ -39,6 +41,8 @@ class Sums(NamedTuple):
     sq_x: float
     x_err: float  # x * (x_hat - x)
     dot: float  # x * x_hat
+    zero_sq_err: float  # of values that came back as 0
+    clip_sq_err: float  # of values beyond the grid
 
 
 class Partial(NamedTuple):
@@ -46,31 +50,52 @@ class Partial(NamedTuple):
 
     n: int
     zeros: int
+    zeroed: int
     rel_count: int
     max_err: float
     sums: NDArray[np.float64]
 
 
-def exact_sums(x: FloatArray, x_hat: FloatArray, rel_threshold: float) -> Partial:
+def exact_sums(
+    x: FloatArray, x_hat: FloatArray, rel_threshold: float, clipped: Mask | None = None
+) -> Partial:
     """Return the float64 sums over at most a chunk of flat values."""
-    pieces = (slice(start, start + PIECE) for start in range(0, x.size, PIECE))
-    chunk = _concatenate(_exact_sums(x[piece], x_hat[piece], rel_threshold) for piece in pieces)
+    pieces = [slice(start, start + PIECE) for start in range(0, x.size, PIECE)]
+    chunk = _concatenate(
+        _exact_sums(x[each], x_hat[each], rel_threshold, None if clipped is None else clipped[each])
+        for each in pieces
+    )
     return chunk._replace(sums=chunk.sums.sum(axis=1, keepdims=True))
 
 
-def _exact_sums(x32: FloatArray, x_hat32: FloatArray, rel_threshold: float) -> Partial:
+def _exact_sums(
+    x32: FloatArray, x_hat32: FloatArray, rel_threshold: float, clipped: Mask | None
+) -> Partial:
     err = (x_hat32 - x32).astype(np.float64)
     x, x_hat = x32.astype(np.float64), x_hat32.astype(np.float64)
     magnitude, abs_err = np.abs(x), np.abs(err)
     zeros, excluded = _leave_out(magnitude, rel_threshold)
-    ratio = abs_err / magnitude
-    terms = (err, abs_err, np.square(err), ratio, x, np.square(x), x * (x_hat - x), x * x_hat)
-    sums = np.array([[term.sum()] for term in terms])
-    return Partial(x.size, zeros, x.size - excluded, float(abs_err.max()), sums)
+    ratio, sq_err = abs_err / magnitude, np.square(err)
+    terms = (err, abs_err, sq_err, ratio, x, np.square(x), x * (x_hat - x), x * x_hat)
+    came_back_as_zero = x_hat == 0
+    zeroed = int(np.count_nonzero(came_back_as_zero & (x != 0)))
+    lost = [0.0, 0.0]
+    if clipped is not None:
+        lost[1] = sq_err[clipped].sum()
+        came_back_as_zero &= ~clipped
+    if zeroed:
+        lost[0] = sq_err[came_back_as_zero].sum()
+    sums = np.array([[each] for each in (*(term.sum() for term in terms), *lost)])
+    return Partial(x.size, zeros, zeroed, x.size - excluded, float(abs_err.max()), sums)
 
 
 def fast_sums(
-    x: FloatArray, x_hat: FloatArray, scratch: FloatArray, rel_threshold: float, positive: bool
+    x: FloatArray,
+    x_hat: FloatArray,
+    scratch: FloatArray,
+    rel_threshold: float,
+    positive: bool,
+    clipped: Mask | None = None,
 ) -> Partial:
     """Return the sums over whole chunks of flat values.
 
@@ -82,7 +107,7 @@ def fast_sums(
     zeros, excluded = _leave_out(magnitude, rel_threshold)
     np.divide(abs_err, magnitude, out=ratio)
     x_rows, err_rows = x.reshape(-1, ROW), err.reshape(-1, ROW)
-    rows = np.empty((8, len(x_rows)))
+    rows = np.empty((10, len(x_rows)))
     np.add.reduce(err_rows, axis=1, dtype=np.float64, out=rows[0])
     rows[1:4:2] = np.vecdot(scratch[1:].reshape(2, -1, ROW), ONES)
     rows[2] = np.vecdot(err_rows, err_rows)
@@ -90,12 +115,25 @@ def fast_sums(
     rows[5] = np.vecdot(x_rows, x_rows)
     rows[6] = np.vecdot(x_rows, err_rows)
     rows[7] = rows[5] + rows[6]
-    sums = np.add.reduce(rows.reshape(8, -1, CHUNK // ROW), axis=2)
+    came_back_as_zero = x_hat == 0
+    zeroed = int(np.count_nonzero(came_back_as_zero)) - zeros
+    rows[9] = 0.0 if clipped is None else _masked_squares(err, clipped, ratio)
+    if clipped is not None:
+        came_back_as_zero &= ~clipped
+    rows[8] = _masked_squares(err, came_back_as_zero, ratio) if zeroed else 0.0
+    sums = np.add.reduce(rows.reshape(10, -1, CHUNK // ROW), axis=2)
     max_errs = np.maximum.reduce(abs_err.reshape(-1, CHUNK), axis=1)
     for tiny in np.flatnonzero((max_errs > 0) & (max_errs < TINY)):
         chunk = slice(CHUNK * tiny, CHUNK * (tiny + 1))
-        sums[:, tiny] = exact_sums(x[chunk], x_hat[chunk], rel_threshold).sums[:, 0]
-    return Partial(x.size, zeros, x.size - excluded, float(max_errs.max()), sums)
+        which = None if clipped is None else clipped[chunk]
+        sums[:, tiny] = exact_sums(x[chunk], x_hat[chunk], rel_threshold, which).sums[:, 0]
+    return Partial(x.size, zeros, zeroed, x.size - excluded, float(max_errs.max()), sums)
+
+
+def _masked_squares(err: FloatArray, mask: Mask, scratch: FloatArray) -> NDArray[np.float64]:
+    """Return the sums of squares over rows, of the values that a mask holds."""
+    masked = np.multiply(err, mask, out=scratch).reshape(-1, ROW)
+    return np.vecdot(masked, masked)
 
 
 def _leave_out(magnitude: NDArray[Any], rel_threshold: float) -> tuple[int, int]:
@@ -110,14 +148,15 @@ def _leave_out(magnitude: NDArray[Any], rel_threshold: float) -> tuple[int, int]
 
 def total(partials: Iterable[Partial]) -> Sums:
     """Return the sums of the whole from those of its blocks, of which there is at least one."""
-    n, zeros, rel_count, max_err, sums = _concatenate(partials)
-    return Sums(n, zeros, rel_count, max_err, *(math.fsum(row) for row in sums.tolist()))
+    n, zeros, zeroed, rel_count, max_err, sums = _concatenate(partials)
+    exact = map(math.fsum, sums.tolist())
+    return Sums(n, zeros, zeroed, rel_count, max_err, *exact)
 
 
 def _concatenate(partials: Iterable[Partial]) -> Partial:
-    n, zeros, rel_counts, max_errs, sums = zip(*partials, strict=True)
+    n, zeros, zeroed, rel_counts, max_errs, sums = zip(*partials, strict=True)
     columns = np.concatenate(sums, axis=1)
-    return Partial(sum(n), sum(zeros), sum(rel_counts), max(max_errs), columns)
+    return Partial(sum(n), sum(zeros), sum(zeroed), sum(rel_counts), max(max_errs), columns)
 
 
 def _round_down(value: float) -> np.float32:

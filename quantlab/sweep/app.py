@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -10,16 +9,14 @@ from omegaconf import DictConfig
 
 from quantlab import interrupt
 from quantlab.errors import report_user_errors
+from quantlab.measurement import CONF
 from quantlab.records.record import Record
 from quantlab.sweep import job
-
-PACKAGE = Path(__file__).parents[1]
-INSTALLED, SOURCE = PACKAGE / "conf", PACKAGE.parent / "conf"  # in a wheel, and in a clone
 
 
 @hydra.main(
     version_base="1.3",
-    config_path=str(INSTALLED if INSTALLED.is_dir() else SOURCE),
+    config_path=str(CONF),
     config_name="config",
 )
 def main(cfg: DictConfig) -> Record:

@@ -17,28 +17,38 @@ from typing import Any, cast
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
-from hydra.utils import instantiate
+from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
 from quantlab.experiment import Experiment
+from quantlab.formats.blocks import PerTensor
+from quantlab.formats.format import Format, compose
+from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
-from quantlab.records.renames import with_current_names
+from quantlab.records.renames import current_name, with_current_names
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
-from quantlab.stats.stream import usable_cores
+from quantlab.stats.parallel import usable_cores
 
 
 def build(cfg: DictConfig) -> Experiment:
     """Return the experiment that a config describes; raises ValueError where it makes no sense."""
     return Experiment(
         dist=_instantiate(cfg.dist),
-        quantizer=_instantiate(cfg.mode, n_bits=cfg.n_bits),
+        form=_format(cfg),
         k=OmegaConf.select(cfg, "rank.k"),
         rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
         threads=usable_cores() if cfg.threads is None else cfg.threads,
     )
+
+
+def _format(cfg: DictConfig) -> Format:
+    """Return the format of a config; one that knew no blocks has one float32 scale a tensor."""
+    block = _instantiate(cfg.block) if "block" in cfg else PerTensor()
+    covered = _instantiate(cfg.range) if "range" in cfg else AbsMax()
+    return compose(_instantiate(cfg.mode, n_bits=cfg.n_bits), block, covered)
 
 
 def _instantiate(node: DictConfig, **more: Any) -> Any:
@@ -117,7 +127,14 @@ def add_import_path(hydra: Any) -> None:
 def settings(cfg: DictConfig) -> dict[str, Any]:
     """Return a config in plain containers, without Hydra's own part."""
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    return cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+    config = cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+    return config | {key: _used(config[key]) for key in ("block", "range") if key in config}
+
+
+def _used(choice: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings of an option that make a difference, where it says which these are."""
+    uses = getattr(get_class(current_name(choice["_target_"])), "uses", choice)
+    return {key: value for key, value in choice.items() if key == "_target_" or key in uses}
 
 
 def as_typed(overrides: Sequence[str]) -> list[str]:

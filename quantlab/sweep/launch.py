@@ -30,9 +30,12 @@ BATCH = 1000  # runs launched at once: Hydra keeps 0.1 MB of each, and Slurm's a
 
 
 def sweep(
-    arguments: Sequence[str], config: DictConfig, loader: ConfigLoader, launcher: Launcher
+    products: Sequence[Sequence[str]],
+    config: DictConfig,
+    loader: ConfigLoader,
+    launcher: Launcher,
 ) -> None:
-    """Do every combination of the values in `arguments` that is not done yet, then aggregate.
+    """Do every combination of the values in each product that is not done yet, then aggregate.
 
     Raises ValueError or an error of Hydra's before the first run where a value makes no sense, and
     where another sweep holds the directory; ValueError in the end where the directory holds another
@@ -40,7 +43,7 @@ def sweep(
     the sweep.
     """
     directory = Path(config.hydra.sweep.dir)
-    jobs = grid(arguments, config, loader)
+    jobs = grid(products, config, loader)
     make_directory(directory)
     with exclusive(directory):
         disk.clear(directory)

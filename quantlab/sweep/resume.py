@@ -35,9 +35,8 @@ def _state(config: DictConfig, path: Path) -> str:
         return "unreadable"
     if one["status"] == "failed":
         return "failed"
-    source = build(config).dist
-    tensors = {tensor.name: tensor.identity() for tensor in source.tensors()}
-    key = record.run_key(settings(config), tensors, source.skipped())
+    tensors, skipped = build(config).identify()
+    key = record.run_key(settings(config), tensors, skipped)
     return "complete" if one["key"] == key else "changed"
 
 

@@ -3,12 +3,13 @@ import math
 import pytest
 
 from quantlab.experiment import Experiment
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import disk, record
 from quantlab.records.record import Outcome
 from quantlab.sources.lab import Hidden
 
-ENTRY = Experiment(Hidden(1, 50, 0), Symmetric(8), 10, 1e-8, 1).run().tensors["hidden"]
+ENTRY = Experiment(Hidden(1, 50, 0), Format(Symmetric(8)), 10, 1e-8, 1).run().tensors["hidden"]
 ASKED = {"dist": "d", "mode": "symmetric", "n_bits": 8, "job": 0, "overrides": []}
 
 
@@ -88,8 +89,9 @@ def test_nan_never_reaches_a_file():
         (b'{"schema": NaN}', "holds NaN, which is not JSON"),
         (b"[]", "no record of a run"),
         (b'{"schema": 3}', "no record of a run: it must contain"),
+        (b'{"schema": 3, "tensors": []}', "no record of a run: it must contain"),
         (b'{"schema": 1}', "schema 1, older than 3: run it again"),
-        (b'{"schema": 4}', "schema 4, newer than 3: update quantlab"),
+        (b'{"schema": 5}', "schema 5, newer than 4: update quantlab"),
         (b"[" * 100_000, "no readable record"),
     ],
 )

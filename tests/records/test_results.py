@@ -4,6 +4,7 @@ import json
 import pytest
 
 from quantlab.experiment import Experiment
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records.record import Outcome
 from quantlab.sources.lab import Hidden
@@ -33,7 +34,7 @@ def test_every_swept_axis_is_one_more_level(tmp_path):
 
 
 def test_several_tensors_are_a_level(tmp_path):
-    one = Experiment(Hidden(1, 50, 0), Symmetric(8), 10, 1e-8, 1).run().tensors["hidden"]
+    one = Experiment(Hidden(1, 50, 0), Format(Symmetric(8)), 10, 1e-8, 1).run().tensors["hidden"]
     keep(tmp_path / "a", work=lambda: Outcome({"w/1": one, "w 2": one}))
     aggregate(tmp_path)
     assert list(results(tmp_path)["hidden"]["symmetric"]) == ["w/1", "w 2"]

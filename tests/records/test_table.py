@@ -26,13 +26,15 @@ def test_the_table_holds_what_results_json_holds(lab_sweep, loaded):
 
 def test_every_column_has_its_dtype_and_is_documented(loaded):
     kinds = {key: str(dtype) for key, dtype in loaded.dtypes.items()}
-    for key in ("dist", "mode", "tensor", "dtype", "reasons"):
+    for key in ("dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range"):
         assert kinds.pop(key) == "string"
     for key in ("top_same_set", "top_same_order", "top_order_kept"):
         assert kinds.pop(key) == "boolean"
     for key in ("scale_replaced", "zero_point_clipped"):
         assert kinds.pop(key) == "boolean"
     for key in ("n_bits", "n_codes", "n_elements", "zero_point", "qmin", "qmax", "top_k"):
+        assert kinds.pop(key) == "Int64"
+    for key in ("underflowed", "n_scales", "scales_saturated", "scales_vanished"):
         assert kinds.pop(key) == "Int64"
     for key in ("top_merged", "top_swapped", "top_bits_sufficient"):
         assert kinds.pop(key) == "Int64"

@@ -22,6 +22,7 @@ from quantlab.records.renames import (
     with_current_names,
     with_original_names,
 )
+from quantlab.records.upgrade import known_to
 from quantlab.sweep.job import build
 from tests.conftest import ROOT, run, run_python
 
@@ -46,11 +47,19 @@ def files(directory):
 
 @pytest.mark.parametrize("name", SWEEPS)
 def test_its_table_comes_out_again(home, name):
-    kept = {file: (home / name / file).read_bytes() for file in ("results.json", "results.csv")}
+    before = quantlab.load(home / name)
+    nested = json.loads((home / name / "results.json").read_bytes())
     done = run_python("-m", "quantlab", "aggregate", home / name)
     assert (done.returncode, done.stderr) == (0, "")
-    assert {file: (home / name / file).read_bytes() for file in kept} == kept
-    assert len(quantlab.load(home / name)) == len(kept["results.csv"].splitlines()) - 1
+    after = quantlab.load(home / name)
+    assert list(after)[: before.shape[1]] == list(before)  # what is new stands behind
+    assert after[before.columns.drop("reasons")].equals(before.drop(columns="reasons"))
+    assert known_to(nested, json.loads((home / name / "results.json").read_bytes())) == nested
+    zero_point = {"symmetric": 0, "asymmetric": 6, "literal": 32}  # bits
+    beside = after["mode"].map(zero_point) + 32
+    assert (after.bits_per_value == after.n_bits + beside / after.n_elements).all()
+    assert after["clip_share"].isna().all()
+    assert after["reasons"].str.contains("clip_share: recorded with schema 3").all()
 
 
 @pytest.mark.parametrize("name", SWEEPS)
@@ -60,7 +69,7 @@ def test_it_is_verified_as_it_was_left_and_as_it_is_aggregated_again(home, name)
         assert done.stdout == f"{home / name} matches its manifest\n"
         assert (done.returncode, done.stderr) == (0, "")
         run_python("-m", "quantlab", "aggregate", home / name)
-    assert json.loads((home / name / "manifest.json").read_bytes())["schema"] == 2
+    assert json.loads((home / name / "manifest.json").read_bytes())["schema"] == 3
 
 
 @pytest.mark.parametrize("name", SWEEPS)

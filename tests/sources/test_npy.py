@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Asymmetric
 from quantlab.sources.npy import Npy
 from tests.conftest import measure, measure_tensor
@@ -25,4 +26,4 @@ def test_npy_is_mapped_not_read(tmp_path):
 def test_a_file_measures_as_its_array(tmp_path):
     np.save(tmp_path / "w.npy", X)
     (tensor,) = Npy(str(tmp_path / "w.npy")).tensors()
-    assert measure_tensor(tensor, Asymmetric(8)) == measure(X, Asymmetric(8))
+    assert measure_tensor(tensor, Format(Asymmetric(8))) == measure(X, Asymmetric(8))

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from quantlab.experiment import Experiment
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Asymmetric
 from quantlab.sources.npz import Npz
 from tests.sources.samples import X, read
@@ -22,7 +23,7 @@ def test_a_damaged_member_costs_no_other(tmp_path):
     np.savez(path, a=X, b=X + 1, c=X)
     content = path.read_bytes()
     path.write_bytes(content.replace((X + 1).tobytes()[:64], bytes(64)))
-    outcome = Experiment(Npz(str(path)), Asymmetric(8), 10, 1e-8, 1).run()
+    outcome = Experiment(Npz(str(path)), Format(Asymmetric(8)), 10, 1e-8, 1).run()
     assert list(outcome.tensors) == ["a", "c"]
     assert outcome.failed["b"].startswith(f"tensor 'b' cannot be read: {path} is no npz file, or")
 

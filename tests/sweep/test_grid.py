@@ -1,5 +1,7 @@
+import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from quantlab.records import record
 from quantlab.sweep.grid import combinations
 from tests.conftest import run
 
@@ -34,3 +36,82 @@ def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
 def test_the_last_of_two_values_typed_for_a_key_counts():
     parsed = OverridesParser.create().parse_overrides(["a=1,2", "b=3", "a=4,5,4", "~c"])
     assert combinations(parsed) == [["a=4", "b=3", "~c"], ["a=5", "b=3", "~c"]]
+
+
+def jobs(directory):
+    """The overrides of each run, without the position."""
+    records = sorted(map(record.read, directory.glob("*/record.json")), key=lambda one: one["job"])
+    return [" ".join(one["overrides"]) for one in records]
+
+
+def test_what_contradicts_itself_is_left_out_and_counted(tmp_path):
+    sweep = ["dist=hidden", "mode=sym,nf4,mx/fp4", "n_bits=4,8", "block=tensor,group"]
+    done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith(
+        "left out: 5 of 12 runs, mode=nf4 n_bits=8 block=tensor: n_bits must be 4, the width of "
+        "nf4, got 8: leave it out\n7/7 runs, 0 failed\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["mode=nf4", "n_bits=8"], "n_bits must be 4, the width of nf4, got 8: leave it out"),
+        (["mode=log", "n_bits=2"], "n_bits must be from 3 to 16 with mode=log, got 2"),
+        (["mode=mx/fp4", "block=group"], "block=group does not go with a mode that fixes blocks"),
+        (["mode=log", "range=mse"], "range=mse does not go with mode=log: leave it out"),
+        (["block=group", "block.size=0"], "block.size must be a whole number of 1 or more, got 0"),
+        (["block.scale=int8"], "block.scale must be one of float32, float16, bfloat16, got 'int8'"),
+        (
+            ["range=percentile", "range.p=101"],
+            "range.p must be a number above 50, up to 100",
+        ),
+    ],
+)
+@pytest.mark.parametrize("flags", [[], ["-m"]])
+def test_a_format_that_cannot_be_is_refused_in_a_sentence(tmp_path, flags, overrides, said):
+    done = run(*flags, "dist=hidden", *overrides, f"hydra.sweep.dir={tmp_path}/s")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"quantlab: {said}")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "s").exists()
+
+
+def test_settings_that_an_option_does_not_use_make_no_second_run(tmp_path):
+    sweep = ["dist=hidden", "block=tensor,group", "block.size=32,64", "range.p=90,99"]
+    done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert jobs(tmp_path) == [
+        f"dist=hidden block={block} block.size={size} range.p=90"
+        for block, size in (("tensor", 32), ("group", 32), ("group", 64))
+    ]
+
+
+def test_a_pattern_matches_nested_options(tmp_path):
+    done = run("-m", "dist=hidden", "mode=glob(mx/fp*)", f"hydra.sweep.dir={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [each.partition("mode=")[2] for each in jobs(tmp_path)] == [
+        "mx/fp4", "mx/fp6_e2m3", "mx/fp6_e3m2", "mx/fp8_e4m3", "mx/fp8_e5m2",
+    ]  # fmt: skip
+
+
+def test_products_are_done_one_after_the_other_and_what_is_asked_twice_once(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "union.yaml").write_text(
+        "# @package _global_\n"
+        "hydra: {mode: MULTIRUN, sweeper: {params: [{mode: 'sym,asym', n_bits: '8,4'}, "
+        "{mode: log}, {mode: sym}]}}\n"
+    )
+    sweep = ["experiment=union", "dist=hidden", f"hydra.sweep.dir={tmp_path}/s"]
+    done = run("--config-dir", tmp_path, *sweep)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert jobs(tmp_path / "s") == [
+        "mode=sym n_bits=8 experiment=union dist=hidden",
+        "mode=sym n_bits=4 experiment=union dist=hidden",
+        "mode=asym n_bits=8 experiment=union dist=hidden",
+        "mode=asym n_bits=4 experiment=union dist=hidden",
+        "mode=log experiment=union dist=hidden",
+    ]
+    again = run("--config-dir", tmp_path, *sweep)
+    assert again.stdout.startswith("resuming: 5 complete; 0 to do")

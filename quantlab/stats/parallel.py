@@ -1,0 +1,38 @@
+"""Work on the blocks of a tensor, shared among threads, and what it makes of them in order."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any, TypeVar
+
+from quantlab.stats.sums import CHUNK
+
+BLOCK = 4 * CHUNK  # elements in work at once: many for the interpreter, few enough for the cache
+BLOCKS = 4  # of them pay for a thread of their own
+T = TypeVar("T")
+
+
+def usable_cores() -> int:
+    """Return the number of cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def on_threads(part: Callable[[range], T], size: int, threads: int) -> list[T]:
+    """Give each thread an even share of the blocks, in order, and return what it made of them."""
+    blocks = -(-size // BLOCK)
+    threads = min(threads, blocks // BLOCKS)
+    if threads <= 1:
+        return [part(range(0, size, BLOCK))]
+    ends = [BLOCK * (i * blocks // threads) for i in range(threads)] + [size]
+    shares = [range(start, stop, BLOCK) for start, stop in pairwise(ends)]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(part, shares))
+
+
+def mapped(function: Callable[[Any], T], items: list[Any], threads: int) -> list[T]:
+    """Return what a function makes of some items, in order; few are not worth a thread."""
+    if threads <= 1 or len(items) < BLOCKS:
+        return [function(item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(function, items))

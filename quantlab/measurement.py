@@ -138,7 +138,8 @@ def as_array(x: Any, name: str = NAME) -> NDArray[Any]:
 
 def mode_of(name: str, n_bits: int | None) -> Any:
     """Return a mode by its yaml, with its own width unless another is asked for."""
-    from hydra.utils import instantiate  # which importing this module does without
+    from hydra.errors import InstantiationException  # which importing this module does without
+    from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
     path = CONF / "mode" / f"{name}.yaml"
@@ -147,8 +148,11 @@ def mode_of(name: str, n_bits: int | None) -> Any:
         names = ", ".join(each.with_suffix("").as_posix() for each in known)
         raise ValueError(f"mode must be one of {names}, got {name!r}")
     config: Any = OmegaConf.load(path)
-    own = config.get("n_bits", 8)
-    return instantiate(config.get("mode", config), n_bits=own if n_bits is None else n_bits)
+    width = config.get("n_bits", 8) if n_bits is None else n_bits
+    try:
+        return instantiate(config.get("mode", config), n_bits=width)
+    except InstantiationException as error:
+        raise ValueError(*(error.__cause__ or error).args) from None
 
 
 def _block(block: str | int, scale: str) -> Block:

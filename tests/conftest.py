@@ -16,6 +16,7 @@ from quantlab.sources.tensor import Tensor
 from quantlab.stats.stream import measure as measure_tensor
 
 ROOT = Path(__file__).parents[1]
+collect_ignore_glob = ["data/*"]
 RUN = [sys.executable, str(ROOT / "run.py")]
 SWEEP = ["-m", "dist=hidden,verb_probs", "mode=sym,asym", "n_bits=range(2,9)"]
 ALL = 28

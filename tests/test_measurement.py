@@ -7,6 +7,9 @@ from omegaconf import OmegaConf
 
 import quantlab
 from quantlab.formats import uniform
+from quantlab.formats.blocks import Group
+from quantlab.formats.format import Format
+from quantlab.formats.ranges import Mse, Percentile
 from tests.conftest import ROOT, measure
 from tests.test_architecture import modules_after
 
@@ -36,7 +39,17 @@ def test_whole_numbers_are_numbers():
 @pytest.mark.parametrize(
     ("x", "how", "why"),
     [
-        (X, {"mode": "nf4"}, "mode must be one of sym, asym, got 'nf4'"),
+        (X, {"mode": "nf5"}, "mode must be one of asym, fp4, .*, nv/fp4, sym, got 'nf5'"),
+        (
+            X,
+            {"mode": "nf4", "n_bits": 8},
+            "n_bits must be 4, the width of nf4, got 8",
+        ),
+        (X, {"mode": "mx/fp4", "block": 32}, "block=group does not go with a mode that fixes"),
+        (X, {"block": "row"}, "block must be tensor or channel, or a size of groups, got 'row'"),
+        (X, {"block": 0}, "block.size must be a whole number of 1 or more, got 0"),
+        (X, {"range": "max"}, "range must be one of absmax, mse, percentile, got 'max'"),
+        (X, {"scale": "int8"}, "block.scale must be one of float32, float16, bfloat16, got 'int8'"),
         (X, {"n_bits": 1}, "n_bits must be a whole number from 2 to 16, got 1"),
         (["a"], {}, "x must hold real numbers, got dtype <U1"),
         (X + 1j, {}, "x must hold real numbers, got dtype complex64"),
@@ -48,6 +61,49 @@ def test_whole_numbers_are_numbers():
 def test_what_cannot_be_measured_is_named(x, how, why):
     with pytest.raises(ValueError, match=f"^{why}"):
         quantlab.measure(x, **how)
+
+
+def test_a_format_is_chosen_as_on_the_command_line():
+    result = quantlab.measure(X, mode="sym", n_bits=4, block=32, scale="float16", range="mse")
+    form = Format(uniform.Symmetric(4), Group(size=32, scale="float16"), Mse())
+    assert result["sqnr_db"] == measure(X, form)["measured"]["sqnr_db"]
+    assert result["bits_per_value"] == 4 + 16 * 40 / X.size  # two groups in each row of 50
+    narrower = quantlab.measure(X, n_bits=4, range=Percentile(p=99))
+    assert narrower["clip_share"] > 0
+    preset = quantlab.measure(X, mode="mx/fp4")
+    assert (preset["n_scales"], preset["scale"]) == (40, None)
+    assert "there are 40 scales" in preset["reasons"]
+
+
+def test_a_mapping_gives_a_table():
+    table = quantlab.measure({"w": X, "b": X[0]}, mode="nf4", block="channel")
+    assert table["tensor"].tolist() == ["w", "b"]
+    assert table["n_scales"].tolist() == [20, 1]
+    assert table["sqnr_db"][1] == quantlab.measure(X[0], mode="nf4")["sqnr_db"]
+
+
+class TorchLike:
+    """What a PyTorch tensor of bfloat16 can do and cannot."""
+
+    def __init__(self, values, dtype):
+        self.values, self.dtype = values, dtype
+
+    def detach(self):
+        return self
+
+    cpu = detach
+
+    def float(self):
+        return TorchLike(self.values, "torch.float32")
+
+    def __array__(self, dtype=None, copy=None):
+        assert self.dtype != "torch.bfloat16", "NumPy has no such dtype"
+        return self.values
+
+
+@pytest.mark.parametrize("dtype", ["torch.float32", "torch.bfloat16"])
+def test_arrays_of_other_libraries_are_taken_as_they_are(dtype):
+    assert dict(quantlab.measure(TorchLike(X, dtype))) == dict(quantlab.measure(X))
 
 
 def test_it_shows_itself_in_a_terminal_and_in_a_notebook():

@@ -99,7 +99,7 @@ def test_help_is_ours():
     done = run("--help")
     assert done.returncode == 0
     assert "Examples" in done.stdout
-    assert "mode: asym, sym" in done.stdout
+    assert "mode: asym, fp4" in done.stdout
 
 
 def test_the_config_can_be_seen():
@@ -119,15 +119,15 @@ def test_completion_is_hydras():
     [
         (["dist=foo"], "dist=foo does not exist: choose one of hidden, tense_logits, verb_probs"),
         (["dist=ray"], "dist=ray does not exist: choose one of hidden, tense_logits"),
-        (["mode=foo"], "mode=foo does not exist: choose one of asym, sym"),
+        (["mode=foo"], "mode=foo does not exist: choose one of asym, fp4"),
         (["n_bits=99"], "n_bits must be a whole number from 2 to 16, got 99"),
         (["n_bits=1"], "n_bits must be a whole number from 2 to 16, got 1"),
         (["n_bits=abc"], "n_bits must be a whole number from 2 to 16, got 'abc'"),
         (["dist.n=-5"], "dist.n must be a whole number of 1 or more, got -5"),
         (["rank.k=0"], "rank.k must be a whole number of 1 or more, got 0"),
         (["rank=5"], "rank.k must be a whole number of 1 or more, got None"),
-        (["bits=4"], "bits=4 sets an unknown key: choose one of dist, metrics, mode, n_bits"),
-        (["-m", "bits=4,8"], "bits=4 sets an unknown key: choose one of dist, metrics, mode, n"),
+        (["bits=4"], "bits=4 sets an unknown key: choose one of block, dist, metrics, mode, n_bits"),
+        (["-m", "bits=4,8"], "bits=4 sets an unknown key: choose one of block, dist, metrics, mode, n"),
         (
             ["mode.zero_point=clip"],
             "mode.zero_point=clip sets an unknown key: this choice has none to set",
@@ -345,3 +345,35 @@ def test_values_that_float32_turns_to_zero_are_reported(tmp_path):
     table = pd.read_csv(tmp_path / "many" / "results.csv").query("n_bits == 8")
     counts = dict(zip(table["tensor"], table["underflowed"].fillna(0), strict=True))
     assert counts == {"kept": 0, "t0": 1, "t1": 2, "t2": 3, "t3": 4, "t4": 5}
+
+
+def test_a_tensor_without_the_axis_is_left_out_with_the_reason(tmp_path):
+    np.savez(tmp_path / "w.npz", deep=np.ones((2, 3, 4)), flat=np.ones((2, 3)), line=np.ones(3))
+    sweep = ["-m", "dist=file/npz", f"dist.path={tmp_path}/w.npz", "block=channel", "block.axis=2"]
+    done = run(*sweep, f"hydra.sweep.dir={tmp_path}/s")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (
+        "left out: flat (block.axis=2 does not exist in its shape [2, 3]: choose one from -2 to 1)"
+        in done.stdout
+    )
+    again = run(*sweep, f"hydra.sweep.dir={tmp_path}/s")
+    assert again.stdout.startswith("resuming: 1 complete; 0 to do")
+
+
+@pytest.mark.parametrize("engine", [[], ["hydra/launcher=joblib"]])
+def test_every_mode_gives_the_same_bytes_whatever_does_the_work(tmp_path_factory, engine):
+    directory = tmp_path_factory.mktemp("modes")
+    rng = np.random.default_rng(0)
+    np.savez(directory / "w.npz", w=rng.standard_normal((40, 70)), b=rng.standard_normal(7))
+    found = []
+    for threads in (1, 2):
+        for n, mode in enumerate(("glob(*)", "glob(mx/*)", "nv/fp4")):
+            done = run(
+                "-m", "dist=file/npz", f"dist.path={directory}/w.npz", f"mode={mode}",
+                f"threads={threads}", f"hydra.sweep.dir={directory}/{threads}/{n}", *engine,
+            )  # fmt: skip
+            assert (done.returncode, done.stderr) == (0, "")
+        results = sorted((directory / str(threads)).rglob("results.json"))
+        found.append([path.read_bytes() for path in results])
+    assert found[0] == found[1]
+    assert len(found[0]) == 3

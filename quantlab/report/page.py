@@ -36,7 +36,7 @@ from quantlab.report.storage_table import (
     storage_trend,
 )
 from quantlab.report.tables import WITH_FORMATS, glossary, heat_table, shades, table, trend
-from quantlab.report.tensor_detail import tensor_detail
+from quantlab.report.tensor_detail import TensorDetail, tensor_detail
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality, row_name
 from quantlab.sources.tensor import printable
@@ -51,33 +51,44 @@ PLOTS = ("plots/closer_*", "plots/error_vs_*", "error_histogram.png")
 def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
     """Return the files of a report under their names, relative to the sweep's directory."""
     files: dict[str, bytes] = {}
-    picture, storage_picture, details = None, None, []
     with plots.plot_style():
-        if findings.verdicts:
-            drawn = plots.error_vs_bits(findings.verdicts, findings.bar, t)
-            svg = _save_figure(files, "error_vs_bits", drawn)
-            picture = Markup(plots.inline(svg, trend(findings.verdicts[: plots.LINES], t)))
-        if findings.storage:
-            drawn = error_vs_storage(findings.storage, findings.bar, t)
-            svg = _save_figure(files, "error_vs_storage", drawn)
-            storage_picture = Markup(plots.inline(svg, storage_trend(findings.storage, t)))
-        for number, (row, tensor) in enumerate(findings.details, 1):
-            svg = _save_figure(files, f"closer_{number}", plots.tensor_plot(tensor, t))
-            name = row_name(row, findings.levels)
-            details.append(tensor_detail(name, row["n_bits"], tensor, svg, t))
+        pictures = {
+            "picture": _bits_picture(files, findings, t),
+            "storage_picture": _storage_picture(files, findings, t),
+            "details": _details(files, findings, t),
+        }
         if findings.histogram:
             files["error_histogram.png"] = plots.png(plots.error_histogram(findings.histogram, t))
     shared = {"t": t, "findings": findings, **_shared_values(findings, t)}
-    html = _template("report.html.j2").render(
-        **shared,
-        **_page_values(findings, t),
-        picture=picture,
-        storage_picture=storage_picture,
-        details=details,
-    )
+    html = _template("report.html.j2").render(**shared, **_page_values(findings, t), **pictures)
     text = _template("report.md.j2").render(**shared, **_markdown_values(findings, t))
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
     return files | {name: each.encode(errors="backslashreplace") for name, each in pages.items()}
+
+
+def _bits_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Markup | None:
+    if not findings.verdicts:
+        return None
+    drawn = plots.error_vs_bits(findings.verdicts, findings.bar, t)
+    svg = _save_figure(files, "error_vs_bits", drawn)
+    return Markup(plots.inline(svg, trend(findings.verdicts[: plots.LINES], t)))
+
+
+def _storage_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Markup | None:
+    if not findings.storage:
+        return None
+    drawn = error_vs_storage(findings.storage, findings.bar, t)
+    svg = _save_figure(files, "error_vs_storage", drawn)
+    return Markup(plots.inline(svg, storage_trend(findings.storage, t)))
+
+
+def _details(files: dict[str, bytes], findings: Findings, t: Texts) -> list[TensorDetail]:
+    details = []
+    for number, (row, tensor) in enumerate(findings.details, 1):
+        svg = _save_figure(files, f"closer_{number}", plots.tensor_plot(tensor, t))
+        name = row_name(row, findings.levels)
+        details.append(tensor_detail(name, row["n_bits"], tensor, svg, t))
+    return details
 
 
 def measurement(name: str, n_bits: int, tensor: plots.Entry, t: Texts) -> str:
@@ -110,9 +121,6 @@ def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
             *sentences(findings.verdicts, findings.levels, t),
         ],
         "row_head": t("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor"),
-        "storage": storage_table(findings.storage, t),
-        "storage_heads": storage_heads(t),
-        "storage_caption": _storage_caption(findings, t),
         "unmeasured": unmeasured_text(findings.unmeasured, t),
         "the_bar": bar_text(findings.bar, t),
         "starred": any(
@@ -122,6 +130,19 @@ def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
         "underflows": list(underflow_sentences(findings.underflows, t)),
         "skipped": [(printable(each), why) for each, why in findings.skipped.items()],
         "lines": LINES,
+        **_storage_values(findings, t),
+    }
+
+
+def _storage_values(findings: Findings, t: Texts) -> dict[str, Any]:
+    """Return what both forms of the report say of formats."""
+    n = len(findings.storage)
+    return {
+        "storage": storage_table(findings.storage, t),
+        "storage_heads": storage_heads(t),
+        "storage_caption": t(
+            "storage_caption_many" if n > 1 else "storage_caption", n=n, most=NAMED
+        ),
     }
 
 
@@ -161,11 +182,6 @@ def _glossary(findings: Findings, t: Texts) -> dict[str, str]:
         for key, each in zip(keys, other, strict=True)
     }
     return texts | {key: t(f"column_{key}") for key in ("rmse", "landmark_rel_err")}
-
-
-def _storage_caption(findings: Findings, t: Texts) -> str:
-    n = len(findings.storage)
-    return t("storage_caption" if n < 2 else "storage_caption_many", n=n, most=NAMED)
 
 
 def _markdown_values(findings: Findings, t: Texts) -> dict[str, Any]:

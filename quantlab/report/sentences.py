@@ -124,8 +124,7 @@ def _missed(row: Row, bar: Bar, t: Texts) -> str:
 
 def _figure(text: str, key: str, row: Row, t: Texts, bar: Bar | None = None) -> str:
     if key == "top_order":
-        said = rank_text(row, t) + t("rank_set" if row["top_worst"] == 1 else "rank_edge")
-        return t(text, k=row["top_k"], rank=said)
+        return t(text, k=row["top_k"], rank=rank_text(row, t) + _set_text(row, t))
     if bar is None:
         return t(text, value=_value(key, row[key], t))
     value, asked = row[key], bar.criteria[key]
@@ -148,9 +147,22 @@ def rank_text(row: Row, t: Texts) -> str:
         return t("rank_in_order")
     said = [t(f"rank_{kind}", n=n) for kind in ("swapped", "merged") if (n := row[f"top_{kind}"])]
     if row["top_worst"] < 1:
-        least, most = f"{100 * row['top_worst']:.3g}", percent(row["top_best"], t)
-        said.append(t("rank_kept", worst=least, best=most))
+        said.append(_kept_text(row["top_worst"], row["top_best"], t))
     return ", ".join(said)
+
+
+def _kept_text(worst: float, best: float, t: Texts) -> str:
+    """Say which share of the top k is kept, under the worst and the best tie-breaking."""
+    if worst == best:
+        return t("rank_kept_all_ways", share=percent(worst, t))
+    return t("rank_kept", worst=f"{100 * worst:.3g}", best=percent(best, t))
+
+
+def _set_text(row: Row, t: Texts) -> str:
+    """Say that the top k is still the same set, or that a tie at its edge decides what is in it."""
+    if row["top_worst"] == 1:
+        return t("rank_set")
+    return t("rank_edge") if row["top_worst"] < row["top_best"] else ""
 
 
 def _threshold(key: str, asked: Any, t: Texts) -> str:

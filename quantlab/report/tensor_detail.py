@@ -47,14 +47,28 @@ def tensor_detail(
         _zeroed_sentence(measured, half, t),
         *([t("clipped", value=percent(measured["clipped"], t))] if measured["clipped"] else ()),
     ]
-    k, alt = tensor["rank"]["top_k"], "closer_alt" if half else "closer_alt_any"
+    alt = "closer_alt" if half else "closer_alt_any"
+    caption, listed = _top(tensor, t)
     return TensorDetail(
         heading=t("in_bits", name=name, bits=n_bits),
         picture=Markup(plots.inline(drawn, t(alt, finding=found, half=half, **codes))),
         sentences=sentences,
-        caption=t("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN),
-        places=list(places(tensor["top"], k, t)),
+        caption=caption,
+        places=listed,
     )
+
+
+def _top(tensor: plots.Entry, t: Texts) -> tuple[str, list[Place]]:
+    """Return the largest values before and after, and what to write above them.
+
+    With many scales any other value may come in among them: the ranks are those among themselves.
+    """
+    k, top = tensor["rank"]["top_k"], tensor["top"]
+    caption = t("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN)
+    if tensor["params"]["scale"] is None:
+        caption = f"{caption} {t('top_among')}"
+        top = {key: each[: min(k, SHOWN)] for key, each in top.items()}
+    return caption, list(places(top, k, t))
 
 
 def _zeroed_sentence(measured: Mapping[str, Any], half: str | None, t: Texts) -> str:

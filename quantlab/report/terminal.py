@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from rich.table import Table
 from rich.text import Text
@@ -70,21 +71,30 @@ def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
         yield t("worst_tensors", n=WORST)
         yield worst_table(runs, levels)
     else:
-        yield measured_table(rows, levels, found.bar, t)
-        if len(rows) > LONGEST:
-            yield t("more_rows", n=len(rows) - LONGEST)
-        has_predictions = "predicted_scale" in rows[0]
-        if has_predictions and len(rows) <= FEW:
-            yield t("predicted_measured")
-            yield predicted_table(rows, levels)
-        elif has_predictions:
-            yield t("predicted_elsewhere")
+        yield from _figure_tables(rows, levels, found.bar, t)
     if found.storage:
         yield t("section_storage")
         yield storage_overview(found.storage, t)
-        if len(found.storage) > LONGEST:
-            yield t("more_rows", n=len(found.storage) - LONGEST)
+        yield from _more_rows(found.storage, t)
     yield "\n".join(_verdicts(found, t))
+
+
+def _figure_tables(
+    rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts
+) -> Iterator[Table | str]:
+    yield measured_table(rows, levels, bar, t)
+    yield from _more_rows(rows, t)
+    has_predictions = "predicted_scale" in rows[0]
+    if has_predictions and len(rows) <= FEW:
+        yield t("predicted_measured")
+        yield predicted_table(rows, levels)
+    elif has_predictions:
+        yield t("predicted_elsewhere")
+
+
+def _more_rows(rows: Sequence[Any], t: Texts) -> Iterator[str]:
+    if len(rows) > LONGEST:
+        yield t("more_rows", n=len(rows) - LONGEST)
 
 
 def _verdicts(found: Findings, t: Texts) -> Iterator[str]:

@@ -6,6 +6,7 @@ import subprocess
 import pytest
 
 from quantlab.experiment import Experiment
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import record
 from quantlab.sources.lab import Hidden
@@ -16,7 +17,7 @@ def keep(directory, n_bits=8, job=0, work=None, **config):
     directory.mkdir(parents=True)
     record.keep(
         directory,
-        work or Experiment(Hidden(1, 50, 0), Symmetric(n_bits), 10, 1e-8, 1).run,
+        work or Experiment(Hidden(1, 50, 0), Format(Symmetric(n_bits)), 10, 1e-8, 1).run,
         {"n_bits": n_bits, **config},
         dist="hidden",
         mode="symmetric",
@@ -90,7 +91,9 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
         file.truncate(2 * 10**9)
     (sweep / "text" / record.NAME).write_text("mae 0.1")
     (sweep / "nan" / record.NAME).write_bytes(one.replace(b'"seconds": ', b'"seconds": NaN, "x": '))
-    (sweep / "newer" / record.NAME).write_bytes(one.replace(b'"schema": 3', b'"schema": 4'))
+    schema = b'"schema": %d'
+    newer = one.replace(schema % record.SCHEMA, schema % (record.SCHEMA + 1))
+    (sweep / "newer" / record.NAME).write_bytes(newer)
     (sweep / "half" / record.NAME).write_bytes(one[: len(one) // 2])
     (sweep / "fifth" / record.NAME).write_bytes(one.replace(b'"status": "c', b'"status": "un'))
     done = aggregate(sweep)
@@ -104,7 +107,7 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
         "zeros": "it is larger than any record",
         "text": "Expecting value",
         "nan": "it holds NaN, which is not JSON",
-        "newer": "has schema 4, newer than 3: update quantlab",
+        "newer": f"has schema {record.SCHEMA + 1}, newer than {record.SCHEMA}: update quantlab",
         "half": "is no readable record",
         "fifth": "status must be one of ['completed', 'failed']",
     }.items():

@@ -7,8 +7,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
+from quantlab.report import page as pages
+from quantlab.report.texts import Texts
 from tests.conftest import aggregate
 from tests.report.test_page import many
+from tests.report.test_storage import LEVELS, findings_of, some
+from tests.report.test_storage_plot import crowd
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -170,3 +174,24 @@ def test_without_scripts_the_page_is_whole(chromium, lab_sweep):
     assert page.locator("#all tbody tr").count() == 6
     assert not page.get_by_role("searchbox").is_visible()
     context.close()
+
+
+@pytest.fixture(scope="module", params=["few", "crowd"])
+def formats(request, tmp_path_factory):
+    """The report of a sweep of formats."""
+    directory = tmp_path_factory.mktemp("formats")
+    rows = some() if request.param == "few" else crowd()
+    html = pages.artefacts(findings_of(rows, [*LEVELS, "scale_dtype", "range"]), Texts("en"))
+    (directory / "report.html").write_bytes(html["report.html"])
+    return directory
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1600])
+def test_formats_are_legible_too(visit, formats, width, scheme):
+    page = visit(formats, width, scheme)
+    assert page.get_by_role("heading", name="Error against storage").is_visible()
+    assert page.evaluate(TOO_WIDE) == 0
+    assert page.evaluate(SMALLEST) >= 11
+    found = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []

@@ -14,6 +14,8 @@ from quantlab.report.bar import Bar
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.conftest import aggregate, run, run_python
 from tests.report.test_aggregate import keep
+from tests.report.test_storage import LEVELS as FORMAT_LEVELS
+from tests.report.test_storage import findings_of, some, stored
 
 HOSTILE = "w|<script>alert(1)</script>`[x](y)*_\n"
 
@@ -244,3 +246,74 @@ def test_the_same_records_give_the_same_report(lab_sweep, lab):
     assert run_python("-m", "quantlab", "report", lab).returncode == 0
     for name in artefacts:
         assert (lab / name).read_bytes() == (lab_sweep[0] / name).read_bytes(), name
+
+
+def written(findings, lang="en"):
+    """The page and report.md of what was found, and the names of all files."""
+    files = page.artefacts(findings, Texts(lang))
+    return files["report.html"].decode(), files["report.md"].decode(), sorted(files)
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_a_sweep_of_formats_has_error_against_storage(lang):
+    html, text, files = written(findings_of(some()), lang)
+    assert {"plots/error_vs_storage.png", "plots/error_vs_storage.svg"} <= set(files)
+    heading = Texts(lang)("section_storage")
+    assert f"<h2>{heading}</h2>" in html
+    assert f"## {heading}\n\n![{heading}](plots/error_vs_storage.png)" in text
+    assert '<th scope="row">verb_probs<td class="text">sym 8 bits<td>8.01<td>34.00' in html
+    assert r"| verb\_probs | sym 8 bits | 8.01 | 34.00 |" in text
+    for key in ("bits_per_value", "bits_above_bound", "clip_share", "zero_share", "round_share"):
+        assert f"<dt>{key}<dd>" in html
+
+
+def test_the_verdict_begins_with_the_cheapest_format():
+    html, text, _ = written(findings_of(some()))
+    said = "verb_probs: cheapest format that meets the bar: sym 8 bits (8.01 bits per value)"
+    assert re.sub("<[^>]+>", "", re.search("<li>(.*)", html)[1]) == said
+    assert f"- {said}\n".replace("verb_", r"verb\_") in text
+
+
+def test_formats_are_named_in_short_wherever_a_tensor_is():
+    html, *_ = written(findings_of(some()))
+    assert '<th scope="row">verb_probs, symmetric, group 32<td>' in html
+    assert "block=group" not in html
+
+
+def test_where_formats_were_tried_nothing_supposes_one_scale():
+    html, *_ = written(findings_of(some()))
+    t = Texts("en")
+    for key in ("scale", "zero_point", "top_k"):
+        assert f"<dd>{t(f'column_{key}')}\n" not in html
+        assert f"<dd>{t(f'column_{key}_formats')}\n" in html
+
+
+def test_a_plain_sweep_has_the_page_that_it_always_had():
+    """What a row says of its storage changes nothing where all are plain integers."""
+    rows = [
+        stored(mode, n, n + 0.05, 6.0 * n) for mode in ("symmetric", "asymmetric") for n in (4, 8)
+    ]
+    old = ("dist", "mode", "tensor", "n_bits", "rel_err", "sqnr_db", "max_err", "zeroed")
+    kept = [
+        {key: value for key, value in each.items() if key in old or key.startswith("top_")}
+        for each in rows
+    ]
+    levels = ["dist", "mode", "n_bits"]
+    assert written(findings_of(rows, levels)) == written(findings_of(kept, levels))
+    assert "storage" not in "".join(written(findings_of(rows, levels))[2])
+
+
+def test_of_many_tensors_the_cheapest_formats_are_folded():
+    rows = [each for n in range(page.HEAT + 5) for each in some(tensor=f"t{n}")]
+    html, *_ = written(findings_of(rows, [*FORMAT_LEVELS, "tensor"]))
+    section = html.partition("<h2>Error against storage</h2>")[2].partition("</section>")[0]
+    assert section.count('<th scope="row">') == page.HEAT + 5
+    folded = section.partition("<summary>5 more rows</summary>")[2]
+    assert folded.count('<th scope="row">') == 5
+    assert "the median of 45 tensors" in section
+
+
+def test_the_picture_of_storage_goes_with_the_formats(lab):
+    (lab / "plots" / "error_vs_storage.png").write_bytes(b"of an earlier sweep")
+    aggregate(lab)
+    assert not (lab / "plots" / "error_vs_storage.png").exists()

@@ -151,11 +151,63 @@ def test_no_word_leaves_the_picture(lab):
         ([(0.7, 0.1)], "within"),
         ([(0.0, 0.0)], "none"),
         ([(27.0, 0.2887)], "beyond"),
+        ([(None, None)], "largest"),
+        ([(27.0, 0.2887), (None, None)], "largest"),
     ],
 )
 def test_what_the_errors_do(figures, found):
-    each = [{"bound_ratio": ratio, "rmse_over_scale": rmse} for ratio, rmse in figures]
+    each = [
+        {"bound_ratio": ratio, "rmse_over_scale": rmse, "max_err": 0.25} for ratio, rmse in figures
+    ]
     assert plots.error_spread(each) == found
+
+
+def test_of_many_scales_only_a_perfect_round_trip_says_more_than_its_largest_error():
+    figures = {"bound_ratio": None, "rmse_over_scale": None, "max_err": 0.0}
+    assert plots.finding([figures], T) == "nothing is lost"
+    assert plots.finding([figures, figures | {"max_err": 0.25}], T) == "the largest error is 0.25"
+
+
+def of_many_scales(tensor):
+    """The record of a tensor as it is when it has a scale a block."""
+    none = dict.fromkeys(("bound_ratio", "rmse_over_scale"))
+    largest = tensor["measured"]["max_err"]
+    return tensor | {
+        "params": tensor["params"] | {"scale": None, "zero_point": None},
+        "measured": tensor["measured"] | none,
+        "error_histogram": tensor["error_histogram"] | {"upper": largest, "overflow": 0},
+    }
+
+
+def test_many_scales_have_no_half_step_and_no_code_of_zero(lab):
+    tensor = of_many_scales(entry(lab[0]))
+    with plots.plot_style():
+        picture = plots.tensor_plot(tensor, T)
+        plots.png(picture)
+    above, below = picture.axes
+    largest = tensor["measured"]["max_err"]
+    assert marks(above) == {f"largest error {largest:.3g}": largest}
+    assert marks(below) == {}
+    assert below.get_xlim() == (-129, 128)
+
+
+def test_one_scale_of_uneven_steps_has_no_half_step_either(lab):
+    tensor = entry(lab[0])
+    uneven = tensor | {"measured": of_many_scales(tensor)["measured"]}
+    assert plots.has_one_step(tensor)
+    assert not plots.has_one_step(uneven)
+
+
+def test_the_histogram_of_many_scales_names_the_mode_alone(lab):
+    one, other = entry(lab[0]), of_many_scales(entry(lab[0]))
+    shown = [({"tensor": "w", "mode": mode, "n_bits": 8}, each)
+             for mode, each in (("symmetric", one), ("nf4", other))]  # fmt: skip
+    with plots.plot_style():
+        picture = plots.error_histogram(shown, T)
+        plots.png(picture)
+    assert [panel.get_title().split(",")[0] for panel in picture.axes] == ["symmetric", "nf4"]
+    largest = one["measured"]["max_err"]
+    assert picture.get_suptitle() == f"w, 8 bits: the largest error is {largest:.3g}"
 
 
 def row(name, n_bits, sqnr_db):

@@ -55,3 +55,14 @@ def test_the_most_wrong_prediction_comes_first():
     assert names[0] == "verb_probs, symmetric, 4 bits"
     unknown = row(8) | {"predicted_scale": None}
     assert prediction_table.prediction_table([unknown, row(8)], LEVELS, T) == []
+
+
+def test_a_figure_that_was_not_predicted_is_a_dash_and_no_mistake():
+    many = believed({"scale": None}, scale=None, landmark_rel_err=None) | {"predicted_mae": 0.2}
+    ((_, guesses),) = prediction_table.prediction_table([many], LEVELS, T)
+    shown = dict(zip(prediction_table.PREDICTED, guesses, strict=True))
+    assert shown["scale"] == ("–", "–", "–", "")
+    assert (shown["landmark_rel_err"].ratio, shown["landmark_rel_err"].grade) == ("–", "")
+    assert shown["mae"].grade == "wrong"
+    assert not prediction_table.is_predicted(row(8))
+    assert prediction_table.prediction_table([row(8), many], LEVELS, T)[0][1] == guesses

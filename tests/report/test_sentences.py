@@ -41,6 +41,16 @@ LEVELS = ["dist", "mode", "n_bits"]
             "verb_probs, symmetric: none of the widths tried (4, 8 bits) meets the bar; at 8 bits, "
             "the top 10 loses its order (90–100% kept; its last place is tied)",
         ),
+        (
+            [row(8, top_swapped=3, top_worst=0.8, top_best=0.8)],
+            "verb_probs, symmetric: 8 bits do not meet the bar; the top 10 loses its order (3 "
+            "swapped, 80% kept)",
+        ),
+        (
+            [row(8, top_worst=0.8, top_best=0.9)],
+            "verb_probs, symmetric: 8 bits do not meet the bar; the top 10 loses its order (80–90% "
+            "kept; its last place is tied)",
+        ),
     ],
 )
 def test_the_sentence_says_how_many_bits_and_why(rows, said):
@@ -70,6 +80,15 @@ def test_the_lab_s_question_is_answered_at_eight_bits_alone():
     )
     (yes,) = answers(judge(row(8, rel_err=0.3), row(8, mode="asymmetric")), T)
     assert yes[1].startswith("Yes. verb_probs, asymmetric: the top 10 keeps its order, ")
+
+
+def test_the_lab_s_question_is_about_plain_integers():
+    levels = [*LEVELS, "block"]
+    remedies = [row(8, mode="log", block="tensor"), row(8, mode="fp8_e4m3", block="tensor")]
+    remedies.append(row(8, block="group"))
+    assert not list(answers(judge(*remedies, levels=levels), T))
+    (no,) = answers(judge(*remedies, row(8, block="tensor", rel_err=0.3), levels=levels), T)
+    assert no[1] == "No. verb_probs, symmetric: the mean relative error is 30% (limit 1%)."
 
 
 def test_the_answer_is_yes_only_where_a_mode_meets_the_bar_under_every_seed():

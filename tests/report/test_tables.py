@@ -4,6 +4,7 @@ from quantlab.report import tables
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import verdicts
+from tests.report.test_storage import stored
 from tests.report.test_verdict import LEVELS, row
 
 T = Texts("en")
@@ -62,3 +63,35 @@ def test_a_star_says_that_a_wider_one_misses():
 def test_none_is_said_where_no_width_is_enough():
     (one,) = tables.heat_table(verdicts([row(8, rel_err=0.5)], LEVELS, Bar()), [8], T)
     assert one.fewest == ["none", "8", "none", "8"]
+
+
+MORE = {
+    "mae": 0.1, "cos_sim": 0.9, "n_codes": 16, "scale": None, "zero_point": None,
+    "n_elements": 600, "bits_above_bound": 1.2345, "clip_share": 0.25, "zero_share": 0.125,
+    "round_share": 0.625,
+}  # fmt: skip
+
+
+def test_where_formats_were_tried_the_table_says_what_they_cost():
+    levels = [*LEVELS, "block", "block_size"]
+    plain = stored("symmetric", 8, 8.0533, 40.0, **MORE)
+    other = stored("nf4", 4, 4.5, 20.0, block="group", block_size=64, **MORE)
+    table = tables.table([plain, other], levels, Bar(), T)
+    one, two = (dict(zip(table.heads, cells, strict=True)) for cells in table.rows)
+    assert (one["bits_per_value"], two["bits_per_value"]) == ("8.053", "4.5")
+    assert (one["block_size"], two["block_size"]) == ("–", "64")
+    shares = [two[key] for key in ("bits_above_bound", "clip_share", "zero_share", "round_share")]
+    assert shares == ["1.23", "25%", "12.5%", "62.5%"]
+    assert two["scale"] == two["zero_point"] == "–"
+    assert [table.heads[n - 1] for n in table.words] == ["dist", "mode", "block", "bar", "top_k"]
+    old = row(6, **{key: MORE[key] for key in ("mae", "cos_sim", "n_codes", "n_elements")})
+    old |= {"block": None, "block_size": None, "scale": 1.0, "zero_point": 0}
+    cells = dict(
+        zip(table.heads, tables.table([old, other], levels, Bar(), T).rows[0], strict=True)
+    )
+    assert cells["bits_per_value"] == cells["clip_share"] == cells["block"] == "–"
+
+
+def test_plain_integers_have_the_columns_that_they_always_had():
+    rows = [stored("symmetric", n, n + 0.1, 6.0 * n, **MORE) for n in (4, 8)]
+    assert tables.table(rows, LEVELS, Bar(), T).heads == [*LEVELS, *tables.GLOSSARY]

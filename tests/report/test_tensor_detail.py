@@ -76,3 +76,32 @@ def test_what_is_said_of_a_tensor(x, quantizer, said):
     text = " ".join(shown.sentences)
     assert all(each in text for each in said), text
     assert ("clipped" in text) == (entry["measured"]["clipped"] > 0)
+
+
+def test_of_many_scales_no_half_step_is_said():
+    entry = measure(np.float32([0.001, 1.0, 126.7]), Symmetric(8))
+    none = dict.fromkeys(("bound_ratio", "rmse_over_scale"))
+    many = entry | {
+        "params": entry["params"] | {"scale": None, "zero_point": None},
+        "measured": entry["measured"] | none,
+    }
+    with plot_style():
+        drawn = svg(tensor_plot(many, T), "x")
+    shown = tensor_detail("x", 8, many, drawn, T)
+    largest = f"{entry['measured']['max_err']:.3g}"
+    assert shown.sentences[0] == f"Errors: the largest error is {largest}."
+    assert shown.sentences[2] == "33.3% of the non-zero values became 0."
+    assert "s/2" not in " ".join([*shown.sentences, shown.picture])
+
+
+def test_with_many_scales_ranks_are_those_among_the_values_listed():
+    entry = measure(np.float32([9.0, 8.0, 7.0, 6.9]), Symmetric(8), k=2)
+    top = {"indices": [0, 1, 2], "x": [9.0, 8.0, 7.0], "x_hat": [8.0, 8.5, 8.0]}
+    many = entry | {"params": entry["params"] | {"scale": None, "zero_point": None}, "top": top}
+    with plot_style():
+        drawn = svg(tensor_plot(many, T), "x")
+    shown = tensor_detail("x", 8, many, drawn, T)
+    assert [place.after for place in shown.places] == ["2", "1"]
+    assert shown.caption.endswith("ranks are those among the values listed.")
+    one = tensor_detail("x", 8, entry, drawn, T)
+    assert "many scales" not in one.caption

@@ -7,7 +7,10 @@ from contextlib import suppress
 import pytest
 
 from quantlab.report.console import WIDTH, render
+from quantlab.report.terminal import sweep_summary
+from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run_python
+from tests.report.test_storage import LEVELS, findings_of, some, stored
 
 MET, MISSED = "\x1b[32m", "\x1b[33m"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -112,3 +115,25 @@ def test_the_language_of_the_report_is_that_of_the_verdict(undisturbed, tmp_path
     done = run_python("-m", "quantlab", "report", copy, "report.lang=es", cwd=ROOT)
     assert "ninguno de los anchos probados (2 a 8 bits) cumple los criterios" in done.stdout
     assert '<html lang="es">' in (copy / "report.html").read_text()
+
+
+def test_formats_have_one_column_and_a_table_of_the_cheapest():
+    long = {"block": "group", "block_size": 128, "scale_dtype": "bfloat16", "range": "percentile"}
+    rows = [*some(), stored("asymmetric", 8, 8.3, 41.0, **long)]
+    levels = [*LEVELS, "scale_dtype", "range"]
+    shown = sweep_summary(findings_of(rows, levels), [], Texts("en"))
+    heads, *lines = shown.splitlines()
+    assert heads.split()[:3] == ["dist", "format", "mae"]
+    assert max(map(len, lines[: len(rows)])) <= WIDTH
+    assert re.search(r"asym 8 bits, group .*\n +128, bfloat16,\n +percentile", shown)
+    assert re.search(r"\nError against storage\n\ntensor +cheapest format +bits per value +SQNR, dB"
+                     r"\nverb_probs +sym 8 bits +8.01 +34.00\n", shown)  # fmt: skip
+    assert "\nverb_probs: cheapest format that meets the bar: sym 8 bits (8.01 bits per" in shown
+
+
+def test_of_many_tensors_too():
+    rows = [each for n in range(70) for each in some(tensor=f"t{n}", dist="file/npz")]
+    shown = sweep_summary(findings_of(rows, [*LEVELS, "tensor"]), [], Texts("en"))
+    assert "... and 10 rows more, in results.csv" in shown
+    assert re.search(r"^file/npz +nf4, group 32 +70 +70", shown, flags=re.MULTILINE)
+    assert "file/npz: 70 of 70 tensors have a format that meets the bar; the cheapest is" in shown

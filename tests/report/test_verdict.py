@@ -62,3 +62,14 @@ def test_a_name_says_what_was_swept():
     levels = ["dist", "mode", "n_bits", "dist.batch", "mode.zero_point", "seed"]
     assert row_name(one, levels) == "w, symmetric, dist.batch=null, mode.zero_point=clip, seed=3"
     assert row_name(one, LEVELS, run=True) == "verb_probs, symmetric"
+
+
+def test_a_name_says_how_a_format_differs_where_formats_differ():
+    one = row(4, tensor="w", mode="symmetric", block="group", block_size=32, seed=3)
+    one |= {"scale_dtype": "float16", "range": "absmax"}
+    levels = [*LEVELS, "block", "block_size", "scale_dtype", "range", "seed"]
+    assert row_name(one, levels) == "w, symmetric, group 32, float16, seed=3"
+    assert row_name(one | {"block": "tensor", "block_size": None}, levels) == (
+        "w, symmetric, float16, seed=3"
+    )
+    assert row_name(one, [*LEVELS, "block_size"], run=True) == "verb_probs, symmetric, group 32"

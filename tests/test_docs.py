@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import pytest
 
@@ -14,7 +15,9 @@ from tests.conftest import ROOT, run_python
 PAGES = {
     path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
 }
-README, WRITE_UP, CHECKPOINTS = (PAGES[name] for name in ("README.md", "lab.md", "checkpoints.md"))
+README, WRITE_UP, CHECKPOINTS, FORMATS = (
+    PAGES[name] for name in ("README.md", "lab.md", "checkpoints.md", "formats.md")
+)
 DEMO = ROOT / ".venv/demo/silero_vad/data/silero_vad_16k.safetensors"
 LAB = json.loads((ROOT / "multirun" / "lab" / "results.json").read_text())
 
@@ -92,6 +95,48 @@ def test_the_claims_hold():
     ):
         assert claim in " ".join(README.split())
     assert hidden["mae"] == pytest.approx(hidden["scale"] / 4, rel=0.02)
+
+
+def test_the_remedies_are_those_of_the_committed_sweep():
+    rows = quantlab.load(ROOT / "multirun" / "remedies").fillna({"block_size": 0})
+    verb = rows[rows.dist == "verb_probs"].set_index(["mode", "n_bits", "block"])
+    log, plain = verb.loc[("log", 8, "tensor")], verb.loc[("symmetric", 8, "tensor")]
+    assert log.zeroed == 0
+    claim = f"its relative error is {log.rel_err:.1%} where symmetric has {plain.rel_err:.1%}"
+    assert claim in " ".join(FORMATS.split())
+    assert f"their mean relative error is {log.rel_err:.1%}" in " ".join(README.split())
+    bar = Bar()
+    met = {
+        tuple(key): not bar.missed(row)
+        for key, row in zip(verb.index, verb.to_dict("records"), strict=True)
+    }
+    assert met[("log", 10, "tensor")]
+    assert met[("symmetric", 14, "tensor")]
+    assert not met[("symmetric", 13, "tensor")]
+    assert met[("symmetric", 12, "group")]
+    assert not met[("symmetric", 11, "group")]
+
+
+def test_the_committed_remedies_come_out_again(tmp_path):
+    done = run_python("run.py", "experiment=remedies", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    for name in ("results.json", "results.csv"):
+        assert (tmp_path / name).read_bytes() == (
+            ROOT / "multirun" / "remedies" / name
+        ).read_bytes()
+    table = done.stdout.split("Error against storage\n\n")[1].split("\n\n")[0]
+    assert table in README
+    assert table in FORMATS
+
+
+def test_the_picture_of_the_levels_is_the_one_that_is_drawn(tmp_path):
+    from matplotlib.image import imread
+
+    shutil.copy(ROOT / "docs" / "levels.py", tmp_path)
+    assert run_python(tmp_path / "levels.py").returncode == 0
+    drawn, kept = imread(tmp_path / "levels.png"), imread(ROOT / "docs" / "levels.png")
+    assert drawn.shape == kept.shape
+    assert abs(drawn - kept).mean() < 0.01
 
 
 def test_the_zero_points_are_those_shown(tmp_path):

@@ -126,8 +126,14 @@ def test_completion_is_hydras():
         (["dist.n=-5"], "dist.n must be a whole number of 1 or more, got -5"),
         (["rank.k=0"], "rank.k must be a whole number of 1 or more, got 0"),
         (["rank=5"], "rank.k must be a whole number of 1 or more, got None"),
-        (["bits=4"], "bits=4 sets an unknown key: choose one of block, dist, metrics, mode, n_bits"),
-        (["-m", "bits=4,8"], "bits=4 sets an unknown key: choose one of block, dist, metrics, mode, n"),
+        (
+            ["bits=4"],
+            "bits=4 sets an unknown key: choose one of block, dist, metrics, mode, n_bits",
+        ),
+        (
+            ["-m", "bits=4,8"],
+            "bits=4 sets an unknown key: choose one of block, dist, metrics, mode, n",
+        ),
         (
             ["mode.zero_point=clip"],
             "mode.zero_point=clip sets an unknown key: this choice has none to set",

@@ -103,6 +103,19 @@ def in_units(x: FloatArray, scale: FloatArray) -> FloatArray:
         return np.divide(x, np.where(scale == 0, np.float32(np.inf), scale), dtype=np.float32)
 
 
+def times_scale(values: FloatArray, scale: FloatArray, largest: float) -> FloatArray:
+    """Multiply values, of magnitudes up to `largest`, by scales in place, short of infinity.
+
+    A scale that was rounded up may take the largest value beyond float32.
+    """
+    limit = float(np.finfo(np.float32).max)
+    if float(np.max(scale)) * largest < limit:
+        return np.multiply(values, scale, out=values)
+    with np.errstate(over="ignore"):
+        values *= scale
+    return np.clip(values, -limit, limit, out=values)
+
+
 def per_value(params: Any) -> Any:
     """Return parameters, one entry a block, as they broadcast to the values of the blocks."""
     return type(params)(*(each[..., None] for each in params))

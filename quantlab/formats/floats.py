@@ -21,6 +21,7 @@ from quantlab.formats.element import (
     in_units,
     require_width,
     some,
+    times_scale,
 )
 
 EXPONENT = 0x7F80_0000  # of a float32
@@ -81,15 +82,15 @@ class Float:
         if clipped is not None:
             np.clip(steps, -largest_code, largest_code, out=steps)
             np.clip(value, -self.largest, self.largest, out=value)
-        return Trip(steps.astype(np.int8), value * params.scale, clipped)
+        x_hat = times_scale(value, params.scale, self.largest)
+        return Trip(steps.astype(np.int8), x_hat, clipped)
 
     def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
         """Return what values come back as."""
         _, shift, shifted = self._shifted(x, params)
         shifted -= shift
         np.clip(shifted, -self.largest, self.largest, out=shifted)
-        shifted *= params.scale
-        return shifted
+        return times_scale(shifted, params.scale, self.largest)
 
     def _shifted(self, x: FloatArray, params: Scaled) -> tuple[FloatArray, FloatArray, FloatArray]:
         """Return the binade of each value in units of its scale, a shift, and the value with it."""
@@ -139,7 +140,7 @@ class FixedPoint:
         steps = np.rint(in_units(x, params.scale) * one)
         codes = np.clip(steps, -qmax, qmax)
         clipped = some(codes != steps)
-        return Trip(codes.astype(np.int8), codes / one * params.scale, clipped)
+        return Trip(codes.astype(np.int8), times_scale(codes / one, params.scale, 2.0), clipped)
 
     def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
         """Return what values come back as."""

@@ -16,6 +16,7 @@ from quantlab.formats.element import (
     in_units,
     require_width,
     some,
+    times_scale,
 )
 
 # 4-bit NormalFloat: Dettmers et al., "QLoRA", 2023, appendix E.
@@ -61,7 +62,7 @@ class NormalFloat4:
             np.greater(y, midpoint, out=above)
             codes += above.view(np.int8)
         x_hat = np.take(NF4, codes + np.intp(8), mode="clip")
-        x_hat *= params.scale
+        x_hat = times_scale(x_hat, params.scale, 1.0)
         return Trip(codes, x_hat, some((y > BEYOND[1]) | (y < BEYOND[0])))
 
     def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:

@@ -22,13 +22,24 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from quantlab.formats import scales
-from quantlab.formats.element import Bounds, Codes, Fit, FloatArray, Store, Trip, in_units, some
+from quantlab.formats.element import (
+    Bounds,
+    Codes,
+    Fit,
+    FloatArray,
+    Store,
+    Trip,
+    in_units,
+    some,
+    times_scale,
+)
 from quantlab.formats.scales import Array64
 
 ZeroPointPolicy = Literal["widen", "clip", "wide_int"]
 
 FLOAT32 = np.finfo(np.float32)
 INT32 = np.iinfo(np.int32)
+HALF = 0.5  # of a step of 1: what is smaller comes back as 0
 
 
 def code_range(n_bits: int) -> tuple[int, int]:
@@ -166,11 +177,8 @@ class Uniform(ABC):
         """Turn codes, as float32, into what they stand for, in place."""
         if np.any(params.zero_point):
             q -= np.float32(params.zero_point)
-        if float(np.max(params.scale)) < FLOAT32.max / 2.0**self.n_bits:
-            return np.multiply(q, params.scale, out=q)
-        with np.errstate(over="ignore"):
-            q *= params.scale
-        return np.clip(q, FLOAT32.min, FLOAT32.max, out=q)
+        largest = 2.0**self.n_bits + float(np.max(np.abs(params.zero_point)))
+        return times_scale(q, params.scale, largest)
 
 
 @dataclass(frozen=True)
@@ -251,7 +259,7 @@ def _store(scale: Array64, bounds: Bounds, store: Store) -> tuple[Array64, Any, 
     replaced = scale < FLOAT32.tiny
     scale = np.where(replaced, 1.0, scale)
     stored = store(scale)
-    vanished = stored.vanished | (replaced & (bounds.absmax > 0))
+    vanished = stored.vanished | (replaced & (bounds.absmax > 0) & (bounds.absmax < HALF))
     reduced = stored.scale.astype(np.float64) != np.float32(scale)
     counted = np.where(reduced & (stored.scale > 0), stored.scale, scale)
     return counted, replaced, Fit(stored.scale, stored.saturated, vanished)

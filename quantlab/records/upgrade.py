@@ -44,7 +44,8 @@ def _storage(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     zero_point = 0 if record["mode"] == "symmetric" else 32 if wide else n_bits
     bits = n_bits + (32 + zero_point) / tensor["n_elements"]
     sqnr_db = tensor["measured"]["sqnr_db"]
-    vanished = params.get("scale_replaced") and any(tensor["range"])
+    lo, hi = tensor["range"]
+    vanished = params.get("scale_replaced") and 0 < max(-lo, hi) < 0.5
     return {
         "bits_per_value": bits,
         "bits_above_bound": None if sqnr_db is None else bits - sqnr_db / (20 * math.log10(2)),

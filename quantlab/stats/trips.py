@@ -144,7 +144,10 @@ def trip_of(tensor: Tensor, form: Format, found: Survey, threads: int) -> OneSte
         return AnySteps(tensor, form, layout, found, threads)
     if form.range.name == "absmax" and form.scale_type.name == "float32":
         params = element.choose(found.lo, found.hi)
-        scale, vanished = float(params.scale), params.scale_replaced and found.absmax > 0
+        scale, vanished = (
+            float(params.scale),
+            params.scale_replaced and 0 < found.absmax < uniform.HALF,
+        )
         scales = Scales(1, scale, scale, 0, int(vanished))
     else:
         trip = AnySteps(tensor, form, layout, found, threads)

@@ -1,0 +1,229 @@
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quantlab.formats.blocks import Group, PerTensor
+from quantlab.formats.element import Scaled
+from quantlab.formats.floats import FixedPoint, Float
+from quantlab.formats.format import Format
+from quantlab.formats.scales import PowerOfTwo, TwoLevel
+from tests.formats import oracle
+
+DTYPES = {
+    "fp4": ml_dtypes.float4_e2m1fn,
+    "fp6_e2m3": ml_dtypes.float6_e2m3fn,
+    "fp6_e3m2": ml_dtypes.float6_e3m2fn,
+    "fp8_e4m3": ml_dtypes.float8_e4m3fn,
+    "fp8_e5m2": ml_dtypes.float8_e5m2,
+}
+EMAX = {"fp4": 2, "fp6_e2m3": 2, "fp6_e3m2": 4, "fp8_e4m3": 8, "fp8_e5m2": 15}  # OCP MX 1.0
+LARGEST = {"fp4": 6, "fp6_e2m3": 7.5, "fp6_e3m2": 28, "fp8_e4m3": 448, "fp8_e5m2": 57344}
+whole = arrays(
+    np.float32,
+    st.integers(1, 80),
+    elements=st.floats(allow_nan=False, allow_infinity=False, width=32),
+)
+
+
+def unscaled(element, y):
+    return element.round_trip(y, Scaled(np.float32(1)))
+
+
+def mx(name):
+    """Return the preset mx/NAME as the specification says it, and its definition."""
+    if name == "int8":
+        ours, element = oracle.ELEMENTS["int8_fixed"]
+    else:
+        ours, element = oracle.float_element(name, 2.0 ** EMAX[name])
+    return Format(ours, Group(32), scale=PowerOfTwo()), element
+
+
+def nv_fp4():
+    return Format(Float(4, 2, 1, 6.0), Group(16), scale=TwoLevel())
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_it_rounds_as_a_saturated_cast_of_ml_dtypes(name):
+    ours, _ = oracle.float_element(name)
+    rng = np.random.default_rng(0)
+    largest = np.float32(LARGEST[name])
+    y = np.concatenate(
+        [
+            rng.standard_normal(50_000) * np.exp2(rng.uniform(-40, 20, 50_000)),
+            np.linspace(-largest, largest, 2**14 + 1),
+            np.arange(-(2**13), 2**13) * (float(largest) / 2**12),
+            [0.0, -0.0, 1e-45, -1e-38, oracle.FLT_MAX, -oracle.FLT_MAX],
+        ]
+    ).astype(np.float32)
+    trip = unscaled(ours, y)
+    theirs = np.clip(y, -largest, largest).astype(DTYPES[name])
+    assert np.array_equal(trip.x_hat, theirs.astype(np.float32))
+    bits = theirs.view(np.uint8)
+    sign = 1 << (ours.n_bits - 1)
+    assert np.array_equal(np.abs(trip.codes), bits & (sign - 1))
+    assert np.array_equal(ours.reconstruct(y, Scaled(np.float32(1))), trip.x_hat)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_every_finite_number_of_the_type_is_a_fixed_point(name):
+    ours, element = oracle.float_element(name)
+    bits = np.arange(2 ** (ours.n_bits - 1), dtype=np.uint8)
+    numbers = bits.view(DTYPES[name]).astype(np.float32)
+    numbers = numbers[np.isfinite(numbers)]
+    trip = unscaled(ours, np.concatenate([-numbers[::-1], numbers]))
+    assert trip.codes.tolist() == [*range(1 - numbers.size, 1), *range(numbers.size)]
+    assert np.array_equal(trip.x_hat, [*-numbers[::-1], *numbers])
+    assert trip.clipped is None
+    assert numbers.max() == LARGEST[name] == element.levels[-1]
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_a_tie_goes_to_the_even_mantissa(name):
+    ours, element = oracle.float_element(name)
+    levels = np.array(element.levels)
+    codes = unscaled(ours, ((levels[1:] + levels[:-1]) / 2).astype(np.float32)).codes
+    assert not (codes % 2).any()
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_what_rounds_beyond_the_largest_is_clipped(name):
+    ours, element = oracle.float_element(name)
+    largest, below = element.levels[-1], element.levels[-2]
+    edge = largest + (largest - below) / 2  # where the next number would begin
+    y = np.float32([largest, edge * 0.999, edge * 1.001, -edge * 1.001, oracle.FLT_MAX, 0])
+    trip = unscaled(ours, y)
+    assert trip.clipped.tolist() == [False, False, True, True, True, False]
+    assert trip.x_hat.tolist() == [largest, largest, largest, -largest, largest, 0]
+
+
+@pytest.mark.parametrize("scale", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("name", [*DTYPES, "int8_fixed"])
+def test_it_is_its_definition(name, scale):
+    ours, element = oracle.ELEMENTS[name]
+    for seed, spread in enumerate((1.0, 1e-3, 300.0)):
+        x = oracle.awkward(np.random.default_rng(seed), (5, 41), spread)
+        form = Format(ours, Group(16, scale=scale))
+        oracle.check(form, x, element, oracle.stored_as(scale))
+
+
+@pytest.mark.parametrize("name", [*EMAX, "int8"])
+@pytest.mark.parametrize("spread", [1.0, 1e-38, 1e37, 1e-43])
+def test_mx_is_its_definition(name, spread):
+    form, element = mx(name)
+    x = oracle.awkward(np.random.default_rng(3), (4, 70), 1) * np.float32(spread)
+    oracle.check(form, x, element, oracle.power_of_two)
+
+
+@pytest.mark.parametrize("name", EMAX)
+def test_torchao_makes_the_same_of_mx(name):
+    theirs = oracle.vectors("torchao_mx")
+    form, _ = mx(name)
+    _, x_hat, _, scales = oracle.round_trip(form, theirs["x"])
+    assert np.array_equal(x_hat, theirs[f"{name}_x_hat"].ravel())
+    exponents = theirs[f"{name}_scale"].astype(float) - 127
+    assert (scales.least, scales.greatest) == (2 ** exponents.min(), 2 ** exponents.max())
+
+
+@pytest.mark.parametrize("name", [*EMAX, "int8"])
+@given(whole)
+def test_mx_leaves_alone_what_it_made(name, x):
+    form, _ = mx(name)
+    _, x_hat, _, _ = oracle.round_trip(form, x)
+    assert np.isfinite(x_hat).all()
+    _, again, clipped, _ = oracle.round_trip(form, x_hat)
+    assert np.array_equal(again, x_hat)
+    assert not clipped.any()
+
+
+def test_an_all_zero_block_of_mx_is_zeros_at_the_least_scale():
+    form, _ = mx("fp4")
+    codes, x_hat, _, scales = oracle.round_trip(form, np.zeros((2, 32), np.float32))
+    assert not codes.any()
+    assert not x_hat.any()
+    assert (scales.least, scales.vanished, scales.saturated) == (2.0**-127, 0, 0)
+
+
+def ggml_mxfp4(x):
+    import gguf
+
+    kind = gguf.GGMLQuantizationType.MXFP4
+    return gguf.quants.dequantize(gguf.quants.quantize(x, kind), kind)
+
+
+def test_ggml_makes_the_same_of_mx_fp4_away_from_halves():
+    x = np.random.default_rng(7).standard_normal((20, 96)).astype(np.float32)
+    x[3, :32] = 0
+    _, x_hat, _, _ = oracle.round_trip(mx("fp4")[0], x)
+    assert np.array_equal(x_hat, ggml_mxfp4(x).ravel())
+
+
+def test_mx_fp4_takes_halves_to_even_and_ggml_to_the_smaller():
+    x = np.zeros((1, 32), np.float32)
+    x[0, :8] = [4, 0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5]  # 4 makes the scale 1
+    _, x_hat, _, _ = oracle.round_trip(mx("fp4")[0], x)
+    assert x_hat[:8].tolist() == [4, 0, 1, 1, 2, 2, 4, 4]
+    assert ggml_mxfp4(x)[0, :8].tolist() == [4, 0, 0.5, 1, 1.5, 2, 3, 4]
+
+
+def test_mx_int8_is_in_units_of_a_64th():
+    form, _ = mx("int8")
+    x = np.float32([1, 1.5 / 64, 2.5 / 64, 1.99, -1.999])
+    codes, x_hat, clipped, _ = oracle.round_trip(form, x)
+    assert codes.tolist() == [64, 2, 2, 127, -127]
+    assert x_hat.tolist() == [1, 2 / 64, 2 / 64, 127 / 64, -127 / 64]
+    assert clipped.tolist() == [False, False, False, False, True]
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-30, 1e30, 2e-42])
+def test_nvfp4_is_its_definition(spread):
+    _, element = oracle.ELEMENTS["fp4"]
+    for seed in range(4):
+        x = oracle.awkward(np.random.default_rng(seed), (4, 70), 1) * np.float32(spread)
+        oracle.check(nv_fp4(), x, element, oracle.two_level(float(np.abs(x).max())))
+
+
+def test_torchao_makes_the_same_of_nvfp4():
+    # It takes no block scale below 2^-6, where we go on to the subnormal 2^-9; and it multiplies by
+    # the reciprocals of both scales where we divide by their product, which tells only within an
+    # ulp of a tie.
+    theirs = oracle.vectors("torchao_nvfp4")
+    x, kept = theirs["x"], theirs["scale"].ravel() > 2.0**-6
+    _, x_hat, _, scales = oracle.round_trip(nv_fp4(), x)
+    assert 0 < np.count_nonzero(~kept) < kept.size / 4
+    blocks = x_hat.reshape(-1, 16)
+    assert np.array_equal(blocks[kept], theirs["x_hat"].reshape(-1, 16)[kept])
+    assert scales.greatest == theirs["scale"].max() * theirs["unit"]
+    zeros = ~x.reshape(-1, 16).any(1)
+    assert not blocks[zeros].any()
+
+
+@pytest.mark.parametrize("name", [*DTYPES, "int8_fixed"])
+def test_a_scale_that_vanishes_takes_its_block_to_zero(name):
+    ours, _ = oracle.ELEMENTS[name]
+    x = np.full(32, 1e-9, np.float32)
+    codes, x_hat, clipped, scales = oracle.round_trip(Format(ours, Group(16, scale="float16")), x)
+    assert not codes.any()
+    assert not x_hat.any()
+    assert not clipped.any()
+    assert (scales.vanished, scales.saturated) == (2, 0)
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("scale", ["float32", "float16", "bfloat16"])
+def test_the_largest_float32_comes_back_finite(name, scale):
+    ours, _ = oracle.float_element(name)
+    x = np.float32([oracle.FLT_MAX, -oracle.FLT_MAX, 1])
+    _, x_hat, _, _ = oracle.round_trip(Format(ours, PerTensor(scale=scale)), x)
+    assert np.isfinite(x_hat).all()
+
+
+@pytest.mark.parametrize("n_bits", [4, 7, None])
+def test_another_width_is_refused(n_bits):
+    message = rf"^n_bits must be 8, the width of fp8_e4m3, got {n_bits}: leave it out$"
+    with pytest.raises(ValueError, match=message):
+        Float(n_bits, 4, 3, 448.0)
+    with pytest.raises(ValueError, match=rf"^n_bits must be 8, the width of int8, got {n_bits}: "):
+        FixedPoint(n_bits, 8, 6)

@@ -1,0 +1,149 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quantlab.formats import blocks, format, ranges
+from quantlab.formats.blocks import Group, PerChannel, PerTensor
+from quantlab.formats.element import Bounds
+from quantlab.formats.format import Format
+from quantlab.formats.ranges import AbsMax, Mse, Percentile, Values
+from quantlab.formats.scales import FLOAT32
+from quantlab.formats.uniform import Asymmetric, Symmetric
+from tests.formats import oracle
+
+ALL = [name for name in oracle.ELEMENTS if name != "sym16"]
+CHEAP = ["sym4", "asym4", "asym4_wide_int", "nf4", "fp4", "fp8_e4m3"]
+values = arrays(
+    np.float32,
+    st.tuples(st.integers(1, 4), st.integers(1, 60)),
+    elements=st.floats(-1e6, 1e6, width=32) | st.sampled_from([0.0, -0.0, 1e-42, 3e38]),
+)
+
+
+@pytest.fixture
+def tiny_limits(monkeypatch):
+    """Make every limit so small that all code paths are taken by small arrays."""
+    for name, limit in (("SMALL", 0), ("PART", 16), ("BATCH", 32), ("SPAN", 64)):
+        monkeypatch.setattr(blocks, name, limit)
+    monkeypatch.setattr(ranges, "BATCH", 32)
+    monkeypatch.setattr(format, "PART", 16)
+
+
+def chosen(range_, x, element, parts=1):
+    """Return what a range chooses for rows that come in some parts."""
+    pieces = np.array_split(x, min(parts, x.shape[1]), axis=1)
+    rows = Values(x.shape[1], lambda function: [function(piece) for piece in pieces])
+    found = Bounds(x.min(1).astype(float), x.max(1).astype(float), np.full(len(x), np.inf))
+    return range_.choose(found, rows, element, FLOAT32.store)
+
+
+@given(values, st.floats(50.001, 100) | st.sampled_from([99.9, 100, 75]), st.integers(1, 3))
+def test_percentiles_are_those_of_numpy_in_float64(x, p, parts):
+    exact = x.astype(np.float64)
+    bounds = chosen(Percentile(p=p), x, Symmetric(4), parts)
+    assert np.array_equal(bounds.hi, np.percentile(np.abs(exact), p, axis=1))
+    assert np.array_equal(bounds.lo, -bounds.hi)
+    bounds = chosen(Percentile(p=p), x, Asymmetric(4), parts)
+    assert np.array_equal(bounds.hi, np.percentile(exact, p, axis=1))
+    assert np.array_equal(bounds.lo, np.percentile(exact, 100 - p, axis=1))
+
+
+@given(values, st.floats(50.001, 100) | st.sampled_from([99.9, 100, 75]), st.integers(1, 3))
+def test_percentiles_of_a_block_too_large_to_sort_are_the_same(x, p, parts):
+    x = x.reshape(1, -1)
+    for element in (Symmetric(4), Asymmetric(4)):
+        sorted_ = chosen(Percentile(p=p), x, element, parts)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(ranges, "BATCH", 0)
+            selected = chosen(Percentile(p=p), x, element, parts)
+        assert np.array_equal(selected.lo, sorted_.lo)
+        assert np.array_equal(selected.hi, sorted_.hi)
+
+
+def test_percentiles_of_many_values_too_large_to_sort():
+    x = np.random.default_rng(0).standard_t(3, 200_001).astype(np.float32)
+    x[:50_000] = 0.125  # many equals in one bucket
+    exact = x.astype(np.float64)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ranges, "BATCH", 2**10)
+        for p in (51, 62.5, 75.0, 99.9, 99.99999):
+            bounds = chosen(Percentile(p=p), x[None], Asymmetric(8), 5)
+            assert bounds.hi == np.percentile(exact, p)
+            assert bounds.lo == np.percentile(exact, 100 - p)
+
+
+def shapes_and_blocks():
+    yield (90,), PerTensor()
+    yield (3, 31), Group(16)
+    yield (2, 3, 13), PerChannel(axis=1)
+    yield (2, 3, 13), PerChannel()
+    yield (), PerTensor()
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_percentile_range_is_its_definition_for_every_element(name):
+    ours, element = oracle.ELEMENTS[name]
+    for seed, (shape, block) in enumerate(shapes_and_blocks()):
+        x = np.asarray(oracle.awkward(np.random.default_rng(seed), shape))
+        form = Format(ours, block, Percentile(p=90))
+        oracle.check(form, x, element, oracle.stored_as("float32"), "percentile", 90)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_least_squares_range_is_the_best_of_eighty(name):
+    ours, element = oracle.ELEMENTS[name]
+    for seed, (shape, block) in enumerate(shapes_and_blocks()):
+        x = np.asarray(oracle.awkward(np.random.default_rng(seed + 10), shape))
+        oracle.check(Format(ours, block, Mse()), x, element, oracle.stored_as("float32"), "mse")
+
+
+@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("scale", ["float16", "bfloat16"])
+@pytest.mark.parametrize("range_", [Mse(), Percentile(p=95)])
+def test_ranges_are_chosen_for_the_scale_that_is_stored(name, scale, range_):
+    ours, element = oracle.ELEMENTS[name]
+    x = oracle.awkward(np.random.default_rng(5), (4, 33))
+    form = Format(ours, Group(17, scale=scale), range_)
+    oracle.check(form, x, element, oracle.stored_as(scale), range_.name, 95)
+
+
+@pytest.mark.usefixtures("tiny_limits")
+@pytest.mark.parametrize("name", CHEAP)
+@pytest.mark.parametrize("range_", [AbsMax(), Mse(), Percentile(p=90)])
+def test_ranges_do_not_depend_on_the_limits(name, range_):
+    ours, element = oracle.ELEMENTS[name]
+    for seed, (shape, block) in enumerate(shapes_and_blocks()):
+        x = np.asarray(oracle.awkward(np.random.default_rng(seed + 20), shape))
+        store = oracle.stored_as("float32")
+        oracle.check(Format(ours, block, range_), x, element, store, range_.name, 90)
+
+
+def test_of_equally_good_ranges_the_widest_is_taken():
+    # Nothing but one magnitude: each range covers it exactly or worse.
+    bounds = chosen(Mse(), np.float32([[0, 0, 0], [2, -2, 0]]), Symmetric(8))
+    assert bounds.hi.tolist() == [0, 2]
+    # With a step of 1 these come back whole, and with any narrower range one of them does not.
+    bounds = chosen(Mse(), np.float32([[7, 1, -3, 0]]), Symmetric(4))
+    assert (bounds.lo.tolist(), bounds.hi.tolist()) == ([-3], [7])
+
+
+@given(values, st.sampled_from(ALL))
+def test_least_squares_are_never_worse_than_the_whole_range(x, name):
+    x = np.clip(x, -1e18, 1e18)
+    ours, _ = oracle.ELEMENTS[name]
+    block = PerChannel()
+    squares = []
+    for range_ in (Mse(), AbsMax()):
+        _, x_hat, _, _ = oracle.round_trip(Format(ours, block, range_), x)
+        error = (x_hat.reshape(x.shape) - x).astype(np.float64)
+        squares.append(np.square(error).reshape(len(x), -1).sum(1))
+    assert (squares[0] <= squares[1] * (1 + 1e-12)).all()
+
+
+@pytest.mark.parametrize("p", [101, 50, 49.9, -1, float("nan"), "99", True, None])
+def test_a_bad_percentile_is_named(p):
+    message = rf"^range\.p must be a number above 50, up to 100, got {p!r}$"
+    with pytest.raises(ValueError, match=message):
+        Percentile(p=p)

@@ -104,7 +104,7 @@ def measure(
     >>> result["scale"], result["max_err"], result["n_codes"]
     (0.5, 0.0, 3)
     """
-    form = compose(mode_of(mode, n_bits), _block(block, scale), _range(range))
+    form = form_of(mode, n_bits, block, scale, range)
     if isinstance(x, Mapping):
         import pandas as pd
 
@@ -134,6 +134,17 @@ def as_array(x: Any, name: str = NAME) -> NDArray[Any]:
     if not real:
         raise ValueError(f"{name} must hold real numbers, got dtype {array.dtype}")
     return array
+
+
+def form_of(
+    mode: str = "sym",
+    n_bits: int | None = None,
+    block: str | int = "tensor",
+    scale: str = "float32",
+    range: str | Range = "absmax",
+) -> Format:
+    """Return the format that `measure` measures; raises ValueError where there is none such."""
+    return compose(mode_of(mode, n_bits), _block(block, scale), _range(range))
 
 
 def mode_of(name: str, n_bits: int | None) -> Any:

@@ -1,0 +1,103 @@
+"""What a measurement takes in each format beside symmetric 8 bits per tensor: time, and memory."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantlab.formats.format import Format
+from quantlab.measurement import form_of
+from quantlab.sources.npy import Npy
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.stream import measure
+
+BASE = "sym"
+FORMS: dict[str, tuple[dict[str, Any], int]] = {  # how each is asked for, and how many times the time of the first it may take
+    BASE: ({}, 1),
+    "channel": ({"block": "channel"}, 2),
+    "group 32": ({"block": 32}, 2),
+    "fp8_e4m3": ({"mode": "fp8_e4m3"}, 4),
+    "fp4": ({"mode": "fp4"}, 4),
+    "mx/fp4": ({"mode": "mx/fp4"}, 4),
+    "mx/int8": ({"mode": "mx/int8"}, 4),
+    "nv/fp4": ({"mode": "nv/fp4"}, 4),
+    "nf4": ({"mode": "nf4"}, 6),
+    "nf4, group 64": ({"mode": "nf4", "block": 64}, 6),
+    "log": ({"mode": "log"}, 6),
+    "log, group 32": ({"mode": "log", "block": 32}, 6),
+    "sym 4 bits, mse": ({"n_bits": 4, "range": "mse"}, 40),
+    "sym 4 bits, group 32, mse": ({"n_bits": 4, "block": 32, "range": "mse"}, 40),
+}
+ROUNDS = 3
+SIZE = 2**25
+MEMORY_SIZE = 2**26
+
+
+def form(name: str) -> Format:
+    """Return a format of the table."""
+    return form_of(**FORMS[name][0])
+
+
+def speed() -> None:
+    """Print ns a value and the ratio to the first row, the best of some rounds in turns."""
+    x = np.random.default_rng(0).standard_normal((SIZE // 4096, 4096), np.float32)
+    seconds = dict.fromkeys(FORMS, float("inf"))
+    for number in range(ROUNDS):
+        for name in FORMS:
+            if number and name.endswith("mse"):
+                continue  # long enough to be timed once
+            start = time.perf_counter()
+            measure(Tensor("x", x), form(name), threads=2)
+            seconds[name] = min(seconds[name], time.perf_counter() - start)
+    print(f"{'2^25 values, 2 threads':28}{'ns a value':>12}{'ratio':>8}{'at most':>9}")
+    for name, (_, most) in FORMS.items():
+        ratio = seconds[name] / seconds[BASE]
+        print(f"{name:28}{1e9 * seconds[name] / x.size:12.2f}{ratio:8.2f}{most:9}")
+
+
+def anonymous() -> float:
+    """Return the MiB of this process that no file backs."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
+
+
+def peak(name: str, path: str) -> None:
+    """Print the peak of memory beyond the mapped file while a tensor is measured."""
+    import threading
+
+    (tensor,) = Npy(path).tensors()
+    before, most, over = anonymous(), [anonymous()], threading.Event()
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            most[0] = max(most[0], anonymous())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    measure(tensor, form(name), threads=2)
+    over.set()
+    watcher.join()
+    print(f"{name:28}{most[0] - before:12.0f}")
+
+
+def memory() -> None:
+    """Print the peak of each format, in a process of its own."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "x.npy")
+        np.save(path, np.random.default_rng(0).standard_normal((MEMORY_SIZE // 4096, 4096), "f4"))
+        print(f"\n{'2^26 values, 2 threads':28}{'MiB beyond':>12}", flush=True)
+        for name in FORMS:
+            if not name.endswith("mse"):
+                subprocess.run([sys.executable, __file__, name, str(path)], check=True)
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1:
+        peak(*sys.argv[1:])
+    else:
+        speed()
+        memory()

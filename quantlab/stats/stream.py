@@ -50,8 +50,8 @@ def measure(
     """
     found = survey(tensor, threads)
     trip = trip_of(tensor, form, found, threads)
-    journey = _Measurement(tensor, form, found, trip, rel_threshold)
-    evidence = journey.evidence(threads, advance)
+    gathered = _Measurement(tensor, form, found, trip, rel_threshold)
+    evidence = gathered.evidence(threads, advance)
     measured, reasons = metrics.figures(evidence)
     if landmark is not None:
         measured["landmark_rel_err"] = trip.relative_error(np.float32(landmark))
@@ -59,8 +59,8 @@ def measure(
             reasons["landmark_rel_err"] = trip.no_step
     qmin, qmax = uniform.code_range(form.n_bits)
     params, unknown = trip.described()
-    ranks = journey.order(min(k, tensor.size), evidence)
-    if not journey.certified:
+    ranks = gathered.order(min(k, tensor.size), evidence)
+    if not gathered.certified:
         reasons["top_bits_sufficient"] = "it is a width of one scale over the whole range"
     bits = form.bits_per_value(form.block.layout(tensor.shape))
     return {
@@ -74,7 +74,7 @@ def measure(
         **ranks,
         "codes": to_bins(evidence.counts, form.n_bits),
         "underflowed": found.underflowed,
-        "error_histogram": evidence.errors.to_dict() | {"stride": journey.stride},
+        "error_histogram": evidence.errors.to_dict() | {"stride": gathered.stride},
         "storage": storage.figures(bits, measured["sqnr_db"], trip.scales()),
         "error_budget": storage.error_budget(evidence.sums),
     }

@@ -16,7 +16,9 @@ from quantlab.sources.tensor import Tensor
 from quantlab.stats.stream import measure
 
 BASE = "sym"
-FORMS: dict[str, tuple[dict[str, Any], int]] = {  # how each is asked for, and how many times the time of the first it may take
+FORMS: dict[
+    str, tuple[dict[str, Any], int]
+] = {  # how each is asked for, and how many times the time of the first it may take
     BASE: ({}, 1),
     "channel": ({"block": "channel"}, 2),
     "group 32": ({"block": 32}, 2),

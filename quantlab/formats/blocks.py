@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float32]
 Read = Callable[[int, int], FloatArray]  # elements `start` to `stop` of a tensor, flat in C order
 Shape = tuple[int, ...]
 
-PART = 2**16  # values of blocks that are looked at in one go
+PART = 2**18  # values of blocks that are looked at in one go
 BATCH = 2**21  # values of several blocks that are surveyed together
 SPAN = 2**18  # elements that a part of scattered blocks may span
 SMALL = 2**12  # values of a block that is always looked at whole

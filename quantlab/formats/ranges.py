@@ -82,7 +82,8 @@ class Mse(Settings):
         fits = [element.fit(_scaled(found, _factor(i)), store).params for i in range(CANDIDATES)]
 
         def losses(x: FloatArray) -> Array64:
-            return np.stack([_squared_error(element, x, params) for params in fits])
+            blocks, axis = _reducible(x)
+            return np.stack([_squared_error(element, blocks, params, axis) for params in fits])
 
         first, *others = values.each(losses)
         return _scaled(found, _factor(np.argmin(sum(others, first), axis=0)))
@@ -144,12 +145,14 @@ def _scaled(found: Bounds, factor: Any) -> Bounds:
     return found._replace(lo=found.lo * factor, hi=found.hi * factor)
 
 
-def _squared_error(element: Element, x: FloatArray, params: Any) -> Array64:
-    """Return the sum of squared errors of each block, of float32 errors in float64."""
-    error = element.reconstruct(x, per_value(params))
+def _squared_error(element: Element, x: FloatArray, params: Any, axis: int) -> Array64:
+    """Return the sum of squared errors of blocks along an axis, of float32 errors in float64."""
+    error = element.reconstruct(x, per_value(params) if axis else params)
     error -= x
     exact = error.astype(np.float64)
-    return np.vecdot(exact, exact)
+    if axis:
+        return np.vecdot(exact, exact)
+    return np.add.reduce(np.square(exact, out=exact), axis=0)
 
 
 def _percentile(values: Values, p: float, *, magnitudes: bool) -> Array64:

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from quantlab.formats.blocks import Layout, PerTensor
+from quantlab.formats.coder import Coder
 from quantlab.formats.element import per_value
-from quantlab.formats.format import Coder, Format
+from quantlab.formats.format import Format
 from quantlab.formats.uniform import Uniform
 from quantlab.sources.expected import Expected
 

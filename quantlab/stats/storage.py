@@ -2,7 +2,7 @@
 
 import math
 
-from quantlab.formats.format import Scales
+from quantlab.formats.coder import Scales
 from quantlab.stats.sums import Sums
 
 DB_A_BIT = 20 * math.log10(2)

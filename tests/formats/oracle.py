@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from quantlab.formats import floats, levels, uniform
-from quantlab.formats.format import Coder
+from quantlab.formats.coder import Coder
 
 DATA = Path(__file__).parents[1] / "data" / "formats"
 FLT_MAX = float(np.finfo(np.float32).max)

@@ -6,7 +6,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantlab.formats import blocks, format, ranges, scales
+from quantlab.formats import blocks, coder, ranges, scales
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import per_value
 from quantlab.formats.floats import FixedPoint, Float
@@ -220,7 +220,7 @@ def cut_everywhere(form, x, cuts, limits):
         for name in ("SMALL", "PART", "BATCH", "SPAN"):
             patch.setattr(blocks, name, limits[name])
         patch.setattr(ranges, "BATCH", limits["BATCH"])
-        patch.setattr(format, "PART", limits["PART"])
+        patch.setattr(coder, "PART", limits["PART"])
         patch.setattr(ranges, "CANDIDATES", FEW)
         return oracle.round_trip(form, x, cuts)
 

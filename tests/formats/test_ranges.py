@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantlab.formats import blocks, format, ranges
+from quantlab.formats import blocks, coder, ranges
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import Bounds
 from quantlab.formats.format import Format
@@ -28,7 +28,7 @@ def tiny_limits(monkeypatch):
     for name, limit in (("SMALL", 0), ("PART", 16), ("BATCH", 32), ("SPAN", 64)):
         monkeypatch.setattr(blocks, name, limit)
     monkeypatch.setattr(ranges, "BATCH", 32)
-    monkeypatch.setattr(format, "PART", 16)
+    monkeypatch.setattr(coder, "PART", 16)
 
 
 def chosen(range_, x, element, parts=1):

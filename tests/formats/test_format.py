@@ -10,7 +10,7 @@ from quantlab.formats import blocks, coder, ranges, scales
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import per_value
 from quantlab.formats.floats import FixedPoint, Float
-from quantlab.formats.format import Format
+from quantlab.formats.format import Format, as_element
 from quantlab.formats.levels import NormalFloat4
 from quantlab.formats.log import Log
 from quantlab.formats.ranges import AbsMax, Mse, Percentile
@@ -184,7 +184,7 @@ def test_nf4_leaves_alone_what_it_made(scale, x):
     # Its largest level is 1, so the scale comes back exactly; mx does too (test_floats). A uniform
     # grid and fp* divide by qmax or the largest number, and may land one ulp off; log loses m.
     form = Format(NormalFloat4(4), Group(16, scale=scale))
-    assume(np.abs(x).max() < 60000)
+    x = np.where(np.abs(x) < 60000, x, np.float32(1))  # no float16 scale saturates
     _, x_hat, _, _ = oracle.round_trip(form, x)
     _, again, _, _ = oracle.round_trip(form, x_hat.reshape(x.shape))
     assert np.array_equal(again, x_hat)
@@ -517,7 +517,7 @@ class Own:
 @pytest.mark.parametrize("scale", ["float32", "bfloat16"])
 def test_a_quantizer_that_only_chooses_is_an_element(scale):
     x = np.asarray(oracle.awkward(np.random.default_rng(0), (5, 40)))
-    element = format.as_element(Own())
+    element = as_element(Own())
     assert isinstance(element, Uniform)
     block = Group(16, scale=scale)
     own = oracle.round_trip(Format(element, block), x)

@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -27,7 +28,7 @@ from quantlab.formats.format import Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
-from quantlab.records.renames import current_name, with_current_names
+from quantlab.records.renames import DEFAULTS, current_name, with_current_names
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from quantlab.stats.parallel import usable_cores
@@ -36,7 +37,7 @@ from quantlab.stats.parallel import usable_cores
 def build(cfg: DictConfig) -> Experiment:
     """Return the experiment that a config describes; raises ValueError where it makes no sense."""
     return Experiment(
-        dist=_instantiate(cfg.dist),
+        dist=instantiate(_plain(cfg.dist)),
         form=_format(cfg),
         k=OmegaConf.select(cfg, "rank.k"),
         rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
@@ -46,15 +47,23 @@ def build(cfg: DictConfig) -> Experiment:
 
 def _format(cfg: DictConfig) -> Format:
     """Return the format of a config; one that knew no blocks has one float32 scale a tensor."""
-    block = _instantiate(cfg.block) if "block" in cfg else PerTensor()
-    covered = _instantiate(cfg.range) if "range" in cfg else AbsMax()
-    return compose(_instantiate(cfg.mode, n_bits=cfg.n_bits), block, covered)
+    choices = {key: _plain(cfg[key]) for key in ("mode", "block", "range") if key in cfg}
+    choices["mode"]["n_bits"] = cfg.n_bits
+    return _composed(json.dumps(choices))
 
 
-def _instantiate(node: DictConfig, **more: Any) -> Any:
-    """Make what a config describes, also where it was written before its classes moved."""
+@lru_cache
+def _composed(choices: str) -> Format:
+    """Return the format of its choices, as JSON; runs of a sweep share a few, and none changes."""
+    chosen = json.loads(choices)
+    block, covered = (instantiate(chosen[key]) if key in chosen else None for key in DEFAULTS)
+    return compose(instantiate(chosen["mode"]), block or PerTensor(), covered or AbsMax())
+
+
+def _plain(node: DictConfig) -> dict[str, Any]:
+    """Return a config in plain containers, its classes under today's names."""
     plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    return instantiate(with_current_names(plain), **more)
+    return cast("dict[str, Any]", with_current_names(plain))
 
 
 def report_settings(cfg: DictConfig) -> tuple[Bar, Texts]:

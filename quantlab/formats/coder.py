@@ -86,7 +86,9 @@ class Coder:
         element = self.form.element
         found = union(values.each(lambda x: bounds(x, element.least)))
         chosen = self.form.range.choose(found, values, element, self.store)
-        return element.fit(chosen, self.store)
+        fit = element.fit(chosen, self.store)
+        empty = (fit.params.scale == 0) & (found.absmax > 0)  # also where the range chosen is 0
+        return fit._replace(vanished=fit.vanished | empty)
 
     @property
     def known_params(self) -> Any:

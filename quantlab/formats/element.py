@@ -58,7 +58,7 @@ class Element(Protocol):
 
     `symmetric` says that a range reaches as far below 0 as above; `ranged` that a range can be
     chosen; `least` that `fit` asks for the smallest magnitude; `keeps_zero` that 0 comes back as
-    0, and no error is larger than its value.
+    0.
     """
 
     @property

@@ -129,6 +129,13 @@ def test_of_equally_good_ranges_the_widest_is_taken():
     assert (bounds.lo.tolist(), bounds.hi.tolist()) == ([-3], [7])
 
 
+def test_the_narrowest_range_tried_is_a_hundredth_above_a_fifth():
+    x = np.float32([[1] + [0.21] * 3000])
+    bounds = chosen(Mse(), x, Symmetric(2))
+    assert bounds.hi.tolist() == [1 - 79 / 100]
+    assert bounds.lo.tolist() == [float(np.float32(0.21)) * (1 - 79 / 100)]
+
+
 @given(values, st.sampled_from(ALL))
 def test_least_squares_are_never_worse_than_the_whole_range(x, name):
     x = np.clip(x, -1e18, 1e18)

@@ -184,6 +184,14 @@ def test_a_scale_that_vanishes_takes_its_block_to_zero():
     assert huge["measured"]["clipped"] == 0.5
 
 
+def test_a_range_that_is_empty_takes_its_block_to_zero():
+    x = np.zeros(3000, np.float32)
+    x[7] = 3.3
+    result = measure(x, Format(NormalFloat4(4), PerTensor(), Percentile(p=99)))
+    assert result["storage"]["scales_vanished"] == 1
+    assert result["measured"]["zeroed"] == 1
+
+
 def test_the_certificate_is_given_for_one_scale_over_the_whole_range():
     x = MATRIX[0]
     assert measure(x, Symmetric(8))["rank"]["top_bits_sufficient"] is not None

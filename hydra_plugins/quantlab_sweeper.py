@@ -10,6 +10,7 @@ from typing import Any, cast
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.config_store import ConfigStore
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
@@ -56,6 +57,9 @@ class QuantlabSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """Do the runs that are left, aggregate, print; SystemExit says how it went wrong."""
         from quantlab.sweep import launch
+
+        if not self.products:
+            raise HydraException("hydra.sweeper.params=[] asks for nothing: give it a mapping")
 
         products = [
             [*(f"{key}={value}" for key, value in each.items()), *arguments]

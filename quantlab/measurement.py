@@ -1,6 +1,7 @@
 """One array measured, for notebooks and scripts."""
 
 from collections.abc import Iterator, Mapping
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -167,16 +168,16 @@ def mode_of(name: str, n_bits: int | None) -> Any:
 
 
 def _block(block: str | int, scale: str) -> Block:
-    if isinstance(block, int) and not isinstance(block, bool):
-        return Group(size=block, scale=scale)
+    if isinstance(block, Integral) and not isinstance(block, bool):
+        return Group(size=int(block), scale=scale)
     if block not in BLOCKS:
         raise ValueError(f"block must be {' or '.join(BLOCKS)}, or a size of groups, got {block!r}")
     return BLOCKS[block](scale=scale)
 
 
 def _range(name: str | Range) -> Range:
-    if not isinstance(name, str):
+    if not isinstance(name, str) and hasattr(name, "choose"):
         return name
-    if name not in RANGES:
+    if not isinstance(name, str) or name not in RANGES:
         raise ValueError(f"range must be one of {', '.join(RANGES)}, got {name!r}")
     return RANGES[name]()

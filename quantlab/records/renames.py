@@ -6,7 +6,7 @@ so that the same question keeps its key. Whoever moves a class appends its new n
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 NAMES = (  # of a class, the oldest first and today's last
     ("quantlab.dist.Hidden", "quantlab.sources.lab.Hidden"),
@@ -44,13 +44,12 @@ def as_first_asked(config: dict[str, Any]) -> dict[str, Any]:
     defaults, and so are beliefs in words, which change no figure.
     """
     kept = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
-    return _without(with_original_names(kept), "remedies")
-
-
-def _without(value: Any, key: str) -> Any:
-    if isinstance(value, dict):
-        return {name: _without(each, key) for name, each in value.items() if name != key}
-    return [_without(each, key) for each in value] if isinstance(value, list) else value
+    renamed = with_original_names(kept)
+    dist = renamed.get("dist")
+    if isinstance(dist, dict) and isinstance(dist.get("expected"), dict):
+        beliefs = {key: value for key, value in dist["expected"].items() if key != "remedies"}
+        renamed["dist"] = dist | {"expected": beliefs}
+    return cast("dict[str, Any]", renamed)
 
 
 def with_current_names(config: Any) -> Any:

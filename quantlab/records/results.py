@@ -162,6 +162,7 @@ def _setting(one: Record, key: str) -> Any:
     node: Any = one["config"]
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
-            return _overrides(one).get(key)
+            unused = key.startswith(("block.", "range."))  # a setting of another option
+            return None if unused else _overrides(one).get(key)
         node = node[part]
     return node

@@ -10,6 +10,7 @@ OLDEST = 3
 REASON = "recorded with schema 3"
 BUDGET = ("clip_share", "zero_share", "round_share")
 FORMAT = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
+NARROW = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 SINCE_4 = ("underflowed", "storage", "error_budget")  # keys of a tensor
 
 
@@ -26,7 +27,7 @@ def upgraded(record: Any) -> Any:
 
 def _upgraded(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     missing = [key for key in BUDGET if tensor["measured"]["max_err"]]
-    narrow = tensor["dtype"] != "float64"  # nothing else underflows in float32
+    narrow = tensor["dtype"] in NARROW  # nothing of these underflows in float32
     if not narrow:
         missing.append("underflowed")
     return tensor | {

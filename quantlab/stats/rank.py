@@ -101,7 +101,9 @@ def stability(
         "top_k": k,
         "top_same_set": union.size == k,
         "top_same_order": bool(np.array_equal(top, after.indices)),
-        "top_order_kept": not merged and not swapped and above + at_edge <= reached,
+        "top_order_kept": bool(
+            not merged and not swapped and above + at_edge <= reached and came_back.min() >= edge
+        ),
         "top_merged": int(merged),
         "top_swapped": swapped,
         "top_worst": worst,

@@ -152,7 +152,7 @@ class _Measurement:
 
     def _sums(self, x: FloatArray, trip: Trip, scratch: FloatArray) -> Iterator[Partial]:
         x_hat, clipped = trip.x_hat, trip.clipped
-        whole = x.size - x.size % CHUNK if self.fast else 0
+        whole = x.size - x.size % CHUNK if self.fast and clipped is None else 0
         if whole:
             yield fast_sums(
                 x[:whole],
@@ -160,7 +160,6 @@ class _Measurement:
                 scratch[:, :whole],
                 self.rel_threshold,
                 positive=self.found.lo >= 0,
-                clipped=None if clipped is None else clipped[:whole],
             )
         for start in range(whole, x.size, CHUNK):
             chunk = slice(start, start + CHUNK)
@@ -186,13 +185,11 @@ class _Measurement:
         )
 
     def _sq_x_hat(self, sums: Sums, counts: Counts) -> float:
-        """Return the sum of x_hat^2: from the few values that it takes, or from the errors."""
+        """Return the sum of x_hat^2: from the few values that it takes, or from all."""
         if isinstance(self.trip, OneStep):
             values = np.square(self.trip.values(counts.codes), dtype=np.float64)
             return float((counts.counts * values).sum())
-        if sums.zeroed + sums.zeros == sums.n:
-            return 0.0
-        return sums.sq_x + 2 * sums.x_err + sums.sq_err
+        return sums.sq_x_hat
 
     def _divergence(self) -> float:
         starts = range(0, self.tensor.size, CHUNK)

@@ -43,6 +43,7 @@ class Sums(NamedTuple):
     dot: float  # x * x_hat
     zero_sq_err: float  # of values that came back as 0
     clip_sq_err: float  # of values beyond the grid
+    sq_x_hat: float
 
 
 class Partial(NamedTuple):
@@ -85,7 +86,9 @@ def _exact_sums(
         came_back_as_zero &= ~clipped
     if zeroed:
         lost[0] = sq_err[came_back_as_zero].sum()
-    sums = np.array([[each] for each in (*(term.sum() for term in terms), *lost)])
+    sums = np.array(
+        [[each] for each in (*(term.sum() for term in terms), *lost, np.square(x_hat).sum())]
+    )
     return Partial(x.size, zeros, zeroed, x.size - excluded, float(abs_err.max()), sums)
 
 
@@ -95,9 +98,8 @@ def fast_sums(
     scratch: FloatArray,
     rel_threshold: float,
     positive: bool,
-    clipped: Mask | None = None,
 ) -> Partial:
-    """Return the sums over whole chunks of flat values.
+    """Return the sums over whole chunks of flat values, none of them beyond the grid.
 
     `scratch` has three rows: x_hat - x, its magnitude, and one to overwrite. Only where no value is
     negative the sum of x is of use, and taken; it is nan otherwise.
@@ -107,7 +109,7 @@ def fast_sums(
     zeros, excluded = _leave_out(magnitude, rel_threshold)
     np.divide(abs_err, magnitude, out=ratio)
     x_rows, err_rows = x.reshape(-1, ROW), err.reshape(-1, ROW)
-    rows = np.empty((10, len(x_rows)))
+    rows = np.empty((11, len(x_rows)))
     np.add.reduce(err_rows, axis=1, dtype=np.float64, out=rows[0])
     rows[1:4:2] = np.vecdot(scratch[1:].reshape(2, -1, ROW), ONES)
     rows[2] = np.vecdot(err_rows, err_rows)
@@ -117,16 +119,14 @@ def fast_sums(
     rows[7] = rows[5] + rows[6]
     came_back_as_zero = x_hat == 0
     zeroed = int(np.count_nonzero(came_back_as_zero)) - zeros
-    rows[9] = 0.0 if clipped is None else _masked_squares(err, clipped, ratio)
-    if clipped is not None:
-        came_back_as_zero &= ~clipped
     rows[8] = _masked_squares(err, came_back_as_zero, ratio) if zeroed else 0.0
-    sums = np.add.reduce(rows.reshape(10, -1, CHUNK // ROW), axis=2)
+    rows[9] = 0.0
+    rows[10] = rows[5] + 2 * rows[6] + rows[2]  # its rounding is that of x^2, and cancels with it
+    sums = np.add.reduce(rows.reshape(11, -1, CHUNK // ROW), axis=2)
     max_errs = np.maximum.reduce(abs_err.reshape(-1, CHUNK), axis=1)
     for tiny in np.flatnonzero((max_errs > 0) & (max_errs < TINY)):
         chunk = slice(CHUNK * tiny, CHUNK * (tiny + 1))
-        which = None if clipped is None else clipped[chunk]
-        sums[:, tiny] = exact_sums(x[chunk], x_hat[chunk], rel_threshold, which).sums[:, 0]
+        sums[:, tiny] = exact_sums(x[chunk], x_hat[chunk], rel_threshold).sums[:, 0]
     return Partial(x.size, zeros, zeroed, x.size - excluded, float(max_errs.max()), sums)
 
 

@@ -116,7 +116,7 @@ def _possible(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader) -> 
 
 def _format_of(job: Job) -> tuple[str, ...]:
     """Return the overrides of a run that say how its tensors are stored."""
-    return tuple(each for each in job if each.startswith(FORMAT))
+    return tuple(each for each in job if each.lstrip("+~").startswith(FORMAT))
 
 
 def _is_contradiction(error: BaseException | None) -> bool:

@@ -192,6 +192,29 @@ def test_a_range_that_is_empty_takes_its_block_to_zero():
     assert result["measured"]["zeroed"] == 1
 
 
+@pytest.mark.parametrize("size", [4096, 3 * CHUNK])
+@pytest.mark.parametrize("outlier", [1e4, 1e6])
+def test_an_outlier_that_is_cut_leaves_the_cosine_exact(size, outlier):
+    x = RNG.normal(size=size).astype(np.float32)
+    x[7] = outlier
+    form = Format(Float(8, 4, 3, 448.0), PerTensor(), Percentile(p=99))
+    x_hat = whole(form, x.reshape(1, -1), outlier).ravel().astype(float)
+    exact = x_hat @ x.astype(float) / np.sqrt((x_hat @ x_hat) * (x.astype(float) @ x.astype(float)))
+    assert measure(x, form)["measured"]["cos_sim"] == pytest.approx(exact, rel=1e-6)
+
+
+def test_a_scale_that_saturates_has_a_cosine():
+    form = Format(NormalFloat4(4), PerTensor(scale="float16"))
+    result = measure(np.float32([7e9, 3e9]), form)["measured"]
+    assert result["cos_sim"] == pytest.approx(10 / math.sqrt(2 * 58))
+
+
+def test_a_value_that_equals_the_last_of_the_top_may_not_overtake_the_first():
+    x = np.float32([-1, -1, -6, -1, 0, -9])
+    ranks = measure(x, Format(Symmetric(3), Group(size=2)), k=2)["rank"]
+    assert not ranks["top_order_kept"]
+
+
 def test_the_certificate_is_given_for_one_scale_over_the_whole_range():
     x = MATRIX[0]
     assert measure(x, Symmetric(8))["rank"]["top_bits_sufficient"] is not None

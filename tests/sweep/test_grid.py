@@ -54,6 +54,13 @@ def test_what_contradicts_itself_is_left_out_and_counted(tmp_path):
     )
 
 
+def test_forced_settings_are_settings(tmp_path):
+    sweep = ["dist=hidden", "mode=nf4,sym", "++n_bits=4,8", f"hydra.sweep.dir={tmp_path}"]
+    done = run("-m", *sweep)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("left out: 1 of 4 runs, mode=nf4 ++n_bits=8: n_bits must be 4")
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

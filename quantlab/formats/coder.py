@@ -67,7 +67,7 @@ class Coder:
         batches = list(self.layout.batches())
         if len(batches) == 1:
             return self._fit_batch(batches[0], run)
-        fits = run(lambda batch: self._fit_batch(batch, _one_by_one), batches)
+        fits = run(lambda batch: self._fit_batch(batch, one_by_one), batches)
         return _concatenate(fits)
 
     def _fit_batch(self, batch: Batch, run: Run) -> Fit:
@@ -142,7 +142,8 @@ class Coder:
         return Scales.of(fit, (begins >= part.start) & (begins < part.stop))
 
 
-def _one_by_one(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+def one_by_one(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:
+    """Return what a function makes of some items, without threads."""
     return [function(item) for item in items]
 
 

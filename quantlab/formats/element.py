@@ -4,8 +4,9 @@
 mix. Arrays of parameters have one entry a block; values have one axis more, their place in it.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -89,6 +90,27 @@ class Scaled(NamedTuple):
     """The one parameter of a grid that is scaled to its block."""
 
     scale: FloatArray
+
+
+class ScaledGrid(ABC):
+    """What grids share that are scaled to the largest magnitude of a block, and hold 0."""
+
+    symmetric: ClassVar[bool] = True
+    ranged: ClassVar[bool] = True
+    least: ClassVar[bool] = False
+    keeps_zero: ClassVar[bool] = True
+
+    @abstractmethod
+    def round_trip(self, x: FloatArray, params: Scaled) -> Trip:
+        """Take values to codes and back."""
+
+    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
+        """Return what values come back as."""
+        return self.round_trip(x, params).x_hat
+
+    def block_bits(self, scale_bits: int) -> int:
+        """Return the bits of a scale."""
+        return scale_bits
 
 
 def fit_scale(scale: Array64, store: Store) -> Fit:

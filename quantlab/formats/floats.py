@@ -6,7 +6,6 @@ below it. Grids: OCP 8-bit floating point 1.0, OCP Microscaling formats 1.0.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from quantlab.formats.element import (
     Fit,
     FloatArray,
     Scaled,
+    ScaledGrid,
     Store,
     Trip,
     fit_scale,
@@ -30,7 +30,7 @@ BIAS = 127
 
 
 @dataclass(frozen=True)
-class Float:
+class Float(ScaledGrid):
     """A floating-point grid; ``scale = absmax / reach``.
 
     `largest` is its greatest number. `reach` is that too, unless it is given: OCP MX scales by the
@@ -42,11 +42,6 @@ class Float:
     mantissa_bits: int
     largest: float
     reach: float | None = None
-
-    symmetric: ClassVar[bool] = True
-    ranged: ClassVar[bool] = True
-    least: ClassVar[bool] = False
-    keeps_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is another width than that of the grid."""
@@ -108,23 +103,14 @@ class Float:
         mantissa = int(fraction * 2 ** (self.mantissa_bits + 1))
         return mantissa + (int(exponent) - 1 - self.min_exponent) * 2**self.mantissa_bits
 
-    def block_bits(self, scale_bits: int) -> int:
-        """Return the bits of a scale."""
-        return scale_bits
-
 
 @dataclass(frozen=True)
-class FixedPoint:
+class FixedPoint(ScaledGrid):
     """Whole numbers of ``scale * 2^-fraction_bits``, as many below 0 as above (OCP MX, MXINT8)."""
 
     n_bits: int
     own_bits: int
     fraction_bits: int
-
-    symmetric: ClassVar[bool] = True
-    ranged: ClassVar[bool] = True
-    least: ClassVar[bool] = False
-    keeps_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is another width than that of the grid."""
@@ -141,11 +127,3 @@ class FixedPoint:
         codes = np.clip(steps, -qmax, qmax)
         clipped = some(codes != steps)
         return Trip(codes.astype(np.int8), times_scale(codes / one, params.scale, 2.0), clipped)
-
-    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
-        """Return what values come back as."""
-        return self.round_trip(x, params).x_hat
-
-    def block_bits(self, scale_bits: int) -> int:
-        """Return the bits of a scale."""
-        return scale_bits

@@ -1,7 +1,6 @@
 """Elements that are a published list of levels."""
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 
@@ -10,6 +9,7 @@ from quantlab.formats.element import (
     Fit,
     FloatArray,
     Scaled,
+    ScaledGrid,
     Store,
     Trip,
     fit_scale,
@@ -32,7 +32,7 @@ NF4 = np.array(
 
 
 @dataclass(frozen=True)
-class NormalFloat4:
+class NormalFloat4(ScaledGrid):
     """The 16 levels of NF4, of a scale that is the largest magnitude of the block.
 
     ``float32(x / scale)`` goes to the nearest level, at a midpoint to the lower. Codes count the
@@ -40,11 +40,6 @@ class NormalFloat4:
     """
 
     n_bits: int
-
-    symmetric: ClassVar[bool] = True
-    ranged: ClassVar[bool] = True
-    least: ClassVar[bool] = False
-    keeps_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is not 4."""
@@ -64,14 +59,6 @@ class NormalFloat4:
         x_hat = np.take(NF4, codes + np.intp(8), mode="clip")
         x_hat = times_scale(x_hat, params.scale, 1.0)
         return Trip(codes, x_hat, some((y > BEYOND[1]) | (y < BEYOND[0])))
-
-    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
-        """Return what values come back as."""
-        return self.round_trip(x, params).x_hat
-
-    def block_bits(self, scale_bits: int) -> int:
-        """Return the bits of a scale."""
-        return scale_bits
 
 
 def _round_down(values: np.ndarray) -> FloatArray:

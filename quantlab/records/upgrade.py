@@ -6,10 +6,11 @@ What an older version did not measure and cannot be derived is null, with the re
 import math
 from typing import Any
 
+from quantlab.formats.format import PLAIN
+
 OLDEST = 3
 REASON = "recorded with schema 3"
 BUDGET = ("clip_share", "zero_share", "round_share")
-FORMAT = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
 NARROW = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 SINCE_4 = ("underflowed", "storage", "error_budget")  # keys of a tensor
 
@@ -22,7 +23,7 @@ def upgraded(record: Any) -> Any:
         tensors = {name: _upgraded(each, record) for name, each in record["tensors"].items()}
     except (AttributeError, KeyError, TypeError):
         return record  # its schema says what is wrong with it
-    return record | {"format": FORMAT if tensors else {}, "tensors": tensors}
+    return record | {"format": PLAIN if tensors else {}, "tensors": tensors}
 
 
 def _upgraded(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:

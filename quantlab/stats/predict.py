@@ -81,10 +81,6 @@ def by_quantiles(form: Format, quantiles: Any, expected: Expected) -> dict[str, 
     }
 
 
-def _one_by_one(function: Any, items: Any) -> list[Any]:
-    return [function(item) for item in items]
-
-
 def _sqnr_db(x: Any, err: Any) -> float | None:
     noise = float(np.square(err).sum())
     return 10 * math.log10(float(np.square(x).sum()) / noise) if noise else None

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from quantlab.formats.codec import Codec
 from quantlab.formats.format import Format
 from quantlab.measurement import form_of
 from quantlab.sources.npy import Npy
@@ -39,7 +40,7 @@ SIZE = 2**25
 MEMORY_SIZE = 2**26
 
 
-def form(name: str) -> Format:
+def form(name: str) -> Format | Codec:
     """Return a format of the table."""
     return form_of(**FORMS[name][0])
 
@@ -53,7 +54,8 @@ def speed() -> None:
             if number and name.endswith("mse"):
                 continue  # long enough to be timed once
             start = time.perf_counter()
-            measure(Tensor("x", x), form(name), threads=2)
+            tensor = Tensor("x", x)
+            measure(tensor, form(name).open(tensor), threads=2)
             seconds[name] = min(seconds[name], time.perf_counter() - start)
     print(f"{'2^25 values, 2 threads':28}{'ns a value':>12}{'ratio':>8}{'at most':>9}")
     for name, (_, most) in FORMS.items():
@@ -80,7 +82,7 @@ def peak(name: str, path: str) -> None:
 
     watcher = threading.Thread(target=watch)
     watcher.start()
-    measure(tensor, form(name), threads=2)
+    measure(tensor, form(name).open(tensor), threads=2)
     over.set()
     watcher.join()
     print(f"{name:28}{most[0] - before:12.0f}")

@@ -1,17 +1,26 @@
 """One combination of tensors and format, measured tensor by tensor."""
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from tqdm import tqdm
 
+from quantlab.formats.blocks import UnfitError
+from quantlab.formats.codec import Codec, Reconstruction
+from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Format
+from quantlab.formats.ggml import Importance
 from quantlab.records.record import Outcome
 from quantlab.sources.distribution import Distribution
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import Tensor, label
 from quantlab.stats import metrics, rank
 from quantlab.stats.predict import predict
+from quantlab.stats.readings import better_reading
 from quantlab.stats.stream import measure
+
+SAME = 0.5  # the cosine below which two tensors are not the same
 
 
 @dataclass(frozen=True)
@@ -19,14 +28,15 @@ class Experiment:
     """One combination of tensors and format, and how to look at it.
 
     `rel_threshold` is the magnitude below which a value has no relative error; `threads` changes
-    the time it takes and nothing else.
+    the time it takes and nothing else; `importance` is that of the columns of tensors.
     """
 
     dist: Distribution
-    form: Format
+    form: Format | Codec
     k: int
     rel_threshold: float
     threads: int
+    importance: Importance | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError when a setting is out of range or there is nothing to measure."""
@@ -39,55 +49,106 @@ class Experiment:
                 f"got {self.threads!r}"
             )
 
+    @cached_property
+    def bound(self) -> Format | Codec:
+        """The format, for the tensors of this source."""
+        return self.form.bind(self.dist) if isinstance(self.form, Codec) else self.form
+
     def run(self) -> Outcome:
         """Measure each tensor; one that cannot be measured costs none of the others."""
-        outcome = Outcome(skipped=self.dist.skipped(), format=self.form.describe())
+        versions = self.form.versions if isinstance(self.form, Codec) else {}
+        outcome = Outcome(skipped=self._skipped(), format=self.form.describe(), versions=versions)
         with tqdm(
             total=self.dist.n_bytes(), unit="B", unit_scale=True, delay=1, disable=None, leave=False
         ) as bar:
             for tensor in self.dist.tensors():
-                if unfit := self._unfit(tensor):
-                    outcome.skipped[tensor.name] = unfit
-                    continue
                 try:
                     outcome.tensors[tensor.name] = self._measure(tensor, bar)
+                except UnfitError as reason:
+                    outcome.skipped[tensor.name] = str(reason)
                 except (ValueError, OSError, MemoryError) as reason:
                     outcome.failed[tensor.name] = (
                         str(reason) or f"tensor '{tensor.name}': {reason!r}"
                     )
+        if not outcome.tensors and not outcome.failed:
+            raise ValueError(_nothing(outcome.skipped))
         return outcome
 
     def identify(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Return what identifies each tensor that would be measured, and why others would not."""
-        skipped, tensors = self.dist.skipped(), {}
+        skipped, tensors = self._skipped(), {}
         for tensor in self.dist.tensors():
-            if unfit := self._unfit(tensor):
-                skipped[tensor.name] = unfit
+            try:
+                stored = self._stored(tensor, self.bound.open(tensor))
+            except UnfitError as reason:
+                skipped[tensor.name] = str(reason)
             else:
-                tensors[tensor.name] = tensor.identity()
+                tensors[tensor.name] = tensor.identity() | stored
         return tensors, skipped
 
-    def _unfit(self, tensor: Tensor) -> str | None:
-        """Return why a tensor cannot be stored in this format, if it cannot."""
-        try:
-            self.form.block.layout(tensor.shape)
-        except ValueError as reason:
-            return str(reason)
-        return None
+    def _skipped(self) -> dict[str, str]:
+        """Return what is left out on either side, with the reason."""
+        unmatched = self.bound.unmatched() if isinstance(self.bound, Codec) else {}
+        return {**self.dist.skipped(), **unmatched}
 
     def _measure(self, tensor: Tensor, bar: "tqdm[Any]") -> dict[str, Any]:
         def advance(elements: int) -> None:
             bar.update(elements * tensor.itemsize)
 
         expected = self.dist.expected
+        opened = self.bound.open(tensor)
         entry = measure(
             tensor,
-            self.form,
+            opened,
             self.k,
             self.rel_threshold,
             self.threads,
             advance,
             landmark=expected.landmark if expected else None,
+            importance=self._importance(tensor),
         )
-        predicted = predict(self.form, expected) if expected else None
-        return entry | {"sha256": tensor.sha256(), "predicted": predicted}
+        predicted = predict(opened, expected) if expected and isinstance(opened, Format) else None
+        entry |= {"sha256": tensor.sha256(), "predicted": predicted, **self._stored(tensor, opened)}
+        if isinstance(opened, Reconstruction) and opened.sha256:
+            entry["remark"] = _remark(tensor, opened, entry["measured"]["cos_sim"])
+        return entry
+
+    def _stored(self, tensor: Tensor, opened: Format | Reconstruction) -> dict[str, Any]:
+        """Return what a figure depends on beside the tensor and the settings."""
+        about: dict[str, Any] = {}
+        if isinstance(opened, Reconstruction):
+            about["stored_dtype"] = opened.dtype
+            if opened.sha256:
+                about |= {"stored_sha256": opened.sha256, "stored_file": opened.source}
+        weights = self._importance(tensor)
+        if weights is not None:
+            about["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()
+        return about
+
+    def _importance(self, tensor: Tensor) -> FloatArray | None:
+        return self.importance.of(tensor.name, tensor.shape) if self.importance else None
+
+
+def _remark(tensor: Tensor, stored: Reconstruction, cos_sim: float | None) -> str | None:
+    """Return what is wrong with a stored tensor, None where nothing is.
+
+    Raises ValueError where it is not the same tensor.
+    """
+    better, said = better_reading(tensor, stored), [stored.remark] if stored.remark else []
+    if better:
+        said.append(
+            f"read {better.name} it fits the original far better "
+            f"({better.sqnr_db:.1f} dB, not {better.declared_db:.1f})"
+        )
+    if cos_sim is not None and cos_sim < SAME:
+        hint = "".join(f": {each}" for each in said)
+        raise ValueError(
+            f"tensor '{label(tensor.name)}' is not the same tensor in {stored.source}: the cosine "
+            f"of both is {cos_sim:.2g}{hint}"
+        )
+    return "; ".join(said) or None
+
+
+def _nothing(skipped: dict[str, str]) -> str:
+    reasons = "; ".join(f"{label(name)}: {why}" for name, why in list(skipped.items())[:3])
+    return f"there is no tensor to measure: {reasons}"

@@ -10,9 +10,11 @@ from numpy.typing import NDArray
 
 from quantlab.formats import uniform
 from quantlab.formats.blocks import Block, Group, PerChannel, PerTensor
+from quantlab.formats.codec import Codec
 from quantlab.formats.format import Format, compose
 from quantlab.formats.ranges import AbsMax, Mse, Percentile, Range
 from quantlab.records import record
+from quantlab.report.bar import Bar
 from quantlab.report.run_summary import run_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
@@ -33,7 +35,9 @@ class Measurement(Mapping[str, Any]):
     ``dict(result)`` holds them all; a notebook shows them as a page does.
     """
 
-    def __init__(self, tensor: dict[str, Any], mode: str, n_bits: int, name: str = NAME) -> None:
+    def __init__(
+        self, tensor: dict[str, Any], mode: str, n_bits: int | None, name: str = NAME
+    ) -> None:
         """Take what a record says of a tensor."""
         self._tensor, self._mode, self._n_bits, self._name = tensor, mode, n_bits, name
         self._figures = record.figures(tensor)
@@ -53,7 +57,7 @@ class Measurement(Mapping[str, Any]):
     def __repr__(self) -> str:
         """Return every figure, a line each."""
         run = {"mode": self._mode, "n_bits": self._n_bits, "tensors": {self._name: self._tensor}}
-        return run_summary(run, Texts("en"))
+        return run_summary(run, Bar(), Texts("en"))
 
     def _repr_html_(self) -> str:
         from quantlab.report import page  # Matplotlib, which only a notebook needs
@@ -114,8 +118,9 @@ def measure(
     return _measure(x, mode, form, NAME)
 
 
-def _measure(x: Any, mode: str, form: Format, name: str) -> Measurement:
-    tensor = measure_tensor(Tensor(name, as_array(x, name)), form, threads=usable_cores())
+def _measure(x: Any, mode: str, form: Format | Codec, name: str) -> Measurement:
+    array = Tensor(name, as_array(x, name))
+    tensor = measure_tensor(array, form.open(array), threads=usable_cores())
     named = tensor | {"predicted": None}
     return Measurement(named, uniform.mode_name(mode), form.n_bits, name)
 
@@ -143,7 +148,7 @@ def form_of(
     block: str | int = "tensor",
     scale: str = "float32",
     range: str | Range = "absmax",
-) -> Format:
+) -> Format | Codec:
     """Return the format that `measure` measures; raises ValueError where there is none such."""
     return compose(mode_of(mode, n_bits), _block(block, scale), _range(range))
 

@@ -21,6 +21,10 @@ SPAN = 2**18  # elements that a part of scattered blocks may span
 SMALL = 2**12  # values of a block that is always looked at whole
 
 
+class UnfitError(ValueError):
+    """A tensor that a format cannot hold, and leaves out; the message says why."""
+
+
 class Piece(NamedTuple):
     """A grid of blocks, or of parts of them: `rows` times `blocks`, of `width` values each.
 
@@ -183,7 +187,7 @@ class Block(Protocol):
         """The number of values in a block, where it is the same for every tensor."""
 
     def layout(self, shape: Shape) -> Layout:
-        """Return the blocks of a tensor; raises ValueError where it has none of this kind."""
+        """Return the blocks of a tensor; raises UnfitError where it has none of this kind."""
 
 
 @dataclass(frozen=True)
@@ -230,7 +234,7 @@ class PerChannel(Settings):
         if len(shape) < 2:
             return _contiguous(size, size)
         if not -len(shape) <= self.axis < len(shape):
-            raise ValueError(
+            raise UnfitError(
                 f"block.axis={self.axis} does not exist in its shape {list(shape)}: "
                 f"choose one from {-len(shape)} to {len(shape) - 1}"
             )

@@ -49,7 +49,7 @@ class Fit(NamedTuple):
 class Trip(NamedTuple):
     """Codes, the values they stand for, and which values lay beyond the grid, if any did."""
 
-    codes: Codes
+    codes: Codes | None  # None where they are not ours
     x_hat: FloatArray
     clipped: NDArray[np.bool_] | None
 

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from quantlab.formats.blocks import Block, Layout, PerTensor
+from quantlab.formats.codec import Codec, Values
 from quantlab.formats.element import (
     Bounds,
     ContradictionError,
@@ -95,6 +96,11 @@ class Format:
                 "float32 a block: leave it out"
             )
 
+    def open(self, tensor: Values) -> "Format":
+        """Return the format, which is the same for every tensor; raises UnfitError."""
+        self.block.layout(tensor.shape)
+        return self
+
     @property
     def n_bits(self) -> int:
         """The width of a code."""
@@ -130,9 +136,9 @@ def preset(element: Callable[..., Element], block: Block, scale: ScaleType, n_bi
     return Format(element(n_bits=n_bits), block, AbsMax(), scale)
 
 
-def compose(mode: Any, block: Block, range: Range) -> Format:
+def compose(mode: Any, block: Block, range: Range) -> Format | Codec:
     """Return the format that three choices make; raises ValueError where they contradict."""
-    if not isinstance(mode, Format):
+    if not isinstance(mode, Format | Codec):
         return Format(as_element(mode), block, range)
     for key, chosen, free in (
         ("block", block.name, "tensor"),

@@ -6,7 +6,7 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,10 +20,13 @@ from quantlab.records import disk, schema
 from quantlab.records.renames import as_first_asked, with_current_names
 from quantlab.records.upgrade import OLDEST, upgraded
 
-SCHEMA = 4  # 3 knew one scale a tensor, and no storage
+SCHEMA = 5  # 4 knew no stored formats, 3 one scale a tensor and no storage
 NAME = "record.json"
 WITHOUT_EFFECT = {"threads", "resume", "report"}  # settings that change no figure
+IDENTITY = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256")
 LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
+
+STORED = ("stored_dtype", "stored_file", "remark")  # of a tensor in a codec
 
 Record = dict[str, Any]
 
@@ -33,12 +36,14 @@ class Outcome:
     """What became of each tensor: its figures, why it failed, or why it was left out.
 
     `format` says how they were stored, as each row of results.csv has it; empty where none was.
+    `versions` are of packages that figures depend on beside those of every run.
     """
 
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
     format: dict[str, Any] = field(default_factory=dict)
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def keep(
@@ -75,7 +80,7 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         "tensors": outcome.tensors,
         "failed": outcome.failed,
         "skipped": outcome.skipped,
-        "versions": versions(),
+        "versions": versions() | dict(outcome.versions),
         "started": started.isoformat(),
         "seconds": time.perf_counter() - clock,
     }
@@ -94,12 +99,12 @@ def run_key(
 ) -> str:
     """Return the sha256 of what a run's result depends on: its settings and its tensors.
 
-    Of a tensor it takes its name and ``shape, dtype, sha256``; of those left out the reason.
+    Of a tensor it takes its name and what of `IDENTITY` it has; of those left out the reason.
     Settings count as the oldest version that had them wrote them: a module that moves, or a group
     of options that is new, changes no key.
     """
     kept = [
-        {"name": name, **{key: tensor[key] for key in ("shape", "dtype", "sha256")}}
+        {"name": name, **{key: tensor[key] for key in IDENTITY if key in tensor}}
         for name, tensor in tensors.items()
     ]
     settings = {key: value for key, value in config.items() if has_effect(key)}
@@ -173,6 +178,7 @@ def figures(tensor: dict[str, Any]) -> dict[str, Any]:
         "underflowed": tensor["underflowed"],
         **tensor["storage"],
         **tensor["error_budget"],
+        **{key: tensor[key] for key in STORED if key in tensor},
     }
 
 

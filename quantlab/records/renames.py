@@ -44,6 +44,8 @@ def as_first_asked(config: dict[str, Any]) -> dict[str, Any]:
     defaults, and so are beliefs in words, which change no figure.
     """
     kept = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
+    if isinstance(metrics := kept.get("metrics"), dict) and metrics.get("imatrix") is None:
+        kept["metrics"] = {key: value for key, value in metrics.items() if key != "imatrix"}
     renamed = with_original_names(kept)
     dist = renamed.get("dist")
     if isinstance(dist, dict) and isinstance(dist.get("expected"), dict):

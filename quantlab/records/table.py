@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pandas as pd
 
-TEXT = ("dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range")
+TEXT = (
+    "dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range", "stored_dtype",
+    "stored_file", "remark",
+)  # fmt: skip
 
 
 def load(directory: str | Path) -> pd.DataFrame:
@@ -19,13 +22,15 @@ def load(directory: str | Path) -> pd.DataFrame:
     ========================================  ======================================================
     dist, mode, tensor, dtype, block,         names
     scale_dtype, range
-    n_bits                                    bits
+    stored_dtype, stored_file                 the type that a library or a file stores, the file
+    n_bits                                    bits; missing of files, which have their own
     mae, max_err, rmse, bias, err_p50,        that of the tensor's values
     err_p95, scale, scale_min, scale_max,
     x_min, x_max
     rel_err, zeroed, clipped                  shares from 0 up; 1 is all, or as large as the value
     landmark_rel_err                          share of the landmark, predicted_landmark
-    sqnr_db                                   dB
+    sqnr_db, out_sqnr_db                      dB; that of a layer's output, where an importance
+                                              matrix is given
     code_entropy, kl, top_bits_sufficient     bits
     rmse_over_scale                           steps, of `scale` each
     bound_ratio                               halves of a step
@@ -50,6 +55,7 @@ def load(directory: str | Path) -> pd.DataFrame:
     predicted_sqnr_db, predicted_landmark,
     predicted_landmark_rel_err
     reasons                                   why figures are missing
+    remark                                    what is wrong with what is stored
     ========================================  ======================================================
 
     Raises ValueError when the directory holds no table.

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.storage import TensorFormats, tensor_formats
+from quantlab.report.stored import StoredRows, stored_rows
 from quantlab.report.verdict import INT8, Verdict, quality
 
 DETAILS = 6  # tensors that are looked at closely
@@ -50,6 +51,11 @@ class Findings:
             count = row.get("underflowed") or 0
             counts[row["tensor"]] = max(count, counts.get(row["tensor"], 0))
         return counts
+
+    @cached_property
+    def stored(self) -> list[StoredRows]:
+        """The tensors of each quantized file; none where there is no such file."""
+        return stored_rows(self.rows)
 
     @cached_property
     def storage(self) -> list[TensorFormats]:

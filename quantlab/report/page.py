@@ -35,7 +35,8 @@ from quantlab.report.storage_table import (
     storage_table,
     storage_trend,
 )
-from quantlab.report.tables import WITH_FORMATS, glossary, heat_table, shades, table, trend
+from quantlab.report.stored import side_by_side, stored_sentences
+from quantlab.report.tables import GLOSSARY, glossary, heat_table, shades, table, trend
 from quantlab.report.tensor_detail import TensorDetail, tensor_detail
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality, row_name
@@ -91,7 +92,7 @@ def _details(files: dict[str, bytes], findings: Findings, t: Texts) -> list[Tens
     return details
 
 
-def measurement(name: str, n_bits: int, tensor: plots.Entry, t: Texts) -> str:
+def measurement(name: str, n_bits: int | None, tensor: plots.Entry, t: Texts) -> str:
     """Return one tensor of one run as HTML that stands in a notebook."""
     with plots.plot_style():
         drawn = plots.svg(plots.tensor_plot(tensor, t), salt="measurement")
@@ -110,13 +111,13 @@ def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
 
 def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
     """Return what both forms of the report say."""
-    tensors = {each.rows[0]["tensor"] for each in findings.verdicts}
     return {
-        "title": t("title" if len(tensors) == 1 else "title_many"),
+        "title": _title(findings, t),
         "subtitle": _subtitle(findings, t) if findings.rows else t("not_measured"),
         "criteria": [criterion_text(key, asked, t) for key, asked in findings.bar.criteria.items()],
         "answers": list(answers(findings.verdicts, t)),
         "sentences": [
+            *stored_sentences(findings.stored, findings.bar, t),
             *storage_sentences(findings.storage, findings.levels, t),
             *sentences(findings.verdicts, findings.levels, t),
         ],
@@ -134,10 +135,21 @@ def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
     }
 
 
+def _title(findings: Findings, t: Texts) -> str:
+    if findings.stored and not findings.verdicts:
+        return t("title_stored" if len(findings.stored) == 1 else "title_stored_many")
+    tensors = {each.rows[0]["tensor"] for each in findings.verdicts}
+    return t("title" if len(tensors) == 1 else "title_many")
+
+
 def _storage_values(findings: Findings, t: Texts) -> dict[str, Any]:
     """Return what both forms of the report say of formats."""
     n = len(findings.storage)
+    stored_heads, stored_cells = side_by_side(findings.stored, t)
     return {
+        "quantized": stored_cells,
+        "quantized_heads": stored_heads,
+        "quantized_caption": t("stored_many" if len(findings.stored) > 1 else "stored_one"),
         "storage": storage_table(findings.storage, t),
         "storage_heads": storage_heads(t),
         "storage_caption": t(
@@ -150,7 +162,10 @@ def _subtitle(findings: Findings, t: Texts) -> str:
     dists, modes = (
         ", ".join(dict.fromkeys(row[key] for row in findings.rows)) for key in ("dist", "mode")
     )
-    return t("subtitle", dists=dists, modes=modes, widths=format_widths(_widths(findings), t))
+    widths = _widths(findings)
+    if not widths:
+        return t("subtitle_stored", dists=dists, modes=modes)
+    return t("subtitle", dists=dists, modes=modes, widths=format_widths(widths, t))
 
 
 def _page_values(findings: Findings, t: Texts) -> dict[str, Any]:
@@ -176,7 +191,8 @@ def _page_values(findings: Findings, t: Texts) -> dict[str, Any]:
 def _glossary(findings: Findings, t: Texts) -> dict[str, str]:
     """Return what each column means, where formats were tried without supposing one scale."""
     keys = glossary(findings.rows)
-    other = [f"column_{key}_formats" if keys is WITH_FORMATS else "" for key in keys]
+    formats = keys is not GLOSSARY
+    other = [f"column_{key}_formats" if formats else "" for key in keys]
     texts = {
         key: t(each if each in t else f"column_{key}")
         for key, each in zip(keys, other, strict=True)
@@ -203,7 +219,7 @@ def _bits_caption(findings: Findings, t: Texts) -> str:
 
 
 def _widths(findings: Findings) -> list[int]:
-    return sorted({row["n_bits"] for row in findings.rows})
+    return sorted({row["n_bits"] for row in findings.rows if row["n_bits"] is not None})
 
 
 @cache

@@ -86,7 +86,13 @@ def _panel_title(row: Row, tensor: Entry, t: Texts) -> str:
 
 
 def tensor_plot(tensor: Entry, t: Texts) -> Figure:
-    """Draw the errors of one tensor above, the codes it uses below."""
+    """Draw the errors of one tensor above, the codes it uses below, where they are known."""
+    if tensor["codes"] is None:
+        drawn = figure(2.3)
+        panel = drawn.subplots()
+        _errors(panel, tensor, t)
+        panel.set_ylabel(t("axis_elements"))
+        return drawn
     drawn = figure(4.2)
     above, below = drawn.subplots(2)
     _errors(above, tensor, t)

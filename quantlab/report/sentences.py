@@ -182,13 +182,15 @@ def _value(key: str, value: Any, t: Texts, digits: int = 3) -> str:
     return t("decibels", value=f"{value:.{max(digits, 4)}g}")
 
 
-def grouped_by_reason(reasons: Mapping[str, str], t: Texts) -> list[tuple[str, str]]:
-    """Return each reason once, and whose it is: the first, and how many more."""
+def grouped_by_reason(
+    reasons: Mapping[str, str], t: Texts, more: str = "and_more"
+) -> list[tuple[str, str]]:
+    """Return each reason once, and whose it is: the first, and how many `more`."""
     groups: dict[str, list[str]] = {}
     for who, why in reasons.items():
         groups.setdefault(why, []).append(who)
     return [
-        (who[0] if len(who) == 1 else t("and_more", first=who[0], n=len(who) - 1), why)
+        (who[0] if len(who) == 1 else t(more, first=who[0], n=len(who) - 1), why)
         for why, who in groups.items()
     ]
 

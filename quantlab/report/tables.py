@@ -29,7 +29,8 @@ STORAGE = {"bits_per_value": ".4g", "bits_above_bound": ".2f"}
 BUDGET = dict.fromkeys(("clip_share", "zero_share", "round_share"), "%")
 GLOSSARY = ("bar", *FIGURES, "top_k", *PARAMS)
 WITH_FORMATS = ("bar", *STORAGE, *FIGURES, *BUDGET, "top_k", *PARAMS)
-SPECS = FIGURES | PARAMS | STORAGE | BUDGET
+SPECIAL = {"stored_dtype": "", "remark": "", "out_sqnr_db": ".2f"}  # of some rows alone
+SPECS = FIGURES | PARAMS | STORAGE | BUDGET | SPECIAL
 
 
 class Table(NamedTuple):
@@ -46,7 +47,7 @@ def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Tab
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
     columns = glossary(rows)
     heads = [*keys, *columns]
-    worded = {*keys, "top_k", "bar"} - {"n_bits", "block_size"}
+    worded = {*keys, "top_k", "bar", "stored_dtype", "remark"} - {"n_bits", "block_size"}
     cells = [
         [
             *(printable(level_text(row, key)) for key in keys),
@@ -59,7 +60,10 @@ def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Tab
 
 def glossary(rows: Sequence[Row]) -> tuple[str, ...]:
     """Return the figures that decide; where formats were tried, also what they cost."""
-    return WITH_FORMATS if has_formats(rows) else GLOSSARY
+    if not has_formats(rows):
+        return GLOSSARY
+    special = (key for key in SPECIAL if any(row.get(key) is not None for row in rows))
+    return (*special, *WITH_FORMATS)
 
 
 def _figure(row: Row, key: str, bar: Bar, t: Texts) -> str:

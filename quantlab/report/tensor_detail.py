@@ -35,27 +35,34 @@ class TensorDetail(NamedTuple):
 
 
 def tensor_detail(
-    name: str, n_bits: int, tensor: plots.Entry, drawn: bytes, t: Texts
+    name: str, n_bits: int | None, tensor: plots.Entry, drawn: bytes, t: Texts
 ) -> TensorDetail:
     """Return what to say of a tensor beside its picture."""
     measured, found = tensor["measured"], plots.finding([tensor["measured"]], t)
     half = f"{tensor['error_histogram']['upper']:.3g}" if plots.has_one_step(tensor) else None
-    codes = {"n_codes": measured["n_codes"], "all": 2**n_bits}
+    codes = {"n_codes": measured["n_codes"], "all": 2**n_bits} if n_bits and tensor["codes"] else {}
     sentences = [
         t("errors" if half else "errors_any", finding=found, half=half),
-        t("codes_used", **codes, entropy=f"{measured['code_entropy']:.2f}", bits=n_bits),
+        *([_codes_sentence(codes, measured, n_bits, t)] if codes else ()),
         _zeroed_sentence(measured, half, t),
         *([t("clipped", value=percent(measured["clipped"], t))] if measured["clipped"] else ()),
     ]
-    alt = "closer_alt" if half else "closer_alt_any"
+    alt = ("closer_alt" if half else "closer_alt_any") if codes else "closer_alt_errors"
     caption, listed = _top(tensor, t)
     return TensorDetail(
-        heading=t("in_bits", name=name, bits=n_bits),
+        heading=t("in_bits", name=name, bits=n_bits) if n_bits else name,
         picture=Markup(plots.inline(drawn, t(alt, finding=found, half=half, **codes))),
         sentences=sentences,
         caption=caption,
         places=listed,
     )
+
+
+def _codes_sentence(
+    codes: Mapping[str, int], measured: Mapping[str, Any], n_bits: int | None, t: Texts
+) -> str:
+    entropy = f"{measured['code_entropy']:.2f}"
+    return t("codes_used", **codes, entropy=entropy, bits=n_bits)
 
 
 def _top(tensor: plots.Entry, t: Texts) -> tuple[str, list[Place]]:

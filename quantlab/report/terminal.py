@@ -14,7 +14,7 @@ from quantlab.report.bar import Bar
 from quantlab.report.console import Cell, render, table
 from quantlab.report.findings import Findings
 from quantlab.report.format_name import has_formats, level_text, with_format
-from quantlab.report.numbers import MEASURED, RATIOS, format_number, ratio_cells
+from quantlab.report.numbers import MEASURED, NULL, RATIOS, format_number, ratio_cells
 from quantlab.report.prediction_table import is_predicted
 from quantlab.report.sentences import (
     answers,
@@ -28,6 +28,7 @@ from quantlab.report.sentences import (
 )
 from quantlab.report.storage import TensorFormats
 from quantlab.report.storage_table import storage_heads, storage_sentences, storage_table
+from quantlab.report.stored import stored_sentences
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
 from quantlab.sources.tensor import label
@@ -100,6 +101,7 @@ def _more_rows(rows: Sequence[Any], t: Texts) -> Iterator[str]:
 def _verdicts(found: Findings, t: Texts) -> Iterator[str]:
     yield from (f"{question} {answer}" for question, answer in answers(found.verdicts, t))
     found_sentences = [
+        *stored_sentences(found.stored, found.bar, t),
         *storage_sentences(found.storage, found.levels, t),
         *sentences(found.verdicts, found.levels, t),
     ]
@@ -171,12 +173,18 @@ def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], t: Texts) -
 
 def worst_table(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
     """Return the figures that decide of the worst tensors of each run."""
+    worst = [row for rows in runs for row in rows[:WORST]]
+    stored = ["stored_dtype"] if any(row.get("stored_dtype") for row in worst) else []
     lines = [
-        (*_level_cells(row, levels), label(row["tensor"]), *ratio_cells(row))
-        for rows in runs
-        for row in rows[:WORST]
+        (
+            *_level_cells(row, levels),
+            label(row["tensor"]),
+            *(row.get(key) or NULL for key in stored),
+            *ratio_cells(row),
+        )
+        for row in worst
     ]
-    return table([*_level_heads(levels), "tensor", *RATIOS], lines[:LONGEST])
+    return table([*_level_heads(levels), "tensor", *stored, *RATIOS], lines[:LONGEST])
 
 
 def storage_overview(found: Sequence[TensorFormats], t: Texts) -> Table:

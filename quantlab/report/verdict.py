@@ -57,10 +57,13 @@ class Verdict:
 
 
 def verdicts(rows: Sequence[Row], levels: Sequence[str], bar: Bar) -> list[Verdict]:
-    """Return the verdict of each tensor and mode, the worst first; `levels` nest the table."""
-    found = []
-    for places in group_rows(rows, [level for level in levels if level != "n_bits"]):
-        widths = sorted((rows[n] for n in places), key=lambda row: row["n_bits"])
+    """Return the verdict of each tensor and mode, the worst first; `levels` nest the table.
+
+    There is none of files, which have widths of their own.
+    """
+    found, chosen = [], [row for row in rows if row["n_bits"] is not None]
+    for places in group_rows(chosen, [level for level in levels if level != "n_bits"]):
+        widths = sorted((chosen[n] for n in places), key=lambda row: row["n_bits"])
         run = row_name(widths[0], levels, run=True)
         found.append(Verdict(row_name(widths[0], levels), run, widths, bar))
     return sorted(found, key=_worst_first)

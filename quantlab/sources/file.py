@@ -86,7 +86,7 @@ class File(Distribution, ABC):
         require_names("include", self.include)
         require_names("exclude", self.exclude)
         require_file(Path(self.path), self.format)
-        _require_packages(self.needs, self.path, self.format)
+        require_packages(self.needs, self.path, self.format)
         _ = self.entries
 
     def require_tensors(self) -> None:
@@ -180,7 +180,7 @@ def readable(path: str, kind: str) -> Iterator[None]:
         ) from stumble
 
 
-def _mapped(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
+def mapped(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
     """Map values that lie as they are in a file."""
     values = np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=offset)
     return Tensor(name, np.asarray(values), file_state(path))
@@ -196,7 +196,7 @@ def mapped_entry(
     offset: int,
 ) -> Entry:
     """Describe values of a `kind` of the file's own, left out `otherwise` than with a dtype."""
-    open_ = partial(_mapped, name, dtype, shape, path, offset)
+    open_ = partial(mapped, name, dtype, shape, path, offset)
     if dtype is None:
         return Entry(name, shape, kind, open_, otherwise)
     return Entry(name, shape, dtype.name, open_, itemsize=dtype.itemsize)
@@ -208,7 +208,8 @@ def file_state(path: str) -> tuple[str, int, int]:
     return str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns
 
 
-def _require_packages(needs: Sequence[str], path: str, extra: str) -> None:
+def require_packages(needs: Sequence[str], path: str, extra: str) -> None:
+    """Raise ValueError, naming the extra, where a package that reads a file is not installed."""
     for package in needs:
         try:
             import_module(package)

@@ -1,11 +1,54 @@
 """Files of llama.cpp."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantlab.sources.file import BadFileError, Entry, File, file_state, mapped_entry
+from quantlab.sources.file import BadFileError, Entry, File, file_state, mapped, mapped_entry
+from quantlab.sources.names import Architecture
+from quantlab.sources.tensor import Tensor
+
+INTEGERS = ("I8", "I16", "I32", "I64")
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor as its file describes it; `dtype` is None where it is quantized, or of integers.
+
+    `row_bytes` is what a row of the last axis takes.
+    """
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    dtype: np.dtype[Any] | None
+    offset: int
+    row_bytes: int
+
+    @property
+    def is_decodable(self) -> bool:
+        """Whether it holds real numbers, in codes or not."""
+        return self.kind not in INTEGERS
+
+    def open(self) -> Tensor:
+        """Map values that are stored as they are."""
+        return mapped(self.name, self.dtype, self.shape, self.path, self.offset)
+
+    def raw(self) -> Tensor:
+        """Map the bytes of each row."""
+        rows = int(np.prod(self.shape[:-1]))
+        return mapped(self.name, np.uint8, (rows, self.row_bytes), self.path, self.offset)
+
+
+class Contents(NamedTuple):
+    """What a GGUF file holds."""
+
+    tensors: list[GgufTensor]
+    architecture: Architecture
 
 
 class Gguf(File):
@@ -14,13 +57,37 @@ class Gguf(File):
     format = "gguf"
     needs = ("gguf", "ml_dtypes")
 
+    def architecture(self) -> Architecture:
+        """Return what the file says of its model."""
+        return contents(self.path).architecture
+
     def _entries(self) -> Iterator[Entry]:
-        yield from _entries_of(file_state(self.path))
+        for each in contents(self.path).tensors:
+            why = "quantized already" if each.is_decodable else "no floating-point type"
+            reason = f"{each.kind} is {why}"
+            yield mapped_entry(
+                each.name, each.shape, each.kind, each.dtype, reason, each.path, each.offset
+            )
+
+
+def contents(path: str) -> Contents:
+    """Return what a GGUF file holds."""
+    return _contents(file_state(path))
 
 
 @lru_cache
-def _entries_of(state: tuple[str, int, int]) -> list[Entry]:
-    """List a GGUF file once per state: its reader takes seconds where there is a vocabulary."""
+def _contents(state: tuple[str, int, int]) -> Contents:
+    """Read a GGUF file once per state: its reader takes seconds where there is a vocabulary."""
+    import gguf
+
+    path, *_ = state
+    reader = gguf.GGUFReader(path)
+    if reader.endianess == gguf.GGUFEndian.BIG:
+        raise BadFileError("is big-endian: convert it with gguf's gguf-convert-endian first")
+    return Contents([_tensor(path, each) for each in reader.tensors], _architecture(reader))
+
+
+def _tensor(path: str, tensor: Any) -> GgufTensor:
     import gguf
     import ml_dtypes
 
@@ -30,17 +97,26 @@ def _entries_of(state: tuple[str, int, int]) -> list[Entry]:
         "F16": np.dtype("<f2"),
         "BF16": np.dtype(ml_dtypes.bfloat16),
     }
-    path, *_ = state
-    reader = gguf.GGUFReader(path)
-    if reader.endianess == gguf.GGUFEndian.BIG:
-        raise BadFileError("is big-endian: convert it with gguf's gguf-convert-endian first")
-    entries = []
-    for tensor in reader.tensors:
-        kind, shape = tensor.tensor_type.name, tuple(tensor.shape.tolist()[::-1])
-        integer = kind in ("I8", "I16", "I32", "I64")
-        reason = f"{kind} is {'no floating-point type' if integer else 'quantized already'}"
-        offset = int(tensor.data_offset)
-        entries.append(
-            mapped_entry(tensor.name, shape, kind, dtypes.get(kind), reason, path, offset)
+    kind, shape = tensor.tensor_type.name, tuple(tensor.shape.tolist()[::-1])
+    block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    if shape and shape[-1] % block:
+        raise BadFileError(
+            f"has rows of {shape[-1]} values in {tensor.name}, no multiple of the {block} of {kind}"
         )
-    return entries
+    row_bytes = (shape[-1] if shape else 1) // block * size
+    offset = int(tensor.data_offset)
+    return GgufTensor(path, tensor.name, shape, kind, dtypes.get(kind), offset, row_bytes)
+
+
+def _architecture(reader: Any) -> Architecture:
+    name = str(_value(reader, "general.architecture") or "")
+    heads, kv_heads = (
+        _value(reader, f"{name}.attention.{key}") for key in ("head_count", "head_count_kv")
+    )
+    heads = heads if isinstance(heads, int) else 0
+    return Architecture(name, heads, kv_heads if isinstance(kv_heads, int) else heads)
+
+
+def _value(reader: Any, key: str) -> Any:
+    field = reader.get_field(key)
+    return field.contents() if field else None

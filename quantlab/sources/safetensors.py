@@ -2,11 +2,36 @@
 
 import json
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantlab.sources.file import BadFileError, Entry, File, mapped_entry, readable
+from quantlab.sources.file import BadFileError, Entry, File, mapped, mapped_entry, readable
+from quantlab.sources.tensor import Tensor
+
+INTEGERS = {
+    "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
+    "U64": "<u8", "BOOL": "?", "F8_E8M0": "<u1",
+}  # fmt: skip
+
+
+class RawTensor(NamedTuple):
+    """A tensor as the header of its file has it, of any dtype."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    path: str
+    offset: int
+
+    def open(self) -> Tensor:
+        """Map the values; raises ValueError where NumPy has no such dtype."""
+        dtype = _dtypes().get(self.kind)
+        if dtype is None:
+            raise BadFileError(f"holds {self.name} in {self.kind}, which NumPy does not have")
+        return mapped(self.name, dtype, self.shape, self.path, self.offset)
 
 
 class Safetensors(File):
@@ -16,42 +41,56 @@ class Safetensors(File):
     needs = ("safetensors", "ml_dtypes")
 
     def _entries(self) -> Iterator[Entry]:
-        if self.path.endswith(".json"):
-            for shard, names in _shards(self.path).items():
-                with readable(shard, self.format):
-                    entries = {entry.name: entry for entry in self._shard(shard)}
-                missing = [name for name in names if name not in entries]
-                if missing:
-                    raise BadFileError(f"puts {missing[0]} into {shard}, which does not hold it")
-                yield from (entries[name] for name in names)
-        else:
-            yield from self._shard(self.path)
-
-    def _shard(self, path: str) -> Iterator[Entry]:
-        import ml_dtypes
-        import safetensors
-
-        with safetensors.safe_open(path, framework="numpy"):
-            pass  # it checks the header: lengths, offsets, overlaps
-        with Path(path).open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(length))
-        dtypes = {
-            "F64": np.dtype("<f8"),
-            "F32": np.dtype("<f4"),
-            "F16": np.dtype("<f2"),
-            "BF16": np.dtype(ml_dtypes.bfloat16),
-            "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-            "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-        }
-        for name, about in header.items():
-            if name == "__metadata__":
-                continue
-            kind, offset = about["dtype"], 8 + length + about["data_offsets"][0]
-            reason = f"{kind} is no floating-point type"
+        dtypes = _dtypes()
+        for each in raw_tensors(self.path):
+            dtype = None if each.kind in INTEGERS else dtypes.get(each.kind)
+            reason = f"{each.kind} is no floating-point type"
             yield mapped_entry(
-                name, tuple(about["shape"]), kind, dtypes.get(kind), reason, path, offset
+                each.name, each.shape, each.kind, dtype, reason, each.path, each.offset
             )
+
+
+def raw_tensors(path: str) -> Iterator[RawTensor]:
+    """Yield every tensor of a file, or of a checkpoint in several."""
+    if not path.endswith(".json"):
+        yield from _raw_tensors(path)
+        return
+    for shard, names in _shards(path).items():
+        with readable(shard, Safetensors.format):
+            tensors = {each.name: each for each in _raw_tensors(shard)}
+        missing = [name for name in names if name not in tensors]
+        if missing:
+            raise BadFileError(f"puts {missing[0]} into {shard}, which does not hold it")
+        yield from (tensors[name] for name in names)
+
+
+def _raw_tensors(path: str) -> Iterator[RawTensor]:
+    import safetensors
+
+    with safetensors.safe_open(path, framework="numpy"):
+        pass  # it checks the header: lengths, offsets, overlaps
+    with Path(path).open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    for name, about in header.items():
+        if name != "__metadata__":
+            offset = 8 + length + about["data_offsets"][0]
+            yield RawTensor(name, about["dtype"], tuple(about["shape"]), path, offset)
+
+
+@cache
+def _dtypes() -> dict[str, np.dtype[Any]]:
+    import ml_dtypes
+
+    return {
+        "F64": np.dtype("<f8"),
+        "F32": np.dtype("<f4"),
+        "F16": np.dtype("<f2"),
+        "BF16": np.dtype(ml_dtypes.bfloat16),
+        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+        "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+        **{kind: np.dtype(dtype) for kind, dtype in INTEGERS.items()},
+    }
 
 
 def _shards(index: str) -> dict[str, list[str]]:

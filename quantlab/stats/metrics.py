@@ -9,6 +9,7 @@ A figure that does not exist raises `UndefinedError` with the reason, and become
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import numpy as np
 from quantlab.formats.element import FloatArray
 from quantlab.stats.counts import Counts
 from quantlab.stats.histogram import ErrorHistogram
+from quantlab.stats.output_error import OutputPower
 from quantlab.stats.sums import Sums
 
 
@@ -37,19 +39,22 @@ class Evidence:
 
     `errors` holds |x_hat - x| of a sample, of every element where they are few; `counts` are those
     of the codes used; `sq_x_hat` is the sum of x_hat^2, `clipped` counts the values beyond the code
-    range before saturation. `step` is that of the grid, None where there is not one, and `no_step`
-    says why. `divergence` is the sum of x * log2(x / x_hat), wanted of probability vectors alone.
+    range before saturation; both are None where codes are not ours. `step` is that of the grid,
+    None where there is not one, and `no_step` says why. `divergence` is the sum of
+    x * log2(x / x_hat), wanted of probability vectors alone; `powers` are of the output, where
+    columns have importance.
     """
 
     sums: Sums
     errors: ErrorHistogram
-    counts: Counts
+    counts: Counts | None
     sq_x_hat: float
-    clipped: int
+    clipped: int | None
     step: float | None
     no_step: str
     negative: bool
     divergence: float = math.nan
+    powers: Sequence[OutputPower] = ()
 
 
 def mae(e: Evidence) -> float:
@@ -76,7 +81,7 @@ def cos_sim(e: Evidence) -> float:
 
 def n_codes(e: Evidence) -> int:
     """How many distinct codes occur."""
-    return len(e.counts.counts)
+    return len(_counts(e).counts)
 
 
 def rmse(e: Evidence) -> float:
@@ -118,12 +123,14 @@ def zeroed(e: Evidence) -> float:
 
 def clipped(e: Evidence) -> float:
     """Share of the values beyond the code range before saturation."""
+    if e.clipped is None:
+        raise UndefinedError(e.no_step)
     return e.clipped / e.sums.n
 
 
 def code_entropy(e: Evidence) -> float:
     """Shannon entropy of the codes, in bits."""
-    kinds = Counter(e.counts.counts.tolist())  # many codes, few distinct counts
+    kinds = Counter(_counts(e).counts.tolist())  # many codes, few distinct counts
     shares = ((times, count / e.sums.n) for count, times in kinds.items())
     return 0.0 - math.fsum(times * share * math.log2(share) for times, share in shares)
 
@@ -208,6 +215,12 @@ def _step(e: Evidence) -> float:
     if e.step is None:
         raise UndefinedError(e.no_step)
     return e.step
+
+
+def _counts(e: Evidence) -> Counts:
+    if e.counts is None:
+        raise UndefinedError(e.no_step)
+    return e.counts
 
 
 def _product_of_norms(e: Evidence) -> float:

@@ -18,10 +18,13 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def on_threads(part: Callable[[range], T], size: int, threads: int) -> list[T]:
-    """Give each thread an even share of the blocks, in order, and return what it made of them."""
+def on_threads(part: Callable[[range], T], size: int, threads: int, least: int = BLOCKS) -> list[T]:
+    """Give each thread an even share of the blocks, in order, and return what it made of them.
+
+    A share has `least` blocks or more.
+    """
     blocks = -(-size // BLOCK)
-    threads = min(threads, blocks // BLOCKS)
+    threads = min(threads, blocks // least)
     if threads <= 1:
         return [part(range(0, size, BLOCK))]
     ends = [BLOCK * (i * blocks // threads) for i in range(threads)] + [size]

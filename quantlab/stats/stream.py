@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats import uniform
+from quantlab.formats.codec import Reconstruction
 from quantlab.formats.element import FloatArray, Trip
 from quantlab.formats.format import Format
 from quantlab.sources.tensor import Tensor
@@ -23,9 +24,10 @@ from quantlab.stats import metrics, parallel, rank, storage
 from quantlab.stats.counts import CodeCounts, Counts, merge, to_bins
 from quantlab.stats.histogram import ErrorHistogram
 from quantlab.stats.metrics import Evidence
+from quantlab.stats.output_error import ColumnImportance, OutputPower, out_sqnr_db
 from quantlab.stats.sums import CHUNK, Partial, Sums, exact_sums, fast_sums, total
 from quantlab.stats.survey import Survey, row_maxima, survey
-from quantlab.stats.trips import AnySteps, OneStep, trip_of
+from quantlab.stats.trips import OneStep, Through, trip_of
 
 SAMPLE = 2**20  # errors looked at one by one, at most; a longer tensor is strided
 SAFE = 2.0**32  # between its inverse and it, squares and quotients are normal float32 numbers
@@ -35,48 +37,60 @@ Advance = Callable[[int], object]
 
 def measure(
     tensor: Tensor,
-    form: Format,
+    form: Format | Reconstruction,
     k: int = 10,
     rel_threshold: float = 1e-8,
     threads: int = 1,
     advance: Advance = lambda _: None,
     landmark: float | None = None,
+    importance: FloatArray | None = None,
 ) -> dict[str, Any]:
     """Return what one round trip of a tensor costs, as plain JSON values.
 
-    The relative error of a value, `landmark`, is among the figures where one is given. `advance` is
-    told, from any thread, how many elements have just been measured. Raises ValueError, naming the
-    tensor, when it is empty or holds what is not a finite float32.
+    The relative error of a value, `landmark`, is among the figures where one is given, and the
+    error of the output where the `importance` of columns is, an array ``(matrices, columns)``.
+    `advance` is told, from any thread, how many elements have just been measured. Raises
+    ValueError, naming the tensor, when it is empty or holds what is not a finite float32.
     """
     found = survey(tensor, threads)
     trip = trip_of(tensor, form, found, threads)
-    gathered = _Measurement(tensor, form, found, trip, rel_threshold)
+    certified = (
+        isinstance(form, Format) and isinstance(form.element, uniform.Uniform) and form.plain
+    )
+    columns = None if importance is None else ColumnImportance(importance, tensor.size)
+    gathered = _Measurement(tensor, found, trip, rel_threshold, certified, columns)
     evidence = gathered.evidence(threads, advance)
     measured, reasons = metrics.figures(evidence)
+    if columns:
+        measured["out_sqnr_db"] = out_sqnr_db(evidence.powers)
+        if measured["out_sqnr_db"] is None:
+            reasons["out_sqnr_db"] = "there is no noise, or no signal"
     if landmark is not None:
         measured["landmark_rel_err"] = trip.relative_error(np.float32(landmark))
         if measured["landmark_rel_err"] is None:
             reasons["landmark_rel_err"] = trip.no_step
-    qmin, qmax = uniform.code_range(form.n_bits)
     params, unknown = trip.described()
     ranks = gathered.order(min(k, tensor.size), evidence)
-    if not gathered.certified:
+    if not certified:
         reasons["top_bits_sufficient"] = "it is a width of one scale over the whole range"
-    bits = form.bits_per_value(form.block.layout(tensor.shape))
+    stored = storage.figures(trip.bits_per_value, measured["sqnr_db"], trip.scales())
+    budget = storage.error_budget(evidence.sums, evidence.clipped)
+    if trip.n_bits is None:
+        unknown |= dict.fromkeys([*storage.OF_SCALES, "clip_share", "round_share"], trip.no_step)
     return {
         "shape": list(tensor.shape),
         "dtype": tensor.dtype,
         "n_elements": tensor.size,
         "range": [found.lo, found.hi],
-        "params": params | {"qmin": qmin, "qmax": qmax},
+        "params": params,
         "measured": measured,
         "reasons": reasons | unknown,
         **ranks,
-        "codes": to_bins(evidence.counts, form.n_bits),
+        "codes": to_bins(evidence.counts, trip.n_bits) if evidence.counts and trip.n_bits else None,
         "underflowed": found.underflowed,
         "error_histogram": evidence.errors.to_dict() | {"stride": gathered.stride},
-        "storage": storage.figures(bits, measured["sqnr_db"], trip.scales()),
-        "error_budget": storage.error_budget(evidence.sums),
+        "storage": stored,
+        "error_budget": budget,
     }
 
 
@@ -84,8 +98,9 @@ class _Share(NamedTuple):
     """What the blocks of one thread add up to; `clipped` counts values beyond the grid."""
 
     sums: list[Partial]
-    counts: CodeCounts
+    counts: CodeCounts | None
     clipped: list[int]
+    powers: list[OutputPower]
 
 
 @dataclass(frozen=True)
@@ -93,10 +108,11 @@ class _Measurement:
     """One tensor through one format and back."""
 
     tensor: Tensor
-    form: Format
     found: Survey
-    trip: OneStep | AnySteps
+    trip: Through
     rel_threshold: float
+    certified: bool  # whether a width that is certain to keep the top k is one of this format
+    columns: ColumnImportance | None
     maxima: FloatArray = field(init=False)  # of the rows as they come back
 
     def __post_init__(self) -> None:
@@ -113,11 +129,6 @@ class _Measurement:
         safe = 1 / SAFE <= self.found.absmax <= SAFE and self.rel_threshold >= 1 / SAFE
         return self.tensor.size > CHUNK and safe and self.trip.small_errors
 
-    @cached_property
-    def certified(self) -> bool:
-        """Whether the width that is certain to keep the top k is one of this kind of format."""
-        return isinstance(self.form.element, uniform.Uniform) and self.form.plain
-
     def evidence(self, threads: int, advance: Advance) -> Evidence:
         """Take every block through the round trip and gather what the figures are made of."""
         errors = np.empty(-(-self.tensor.size // self.stride), np.float32)
@@ -125,11 +136,13 @@ class _Measurement:
         def part(starts: range) -> _Share:
             size = min(parallel.BLOCK, self.tensor.size)
             work, scratch = self.trip.worker(size), np.empty((3, size), np.float32)
-            share = _Share([], CodeCounts(self.form.n_bits), [])
+            counts = None if self.trip.n_bits is None else CodeCounts(self.trip.n_bits)
+            share = _Share([], counts, [], [])
             for start in starts:
                 x = self.tensor.block(start, start + parallel.BLOCK)
                 trip = work(start, x)
-                share.counts.add(trip.codes)
+                if counts and trip.codes is not None:
+                    counts.add(trip.codes)
                 share.clipped.append(0 if trip.clipped is None else int(trip.clipped.sum()))
                 err, abs_err, _ = scratch[:, : x.size]
                 np.abs(np.subtract(trip.x_hat, x, out=err), out=abs_err)
@@ -137,14 +150,17 @@ class _Measurement:
                 errors[-(-start // self.stride) :][: sampled.size] = sampled
                 share.sums.extend(self._sums(x, trip, scratch[:, : x.size]))
                 self._keep_maxima(start, trip.x_hat)
+                if self.columns:
+                    share.powers.extend(self.columns.powers(start, x, trip.x_hat))
                 advance(x.size)
             return share
 
-        return self._combine(parallel.on_threads(part, self.tensor.size, threads), errors)
+        least = 1 if self.trip.slow else parallel.BLOCKS
+        return self._combine(parallel.on_threads(part, self.tensor.size, threads, least), errors)
 
     def _keep_maxima(self, start: int, x_hat: FloatArray) -> None:
         """Keep the maxima of rows as they come back, unless those of the tensor tell them."""
-        if isinstance(self.trip, AnySteps):
+        if not isinstance(self.trip, OneStep):
             width = self.found.width
             row_maxima(
                 x_hat, width, self.maxima[start // width : -(-(start + x_hat.size) // width)]
@@ -168,7 +184,8 @@ class _Measurement:
 
     def _combine(self, shares: list[_Share], errors: FloatArray) -> Evidence:
         sums = total([partial for share in shares for partial in share.sums])
-        counts = merge([part for share in shares for part in share.counts.parts()])
+        parts = [part for share in shares if share.counts for part in share.counts.parts()]
+        counts = merge(parts) if parts else None
         negative = self.found.lo < 0
         comparable = metrics.is_probability(sums, negative) and not sums.zeroed
         step = self.trip.step
@@ -177,16 +194,17 @@ class _Measurement:
             errors=ErrorHistogram(errors, step / 2 if step else sums.max_err or 1.0),
             counts=counts,
             sq_x_hat=self._sq_x_hat(sums, counts),
-            clipped=sum(sum(share.clipped) for share in shares),
+            clipped=sum(sum(share.clipped) for share in shares) if counts else None,
             step=step,
             no_step=self.trip.no_step,
             negative=negative,
             divergence=self._divergence() if comparable else math.nan,
+            powers=[each for share in shares for each in share.powers],
         )
 
-    def _sq_x_hat(self, sums: Sums, counts: Counts) -> float:
+    def _sq_x_hat(self, sums: Sums, counts: Counts | None) -> float:
         """Return the sum of x_hat^2: from the few values that it takes, or from all."""
-        if isinstance(self.trip, OneStep):
+        if counts and isinstance(self.trip, OneStep):
             values = np.square(self.trip.values(counts.codes), dtype=np.float64)
             return float((counts.counts * values).sum())
         return sums.sq_x_hat
@@ -240,7 +258,7 @@ class _Measurement:
     def _count_beside(self, edge: np.float32, evidence: Evidence) -> tuple[int, int]:
         """Count the values that come back above the k-th largest, and at it."""
         counts = evidence.counts
-        if isinstance(self.trip, OneStep):
+        if counts and isinstance(self.trip, OneStep):
             values, times = self.trip.values(counts.codes), counts.counts
             return int(times[values > edge].sum()), int(times[values == edge].sum())
         width, above, at_edge = self.found.width, 0, 0

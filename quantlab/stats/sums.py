@@ -20,6 +20,7 @@ from quantlab.formats.element import FloatArray
 CHUNK = 2**16
 ROW = 2**10
 TINY = 2.0**-48  # below it the float32 squares of errors lose digits
+HUGE = 2.0**48  # above it they may overflow
 PIECE = 2**13  # values whose float64 copies fit the cache
 ONES = np.ones(ROW, np.float32)
 Mask = NDArray[np.bool_]
@@ -118,16 +119,22 @@ def fast_sums(
     rows[6] = np.vecdot(x_rows, err_rows)
     rows[7] = rows[5] + rows[6]
     came_back_as_zero = x_hat == 0
-    zeroed = int(np.count_nonzero(came_back_as_zero)) - zeros
+    zeroed = int(np.count_nonzero(came_back_as_zero)) - _kept_zeros(x, came_back_as_zero, zeros)
     rows[8] = _masked_squares(err, came_back_as_zero, ratio) if zeroed else 0.0
     rows[9] = 0.0
     rows[10] = rows[5] + 2 * rows[6] + rows[2]  # its rounding is that of x^2, and cancels with it
     sums = np.add.reduce(rows.reshape(11, -1, CHUNK // ROW), axis=2)
     max_errs = np.maximum.reduce(abs_err.reshape(-1, CHUNK), axis=1)
-    for tiny in np.flatnonzero((max_errs > 0) & (max_errs < TINY)):
-        chunk = slice(CHUNK * tiny, CHUNK * (tiny + 1))
-        sums[:, tiny] = exact_sums(x[chunk], x_hat[chunk], rel_threshold).sums[:, 0]
+    extreme = ((max_errs > 0) & (max_errs < TINY)) | (max_errs > HUGE)
+    for n in np.flatnonzero(extreme):
+        chunk = slice(CHUNK * n, CHUNK * (n + 1))
+        sums[:, n] = exact_sums(x[chunk], x_hat[chunk], rel_threshold).sums[:, 0]
     return Partial(x.size, zeros, zeroed, x.size - excluded, float(max_errs.max()), sums)
+
+
+def _kept_zeros(x: FloatArray, came_back_as_zero: Mask, zeros: int) -> int:
+    """Return how many of the `zeros` of x came back as 0."""
+    return int(np.count_nonzero(came_back_as_zero & (x == 0))) if zeros else 0
 
 
 def _masked_squares(err: FloatArray, mask: Mask, scratch: FloatArray) -> NDArray[np.float64]:

@@ -1,16 +1,17 @@
-"""How one tensor goes through a format: with one scale and even steps, or with anything else.
+"""How one tensor goes through a format: with even steps, in any other grid of ours, or in a codec.
 
-Both take blocks to codes and back for the engine, and say what was stored for it.
+They take blocks to codes and back for the engine, and say what was stored for it.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats import uniform
 from quantlab.formats.blocks import Layout
+from quantlab.formats.codec import Reconstruction
 from quantlab.formats.coder import NO_SCALES, Coder, Scales
 from quantlab.formats.element import FloatArray, Trip, per_value
 from quantlab.formats.format import Format
@@ -23,28 +24,61 @@ from quantlab.stats.survey import Survey
 Work = Callable[[int, FloatArray], Trip]  # of a flat block and where it begins
 MANY = "there are {n} scales"
 UNEVEN = "the steps of the grid differ"
+OTHER = "{dtype} has codes and scales of its own"
+
+
+class Through(Protocol):
+    """One tensor through one format.
+
+    `n_bits` is the width of its codes, None where they are not ours; `small_errors` says that no
+    error is much larger than its value; `step` is that of the grid, None where there is not one,
+    and `no_step` says why; `slow`, that a thread pays for few values.
+    """
+
+    n_bits: int | None
+    bits_per_value: float
+    small_errors: bool
+    step: float | None
+    no_step: str
+    slow: bool
+
+    def worker(self, size: int) -> Work:
+        """Return what takes blocks of up to `size` values, in memory of its own."""
+
+    def round_trip(self, start: int, stop: int) -> FloatArray:
+        """Return what some elements come back as."""
+
+    def relative_error(self, x: np.float32) -> float | None:
+        """Return the relative error of a value; None where it has not one."""
+
+    def scales(self) -> Scales | None:
+        """Return the scales, once every block has been through; None where they are not ours."""
+
+    def described(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the parameters, and why some are null."""
 
 
 class OneStep:
-    """A tensor with one scale and even steps: the map is monotone, and a code has one value.
+    """A tensor with one scale and even steps: the map is monotone, and a code has one value."""
 
-    `small_errors` says that no error is much larger than its value, `step` is that of the grid,
-    None where there is not one, and `no_step` why.
-    """
+    slow = False
 
     def __init__(
-        self, tensor: Tensor, params: Params, n_bits: int, found: Survey, scales: Scales
+        self, tensor: Tensor, params: Params, form: Format, found: Survey, scales: Scales
     ) -> None:
         """Take the parameters chosen for a tensor of this range, and the scale as it is stored."""
-        self.tensor, self.params, self.n_bits, self._scales = tensor, params, n_bits, scales
-        self.saturating = saturates(params, n_bits, found.lo, found.hi)
+        self.tensor, self.params, self._scales = tensor, params, scales
+        self.width = form.n_bits
+        self.n_bits: int | None = self.width
+        self.bits_per_value = form.bits_per_value(form.block.layout(tensor.shape))
+        self.saturating = saturates(params, self.width, found.lo, found.hi)
         self.small_errors = not self.saturating
         self.step: float | None = float(params.scale)
         self.no_step = ""
 
     def worker(self, size: int) -> Work:
         """Return what takes blocks of up to `size` values, in memory of its own."""
-        trip = RoundTrip(self.params, self.n_bits, self.saturating, size)
+        trip = RoundTrip(self.params, self.width, self.saturating, size)
         return lambda _, x: trip(x)
 
     def round_trip(self, start: int, stop: int) -> FloatArray:
@@ -53,7 +87,7 @@ class OneStep:
 
     def back(self, x: FloatArray) -> FloatArray:
         """Return what values come back as."""
-        return self.values(uniform.quantize(x, self.params, self.n_bits))
+        return self.values(uniform.quantize(x, self.params, self.width))
 
     def values(self, codes: NDArray[Any]) -> FloatArray:
         """Return what codes stand for."""
@@ -63,23 +97,28 @@ class OneStep:
         """Return the relative error of a value, which need not be in the tensor."""
         return float(np.abs(self.back(np.asarray(x)) - x) / x)
 
-    def scales(self) -> Scales:
+    def scales(self) -> Scales | None:
         """Return the one scale."""
         return self._scales
 
     def described(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the parameters, and why some are null."""
-        return self.params._asdict() | {"scale": self.step}, {}
+        qmin, qmax = uniform.code_range(self.width)
+        return self.params._asdict() | {"scale": self.step, "qmin": qmin, "qmax": qmax}, {}
 
 
 class AnySteps:
-    """A tensor in blocks, or in a grid whose steps differ; it says the same as `OneStep`."""
+    """A tensor in blocks, or in a grid whose steps differ."""
+
+    slow = False
 
     def __init__(
         self, tensor: Tensor, form: Format, layout: Layout, found: Survey, threads: int
     ) -> None:
         """Choose what has to be chosen before the first block."""
         self.n_scales = layout.n_blocks
+        self.n_bits: int | None = form.n_bits
+        self.bits_per_value = form.bits_per_value(layout)
         self.coder = Coder(
             form,
             layout,
@@ -115,7 +154,7 @@ class AnySteps:
         back = self.coder.form.element.round_trip(np.reshape(x, (1, 1)), params).x_hat
         return float(np.abs(back[0, 0] - x) / x)
 
-    def scales(self) -> Scales:
+    def scales(self) -> Scales | None:
         """Return the scales, once every block has been through."""
         total = NO_SCALES
         for scales in (self.coder.known_scales, *self._found):
@@ -133,12 +172,61 @@ class AnySteps:
         known = self._params()
         flags = {key: known.get(key) for key in ("scale_replaced", "zero_point_clipped")}
         params = {"scale": known.get("scale"), "zero_point": known.get("zero_point"), **flags}
+        qmin, qmax = uniform.code_range(self.coder.form.n_bits)
         reason = MANY.format(n=self.n_scales) if self.n_scales > 1 else "the grid has none"
-        return params, {key: reason for key, value in params.items() if value is None}
+        unknown = {key: reason for key, value in params.items() if value is None}
+        return params | {"qmin": qmin, "qmax": qmax}, unknown
 
 
-def trip_of(tensor: Tensor, form: Format, found: Survey, threads: int) -> OneStep | AnySteps:
+class Decoded:
+    """A tensor in a codec, of which it is known what comes back and nothing else."""
+
+    n_bits: int | None = None
+    step: float | None = None
+    small_errors = True  # or their chunk is summed again
+
+    def __init__(self, tensor: Tensor, stored: Reconstruction) -> None:
+        """Take what the tensor comes back as."""
+        self.tensor, self.stored, self.slow = tensor, stored, stored.slow
+        self.bits_per_value = stored.bits / tensor.size
+        self.no_step = OTHER.format(dtype=stored.dtype)
+
+    def worker(self, _: int) -> Work:
+        """Return what reads blocks."""
+        return lambda start, x: Trip(None, self.round_trip(start, start + x.size), None)
+
+    def round_trip(self, start: int, stop: int) -> FloatArray:
+        """Return what some elements come back as; raises ValueError where one is not finite."""
+        x_hat = self.stored.read(start, stop)
+        if not np.isfinite(x_hat).all():
+            first = start + int(np.flatnonzero(~np.isfinite(x_hat))[0])
+            index = [int(each) for each in np.unravel_index(first, self.tensor.shape)]
+            raise ValueError(
+                f"tensor '{self.tensor.name}' comes back as {x_hat[first - start]} at {index}: "
+                f"what is stored, {self.stored.dtype}, is damaged"
+            )
+        return x_hat
+
+    def relative_error(self, _: np.float32) -> float | None:
+        """Return None: only values of the tensor are known."""
+        return None
+
+    def scales(self) -> Scales | None:
+        """Return None: they are the codec's."""
+        return None
+
+    def described(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return null for every parameter, and why."""
+        keys = "scale", "zero_point", "scale_replaced", "zero_point_clipped", "qmin", "qmax"
+        return dict.fromkeys(keys), dict.fromkeys(keys, self.no_step)
+
+
+def trip_of(
+    tensor: Tensor, form: Format | Reconstruction, found: Survey, threads: int
+) -> OneStep | AnySteps | Decoded:
     """Return how a tensor goes through a format, its parameters chosen."""
+    if isinstance(form, Reconstruction):
+        return Decoded(tensor, form)
     layout = form.block.layout(tensor.shape)
     element = form.element
     if layout.n_blocks > 1 or not isinstance(element, Uniform):
@@ -156,4 +244,4 @@ def trip_of(tensor: Tensor, form: Format, found: Survey, threads: int) -> OneSte
         if not scales.least:  # it vanished: there is no step to count in
             return trip
         params = uniform.first(trip.coder.known_params)
-    return OneStep(tensor, params, form.n_bits, found, scales)
+    return OneStep(tensor, params, form, found, scales)

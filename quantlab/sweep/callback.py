@@ -27,9 +27,9 @@ class Single(Callback):
         with report_user_errors():  # a record that could not be written is an error too
             one = kwargs["job_return"].return_value
         if one["tensors"]:
-            _, t = report_settings(config)
+            bar, t = report_settings(config)
             directory = Path(config.hydra.runtime.output_dir)
-            print(run_summary(one, t))
+            print(run_summary(one, bar, t))
             print(t("run_written", record=directory / record.NAME, directory=directory))
         if one["error"]:
             raise SystemExit(f"quantlab: {one['error']}")

@@ -24,6 +24,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
+from quantlab.formats.codec import Codec
 from quantlab.formats.format import Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
@@ -31,31 +32,42 @@ from quantlab.records import record
 from quantlab.records.renames import DEFAULTS, current_name, with_current_names
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
+from quantlab.sources.file import file_state
+from quantlab.sources.imatrix import Imatrix
 from quantlab.stats.parallel import usable_cores
 
 
 def build(cfg: DictConfig) -> Experiment:
     """Return the experiment that a config describes; raises ValueError where it makes no sense."""
+    imatrix = OmegaConf.select(cfg, "metrics.imatrix") or cfg.mode.get("imatrix")
     return Experiment(
         dist=instantiate(_plain(cfg.dist)),
         form=_format(cfg),
+        importance=Imatrix(imatrix) if imatrix else None,
         k=OmegaConf.select(cfg, "rank.k"),
         rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
         threads=usable_cores() if cfg.threads is None else cfg.threads,
     )
 
 
-def _format(cfg: DictConfig) -> Format:
+def _format(cfg: DictConfig) -> Format | Codec:
     """Return the format of a config; one that knew no blocks has one float32 scale a tensor."""
     choices = {key: _plain(cfg[key]) for key in ("mode", "block", "range") if key in cfg}
     choices["mode"]["n_bits"] = cfg.n_bits
-    return _composed(json.dumps(choices))
+    files = [choices["mode"][key] for key in ("path", "imatrix") if choices["mode"].get(key)]
+    states = [file_state(each) for each in files if Path(each).is_file()]
+    return _composed(json.dumps(choices), tuple(states))
 
 
 @lru_cache
-def _composed(choices: str) -> Format:
-    """Return the format of its choices, as JSON; runs of a sweep share a few, and none changes."""
+def _composed(choices: str, _: tuple[Any, ...]) -> Format | Codec:
+    """Return the format of its choices, as JSON, with files of these states.
+
+    Runs of a sweep share a few, and none changes.
+    """
     chosen = json.loads(choices)
+    if chosen["mode"].get("imatrix"):
+        chosen["mode"]["imatrix"] = Imatrix(chosen["mode"]["imatrix"])
     block, covered = (instantiate(chosen[key]) if key in chosen else None for key in DEFAULTS)
     return compose(instantiate(chosen["mode"]), block or PerTensor(), covered or AbsMax())
 

@@ -1,0 +1,170 @@
+"""The types of llama.cpp, quantized by its own code.
+
+The library comes with the package xllamacpp, whose module exports the C functions of ggml; they
+are called through `ctypes`, which lets other threads work meanwhile. Codes are read back by the
+library too, and equal those of ``gguf.quants``, in NumPy, bit for bit (a test).
+"""
+
+import ctypes
+import re
+from functools import cache
+from importlib.metadata import version
+from importlib.util import find_spec
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from quantlab.formats.blocks import Shape, UnfitError
+from quantlab.formats.codec import Codec, Reconstruction, Values
+from quantlab.formats.element import ContradictionError, FloatArray, require_width
+
+PACKAGE = "xllamacpp"
+NUMBERS = {  # enum ggml_type of ggml.h
+    "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12,
+    "q5_k": 13, "q6_k": 14, "iq2_xxs": 16, "iq2_xs": 17, "iq3_xxs": 18, "iq1_s": 19, "iq4_nl": 20,
+    "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "iq1_m": 29, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39,
+    "nvfp4": 40,
+}  # fmt: skip
+
+
+class Importance(Protocol):
+    """What an importance matrix says of each tensor."""
+
+    @property
+    def name(self) -> str:
+        """The name of its file."""
+
+    def of(self, name: str, shape: Shape) -> FloatArray | None:
+        """Return the importance of each column, ``(matrices, columns)``; None where not known."""
+
+
+class Ggml(Codec):
+    """One type of ggml, by its lower-case name; see `NUMBERS`.
+
+    A row, the last axis of a tensor, must be a multiple of the type's block. Raises ValueError when
+    the library is not installed, or the type takes an importance matrix and there is none.
+    """
+
+    def __init__(self, type: str, n_bits: int, imatrix: Importance | None = None) -> None:
+        if type not in NUMBERS:
+            raise ValueError(f"type must be one of {', '.join(NUMBERS)}, got {type!r}")
+        digits = re.search(r"\d", type)
+        require_width(n_bits, int(digits[0]) if digits else 0, f"mode=ggml/{type}")
+        self.type, self.n_bits, self.imatrix = type, n_bits, imatrix
+        self._number = NUMBERS[type]
+        self._ggml = _library()
+        self._ggml.ggml_quantize_init(self._number)
+        self._traits = self._ggml.ggml_get_type_traits(self._number).contents
+        self.versions = {PACKAGE: version(PACKAGE)}
+        if self._takes_imatrix and imatrix is None:
+            raise ContradictionError(
+                f"mode=ggml/{type} takes an importance matrix: add mode.imatrix=FILE"
+            )
+
+    @property
+    def _takes_imatrix(self) -> bool:
+        return bool(self._ggml.ggml_quantize_requires_imatrix(self._number))
+
+    def open(self, tensor: Values) -> Reconstruction:
+        """Return a tensor as the library gives it back; raises UnfitError as llama.cpp does."""
+        self._require_rows(tensor.shape)
+        known = self.imatrix.of(tensor.name, tensor.shape) if self.imatrix else None
+        if self.imatrix and known is None and self._takes_imatrix:
+            raise UnfitError(
+                f"{self.imatrix.name} has no importance of it, which ggml/{self.type} takes"
+            )
+        blocks = prod(tensor.shape) // self._traits.block
+        rows = _Rows(self, tensor, known)
+        return Reconstruction(rows.read, self.type, 8 * blocks * self._traits.size, slow=True)
+
+    def _require_rows(self, shape: Shape) -> None:
+        if len(shape) < 2:
+            raise UnfitError("it has one dimension, which llama.cpp leaves as it is")
+        if shape[-1] % self._traits.block:
+            raise UnfitError(
+                f"its rows of {shape[-1]} values are no multiple of the {self._traits.block} of a "
+                f"block of ggml/{self.type}, so that llama.cpp leaves it as it is"
+            )
+
+    def round_trip(self, x: FloatArray, importance: FloatArray | None = None) -> FloatArray:
+        """Return what rows come back as, an array ``(rows, columns)``."""
+        x = np.ascontiguousarray(x)
+        codes = np.empty(x.size // self._traits.block * self._traits.size, np.uint8)
+        weights = None if importance is None else importance.ctypes.data
+        self._ggml.ggml_quantize_chunk(
+            self._number, x.ctypes.data, codes.ctypes.data, 0, *x.shape, weights
+        )
+        x_hat = np.empty_like(x)
+        self._traits.to_float(codes.ctypes.data, x_hat.ctypes.data, x.size)
+        return x_hat
+
+
+class _Rows:
+    """Any stretch of a tensor through the library.
+
+    Without importance each block is quantized on its own, and a stretch ends with a block; with
+    it, some types look at the whole row.
+    """
+
+    def __init__(self, ggml: Ggml, tensor: Values, importance: FloatArray | None) -> None:
+        self.ggml, self.tensor, self.importance = ggml, tensor, importance
+        block = ggml._traits.block
+        self.row = block if importance is None else tensor.shape[-1]
+        self.matrix = prod(tensor.shape) // (1 if importance is None else len(importance))
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        """Return what some elements come back as."""
+        first, last = start - start % self.row, stop + -stop % self.row
+        parts = [self._part(*each) for each in self._of_matrices(first, last)]
+        x_hat = parts[0] if len(parts) == 1 else np.concatenate(parts)
+        return x_hat[start - first : stop - first]
+
+    def _of_matrices(self, first: int, last: int) -> list[tuple[int, int]]:
+        """Return a stretch cut where another matrix, such as that of an expert, begins."""
+        cuts = range(first - first % self.matrix + self.matrix, last, self.matrix)
+        return list(zip((first, *cuts), (*cuts, last), strict=True))
+
+    def _part(self, start: int, stop: int) -> FloatArray:
+        width = stop - start if self.importance is None else self.row
+        x = self.tensor.block(start, stop).reshape(-1, width)
+        weights = None if self.importance is None else self.importance[start // self.matrix]
+        return self.ggml.round_trip(x, weights).reshape(-1)
+
+
+_TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class _Traits(ctypes.Structure):
+    """struct ggml_type_traits of ggml.h, but for its end."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p),
+        ("block", ctypes.c_int64),
+        ("interleaved", ctypes.c_int64),
+        ("size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", _TO_FLOAT),
+    )
+
+
+@cache
+def _library() -> Any:
+    """Return the functions of ggml that are called, without the Python module around them."""
+    found = find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise ValueError(
+            f"the types of llama.cpp take the package {PACKAGE}: pip install 'quantlab[ggml]'"
+        )
+    name = next(Path(found.origin).parent.glob(f"{PACKAGE}*.so"))
+    ggml = ctypes.CDLL(str(name))
+    size, number, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
+    ggml.ggml_quantize_init.argtypes = [number]
+    ggml.ggml_quantize_requires_imatrix.argtypes = [number]
+    ggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    ggml.ggml_get_type_traits.argtypes = [number]
+    ggml.ggml_get_type_traits.restype = ctypes.POINTER(_Traits)
+    ggml.ggml_quantize_chunk.argtypes = [number, pointer, pointer, size, size, size, pointer]
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    return ggml

@@ -1,0 +1,132 @@
+"""What quantized files have lost: file by file in sentences, tensor by tensor side by side."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from statistics import median
+
+from quantlab.records.row import Row, group_rows
+from quantlab.report.bar import Bar
+from quantlab.report.numbers import NULL, format_number
+from quantlab.report.sentences import grouped_by_reason
+from quantlab.report.texts import Texts
+from quantlab.report.verdict import quality
+from quantlab.sources.tensor import printable
+
+TYPES = 6  # of a file that a sentence names
+BITS, SQNR = ".4g", ".2f"
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The tensors of one quantized file beside one original, the worst first."""
+
+    name: str
+    rows: Sequence[Row]
+
+    @property
+    def n_bytes(self) -> float:
+        """The size of what is stored."""
+        return sum(row["bits_per_value"] * row["n_elements"] for row in self.rows) / 8
+
+    @property
+    def bits_per_value(self) -> float:
+        """The average over all values."""
+        return 8 * self.n_bytes / sum(row["n_elements"] for row in self.rows)
+
+    @cached_property
+    def types(self) -> list[tuple[str, int]]:
+        """The types that it stores, the most frequent first, and of how many tensors."""
+        return Counter(row["stored_dtype"] for row in self.rows).most_common()
+
+
+def stored_rows(rows: Sequence[Row]) -> list[StoredRows]:
+    """Return the tensors of each quantized file; none where there is no such file."""
+    of_files = [row for row in rows if row.get("stored_file")]
+    groups = group_rows(of_files, ["dist", "stored_file"])
+    of_each = ([of_files[n] for n in group] for group in groups)
+    return [StoredRows(each[0]["stored_file"], sorted(each, key=quality)) for each in of_each]
+
+
+def stored_sentences(found: Sequence[StoredRows], bar: Bar, t: Texts) -> Iterator[str]:
+    """Yield a sentence a file, and then one for each thing that is wrong with one."""
+    for each in found:
+        yield t(
+            "stored",
+            name=printable(each.name),
+            n=len(each.rows),
+            met=sum(not bar.missed(row) for row in each.rows),
+            bits=format_number(each.bits_per_value, BITS),
+            size=_size(each.n_bytes),
+            median=_decibels(median(map(quality, each.rows)), t),
+            worst=printable(each.rows[0]["tensor"]),
+            dtype=each.rows[0]["stored_dtype"],
+            least=_decibels(quality(each.rows[0]), t),
+            types=_types(each, t),
+        )
+    yield from remark_sentences(found, t)
+
+
+def remark_sentences(found: Sequence[StoredRows], t: Texts) -> Iterator[str]:
+    """Yield what is wrong with files, each fault once and of which tensors."""
+    for each in found:
+        remarks = {row["tensor"]: row["remark"] for row in each.rows if row.get("remark")}
+        for who, why in grouped_by_reason(remarks, t, "and_more_tensors"):
+            yield t("stored_remark", file=printable(each.name), who=printable(who), why=why)
+
+
+def _types(each: StoredRows, t: Texts) -> str:
+    said = [t("stored_type", dtype=dtype, n=n) for dtype, n in each.types[:TYPES]]
+    more = sum(n for _, n in each.types[TYPES:])
+    return ", ".join([*said, *([t("cheapest_others", n=more)] if more else ())])
+
+
+def _decibels(value: float, t: Texts) -> str:
+    return t("exact") if value == float("inf") else t("decibels", value=f"{value:{SQNR}}")
+
+
+def _size(n_bytes: float) -> str:
+    """Return a size in the unit that leaves one to three digits before the point."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if n_bytes < 1000 or unit == "GB":
+            break
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} {unit}"
+
+
+def side_by_side(found: Sequence[StoredRows], t: Texts) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows of all tensors, a type, its bits and SQNR for each file.
+
+    Those come first that differ most from file to file; of one file those that lost most.
+    """
+    tensors: dict[str, dict[int, Row]] = {}
+    for n, each in enumerate(found):
+        for row in each.rows:
+            tensors.setdefault(row["tensor"], {})[n] = row
+    weighted = any(row.get("out_sqnr_db") is not None for each in found for row in each.rows)
+    heads = [t("storage_tensor")]
+    for each in found:
+        columns = [t("stored_as"), t("storage_bits"), t("storage_sqnr")]
+        columns += [t("stored_out")] if weighted else []
+        heads += [f"{printable(each.name)}: {column}" for column in columns]
+    ordered = sorted(tensors, key=lambda name: _difference(list(tensors[name].values())))
+    rows = []
+    for name in ordered:
+        of_files = (_cells(tensors[name].get(n), weighted, t) for n in range(len(found)))
+        rows.append([printable(name), *(cell for cells in of_files for cell in cells)])
+    return heads, rows
+
+
+def _difference(rows: Sequence[Row]) -> tuple[float, float]:
+    """Return what to sort by: the greatest difference in SQNR, then the least SQNR, first."""
+    found = [min(quality(row), 999.0) for row in rows]
+    return min(found) - max(found), min(found)
+
+
+def _cells(row: Row | None, weighted: bool, t: Texts) -> list[str]:
+    if row is None:
+        return [NULL] * (4 if weighted else 3)
+    out = [format_number(row.get("out_sqnr_db"), SQNR)] if weighted else []
+    sqnr = t("exact") if row["sqnr_db"] is None else format_number(row["sqnr_db"], SQNR)
+    return [row["stored_dtype"], format_number(row["bits_per_value"], BITS), sqnr, *out]

@@ -1,0 +1,86 @@
+"""Importance matrices of llama.cpp: the mean square of each input of a layer.
+
+The tool llama-imatrix runs a model over text and writes, for each weight, the sum of the squares of
+each input (``NAME.in_sum2``) and how many tokens it saw (``NAME.counts``), one row an expert.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.blocks import Shape
+from quantlab.formats.element import FloatArray
+from quantlab.sources.file import BadFileError, file_state, readable, require_file, require_packages
+from quantlab.sources.names import gguf_name
+
+SUMS, COUNTS = ".in_sum2", ".counts"
+
+
+@dataclass(frozen=True)
+class Imatrix:
+    """An importance matrix as a GGUF file; raises ValueError, naming it, when it is none."""
+
+    path: str
+
+    def __post_init__(self) -> None:
+        """Read the file, so that a bad one is refused before anything runs."""
+        require_file(Path(self.path), "imatrix")
+        require_packages(("gguf",), self.path, "gguf")
+        with readable(self.path, "imatrix"):
+            _read(file_state(self.path))
+
+    @property
+    def name(self) -> str:
+        """The name of the file."""
+        return Path(self.path).name
+
+    def of(self, name: str, shape: Shape) -> FloatArray | None:
+        """Return E[x_j^2] of the columns of a tensor, ``(matrices, columns)``; None where unknown.
+
+        A tensor has the name that llama.cpp gives it, or that of Hugging Face. Raises ValueError
+        where the columns are not those of the tensor.
+        """
+        known = _read(file_state(self.path))
+        found = known.get(name)
+        if found is None:
+            found = known.get(gguf_name(name) or "")
+        if found is None or len(shape) < 2:
+            return None
+        if len(shape) == 3 and found.size == shape[0] * shape[2]:
+            found = found.reshape(shape[0], shape[2])  # several matrices that see one input
+        matrices = len(found)
+        if found.shape[1] != shape[-1] or prod(shape[:-1]) % matrices:
+            raise ValueError(
+                f"{self.path} has importance of {list(found.shape)} for tensor '{name}', "
+                f"whose shape is {list(shape)}: it is of another model"
+            )
+        return found
+
+
+@lru_cache
+def _read(state: tuple[str, int, int]) -> dict[str, FloatArray]:
+    """Return the importance of each tensor of a file, which is read once per state."""
+    import gguf
+
+    tensors = {each.name: each.data for each in gguf.GGUFReader(state[0]).tensors}
+    names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
+    if not names:
+        raise BadFileError(f"has no tensor NAME{SUMS}: it is no importance matrix")
+    return {name: _mean(name, tensors[name + SUMS], tensors.get(name + COUNTS)) for name in names}
+
+
+def _mean(name: str, sums: NDArray[Any], counts: NDArray[Any] | None) -> FloatArray:
+    """Return sums over counts; an expert that saw no token has no preference, so all are 1."""
+    if counts is None or sums.ndim > 2 or counts.size != sums.size // sums.shape[-1]:
+        raise BadFileError(f"has no {name}{COUNTS} that goes with {name}{SUMS}")
+    counts = np.rint(counts.reshape(-1, 1))  # as llama-quantize does
+    sums = sums.reshape(len(counts), -1)
+    if not (np.isfinite(sums).all() and (sums >= 0).all() and np.isfinite(counts).all()):
+        raise BadFileError(f"has sums of squares of {name} that are negative or not finite")
+    mean = np.divide(sums, counts, out=np.ones(sums.shape, np.float32), where=counts > 0)
+    return np.ascontiguousarray(mean, np.float32)

@@ -1,0 +1,92 @@
+"""What one tensor is called in different files of one model, and how llama.cpp reorders it."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+SUFFIXES = ("", ".weight", "_quantized", "_Q4", "_Q8", "_quant")  # of the same tensor, quantized
+LAYERS = 512  # more than any model has: the names of gguf are listed layer by layer
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a GGUF file says of its model: its family, and the heads of its attention."""
+
+    name: str
+    heads: int = 0
+    kv_heads: int = 0
+
+
+@cache
+def _name_map(architecture: str) -> Any:
+    import gguf
+
+    names = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
+    return gguf.get_tensor_name_map(names.get(architecture, gguf.MODEL_ARCH.LLAMA), LAYERS)
+
+
+def gguf_name(name: str, architecture: str = "llama") -> str | None:
+    """Return what llama.cpp calls a tensor of Hugging Face; None where it has no name for it.
+
+    >>> gguf_name("model.layers.3.self_attn.q_proj.weight")
+    'blk.3.attn_q.weight'
+    """
+    found = _name_map(architecture).get_name(name, try_suffixes=(".weight", ".bias"))
+    return str(found) if found else None
+
+
+PERMUTED = {  # architectures whose rows of q and k llama.cpp's converter reorders
+    "arcee", "arctic", "chameleon", "cogvlm", "deci", "deepseek", "granite", "granite_swa",
+    "granitehybrid", "granitemoe", "llada", "llama", "llama-embed", "minicpm", "mistral3",
+    "nanbeige", "nemotron_h", "nemotron_h_moe", "olmo", "smollm3", "xverse",
+}  # fmt: skip
+
+
+def row_order(name: str, rows: int, architecture: Architecture) -> NDArray[np.int64] | None:
+    """Return which row of Hugging Face's q or k is each row of llama.cpp's; None of any other.
+
+    For the architectures in `PERMUTED` its converter turns the two halves of each head into pairs
+    (`LlamaModel.permute`). `name` is that of llama.cpp.
+    """
+    match = re.search(r"\.attn_(q|k)\.weight$", name)
+    if not match:
+        return None
+    heads = architecture.heads if match[1] == "q" else architecture.kv_heads
+    if not heads or rows % (2 * heads):
+        return None
+    halves = np.arange(rows).reshape(heads, 2, rows // heads // 2)
+    return halves.swapaxes(1, 2).reshape(-1)
+
+
+def partners(names: Iterable[str], stored: Iterable[str]) -> Mapping[str, str]:
+    """Return which stored tensor each name is of, by its name, a known suffix, or a longer path.
+
+    >>> partners(["a.weight", "b"], ["model.a.weight", "b_quantized", "c"])
+    {'a.weight': 'model.a.weight', 'b': 'b_quantized'}
+    """
+    held = set(stored)
+    ends: dict[str, list[str]] = {}
+    for each in held:
+        parts = each.split(".")
+        for n in range(1, len(parts) - 1):
+            ends.setdefault(".".join(parts[n:]), []).append(each)
+    found = {}
+    for name in names:
+        stem = name.removesuffix(".weight")
+        exact = [each for end in SUFFIXES for each in (name + end, stem + end) if each in held]
+        longer = ends.get(name, [])
+        shorter = [each for each in _ends(name) if each in held]
+        options = exact[:1] or (longer if len(longer) == 1 else []) or shorter[:1]
+        if options:
+            found[name] = options[0]
+    return found
+
+
+def _ends(name: str) -> list[str]:
+    parts = name.split(".")
+    return [".".join(parts[n:]) for n in range(1, len(parts) - 1)]

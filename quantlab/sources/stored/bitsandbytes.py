@@ -1,0 +1,106 @@
+"""bitsandbytes in 4 bits: levels of a table times the largest magnitude of a block.
+
+Two codes share a byte, the first in the high half. Nested, the magnitudes are codes themselves:
+``absmax = nested_quant_map[absmax] * nested_absmax + nested_offset``.
+"""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.element import FloatArray
+from quantlab.sources.stored.tensor import (
+    Config,
+    MisfitError,
+    StoredTensor,
+    Tensors,
+    Which,
+    guarded,
+    parts_of,
+    require_parts,
+)
+from quantlab.sources.tensor import Tensor
+
+METHODS = ("bitsandbytes",)
+STATE = ".quant_state.bitsandbytes__"
+KINDS = ("nf4", "fp4")
+LARGEST = 2**16  # bytes of a state
+
+
+def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
+    """Yield the tensors that have a state."""
+    for state in tensors:
+        name, found, kind = state.partition(STATE)
+        if found and kind in KINDS:
+            keys = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
+            parts = parts_of(tensors, name, keys) | {"state": tensors[state]}
+            if name in tensors:
+                parts["weight"] = tensors[name]
+            yield guarded(name, parts, _stored, config)
+
+
+def _state(parts: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what the state says; raises MisfitError where it says no shape and block size."""
+    array = parts["state"].array
+    try:
+        if array.nbytes > LARGEST:
+            raise ValueError("it is too long")
+        state = json.loads(bytes(array))
+        block, shape = state["blocksize"], tuple(state["shape"])
+        if min(block, *shape) < 1 or {type(each) for each in (block, *shape)} != {int}:
+            raise ValueError("its numbers are impossible")
+    except (ValueError, KeyError, TypeError, RecursionError) as reason:
+        raise MisfitError(f"has a quant_state that cannot be read ({reason})") from None
+    return dict(state) | {"shape": shape}
+
+
+def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
+    weight, quant_map = require_parts(parts, "weight", "quant_map")
+    state = _state(parts)
+    shape, block = state["shape"], state["blocksize"]
+    size, codes = int(np.prod(shape, dtype=object)), weight.reshape(-1).view(np.uint8)
+    absmax = _absmax(parts, state)
+    if codes.size != -(-size // 2) or absmax.size != -(-size // block) or quant_map.size != 16:
+        raise MisfitError(
+            f"has {codes.size} bytes and {absmax.size} magnitudes for the shape {list(shape)} in "
+            f"blocks of {block}"
+        )
+    levels = quant_map.reshape(-1).astype(np.float32)
+    width = shape[-1] if len(shape) > 1 else size
+
+    def rows(which: Which, *, high_first: bool = True) -> FloatArray:
+        places = which[:, None] * width + np.arange(width)
+        octets, odd = codes[places // 2], places % 2 == 1
+        values = levels[np.where(odd == high_first, octets & 15, octets >> 4)]
+        return (values * absmax[places // block]).astype(_dtype(state)).astype(np.float32)
+
+    nested = ", nested" if "nested_absmax" in parts else ""
+    dtype = f"bitsandbytes {state.get('quant_type', '4 bits')}, block {block}{nested}"
+    swapped = {"with the halves of bytes swapped": lambda which: rows(which, high_first=False)}
+    return StoredTensor(name, shape, dtype, tuple(parts.values()), rows, rearranged=swapped)
+
+
+def _absmax(parts: dict[str, Tensor], state: dict[str, Any]) -> NDArray[np.float32]:
+    """Return the magnitude of each block in float32."""
+    (absmax,) = require_parts(parts, "absmax")
+    absmax = absmax.reshape(-1)
+    if "nested_absmax" not in parts:
+        return absmax.astype(np.float32)
+    table, outer = require_parts(parts, "nested_quant_map", "nested_absmax")
+    block = state.get("nested_blocksize", 256)
+    if absmax.dtype != np.uint8 or table.size != 256 or outer.size != -(-absmax.size // block):
+        raise MisfitError("has nested magnitudes that do not fit")
+    of = np.arange(absmax.size) // block
+    offset = np.float32(state.get("nested_offset", 0))
+    return table.reshape(-1)[absmax] * outer.reshape(-1)[of] + offset
+
+
+def _dtype(state: dict[str, Any]) -> np.dtype[Any]:
+    """Return the dtype that weights are computed in."""
+    import ml_dtypes
+
+    kinds = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+    return np.dtype(kinds.get(str(state.get("dtype")), np.float32))

@@ -1,0 +1,129 @@
+"""compressed-tensors, packed: codes along the inputs, plus half their range, lowest bits first.
+
+``W = (q - 2^(bits-1) - z) * scale``; without zero points z is 0. In nvfp4 two e2m1 codes share a
+byte, and ``W = code * scale / global_scale``.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.element import FloatArray
+from quantlab.sources.stored.packing import FP4, nibbles, unpack
+from quantlab.sources.stored.tensor import (
+    Config,
+    MisfitError,
+    StoredTensor,
+    Tensors,
+    Which,
+    bases,
+    contradiction,
+    guarded,
+    parts_of,
+    require_parts,
+    take,
+    whole,
+)
+from quantlab.sources.tensor import Tensor
+
+METHODS = ("compressed-tensors",)
+KEYS = (
+    "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
+    "weight_global_scale",
+)  # fmt: skip
+
+
+def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
+    """Yield the tensors whose weight is packed."""
+    for base in bases(tensors, ".weight_packed"):
+        parts = parts_of(tensors, base, KEYS)
+        four = parts["weight_packed"].dtype == "uint8"
+        yield guarded(f"{base}.weight", parts, _nvfp4 if four else _stored, config)
+
+
+def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
+    packed, scale, shape = require_parts(parts, "weight_packed", "weight_scale", "weight_shape")
+    if shape.size != 2 or packed.ndim != 2 or scale.ndim != 2:
+        raise MisfitError(f"has words of {list(packed.shape)} and a shape of {shape.size} numbers")
+    outputs, inputs = (int(each) for each in shape)
+    found = (
+        f"words of {list(packed.shape)} and scales of {list(scale.shape)} for the shape "
+        f"{[outputs, inputs]}"
+    )
+    bits = 32 * packed.shape[1] // inputs if inputs > 0 else 0
+    if outputs != len(packed) or outputs != len(scale) or not 2 <= bits <= 8:
+        raise MisfitError(f"has {found}, which do not fit")
+    if -(-inputs * bits // 32) != packed.shape[1]:
+        raise MisfitError(f"has {found}, which do not fit")
+    group = whole(inputs, scale.shape[1], found)
+    of = _groups(parts, inputs, group)
+    half = 2 ** (bits - 1)
+
+    def rows(which: Which) -> FloatArray:
+        codes = unpack(take(packed, which), bits, inputs) - half
+        zeros = _zeros(parts, which, bits, scale.shape)
+        values = (codes - zeros[:, of]).astype(scale.dtype) * take(scale, which)[:, of]
+        return values.astype(np.float32)
+
+    return StoredTensor(
+        name,
+        (outputs, inputs),
+        f"compressed-tensors {bits} bits, "
+        + (f"group {group}" if scale.shape[1] > 1 else "per channel"),
+        tuple(parts.values()),
+        rows,
+        remark=contradiction(_weights(config), num_bits=bits),
+    )
+
+
+def _groups(parts: dict[str, Tensor], inputs: int, group: int) -> NDArray[Any]:
+    """Return the group of each input."""
+    if "weight_g_idx" not in parts:
+        return np.arange(inputs) // group
+    of = parts["weight_g_idx"].array
+    if of.shape != (inputs,) or int(of.min()) < 0 or int(of.max()) >= inputs // group:
+        raise MisfitError(f"has a weight_g_idx of {list(of.shape)} that names no group")
+    return of
+
+
+def _zeros(
+    parts: dict[str, Tensor], which: Which, bits: int, scales: tuple[int, ...]
+) -> NDArray[Any]:
+    """Return the zero points of some rows, ``(rows, groups)``; they may be packed along rows."""
+    if "weight_zero_point" not in parts:
+        return np.zeros((which.size, scales[1]), np.int32)
+    zeros = parts["weight_zero_point"].array
+    if zeros.shape == scales:
+        return take(zeros, which).astype(np.int32)
+    if zeros.dtype != np.int32 or zeros.shape != (-(-scales[0] * bits // 32), scales[1]):
+        raise MisfitError(f"has zero points of {list(zeros.shape)} beside scales of {list(scales)}")
+    return unpack(zeros.T, bits, scales[0]).T[which] - 2 ** (bits - 1)
+
+
+def _weights(config: Config) -> Config:
+    """Return what the first group of the config says of weights."""
+    groups = config.get("config_groups")
+    first: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
+    weights = first.get("weights") if isinstance(first, dict) else None
+    return weights if isinstance(weights, dict) else {}
+
+
+def _nvfp4(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
+    packed, scale, whole_scale = require_parts(
+        parts, "weight_packed", "weight_scale", "weight_global_scale"
+    )
+    if packed.ndim != 2 or scale.ndim != 2 or len(scale) != len(packed) or whole_scale.size != 1:
+        raise MisfitError(f"has bytes of {list(packed.shape)} and scales of {list(scale.shape)}")
+    inputs = 2 * packed.shape[1]
+    group = whole(inputs, scale.shape[1], f"rows of {inputs} and {scale.shape[1]} scales")
+    tensor_scale = np.float32(whole_scale.reshape(-1)[0])
+
+    def rows(which: Which) -> FloatArray:
+        values = FP4[nibbles(take(packed, which))].reshape(len(which), -1, group)
+        scales = take(scale, which).astype(np.float32) / tensor_scale
+        return (values * scales[..., None]).reshape(len(which), inputs)
+
+    dtype = f"nvfp4, group {group}"
+    return StoredTensor(name, (len(packed), inputs), dtype, tuple(parts.values()), rows)

@@ -1,0 +1,45 @@
+"""Files of llama.cpp, decoded by the package gguf."""
+
+from typing import Any
+
+import numpy as np
+
+from quantlab.formats.element import FloatArray
+from quantlab.sources.gguf import GgufTensor, contents
+from quantlab.sources.names import Architecture
+from quantlab.sources.stored.file import StoredFile
+from quantlab.sources.stored.tensor import StoredTensor, Which, dense, take
+
+
+class GgufFile(StoredFile):
+    """A GGUF file; each tensor has a type of its own."""
+
+    format = "gguf"
+    needs = ("gguf", "ml_dtypes")
+
+    def architecture(self) -> Architecture:
+        """Return what the file says of its model."""
+        return contents(self.path).architecture
+
+    def _stored(self) -> list[StoredTensor]:
+        return [_stored(each) for each in contents(self.path).tensors if each.is_decodable]
+
+
+def _stored(tensor: GgufTensor) -> StoredTensor:
+    if tensor.dtype is not None:
+        return dense(tensor.open(), tensor.kind)
+    part = tensor.raw()
+    octets = part.array
+
+    def rows(which: Which) -> FloatArray:
+        return _dequantize(take(octets, which), tensor.kind)
+
+    return StoredTensor(tensor.name, tensor.shape, tensor.kind, (part,), rows)
+
+
+def _dequantize(octets: Any, kind: str) -> FloatArray:
+    import gguf
+
+    with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
+        values = gguf.quants.dequantize(octets, gguf.GGMLQuantizationType[kind])
+    return values.astype(np.float32, copy=False)

@@ -1,0 +1,73 @@
+"""MLX: codes along the inputs, lowest bits first; ``W = q * scale + bias``."""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from quantlab.formats.element import FloatArray
+from quantlab.sources.stored.packing import unpack
+from quantlab.sources.stored.tensor import (
+    Config,
+    MisfitError,
+    StoredTensor,
+    Tensors,
+    Which,
+    bases,
+    contradiction,
+    guarded,
+    parts_of,
+    require_parts,
+    take,
+    whole,
+)
+from quantlab.sources.tensor import Tensor
+
+METHODS = ("mlx",)
+BITS, GROUPS = (2, 3, 4, 5, 6, 8), (64, 32, 128)
+
+
+def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
+    """Yield the tensors that have words, scales and biases."""
+    for base in bases(tensors, ".scales"):
+        parts, name = parts_of(tensors, base, ("weight", "scales", "biases")), f"{base}.weight"
+        if "weight" in parts and parts["weight"].dtype == "uint32":
+            own = config.get(base, config)
+            settings = own if isinstance(own, dict) else config
+            yield guarded(name, parts, _stored, settings)
+
+
+def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
+    weight, scales, biases = require_parts(parts, "weight", "scales", "biases")
+    if weight.ndim < 2 or scales.shape != biases.shape or scales.shape[:-1] != weight.shape[:-1]:
+        raise MisfitError(
+            f"has words of {list(weight.shape)}, scales of {list(scales.shape)} and biases of "
+            f"{list(biases.shape)}, which do not fit"
+        )
+    bits, group = _width(weight.shape[-1], scales.shape[-1], config)
+    inputs = scales.shape[-1] * group
+    flat = [each.reshape(-1, each.shape[-1]) for each in (weight, scales, biases)]
+
+    def rows(which: Which) -> FloatArray:
+        words, scale, bias = (take(each, which) for each in flat)
+        codes = unpack(words, bits, inputs).reshape(len(which), -1, group)
+        values = codes.astype(scale.dtype) * scale[..., None] + bias[..., None]
+        return values.reshape(len(which), inputs).astype(np.float32)
+
+    return StoredTensor(
+        name,
+        (*weight.shape[:-1], inputs),
+        f"MLX {bits} bits, group {group}",
+        tuple(parts.values()),
+        rows,
+        remark=contradiction(config, bits=bits, group_size=group),
+    )
+
+
+def _width(words: int, groups: int, config: Config) -> tuple[int, int]:
+    """Return bits and group size, of which the shapes say the product alone."""
+    product = whole(32 * words, groups, f"rows of {words} words and {groups} scales")
+    stated = config.get("bits"), config.get("group_size")
+    options = [(bits, group) for group in GROUPS for bits in BITS if bits * group == product]
+    if not options:
+        raise MisfitError(f"has {product} bits a scale, which no width and group size make")
+    return next((each for each in options if each == stated), options[0])

@@ -1,0 +1,147 @@
+"""A tensor that a file stores in codes, decoded row by row."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.blocks import Read, Shape
+from quantlab.formats.element import FloatArray
+from quantlab.sources.tensor import Tensor
+
+Which = NDArray[np.int64]  # rows of a tensor, by their numbers
+Rows = Callable[[Which], FloatArray]  # those rows, decoded, an array ``(rows, columns)``
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor under the name that its original has, and of its shape.
+
+    A row is an index of all axes but the last; a tensor of one dimension is one row. `parts` hold
+    all that is stored of it. `readings` are other known readings of the same words, `rearranged`
+    those that put values in other places; `remark` says what is wrong with the file, `fault` why
+    the tensor cannot be decoded.
+    """
+
+    name: str
+    shape: Shape
+    dtype: str
+    parts: tuple[Tensor, ...]
+    rows: Rows
+    readings: Mapping[str, Rows] = field(default_factory=dict)
+    rearranged: Mapping[str, Rows] = field(default_factory=dict)
+    remark: str | None = None
+    fault: str | None = None
+
+    @property
+    def size(self) -> int:
+        """The number of values."""
+        return prod(self.shape)
+
+    @property
+    def bits(self) -> int:
+        """The number of bits that are stored."""
+        return 8 * sum(part.size * part.itemsize for part in self.parts)
+
+    def sha256(self) -> str:
+        """Return the sha256 of all that is stored."""
+        if len(self.parts) == 1:
+            return self.parts[0].sha256()
+        hashes = "".join(part.sha256() for part in self.parts)
+        return hashlib.sha256(hashes.encode()).hexdigest()
+
+    def reader(self, rows: Rows, order: Which | None = None) -> Read:
+        """Return what reads elements, flat in C order, with rows in some other `order`."""
+        width = self.shape[-1] if len(self.shape) > 1 else self.size
+
+        def read(start: int, stop: int) -> FloatArray:
+            first, last = start // width, -(-stop // width)
+            which = np.arange(first, last) if order is None else order[first:last]
+            return rows(which).reshape(-1)[start - first * width : stop - first * width]
+
+        return read
+
+
+def dense(tensor: Tensor, dtype: str | None = None) -> StoredTensor:
+    """Return a tensor that is stored as it is."""
+    width = tensor.shape[-1] if len(tensor.shape) > 1 else tensor.size
+    values = tensor.array.reshape(-1, width) if tensor.size else tensor.array
+
+    def rows(which: Which) -> FloatArray:
+        with np.errstate(over="ignore"):
+            return values[_span(which)].astype(np.float32)
+
+    return StoredTensor(tensor.name, tensor.shape, dtype or tensor.dtype, (tensor,), rows)
+
+
+def _span(which: Which) -> Any:
+    """Return consecutive rows as a slice, which copies nothing."""
+    if which.size and which[-1] - which[0] + 1 == which.size and (np.diff(which) == 1).all():
+        return slice(int(which[0]), int(which[-1]) + 1)
+    return which
+
+
+def take(array: NDArray[Any], which: Which) -> NDArray[Any]:
+    """Return some rows of a stored array."""
+    return array[_span(which)]
+
+
+Tensors = Mapping[str, Tensor]
+Config = Mapping[str, Any]  # of the quantization, from config.json
+
+
+def parts_of(tensors: Tensors, base: str, keys: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors ``BASE.KEY`` that there are."""
+    return {key: tensors[f"{base}.{key}"] for key in keys if f"{base}.{key}" in tensors}
+
+
+def bases(tensors: Tensors, suffix: str) -> list[str]:
+    """Return what stands before a suffix in the names that end with it."""
+    return [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
+
+
+class MisfitError(ValueError):
+    """Parts of a tensor that do not belong together, as the rest of a sentence."""
+
+
+def guarded(
+    name: str,
+    parts: dict[str, Tensor],
+    stored: Callable[[str, dict[str, Tensor], Config], StoredTensor],
+    config: Config,
+) -> StoredTensor:
+    """Return a tensor, or one whose `fault` says why its parts make none."""
+    try:
+        return stored(name, parts, config)
+    except MisfitError as reason:
+        none: Rows = lambda which: np.empty((which.size, 0), np.float32)  # noqa: E731 never read
+        return StoredTensor(name, (0,), "damaged", tuple(parts.values()), none, fault=str(reason))
+
+
+def require_parts(parts: Mapping[str, Tensor], *keys: str) -> list[NDArray[Any]]:
+    """Return the arrays of some parts; raises MisfitError where one is missing."""
+    missing = [key for key in keys if key not in parts]
+    if missing:
+        raise MisfitError(f"has no {missing[0]}")
+    return [parts[key].array for key in keys]
+
+
+def whole(n: int, of: int, what: str) -> int:
+    """Return ``n / of``; raises MisfitError unless it is a whole number above 0."""
+    if not of or n % of or not n:
+        raise MisfitError(f"has {what}, which do not go with each other")
+    return n // of
+
+
+def contradiction(config: Config, **found: Any) -> str | None:
+    """Say where config.json says something else than the tensors; None where it does not."""
+    said = [
+        f"config.json says {key} {config[key]}, the tensors {value}"
+        for key, value in found.items()
+        if key in config and config[key] not in (value, None, -1)
+    ]
+    return "; ".join(said) or None

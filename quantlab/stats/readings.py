@@ -1,0 +1,70 @@
+"""Whether another known reading of what is stored fits a tensor far better.
+
+A runtime that takes words in another order, or a zero point by another convention, than the one who
+wrote them computes with wrong weights and does not notice. The original tells which is right.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.blocks import Read
+from quantlab.formats.codec import Reconstruction
+from quantlab.sources.tensor import Tensor
+
+STRETCHES, LENGTH = 16, 2**12  # of a tensor that is looked at
+FAR = 10.0  # dB by which a reading must be better
+FITS = 6.0  # dB that it must have at the least: of two that make no sense none is right
+Array64 = NDArray[np.float64]
+
+
+class Better(NamedTuple):
+    """A reading that fits better, and the SQNR in dB of both over a sample."""
+
+    name: str
+    sqnr_db: float
+    declared_db: float
+
+
+def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
+    """Return the reading that fits best, where it is far better than the declared one."""
+    spans = list(_spans(tensor.size))
+    x = _sample(tensor.block, spans)
+    x_hat = _sample(stored.read, spans)
+    declared = _sqnr_db(x, x_hat)
+    readings = {**stored.readings, **({} if declared > FITS else stored.rearranged)}
+    others = {name: _sample(read, spans) for name, read in readings.items()}
+    others["with another scale"] = x_hat * _factor(x, x_hat)
+    found = [Better(name, _sqnr_db(x, each), declared) for name, each in others.items()]
+    best = max(found, key=lambda each: each.sqnr_db)
+    return best if best.sqnr_db > max(declared + FAR, FITS) else None
+
+
+def _spans(size: int) -> Iterator[tuple[int, int]]:
+    """Yield stretches that are evenly spread, the whole of a small tensor."""
+    if size <= STRETCHES * LENGTH:
+        yield 0, size
+        return
+    for n in range(STRETCHES):
+        start = n * (size - LENGTH) // (STRETCHES - 1)
+        yield start, start + LENGTH
+
+
+def _sample(read: Read, spans: list[tuple[int, int]]) -> Array64:
+    return np.concatenate([read(*span) for span in spans]).astype(np.float64)
+
+
+def _factor(x: Array64, x_hat: Array64) -> float:
+    """Return the factor of x_hat that leaves the least error."""
+    power = float((x_hat * x_hat).sum())
+    return float((x * x_hat).sum()) / power if power else 1.0
+
+
+def _sqnr_db(x: Array64, x_hat: Array64) -> float:
+    signal, noise = float((x * x).sum()), float(np.square(x_hat - x).sum())
+    if not signal or not math.isfinite(noise):
+        return -math.inf
+    return 10 * math.log10(signal / noise) if noise else math.inf

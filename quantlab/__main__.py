@@ -11,10 +11,10 @@ import quantlab
 from quantlab.errors import report_user_errors
 from quantlab.records import record
 from quantlab.report.bar import Bar
-from quantlab.report.listing import listing
+from quantlab.report.listing import listing, stored_listing
 from quantlab.report.terminal import sweep_summary
 from quantlab.report.texts import Texts
-from quantlab.sources.readers import reader
+from quantlab.sources.readers import DECODERS, reader
 from quantlab.sweep import app
 from quantlab.sweep.job import report_settings
 
@@ -67,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("directory", type=Path, metavar="RUN_DIR", help="where record.json is")
     command.set_defaults(command=_reproduce)
     command = commands.add_parser("tensors", help="list what a file of tensors holds")
-    command.add_argument("path", type=Path, metavar="PATH", help="npy, npz, safetensors or gguf")
+    command.add_argument(
+        "path", type=Path, metavar="PATH", help="npy, npz, safetensors, gguf or onnx"
+    )
     command.add_argument(
         "--include", action="append", metavar="PATTERN", help="choose these names, e.g. '*weight'"
     )
@@ -135,6 +137,9 @@ def _tensors(arguments: argparse.Namespace) -> None:
     source = read(str(arguments.path), arguments.include, arguments.exclude)
     source.require_matches()
     print(listing(source.entries))
+    if source.format in DECODERS:
+        stored = DECODERS[source.format](source.path)
+        print(stored_listing(stored, [each.name for each in source.entries if each.skip_reason]))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
 EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
 NESTED = {
     "dist": tuple(dict.fromkeys(f"file/{each}" for each in SUFFIXES.values())),
-    "mode": ("mx/...", "nv/fp4"),
+    "mode": ("mx/...", "nv/fp4", "ggml/...", "file/gguf", "file/safetensors", "file/onnx"),
 }
 AMBIGUOUS = "Ambiguous value for argument "
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it

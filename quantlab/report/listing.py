@@ -3,7 +3,9 @@
 from collections.abc import Sequence
 
 from quantlab.report.console import render, table
+from quantlab.report.numbers import format_number, format_size
 from quantlab.sources.file import Entry
+from quantlab.sources.stored.file import StoredFile
 from quantlab.sources.tensor import label
 
 
@@ -14,6 +16,30 @@ def listing(entries: Sequence[Entry]) -> str:
         for each in entries
     ]
     return render(table(["tensor", "shape", "dtype", "elements", ""], rows))
+
+
+def stored_listing(file: StoredFile, among: Sequence[str]) -> str:
+    """Return what a file holds in codes, `among` tensors of these names, and what it would be."""
+    stored = list(file.tensors.values())
+    quantized = [each for each in stored if {part.name for part in each.parts} & set(among)]
+    if not quantized:
+        return ""
+    rows = [
+        (
+            label(each.name),
+            str(list(each.shape)),
+            each.dtype,
+            each.fault or format_number(each.bits / max(each.size, 1), ".4g"),
+        )
+        for each in quantized
+    ]
+    bits, size = sum(each.bits for each in stored), sum(each.size for each in stored)
+    return render(
+        f"quantized: compare it with mode=file/{file.format} mode.path={file.path}",
+        table(["tensor", "shape", "stored as", "bits per value"], rows),
+        f"{len(stored)} tensors in all, {bits / max(size, 1):.4g} bits per value, "
+        f"{format_size(bits / 8)}",
+    )
 
 
 def _choice(entry: Entry) -> str:

@@ -36,6 +36,19 @@ def format_number(value: Any, spec: str) -> str:
     return format(value, spec) if type(value) in (int, float) else str(value)
 
 
+def format_size(n_bytes: float) -> str:
+    """Return a size in the unit that leaves one to three digits before the point.
+
+    >>> format_size(1234567)
+    '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} GB"
+
+
 def format_widths(tried: Sequence[int], t: Texts) -> str:
     """List widths, those that follow each other by their ends."""
     steps = {after - before for before, after in pairwise(tried)}

@@ -8,7 +8,7 @@ from statistics import median
 
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
-from quantlab.report.numbers import NULL, format_number
+from quantlab.report.numbers import NULL, format_number, format_size
 from quantlab.report.sentences import grouped_by_reason
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
@@ -58,7 +58,7 @@ def stored_sentences(found: Sequence[StoredRows], bar: Bar, t: Texts) -> Iterato
             n=len(each.rows),
             met=sum(not bar.missed(row) for row in each.rows),
             bits=format_number(each.bits_per_value, BITS),
-            size=_size(each.n_bytes),
+            size=format_size(each.n_bytes),
             median=_decibels(median(map(quality, each.rows)), t),
             worst=printable(each.rows[0]["tensor"]),
             dtype=each.rows[0]["stored_dtype"],
@@ -84,15 +84,6 @@ def _types(each: StoredRows, t: Texts) -> str:
 
 def _decibels(value: float, t: Texts) -> str:
     return t("exact") if value == float("inf") else t("decibels", value=f"{value:{SQNR}}")
-
-
-def _size(n_bytes: float) -> str:
-    """Return a size in the unit that leaves one to three digits before the point."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if n_bytes < 1000 or unit == "GB":
-            break
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} {unit}"
 
 
 def side_by_side(found: Sequence[StoredRows], t: Texts) -> tuple[list[str], list[list[str]]]:

@@ -29,6 +29,7 @@ SUFFIXES = {
     ".safetensors": "safetensors",
     ".json": "safetensors",  # the index of a checkpoint in several files
     ".gguf": "gguf",
+    ".onnx": "onnx",
 }
 
 

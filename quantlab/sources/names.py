@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIXES = ("", ".weight", "_quantized", "_Q4", "_Q8", "_quant")  # of the same tensor, quantized
+SUFFIXES = ("", ".weight")  # of the same tensor
 LAYERS = 512  # more than any model has: the names of gguf are listed layer by layer
 
 
@@ -66,8 +66,8 @@ def row_order(name: str, rows: int, architecture: Architecture) -> NDArray[np.in
 def partners(names: Iterable[str], stored: Iterable[str]) -> Mapping[str, str]:
     """Return which stored tensor each name is of, by its name, a known suffix, or a longer path.
 
-    >>> partners(["a.weight", "b"], ["model.a.weight", "b_quantized", "c"])
-    {'a.weight': 'model.a.weight', 'b': 'b_quantized'}
+    >>> partners(["a.weight", "b"], ["model.a.weight", "b.weight", "c"])
+    {'a.weight': 'model.a.weight', 'b': 'b.weight'}
     """
     held = set(stored)
     ends: dict[str, list[str]] = {}

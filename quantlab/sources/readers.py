@@ -1,4 +1,4 @@
-"""Which class reads a file, by the file's suffix."""
+"""Which class reads a file, by the file's suffix, and which decodes what is quantized in it."""
 
 from pathlib import Path
 
@@ -6,9 +6,17 @@ from quantlab.sources.file import SUFFIXES, File, require_file
 from quantlab.sources.gguf import Gguf
 from quantlab.sources.npy import Npy
 from quantlab.sources.npz import Npz
+from quantlab.sources.onnx import Onnx
 from quantlab.sources.safetensors import Safetensors
+from quantlab.sources.stored.file import StoredFile
+from quantlab.sources.stored.gguf import GgufFile
+from quantlab.sources.stored.onnx import OnnxFile
+from quantlab.sources.stored.safetensors import SafetensorsFile
 
-READERS: dict[str, type[File]] = {each.format: each for each in (Npy, Npz, Safetensors, Gguf)}
+READERS: dict[str, type[File]] = {each.format: each for each in (Npy, Npz, Safetensors, Gguf, Onnx)}
+DECODERS: dict[str, type[StoredFile]] = {
+    each.format: each for each in (GgufFile, SafetensorsFile, OnnxFile)
+}
 
 
 def reader(path: Path) -> type[File]:

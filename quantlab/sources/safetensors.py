@@ -13,7 +13,7 @@ from quantlab.sources.tensor import Tensor
 
 INTEGERS = {
     "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
-    "U64": "<u8", "BOOL": "?", "F8_E8M0": "<u1",
+    "U64": "<u8", "BOOL": "?",
 }  # fmt: skip
 
 
@@ -43,7 +43,7 @@ class Safetensors(File):
     def _entries(self) -> Iterator[Entry]:
         dtypes = _dtypes()
         for each in raw_tensors(self.path):
-            dtype = None if each.kind in INTEGERS else dtypes.get(each.kind)
+            dtype = None if each.kind in (*INTEGERS, "F8_E8M0") else dtypes.get(each.kind)
             reason = f"{each.kind} is no floating-point type"
             yield mapped_entry(
                 each.name, each.shape, each.kind, dtype, reason, each.path, each.offset
@@ -89,6 +89,7 @@ def _dtypes() -> dict[str, np.dtype[Any]]:
         "BF16": np.dtype(ml_dtypes.bfloat16),
         "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
         "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+        "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),  # of scales alone
         **{kind: np.dtype(dtype) for kind, dtype in INTEGERS.items()},
     }
 

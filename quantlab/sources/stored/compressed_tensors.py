@@ -1,7 +1,8 @@
 """compressed-tensors, packed: codes along the inputs, plus half their range, lowest bits first.
 
 ``W = (q - 2^(bits-1) - z) * scale``; without zero points z is 0. In nvfp4 two e2m1 codes share a
-byte, and ``W = code * scale / global_scale``.
+byte, and ``W = code * (scale / global_scale)`` in bfloat16. Other values are rounded to the type of
+the scale.
 """
 
 from collections.abc import Iterator
@@ -111,6 +112,8 @@ def _weights(config: Config) -> Config:
 
 
 def _nvfp4(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
+    import ml_dtypes
+
     packed, scale, whole_scale = require_parts(
         parts, "weight_packed", "weight_scale", "weight_global_scale"
     )
@@ -123,7 +126,8 @@ def _nvfp4(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
     def rows(which: Which) -> FloatArray:
         values = FP4[nibbles(take(packed, which))].reshape(len(which), -1, group)
         scales = take(scale, which).astype(np.float32) / tensor_scale
-        return (values * scales[..., None]).reshape(len(which), inputs)
+        rounded = (values * scales[..., None]).astype(ml_dtypes.bfloat16)
+        return rounded.reshape(len(which), inputs).astype(np.float32)
 
     dtype = f"nvfp4, group {group}"
     return StoredTensor(name, (len(packed), inputs), dtype, tuple(parts.values()), rows)

@@ -1,7 +1,8 @@
 """GPTQ: codes along the inputs, lowest bits first.
 
 ``W[o, i] = (q[i, o] - z[g_idx[i], o]) * s[g_idx[i], o]``. Version 1 of the format, which is meant
-unless ``checkpoint_format`` is gptq_v2, stores zero points less 1.
+unless ``checkpoint_format`` is gptq_v2, stores zero points less 1: it is taken from all in a word
+at once, so that a zero point of 0 borrows from the next.
 """
 
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor
     def rows(shift: int) -> Rows:
         def decode(which: Which) -> FloatArray:
             codes = unpack(qweight[:, which].T, bits, inputs)
-            zeros = _zeros(qzeros, which, bits) + shift
+            zeros = _zeros(qzeros, which, bits, shift)
             values = (codes - zeros[:, of]).astype(scales.dtype) * scales[:, which].T[:, of]
             return values.astype(np.float32)
 
@@ -86,9 +87,12 @@ def _groups(parts: dict[str, Tensor], inputs: int, groups: int) -> NDArray[Any]:
     return of
 
 
-def _zeros(qzeros: NDArray[Any], which: Which, bits: int) -> NDArray[Any]:
-    """Return the zero points of some outputs, ``(outputs, groups)``."""
+def _zeros(qzeros: NDArray[Any], which: Which, bits: int, more: int) -> NDArray[Any]:
+    """Return the zero points of some outputs, each `more` than stored, ``(outputs, groups)``."""
     first, last = int(which.min()) // 32 * 32, int(which.max()) // 32 * 32 + 32
-    words = qzeros[:, first * bits // 32 : last * bits // 32]
+    words = np.ascontiguousarray(qzeros[:, first * bits // 32 : last * bits // 32]).view(np.uint32)
     n = words.shape[1] * 32 // bits
-    return unpack(words, bits, n).T[which - first]
+    if 32 % bits == 0:
+        of_each = sum(more << place for place in range(0, 32, bits))
+        return unpack(words + np.uint32(of_each), bits, n).T[which - first]
+    return (unpack(words, bits, n).T[which - first] + more) % 2**bits

@@ -1,11 +1,15 @@
-"""MLX: codes along the inputs, lowest bits first; ``W = q * scale + bias``."""
+"""MLX: codes along the inputs, lowest bits first.
+
+``W = q * scale + bias``, each step rounded to the type of the scale. Its modes mxfp4, mxfp8 and
+nvfp4 have no biases; codes are floats, and scales powers of two or fp8.
+"""
 
 from collections.abc import Iterator
 
 import numpy as np
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.packing import unpack
+from quantlab.sources.stored.packing import FP4, nibbles, unpack
 from quantlab.sources.stored.tensor import (
     Config,
     MisfitError,
@@ -33,7 +37,8 @@ def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
         if "weight" in parts and parts["weight"].dtype == "uint32":
             own = config.get(base, config)
             settings = own if isinstance(own, dict) else config
-            yield guarded(name, parts, _stored, settings)
+            floats = parts["scales"].dtype == "uint8"
+            yield guarded(name, parts, _of_floats if floats else _stored, settings)
 
 
 def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
@@ -61,6 +66,35 @@ def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor
         rows,
         remark=contradiction(config, bits=bits, group_size=group),
     )
+
+
+MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits and group size
+
+
+def _of_floats(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
+    """Return a tensor whose codes are e2m1 or e4m3."""
+    import ml_dtypes
+
+    weight, scales = require_parts(parts, "weight", "scales")
+    product = whole(32 * weight.shape[-1], scales.shape[-1], f"words of {list(weight.shape)}")
+    fitting = [mode for mode, (bits, group) in MODES.items() if bits * group == product]
+    mode = config.get("mode") if config.get("mode") in fitting else next(iter(fitting), None)
+    if mode is None or weight.shape[:-1] != scales.shape[:-1]:
+        raise MisfitError(f"has words of {list(weight.shape)} and scales of {list(scales.shape)}")
+    bits, group = MODES[mode]
+    kind = ml_dtypes.float8_e4m3fn if mode == "nvfp4" else ml_dtypes.float8_e8m0fnu
+    octets, inputs = weight.reshape(-1, weight.shape[-1]), scales.shape[-1] * group
+    of_groups = scales.reshape(-1, scales.shape[-1])
+
+    def rows(which: Which) -> FloatArray:
+        held = np.ascontiguousarray(take(octets, which)).view(np.uint8)
+        values = FP4[nibbles(held)] if bits == 4 else held.view(ml_dtypes.float8_e4m3fn)
+        scale = take(of_groups, which).view(kind).astype(np.float32)
+        grouped = values.astype(np.float32).reshape(len(which), -1, group)
+        return (grouped * scale[..., None]).reshape(len(which), inputs)
+
+    shape = *weight.shape[:-1], inputs
+    return StoredTensor(name, shape, f"MLX {mode}", tuple(parts.values()), rows)
 
 
 def _width(words: int, groups: int, config: Config) -> tuple[int, int]:

@@ -1,7 +1,8 @@
 """Codes that are numbers already, times a scale: fp8 of several kinds, and int8.
 
 ``W = weight * scale``, of one scale, one a row, one a group of a row, or one a block of rows and
-columns, as DeepSeek's ``weight_scale_inv``; bitsandbytes' int8 has ``SCB``, 127 scales.
+columns, as DeepSeek's ``weight_scale_inv``; bitsandbytes' int8 has ``SCB``, 127 scales. Values are
+rounded to the type of the scale.
 """
 
 from collections.abc import Iterator
@@ -42,9 +43,8 @@ def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor
     weight, key = parts["weight"], next(key for key in SCALES if key in parts)
     if len(weight.shape) != 2:
         raise MisfitError(f"has codes of {list(weight.shape)}, which are no matrix")
-    scale = parts[key].array.astype(np.float32)
-    if key == "SCB":
-        scale = scale.reshape(-1, 1) / np.float32(127)
+    scale, last = parts[key].array.astype(np.float32), np.float32(1 / 127 if key == "SCB" else 1)
+    dtype = _rounded(parts[key].array.dtype)
     scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
     block = _block(weight.shape, scale.shape, config)
     zero = parts["weight_zero_point"].array if "weight_zero_point" in parts else None
@@ -54,7 +54,8 @@ def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor
         codes = take(weight.array, which).astype(np.float32)
         if zero is not None:
             codes -= _spread(zero.reshape(scale.shape), which, block[0], columns)
-        return codes * _spread(scale, which, block[0], columns)
+        values = codes * _spread(scale, which, block[0], columns) * last
+        return values.astype(dtype).astype(np.float32)
 
     return StoredTensor(
         name,
@@ -66,6 +67,11 @@ def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor
         if key == "weight_scale_inv"
         else None,
     )
+
+
+def _rounded(scale: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type that values are rounded to: that of scales, unless it is of scales alone."""
+    return scale if scale.itemsize > 1 else np.dtype(np.float32)
 
 
 def _block(shape: tuple[int, ...], scales: tuple[int, ...], config: Config) -> tuple[int, int]:

@@ -125,10 +125,12 @@ def awq(name: str, size: int) -> None:
     from awq.modules.linear.gemm import WQLinear_GEMM
     from awq.utils.packing_utils import dequantize_gemm
 
-    w = weight(64, 256)  # from_linear drops rows beyond a multiple of 32
+    w = weight(32, 256)  # from_linear asks for a multiple of 32 rows
     scale, zero = ranges(w, size, 4, sym=False)
+    low, high = -zero * scale, (15 - zero) * scale  # from_linear lets greater codes spill over
+    fits = w.float().clamp(low.repeat_interleave(size, 1), high.repeat_interleave(size, 1))
     made = WQLinear_GEMM.from_linear(
-        linear(w.float()), 4, size, scales=scale.t().contiguous(), zeros=zero.t().contiguous()
+        linear(fits), 4, size, scales=scale.t().contiguous(), zeros=zero.t().contiguous()
     )
     x_hat = dequantize_gemm(made.qweight, made.qzeros, made.scales, 4, size).t()
     method = {"quant_method": "awq", "bits": 4, "group_size": size, "zero_point": True}
@@ -136,8 +138,12 @@ def awq(name: str, size: int) -> None:
     save(name, made.state_dict(), method, x_hat, w)
 
 
-def gptq(name: str, bits: int, size: int, *, sym: bool, v2: bool = False, order: bool = False):
-    """Format v1 stores zero - 1, as a difference of whole words: below 0, a field borrows."""
+def gptq(
+    name: str, bits: int, size: int, *, sym: bool, v2: bool = False, order: bool = False
+) -> None:
+    """Format v1 stores zero - 1: as a difference of whole words, so that a field below 0 borrows
+    from the next (gptq-4-asym-order has such zeros); of 3 bits, each field modulo 8.
+    """
     w = weight(32, 128)
     index = torch.arange(128, dtype=torch.int32) // size
     by_group = torch.arange(128)
@@ -162,18 +168,19 @@ def gptq(name: str, bits: int, size: int, *, sym: bool, v2: bool = False, order:
 def compressed(
     name: str, form: str, *, scale: torch.dtype = torch.float16, act: bool = False, **options
 ) -> None:
-    """Zero points of pack-quantized are packed along the rows, where plain ones are int8.
+    """Scales are in the dtype `scale`; `act` adds the activations that a form asks for.
 
-    All codes are stored plus 2**(bits - 1), zero points too. Other bits than 2, 4 and 8 go on
-    across words. NVFP4 divides the scale of a group by that of the tensor, in float32, and then
-    rounds the product to bfloat16; MXFP4 and fp8 compute in `scale`.
+    pack-quantized: codes and zero points plus 2**(bits - 1), zero points packed along the rows
+    [out * bits / 32, groups]; fields of 3 bits go on across words. The other integers: int8, as
+    they are. NVFP4: the scale of a group is divided by that of the tensor in float32, and the
+    product, in float32, rounds to bfloat16.
     """
     args = QuantizationArgs(**options)
     activations = QuantizationArgs(num_bits=8, type=args.type, strategy="token", dynamic=True)
     scheme = QuantizationScheme(
         targets=["Linear"], weights=args, input_activations=activations if act else None
     )
-    w = weight(32, 192).to(scale)
+    w = weight(32, 128).to(scale)
     groups = w.unflatten(1, (-1, args.group_size)) if args.group_size else w[:, None]
     if args.strategy == "tensor":
         groups = w.reshape(1, 1, -1)
@@ -199,8 +206,8 @@ def bnb_4bit(name: str, kind: str, nested: bool, dtype: torch.dtype) -> None:
 
     Nested: absmax is nested_quant_map[code] * nested_absmax, rounded to float32, + offset, rounded.
     """
-    w = weight(48, 128).to(dtype)
-    layer = bnb.nn.Linear4bit(128, 48, bias=False, quant_type=kind, compress_statistics=nested)
+    w = weight(24, 128).to(dtype)
+    layer = bnb.nn.Linear4bit(128, 24, bias=False, quant_type=kind, compress_statistics=nested)
     layer.weight = bnb.nn.Params4bit(
         w, requires_grad=False, quant_type=kind, blocksize=64, compress_statistics=nested
     )
@@ -214,8 +221,8 @@ def bnb_4bit(name: str, kind: str, nested: bool, dtype: torch.dtype) -> None:
 
 def bnb_int8(name: str) -> None:
     """Rows; code * SCB * float32(1 / 127), each product rounded to float32."""
-    w = weight(48, 96)
-    layer = bnb.nn.Linear8bitLt(96, 48, bias=False, has_fp16_weights=False)
+    w = weight(24, 96)
+    layer = bnb.nn.Linear8bitLt(96, 24, bias=False, has_fp16_weights=False)
     layer.weight = bnb.nn.Int8Params(w, requires_grad=False, has_fp16_weights=False)
     tensors = layer.to("cpu").state_dict()
     x_hat = bnb.functional.int8_vectorwise_dequant(tensors["weight"], tensors["SCB"])
@@ -241,7 +248,7 @@ def mlx_affine(name: str, bits: int, size: int, dtype: mx.Dtype) -> None:
 
     Beside it ``NAME.weight.float32``: the same of scales and biases turned to float32 first.
     """
-    x = mx.array(weight(24, 128).numpy()).astype(dtype)
+    x = mx.array(weight(16, 128).numpy()).astype(dtype)
     codes, scales, biases = mx.quantize(x, group_size=size, bits=bits)
     exact = scales.astype(mx.float32), biases.astype(mx.float32)
     hats = {
@@ -254,7 +261,7 @@ def mlx_affine(name: str, bits: int, size: int, dtype: mx.Dtype) -> None:
 
 def mlx_mode(name: str, mode: str, size: int, bits: int) -> None:
     """No biases; scales are uint8: powers of two (E8M0), nvfp4's E4M3. All exact in bfloat16."""
-    x = mx.array(weight(24, 128).numpy()).astype(mx.bfloat16)
+    x = mx.array(weight(16, 128).numpy()).astype(mx.bfloat16)
     codes, scales = mx.quantize(x, mode=mode)
     hats = {"": mx.dequantize(codes, scales, mode=mode)}
     how = {"group_size": size, "bits": bits, "mode": mode}
@@ -263,7 +270,7 @@ def mlx_mode(name: str, mode: str, size: int, bits: int) -> None:
 
 def fp8_rows(name: str, per: str, method: dict) -> None:
     """One scale (a scalar) or one for each row ([out, 1]), named `weight_scale`."""
-    w = weight(48, 96)
+    w = weight(24, 96)
     top = w.float().abs().amax(1, keepdim=True) if per == "row" else w.float().abs().max()
     scale = top / 448
     codes = (w.float() / scale).clamp(-448, 448).to(torch.float8_e4m3fn)
@@ -271,13 +278,15 @@ def fp8_rows(name: str, per: str, method: dict) -> None:
     save(name, {"weight": codes, "weight_scale": scale}, method, x_hat, w)
 
 
-def fp8_blocks(name: str, block: list[int], scale_fmt: str = "float") -> None:
+def fp8_blocks(
+    name: str, shape: tuple[int, int], block: list[int], scale_fmt: str = "float"
+) -> None:
     """Scales of blocks, `weight_scale_inv`, that multiply all the same; the last may be partial.
 
     Fp8Dequantize takes the shape of a block from the scales, not from the config, so of partial
     blocks it makes other blocks: there, as in a backward pass, _dequantize_fp8_weight.
     """
-    w = weight(160, 192)
+    w = weight(*shape)
     method = {"quant_method": "fp8", "activation_scheme": "dynamic", "fmt": "e4m3"}
     method |= {"weight_block_size": block}
     if scale_fmt != "float":
@@ -287,7 +296,7 @@ def fp8_blocks(name: str, block: list[int], scale_fmt: str = "float") -> None:
     short = [-length % size for length, size in zip(w.shape, block, strict=True)]
     padded = torch.nn.functional.pad(w, (0, short[1], 0, short[0]))
     made = quantize.convert({"weight": padded})
-    made["weight"] = made["weight"][:160, :192]
+    made["weight"] = made["weight"][: shape[0], : shape[1]]
     pair = made["weight"], made["weight_scale_inv"]
     if any(short):
         x_hat = finegrained_fp8._dequantize_fp8_weight(*pair, block, torch.float32)
@@ -361,9 +370,9 @@ def main() -> None:
     mlx_mode("mlx-nvfp4", "nvfp4", 16, 4)
     fp8_rows("fp8-tensor", "tensor", {"quant_method": "fp8", "activation_scheme": "dynamic"})
     fp8_rows("fp8-rows", "row", {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0})
-    fp8_blocks("fp8-blocks", [32, 64])
-    fp8_blocks("fp8-blocks-partial", [128, 128])
-    fp8_blocks("fp8-blocks-ue8m0", [32, 64], "ue8m0")
+    fp8_blocks("fp8-blocks", (64, 192), [32, 64])
+    fp8_blocks("fp8-blocks-partial", (136, 144), [128, 128])
+    fp8_blocks("fp8-blocks-ue8m0", (64, 128), [32, 64], "ue8m0")
     mxfp4("mxfp4")
 
 

@@ -1,0 +1,135 @@
+"""Weights of ONNX models, also those that stand in files beside them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from quantlab.sources.file import BadFileError, Entry, File, file_state, mapped
+from quantlab.sources.tensor import Tensor
+
+FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2")
+NIBBLES = ("UINT4", "INT4")  # two codes a byte
+
+
+@dataclass(frozen=True)
+class Initializer:
+    """A constant tensor of a graph; `external` is its file and offset, where it stands apart."""
+
+    proto: Any
+    path: str
+    external: tuple[str, int] | None
+
+    @property
+    def name(self) -> str:
+        """The name."""
+        return str(self.proto.name)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape, of codes that share bytes too."""
+        return tuple(self.proto.dims)
+
+    @property
+    def kind(self) -> str:
+        """The type as ONNX calls it, e.g. FLOAT16."""
+        import onnx
+
+        return str(onnx.TensorProto.DataType.Name(self.proto.data_type))
+
+    def open(self) -> Tensor:
+        """Return the values; of types of four bits the bytes that hold them, flat."""
+        import onnx
+
+        dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(self.proto.data_type), self.shape
+        if self.kind in NIBBLES:
+            dtype, shape = np.dtype(np.uint8), (-(-prod(shape) // 2),)
+        if self.external:
+            file, offset = self.external
+            return mapped(self.name, dtype, shape, file, offset)
+        if self.proto.raw_data or self.kind in NIBBLES:
+            values = np.frombuffer(self.proto.raw_data, dtype)
+        else:
+            values = onnx.numpy_helper.to_array(self.proto)
+        if values.size != prod(shape):
+            raise BadFileError(
+                f"holds {values.size} values in {self.name}, where the shape {list(self.shape)} "
+                f"takes {prod(shape)}"
+            )
+        return Tensor(self.name, values.reshape(shape), file_state(self.path))
+
+
+class Graph(NamedTuple):
+    """The constants of a graph by their names, and its nodes."""
+
+    initializers: dict[str, Initializer]
+    nodes: list[Any]
+
+
+class Onnx(File):
+    """The initializers of an ONNX model; integers and what is in codes is left out."""
+
+    format = "onnx"
+    needs = ("onnx", "ml_dtypes")
+
+    def _entries(self) -> Iterator[Entry]:
+        for each in graph(self.path).initializers.values():
+            reason = None if each.kind in FLOATS else f"{each.kind} is no floating-point type"
+            itemsize = 0 if reason else each.open().itemsize
+            yield Entry(each.name, each.shape, each.kind.lower(), each.open, reason, itemsize)
+
+
+def graph(path: str) -> Graph:
+    """Return the graph of a model; raises ValueError where data stands outside its directory."""
+    return _graph(file_state(path))
+
+
+@lru_cache(maxsize=2)
+def _graph(state: tuple[str, int, int]) -> Graph:
+    import onnx
+
+    model = onnx.load(state[0], load_external_data=False)
+    found = [_initializer(each, Path(state[0])) for each in model.graph.initializer]
+    names = [each.name for each in found]
+    twice = next((name for name in names if names.count(name) > 1), None) if len(names) else None
+    if twice:
+        raise BadFileError(f"holds two initializers of the name '{twice}'")
+    return Graph(dict(zip(names, found, strict=True)), list(model.graph.node))
+
+
+def _initializer(proto: Any, path: Path) -> Initializer:
+    import onnx
+
+    if any(each < 0 for each in proto.dims):
+        raise BadFileError(f"gives {proto.name} an impossible shape {list(proto.dims)}")
+    if proto.data_location != onnx.TensorProto.EXTERNAL:
+        return Initializer(proto, str(path), None)
+    about = {entry.key: entry.value for entry in proto.external_data}
+    location = path.parent / about.get("location", "")
+    if not location.resolve().is_relative_to(path.parent.resolve()):
+        raise BadFileError(f"puts {proto.name} into {location}, outside its own directory")
+    if not location.is_file():
+        raise BadFileError(f"needs {location} for {proto.name}, which does not exist")
+    offset, size = int(about.get("offset", 0)), _n_bytes(proto)
+    if offset < 0 or size != int(about.get("length", size)):
+        raise BadFileError(
+            f"gives {proto.name} {about.get('length')} bytes at {offset} of {location}, where its "
+            f"shape {list(proto.dims)} takes {size}"
+        )
+    if offset + size > location.stat().st_size:
+        raise BadFileError(f"needs {offset + size} bytes of {location} for {proto.name}: it is cut")
+    return Initializer(proto, str(path), (str(location), offset))
+
+
+def _n_bytes(proto: Any) -> int:
+    """Return how many bytes the values of a tensor take."""
+    import onnx
+
+    size = prod(proto.dims)
+    if onnx.TensorProto.DataType.Name(proto.data_type) in NIBBLES:
+        return -(-size // 2)
+    return size * int(onnx.helper.tensor_dtype_to_np_dtype(proto.data_type).itemsize)

@@ -6,7 +6,7 @@ PYTHONS := 3.12 3.13
 FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab remedies levels demo test pythons lint mutants bench bench-sweep slurm chromium ray lock clean
+.PHONY: help lab remedies levels demo test pythons lint mutants bench bench-sweep slurm llama chromium ray lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -22,11 +22,16 @@ remedies: .venv/lab ## store the lab's tensors in other formats (results land in
 levels: .venv/lab ## draw the levels of every element grid into docs/levels.png
 	@$(BIN)/python docs/levels.py
 
-demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bits
-	@rm -rf multirun/demo/*/
+demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bits, and quantized by llama.cpp
+	@rm -rf multirun/demo/*/ multirun/demo-gguf/*/
 	@$(BIN)/python run.py -m dist=file/safetensors \
 		dist.path=.venv/demo/silero_vad/data/silero_vad_16k.safetensors \
 		mode=sym,asym n_bits=4,8 hydra.sweep.dir=multirun/demo
+	@$(BIN)/python docs/write_gguf.py .venv/demo/silero_vad/data/silero_vad_16k.safetensors .venv/demo \
+		q8_0 q4_0
+	@$(BIN)/python run.py -m dist=file/gguf dist.path=.venv/demo/silero_vad_16k-F16.gguf mode=file/gguf \
+		mode.path=.venv/demo/silero_vad_16k-q8_0.gguf,.venv/demo/silero_vad_16k-q4_0.gguf \
+		hydra.sweep.dir=multirun/demo-gguf
 
 test: .venv/dev .venv/demo .venv/wheel ## run the test suite
 	@$(BIN)/pytest
@@ -37,6 +42,9 @@ pythons: $(PYTHONS:%=.venv/python%) ## run the fast tests under the other Python
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm
+
+llama: .venv/lab ## build llama.cpp's llama-quantize for the tests (2 minutes, needs a C++ compiler)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/llama.sh .venv/llama
 
 chromium: ## install the browser of the tests (Debian's package, needs root)
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; }
@@ -65,7 +73,7 @@ bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app (5 mi
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
 	@$(BIN)/pip install --quiet uv
-	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --group dev \
+	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --group dev \
 		--output-file requirements.lock
 	@$(LOCK) --extra ray --output-file requirements-ray.lock
 
@@ -81,13 +89,13 @@ clean: ## remove the environment and every cache
 	@touch $@
 
 .venv/demo: .venv/lab
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[safetensors]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[safetensors,gguf,ggml]'
 	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ silero-vad==6.2.3
 	@touch $@
 
 .venv/dev: .venv/lab
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
-	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf]' --group dev
+	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml]' --group dev
 	@touch $@
 
 .venv/python%: pyproject.toml requirements.lock
@@ -95,7 +103,7 @@ clean: ## remove the environment and every cache
 		"$$python" -m venv $@ 2>/dev/null && break; done; \
 	if test -x $@/bin/pip; then \
 		$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip && \
-		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf]' --group dev && \
+		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml]' --group dev && \
 		touch $@; \
 	else echo "there is no Python $* here"; fi
 

@@ -107,6 +107,9 @@ class Experiment:
             landmark=expected.landmark if expected else None,
             importance=self._importance(tensor),
         )
+        if self.importance and "out_sqnr_db" not in entry["measured"]:
+            entry["measured"]["out_sqnr_db"] = None
+            entry["reasons"]["out_sqnr_db"] = f"{self.importance.name} has no importance of it"
         predicted = predict(opened, expected) if expected and isinstance(opened, Format) else None
         entry |= {"sha256": tensor.sha256(), "predicted": predicted, **self._stored(tensor, opened)}
         if isinstance(opened, Reconstruction) and opened.sha256:

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Shape, UnfitError
 from quantlab.formats.codec import Codec, Reconstruction, Values
 from quantlab.formats.element import ContradictionError, FloatArray, require_width
 
+Octets = NDArray[np.uint8]
 PACKAGE = "xllamacpp"
 NUMBERS = {  # enum ggml_type of ggml.h
     "q4_0": 2, "q4_1": 3, "q5_0": 6, "q5_1": 7, "q8_0": 8, "q2_k": 10, "q3_k": 11, "q4_k": 12,
@@ -88,16 +90,21 @@ class Ggml(Codec):
                 f"block of ggml/{self.type}, so that llama.cpp leaves it as it is"
             )
 
-    def round_trip(self, x: FloatArray, importance: FloatArray | None = None) -> FloatArray:
-        """Return what rows come back as, an array ``(rows, columns)``."""
+    def quantize(self, x: FloatArray, importance: FloatArray | None = None) -> Octets:
+        """Return the codes of float32 rows, ``(rows, bytes a row)``."""
         x = np.ascontiguousarray(x)
-        codes = np.empty(x.size // self._traits.block * self._traits.size, np.uint8)
+        codes = np.empty((len(x), x.shape[1] // self._traits.block * self._traits.size), np.uint8)
         weights = None if importance is None else importance.ctypes.data
         self._ggml.ggml_quantize_chunk(
             self._number, x.ctypes.data, codes.ctypes.data, 0, *x.shape, weights
         )
-        x_hat = np.empty_like(x)
-        self._traits.to_float(codes.ctypes.data, x_hat.ctypes.data, x.size)
+        return codes
+
+    def dequantize(self, codes: Octets) -> FloatArray:
+        """Return the float32 rows that codes stand for."""
+        columns = codes.shape[1] // self._traits.size * self._traits.block
+        x_hat = np.empty((len(codes), columns), np.float32)
+        self._traits.to_float(codes.ctypes.data, x_hat.ctypes.data, x_hat.size)
         return x_hat
 
 
@@ -130,7 +137,7 @@ class _Rows:
         width = stop - start if self.importance is None else self.row
         x = self.tensor.block(start, stop).reshape(-1, width)
         weights = None if self.importance is None else self.importance[start // self.matrix]
-        return self.ggml.round_trip(x, weights).reshape(-1)
+        return self.ggml.dequantize(self.ggml.quantize(x, weights)).reshape(-1)
 
 
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)

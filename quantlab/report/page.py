@@ -164,7 +164,8 @@ def _subtitle(findings: Findings, t: Texts) -> str:
     )
     widths = _widths(findings)
     if not widths:
-        return t("subtitle_stored", dists=dists, modes=modes)
+        files = ", ".join(each.name for each in findings.stored)
+        return t("subtitle_stored", dists=dists, files=files)
     return t("subtitle", dists=dists, modes=modes, widths=format_widths(widths, t))
 
 

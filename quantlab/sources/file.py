@@ -31,6 +31,7 @@ SUFFIXES = {
     ".gguf": "gguf",
     ".onnx": "onnx",
 }
+PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
@@ -159,6 +160,11 @@ def require_file(path: Path, kind: str = "tensor") -> None:
         raise ValueError(f"{path} is a directory: name the {kind} file in it")
     if not path.is_file():
         raise ValueError(f"{path} does not exist: name the {kind} file there is")
+    if path.suffix in PICKLED:
+        raise ValueError(
+            f"{path} holds pickled objects, which run code when they are loaded: convert it to "
+            "safetensors"
+        )
 
 
 class BadFileError(ValueError):

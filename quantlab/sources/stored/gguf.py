@@ -1,5 +1,6 @@
 """Files of llama.cpp, decoded by the package gguf."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,11 @@ class GgufFile(StoredFile):
 
     format = "gguf"
     needs = ("gguf", "ml_dtypes")
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file, which mostly says what it is."""
+        return Path(self.path).name
 
     def architecture(self) -> Architecture:
         """Return what the file says of its model."""

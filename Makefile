@@ -66,6 +66,7 @@ mutants: .venv/dev ## change the numerics in small ways, and print the share tha
 bench: .venv/dev ## print the benchmark tables (torch joins in where it is installed)
 	@$(BIN)/python benchmarks/throughput.py
 	@$(BIN)/python benchmarks/formats.py
+	@$(BIN)/python benchmarks/stored.py
 	@$(BIN)/python benchmarks/aggregate.py
 
 bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app (5 minutes)

@@ -88,9 +88,9 @@ def expected(name, x, importance=None):
 
 
 def test_each_type_has_the_number_of_the_enum():
-    assert {n: kind.name.lower() for kind in gguf.GGMLQuantizationType for n in [kind.value]}.items() >= {
-        number: name for name, number in NUMBERS.items()
-    }.items()
+    assert {
+        n: kind.name.lower() for kind in gguf.GGMLQuantizationType for n in [kind.value]
+    }.items() >= {number: name for name, number in NUMBERS.items()}.items()
 
 
 @pytest.mark.parametrize("shape", SHAPES)

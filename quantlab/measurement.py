@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats import uniform
-from quantlab.formats.blocks import Block, Group, PerChannel, PerTensor
-from quantlab.formats.codec import Codec
+from quantlab.formats.blocks import Block, Group, PerChannel, PerTensor, UnfitError
+from quantlab.formats.codec import Codec, Reconstruction
 from quantlab.formats.format import Format, compose
 from quantlab.formats.ranges import AbsMax, Mse, Percentile, Range
 from quantlab.records import record
@@ -82,7 +82,8 @@ def measure(
         Real numbers of any shape and dtype, a NumPy, PyTorch or JAX array; they are measured as
         float32. A mapping of names to arrays, such as a state_dict, gives a table.
     mode
-        A name in ``conf/mode``, such as ``"sym"``, ``"asym"``, ``"log"``, ``"nf4"``, ``"mx/fp4"``.
+        A name in ``conf/mode``, such as ``"sym"``, ``"asym"``, ``"log"``, ``"nf4"``, ``"mx/fp4"``,
+        ``"ggml/q4_k"``.
     n_bits
         Width of the codes; without it 8, or the width that the mode fixes.
     block
@@ -120,8 +121,13 @@ def measure(
 
 def _measure(x: Any, mode: str, form: Format | Codec, name: str) -> Measurement:
     array = Tensor(name, as_array(x, name))
-    tensor = measure_tensor(array, form.open(array), threads=usable_cores())
-    named = tensor | {"predicted": None}
+    try:
+        opened = form.open(array)
+    except UnfitError as reason:
+        raise ValueError(f"{name} cannot be stored as {mode}: {reason}") from None
+    tensor = measure_tensor(array, opened, threads=usable_cores())
+    stored = {"stored_dtype": opened.dtype} if isinstance(opened, Reconstruction) else {}
+    named = tensor | {"predicted": None} | stored
     return Measurement(named, uniform.mode_name(mode), form.n_bits, name)
 
 
@@ -159,17 +165,21 @@ def mode_of(name: str, n_bits: int | None) -> Any:
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
 
-    path = CONF / "mode" / f"{name}.yaml"
-    if not path.is_file():
-        known = sorted(each.relative_to(CONF / "mode") for each in (CONF / "mode").rglob("*.yaml"))
-        names = ", ".join(each.with_suffix("").as_posix() for each in known)
-        raise ValueError(f"mode must be one of {names}, got {name!r}")
-    config: Any = OmegaConf.load(path)
+    folder = CONF / "mode"
+    paths = {each.relative_to(folder).with_suffix("").as_posix(): each for each in _modes(folder)}
+    if name not in paths:
+        raise ValueError(f"mode must be one of {', '.join(sorted(paths))}, got {name!r}")
+    config: Any = OmegaConf.load(paths[name])
     width = config.get("n_bits", 8) if n_bits is None else n_bits
     try:
         return instantiate(config.get("mode", config), n_bits=width)
     except InstantiationException as error:
         raise ValueError(*(error.__cause__ or error).args) from None
+
+
+def _modes(folder: Path) -> Iterator[Path]:
+    """Yield the modes but for those that take a file."""
+    return (path for path in folder.rglob("*.yaml") if path.parent.name != "file")
 
 
 def _block(block: str | int, scale: str) -> Block:

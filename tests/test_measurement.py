@@ -39,7 +39,11 @@ def test_whole_numbers_are_numbers():
 @pytest.mark.parametrize(
     ("x", "how", "why"),
     [
-        (X, {"mode": "nf5"}, "mode must be one of asym, fp4, .*, nv/fp4, sym, got 'nf5'"),
+        (
+            X,
+            {"mode": "nf5"},
+            "mode must be one of asym, fp4, .*, ggml/q4_k, .*, nv/fp4, sym, got 'nf5'",
+        ),
         (
             X,
             {"mode": "nf4", "n_bits": 8},

@@ -41,8 +41,14 @@ def format_name(row: Row, levels: Sequence[str] = ()) -> str:
         return str(row["stored_file"])
     mode = row["mode"]
     element = f"{WIDE[mode]} {row['n_bits']} bits" if mode in WIDE else mode
-    settings = [f"{key}={as_text(row[key])}" for key in levels if _is_setting(key)]
+    own = [key for key in levels if _is_setting(key) and has_setting(row, key)]
+    settings = [f"{key}={as_text(row[key])}" for key in own]
     return ", ".join([element, *_choices(row).values(), *settings])
+
+
+def has_setting(row: Row, level: str) -> bool:
+    """Return whether a row has a level; the further settings of another format are null."""
+    return row[level] is not None or not is_of_format(level)
 
 
 def varied_choices(row: Row, levels: Sequence[str]) -> list[str]:

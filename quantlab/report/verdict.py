@@ -8,7 +8,7 @@ from functools import cached_property
 from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
-from quantlab.report.format_name import FORMAT, varied_choices
+from quantlab.report.format_name import FORMAT, has_setting, varied_choices
 from quantlab.sources.tensor import printable
 
 INT8 = 8  # the width that the lab's question is about
@@ -75,7 +75,8 @@ def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
     Of a `run` it says which source and mode.
     """
     rest = [level for level in levels if level not in ("dist", "tensor", *FORMAT)]
-    settings = [*varied_choices(row, levels), *(f"{level}={as_text(row[level])}" for level in rest)]
+    others = [f"{level}={as_text(row[level])}" for level in rest if has_setting(row, level)]
+    settings = [*varied_choices(row, levels), *others]
     return ", ".join(map(printable, [row["dist" if run else "tensor"], row["mode"], *settings]))
 
 

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats import uniform
 from quantlab.formats.codec import Reconstruction
 from quantlab.formats.element import FloatArray, Trip
 from quantlab.formats.format import Format
@@ -54,27 +53,18 @@ def measure(
     """
     found = survey(tensor, threads)
     trip = trip_of(tensor, form, found, threads)
-    certified = (
-        isinstance(form, Format) and isinstance(form.element, uniform.Uniform) and form.plain
-    )
+    certified = isinstance(form, Format) and form.plain and isinstance(trip, OneStep)
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
     gathered = _Measurement(tensor, found, trip, rel_threshold, certified, columns)
     evidence = gathered.evidence(threads, advance)
     measured, reasons = metrics.figures(evidence)
-    if columns:
-        measured["out_sqnr_db"] = out_sqnr_db(evidence.powers)
-        if measured["out_sqnr_db"] is None:
-            reasons["out_sqnr_db"] = "there is no noise, or no signal"
-    if landmark is not None:
-        measured["landmark_rel_err"] = trip.relative_error(np.float32(landmark))
-        if measured["landmark_rel_err"] is None:
-            reasons["landmark_rel_err"] = trip.no_step
+    for key, value, why in gathered.further_figures(evidence, landmark):
+        measured[key] = value
+        reasons |= {key: why} if value is None else {}
     params, unknown = trip.described()
     ranks = gathered.order(min(k, tensor.size), evidence)
     if not certified:
         reasons["top_bits_sufficient"] = "it is a width of one scale over the whole range"
-    stored = storage.figures(trip.bits_per_value, measured["sqnr_db"], trip.scales())
-    budget = storage.error_budget(evidence.sums, evidence.clipped)
     if trip.n_bits is None:
         unknown |= dict.fromkeys([*storage.OF_SCALES, "clip_share", "round_share"], trip.no_step)
     return {
@@ -89,8 +79,8 @@ def measure(
         "codes": to_bins(evidence.counts, trip.n_bits) if evidence.counts and trip.n_bits else None,
         "underflowed": found.underflowed,
         "error_histogram": evidence.errors.to_dict() | {"stride": gathered.stride},
-        "storage": stored,
-        "error_budget": budget,
+        "storage": storage.figures(trip.bits_per_value, measured["sqnr_db"], trip.scales()),
+        "error_budget": storage.error_budget(evidence.sums, evidence.clipped),
     }
 
 
@@ -218,6 +208,16 @@ class _Measurement:
             )
             for start in starts
         )
+
+    def further_figures(
+        self, evidence: Evidence, landmark: float | None
+    ) -> Iterator[tuple[str, float | None, str]]:
+        """Yield the figures that are asked for, and why one would be null."""
+        if self.columns:
+            yield "out_sqnr_db", out_sqnr_db(evidence.powers), "there is no noise, or no signal"
+        if landmark is not None:
+            value = self.trip.relative_error(np.float32(landmark))
+            yield "landmark_rel_err", value, self.trip.no_step
 
     def order(self, k: int, evidence: Evidence) -> dict[str, Any]:
         """Compare the k largest values with those that came back largest."""

@@ -181,7 +181,8 @@ def run_name(*, _root_: DictConfig) -> str:
     """
     choices, overrides = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
     asked = sorted(each for each in overrides if record.has_effect(each))
-    readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}-{_root_.n_bits}bit")
+    width = "" if _root_.n_bits is None else f"-{_root_.n_bits}bit"
+    readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}{width}")
     return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ INTEGERS = ("I8", "I16", "I32", "I64")
 class GgufTensor:
     """A tensor as its file describes it; `dtype` is None where it is quantized, or of integers.
 
-    `row_bytes` is what a row of the last axis takes.
+    `block` values are stored together, in `block_bytes`.
     """
 
     path: str
@@ -27,7 +28,8 @@ class GgufTensor:
     kind: str
     dtype: np.dtype[Any] | None
     offset: int
-    row_bytes: int
+    block: int
+    block_bytes: int
 
     @property
     def is_decodable(self) -> bool:
@@ -40,8 +42,9 @@ class GgufTensor:
 
     def raw(self) -> Tensor:
         """Map the bytes of each row."""
-        rows = int(np.prod(self.shape[:-1]))
-        return mapped(self.name, np.uint8, (rows, self.row_bytes), self.path, self.offset)
+        row_bytes = self.shape[-1] // self.block * self.block_bytes
+        shape = prod(self.shape[:-1]), row_bytes
+        return mapped(self.name, np.uint8, shape, self.path, self.offset)
 
 
 class Contents(NamedTuple):
@@ -103,9 +106,8 @@ def _tensor(path: str, tensor: Any) -> GgufTensor:
         raise BadFileError(
             f"has rows of {shape[-1]} values in {tensor.name}, no multiple of the {block} of {kind}"
         )
-    row_bytes = (shape[-1] if shape else 1) // block * size
     offset = int(tensor.data_offset)
-    return GgufTensor(path, tensor.name, shape, kind, dtypes.get(kind), offset, row_bytes)
+    return GgufTensor(path, tensor.name, shape, kind, dtypes.get(kind), offset, block, size)
 
 
 def _architecture(reader: Any) -> Architecture:

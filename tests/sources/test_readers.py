@@ -28,8 +28,8 @@ def test_a_flipped_byte_is_read_or_refused(tmp_path, kind, offset):
 
 
 def test_a_suffix_that_nobody_reads_is_told(tmp_path):
-    (tmp_path / "w.bin").touch()
+    (tmp_path / "w.txt").touch()
     with pytest.raises(ValueError, match=r"has none of the suffixes \.npy, \.npz, "):
-        readers.reader(tmp_path / "w.bin")
+        readers.reader(tmp_path / "w.txt")
     with pytest.raises(ValueError, match="does not exist"):
         readers.reader(tmp_path / "x.bin")

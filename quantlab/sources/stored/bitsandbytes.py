@@ -5,7 +5,8 @@ Two codes share a byte, the first in the high half. Nested, the magnitudes are c
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from math import prod
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from quantlab.sources.stored.tensor import (
 )
 from quantlab.sources.tensor import Tensor
 
+Magnitudes = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 METHODS = ("bitsandbytes",)
 STATE = ".quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
@@ -49,8 +51,9 @@ def _state(parts: dict[str, Tensor]) -> dict[str, Any]:
         if array.nbytes > LARGEST:
             raise ValueError("it is too long")
         state = json.loads(bytes(array))
-        block, shape = state["blocksize"], tuple(state["shape"])
-        if min(block, *shape) < 1 or {type(each) for each in (block, *shape)} != {int}:
+        shape = tuple(state["shape"])
+        numbers = (state["blocksize"], state.get("nested_blocksize", 256), *shape)
+        if not all(type(each) is int and each > 0 for each in numbers) or not shape:
             raise ValueError("its numbers are impossible")
     except (ValueError, KeyError, TypeError, RecursionError) as reason:
         raise MisfitError(f"has a quant_state that cannot be read ({reason})") from None
@@ -61,41 +64,49 @@ def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
     weight, quant_map = require_parts(parts, "weight", "quant_map")
     state = _state(parts)
     shape, block = state["shape"], state["blocksize"]
-    size, codes = int(np.prod(shape, dtype=object)), weight.reshape(-1).view(np.uint8)
-    absmax = _absmax(parts, state)
-    if codes.size != -(-size // 2) or absmax.size != -(-size // block) or quant_map.size != 16:
-        raise MisfitError(
-            f"has {codes.size} bytes and {absmax.size} magnitudes for the shape {list(shape)} in "
-            f"blocks of {block}"
-        )
-    levels = quant_map.reshape(-1).astype(np.float32)
+    size, codes = prod(shape), weight.reshape(-1).view(np.uint8)
+    absmax = _absmax(parts, state, -(-size // block))
+    if codes.size != -(-size // 2) or quant_map.size != 16:
+        raise MisfitError(f"has {codes.size} bytes of codes for the shape {list(shape)}")
+    levels, rounded = quant_map.reshape(-1).astype(np.float32), _dtype(state)
     width = shape[-1] if len(shape) > 1 else size
 
-    def rows(which: Which, *, high_first: bool = True) -> FloatArray:
-        places = which[:, None] * width + np.arange(width)
+    def at(places: Which, *, high_first: bool = True) -> FloatArray:
         octets, odd = codes[places // 2], places % 2 == 1
         values = levels[np.where(odd == high_first, octets & 15, octets >> 4)]
-        return (values * absmax[places // block]).astype(_dtype(state)).astype(np.float32)
+        return (values * absmax(places // block)).astype(rounded).astype(np.float32)
 
-    nested = ", nested" if "nested_absmax" in parts else ""
-    dtype = f"bitsandbytes {state.get('quant_type', '4 bits')}, block {block}{nested}"
-    swapped = {"with the halves of bytes swapped": lambda which: rows(which, high_first=False)}
-    return StoredTensor(name, shape, dtype, tuple(parts.values()), rows, rearranged=swapped)
+    def rows(which: Which, *, high_first: bool = True) -> FloatArray:
+        return at(which[:, None] * width + np.arange(width), high_first=high_first)
+
+    return StoredTensor(
+        name,
+        shape,
+        f"bitsandbytes {state.get('quant_type', '4 bits')}, block {block}"
+        + (", nested" if "nested_absmax" in parts else ""),
+        tuple(parts.values()),
+        rows,
+        elements=lambda start, stop: at(np.arange(start, stop)),
+        rearranged={
+            "with the halves of bytes swapped": lambda which: rows(which, high_first=False)
+        },
+    )
 
 
-def _absmax(parts: dict[str, Tensor], state: dict[str, Any]) -> NDArray[np.float32]:
-    """Return the magnitude of each block in float32."""
+def _absmax(parts: dict[str, Tensor], state: dict[str, Any], n: int) -> Magnitudes:
+    """Return what gives the magnitudes of some of the `n` blocks, in float32."""
     (absmax,) = require_parts(parts, "absmax")
     absmax = absmax.reshape(-1)
+    if absmax.size != n:
+        raise MisfitError(f"has {absmax.size} magnitudes for {n} blocks")
     if "nested_absmax" not in parts:
-        return absmax.astype(np.float32)
+        return lambda blocks: absmax[blocks].astype(np.float32)
     table, outer = require_parts(parts, "nested_quant_map", "nested_absmax")
-    block = state.get("nested_blocksize", 256)
-    if absmax.dtype != np.uint8 or table.size != 256 or outer.size != -(-absmax.size // block):
+    table, outer = table.reshape(-1), outer.reshape(-1)
+    block, offset = state.get("nested_blocksize", 256), np.float32(state.get("nested_offset", 0))
+    if absmax.dtype != np.uint8 or table.size != 256 or outer.size != -(-n // block):
         raise MisfitError("has nested magnitudes that do not fit")
-    of = np.arange(absmax.size) // block
-    offset = np.float32(state.get("nested_offset", 0))
-    return table.reshape(-1)[absmax] * outer.reshape(-1)[of] + offset
+    return lambda blocks: table[absmax[blocks]] * outer[blocks // block] + offset
 
 
 def _dtype(state: dict[str, Any]) -> np.dtype[Any]:

@@ -40,7 +40,13 @@ def _stored(tensor: GgufTensor) -> StoredTensor:
     def rows(which: Which) -> FloatArray:
         return _dequantize(take(octets, which), tensor.kind)
 
-    return StoredTensor(tensor.name, tensor.shape, tensor.kind, (part,), rows)
+    def elements(start: int, stop: int) -> FloatArray:
+        first, last = start // tensor.block, -(-stop // tensor.block)
+        flat = octets.reshape(-1, tensor.block_bytes)[first:last]
+        values = _dequantize(flat, tensor.kind).reshape(-1)
+        return values[start - first * tensor.block : stop - first * tensor.block]
+
+    return StoredTensor(tensor.name, tensor.shape, tensor.kind, (part,), rows, elements)
 
 
 def _dequantize(octets: Any, kind: str) -> FloatArray:

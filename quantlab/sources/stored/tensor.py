@@ -21,8 +21,9 @@ Rows = Callable[[Which], FloatArray]  # those rows, decoded, an array ``(rows, c
 class StoredTensor:
     """A tensor under the name that its original has, and of its shape.
 
-    A row is an index of all axes but the last; a tensor of one dimension is one row. `parts` hold
-    all that is stored of it. `readings` are other known readings of the same words, `rearranged`
+    A row is an index of all axes but the last; a tensor of one dimension is one row. `elements`
+    reads any stretch without whole rows, which may be long. `parts` hold all that is stored of it.
+    `readings` are other known readings of the same words, `rearranged`
     those that put values in other places; `remark` says what is wrong with the file, `fault` why
     the tensor cannot be decoded.
     """
@@ -32,6 +33,7 @@ class StoredTensor:
     dtype: str
     parts: tuple[Tensor, ...]
     rows: Rows
+    elements: Read | None = None
     readings: Mapping[str, Rows] = field(default_factory=dict)
     rearranged: Mapping[str, Rows] = field(default_factory=dict)
     remark: str | None = None
@@ -56,6 +58,8 @@ class StoredTensor:
 
     def reader(self, rows: Rows, order: Which | None = None) -> Read:
         """Return what reads elements, flat in C order, with rows in some other `order`."""
+        if self.elements and rows is self.rows and order is None:
+            return self.elements
         width = self.shape[-1] if len(self.shape) > 1 else self.size
 
         def read(start: int, stop: int) -> FloatArray:
@@ -75,7 +79,8 @@ def dense(tensor: Tensor, dtype: str | None = None) -> StoredTensor:
         with np.errstate(over="ignore"):
             return values[_span(which)].astype(np.float32)
 
-    return StoredTensor(tensor.name, tensor.shape, dtype or tensor.dtype, (tensor,), rows)
+    dtype = dtype or tensor.dtype
+    return StoredTensor(tensor.name, tensor.shape, dtype, (tensor,), rows, tensor.block)
 
 
 def _span(which: Which) -> Any:

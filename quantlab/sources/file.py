@@ -21,7 +21,7 @@ import numpy as np
 from quantlab.sources.distribution import Distribution
 from quantlab.sources.expected import Expected
 from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_names
-from quantlab.sources.tensor import Tensor, label
+from quantlab.sources.tensor import Tensor, label, printable
 
 SUFFIXES = {
     ".npy": "npy",
@@ -177,11 +177,11 @@ def readable(path: str, kind: str) -> Iterator[None]:
     try:
         yield
     except BadFileError as reason:
-        raise ValueError(f"{path} {reason}") from None
+        raise ValueError(f"{path} {printable(str(reason))}") from None
     except Exception as stumble:
         other = SUFFIXES.get(Path(path).suffix, kind)
         hint = f"; its suffix is that of {other}" if other != kind else ""
-        what = " ".join(str(stumble).split()) or repr(stumble)
+        what = printable(" ".join(str(stumble).split())) or repr(stumble)
         raise ValueError(
             f"{path} is no {kind} file, or is cut off or damaged{hint} ({what})"
         ) from stumble

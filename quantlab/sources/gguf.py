@@ -87,6 +87,9 @@ def _contents(state: tuple[str, int, int]) -> Contents:
     reader = gguf.GGUFReader(path)
     if reader.endianess == gguf.GGUFEndian.BIG:
         raise BadFileError("is big-endian: convert it with gguf's gguf-convert-endian first")
+    for each in reader.tensors:
+        if each.data_offset < reader.data_offset:
+            raise ValueError(f"{each.name} begins before the data")
     return Contents([_tensor(path, each) for each in reader.tensors], _architecture(reader))
 
 

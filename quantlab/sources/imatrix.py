@@ -6,7 +6,6 @@ each input (``NAME.in_sum2``) and how many tokens it saw (``NAME.counts``), one 
 
 from dataclasses import dataclass
 from functools import lru_cache
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +52,8 @@ class Imatrix:
             return None
         if len(shape) == 3 and found.size == shape[0] * shape[2]:
             found = found.reshape(shape[0], shape[2])  # several matrices that see one input
-        matrices = len(found)
-        if found.shape[1] != shape[-1] or prod(shape[:-1]) % matrices:
+        experts = len(shape) == 3 and len(found) == shape[0]
+        if found.shape[1] != shape[-1] or not (experts or len(found) == 1):
             raise ValueError(
                 f"{self.path} has importance of {list(found.shape)} for tensor '{name}', "
                 f"whose shape is {list(shape)}: it is of another model"
@@ -67,7 +66,9 @@ def _read(state: tuple[str, int, int]) -> dict[str, FloatArray]:
     """Return the importance of each tensor of a file, which is read once per state."""
     import gguf
 
-    tensors = {each.name: each.data for each in gguf.GGUFReader(state[0]).tensors}
+    f32 = gguf.GGMLQuantizationType.F32
+    found = gguf.GGUFReader(state[0]).tensors
+    tensors = {each.name: each.data for each in found if each.tensor_type == f32}
     names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
     if not names:
         raise BadFileError(f"has no tensor NAME{SUMS}: it is no importance matrix")

@@ -1,6 +1,7 @@
 """What one tensor is called in different files of one model, and how llama.cpp reorders it."""
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -9,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-SUFFIXES = ("", ".weight")  # of the same tensor
 LAYERS = 512  # more than any model has: the names of gguf are listed layer by layer
 
 
@@ -53,7 +53,7 @@ def row_order(name: str, rows: int, architecture: Architecture) -> NDArray[np.in
     For the architectures in `PERMUTED` its converter turns the two halves of each head into pairs
     (`LlamaModel.permute`). `name` is that of llama.cpp.
     """
-    match = re.search(r"\.attn_(q|k)\.weight$", name)
+    match = re.search(r"\.attn_(q|k)\.(weight|bias)$", name)
     if not match:
         return None
     heads = architecture.heads if match[1] == "q" else architecture.kv_heads
@@ -67,26 +67,30 @@ def partners(names: Iterable[str], stored: Iterable[str]) -> Mapping[str, str]:
     """Return which stored tensor each name is of, by its name, a known suffix, or a longer path.
 
     >>> partners(["a.weight", "b"], ["model.a.weight", "b.weight", "c"])
-    {'a.weight': 'model.a.weight', 'b': 'b.weight'}
+    {'b': 'b.weight', 'a.weight': 'model.a.weight'}
     """
-    held = set(stored)
-    ends: dict[str, list[str]] = {}
-    for each in held:
-        parts = each.split(".")
-        for n in range(1, len(parts) - 1):
-            ends.setdefault(".".join(parts[n:]), []).append(each)
-    found = {}
+    names, held = list(names), set(stored)
+    found = {name: each for name in names for each in _same(name) if each in held}
+    free = held - set(found.values())
+    longer: dict[str, list[str]] = {}
+    for each in free:
+        for end in _ends(each):
+            longer.setdefault(end, []).append(each)
+    likely = {}
     for name in names:
-        stem = name.removesuffix(".weight")
-        exact = [each for end in SUFFIXES for each in (name + end, stem + end) if each in held]
-        longer = ends.get(name, [])
-        shorter = [each for each in _ends(name) if each in held]
-        options = exact[:1] or (longer if len(longer) == 1 else []) or shorter[:1]
-        if options:
-            found[name] = options[0]
-    return found
+        options = longer.get(name) or [each for each in _ends(name) if each in free][:1]
+        if name not in found and len(options) == 1:
+            likely[name] = options[0]
+    times = Counter(likely.values())
+    return found | {name: each for name, each in likely.items() if times[each] == 1}
+
+
+def _same(name: str) -> list[str]:
+    """Return what else a tensor may be called, its own name last."""
+    return [name.removesuffix(".weight"), f"{name}.weight", name]
 
 
 def _ends(name: str) -> list[str]:
+    """Return the ends of a path that have two parts or more."""
     parts = name.split(".")
     return [".".join(parts[n:]) for n in range(1, len(parts) - 1)]

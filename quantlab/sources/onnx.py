@@ -1,5 +1,6 @@
 """Weights of ONNX models, also those that stand in files beside them."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,12 +9,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.sources.file import BadFileError, Entry, File, file_state, mapped
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import Tensor, label
 
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2")
 NIBBLES = ("UINT4", "INT4")  # two codes a byte
+CODES = ("UINT8", "INT8", "UINT16", "INT16", "INT32", *NIBBLES)
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,18 @@ class Initializer:
         """Return the values; of types of four bits the bytes that hold them, flat."""
         import onnx
 
+        if not prod(self.shape):
+            return Tensor(self.name, np.empty(self.shape, np.float32))
         dtype, shape = onnx.helper.tensor_dtype_to_np_dtype(self.proto.data_type), self.shape
         if self.kind in NIBBLES:
             dtype, shape = np.dtype(np.uint8), (-(-prod(shape) // 2),)
         if self.external:
             file, offset = self.external
             return mapped(self.name, dtype, shape, file, offset)
-        if self.proto.raw_data or self.kind in NIBBLES:
+        if self.proto.raw_data:
             values = np.frombuffer(self.proto.raw_data, dtype)
+        elif self.kind in NIBBLES:
+            values = _packed(onnx.numpy_helper.to_array(self.proto).astype(np.int8))
         else:
             values = onnx.numpy_helper.to_array(self.proto)
         if values.size != prod(shape):
@@ -61,6 +68,12 @@ class Initializer:
                 f"takes {prod(shape)}"
             )
         return Tensor(self.name, values.reshape(shape), file_state(self.path))
+
+
+def _packed(codes: NDArray[np.int8]) -> NDArray[np.uint8]:
+    """Return codes of four bits as ONNX packs them, the first in the lower half of a byte."""
+    pairs = np.append(codes.reshape(-1), np.zeros(codes.size % 2, np.int8)).view(np.uint8)
+    return np.bitwise_or(pairs[::2] & 15, pairs[1::2] << 4, dtype=np.uint8)
 
 
 class Graph(NamedTuple):
@@ -94,11 +107,11 @@ def _graph(state: tuple[str, int, int]) -> Graph:
 
     model = onnx.load(state[0], load_external_data=False)
     found = [_initializer(each, Path(state[0])) for each in model.graph.initializer]
-    names = [each.name for each in found]
-    twice = next((name for name in names if names.count(name) > 1), None) if len(names) else None
-    if twice:
-        raise BadFileError(f"holds two initializers of the name '{twice}'")
-    return Graph(dict(zip(names, found, strict=True)), list(model.graph.node))
+    names = Counter(each.name for each in found)
+    twice = next((name for name, times in names.items() if times > 1), None)
+    if twice is not None:
+        raise BadFileError(f"holds two initializers of the name '{label(twice)}'")
+    return Graph({each.name: each for each in found}, list(model.graph.node))
 
 
 def _initializer(proto: Any, path: Path) -> Initializer:
@@ -114,6 +127,8 @@ def _initializer(proto: Any, path: Path) -> Initializer:
         raise BadFileError(f"puts {proto.name} into {location}, outside its own directory")
     if not location.is_file():
         raise BadFileError(f"needs {location} for {proto.name}, which does not exist")
+    if onnx.TensorProto.DataType.Name(proto.data_type) not in (*FLOATS, *CODES):
+        return Initializer(proto, str(path), None)  # nobody reads it
     offset, size = int(about.get("offset", 0)), _n_bytes(proto)
     if offset < 0 or size != int(about.get("length", size)):
         raise BadFileError(

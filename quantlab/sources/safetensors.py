@@ -26,12 +26,14 @@ class RawTensor(NamedTuple):
     path: str
     offset: int
 
+    @property
+    def is_readable(self) -> bool:
+        """Whether NumPy has its dtype."""
+        return self.kind in _dtypes()
+
     def open(self) -> Tensor:
-        """Map the values; raises ValueError where NumPy has no such dtype."""
-        dtype = _dtypes().get(self.kind)
-        if dtype is None:
-            raise BadFileError(f"holds {self.name} in {self.kind}, which NumPy does not have")
-        return mapped(self.name, dtype, self.shape, self.path, self.offset)
+        """Map the values of a dtype that NumPy has."""
+        return mapped(self.name, _dtypes()[self.kind], self.shape, self.path, self.offset)
 
 
 class Safetensors(File):

@@ -13,6 +13,7 @@ from quantlab.formats.blocks import UnfitError
 from quantlab.formats.element import ContradictionError
 from quantlab.formats.ggml import NUMBERS, Ggml
 from quantlab.sources.tensor import Tensor
+from tests.conftest import run_python
 from tests.formats import oracle
 
 pytest.importorskip("xllamacpp", reason="the types of llama.cpp take the package xllamacpp")
@@ -88,9 +89,8 @@ def expected(name, x, importance=None):
 
 
 def test_each_type_has_the_number_of_the_enum():
-    assert {
-        n: kind.name.lower() for kind in gguf.GGMLQuantizationType for n in [kind.value]
-    }.items() >= {number: name for name, number in NUMBERS.items()}.items()
+    theirs = {kind.name.lower(): kind.value for kind in gguf.GGMLQuantizationType}
+    assert NUMBERS.items() <= theirs.items()
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -217,3 +217,21 @@ def test_any_layout_and_dtype_is_read_as_float32_rows(layout):
     x = drawn((512, 512)).T if layout == "transposed" else drawn((3, 512)).astype(np.float16)
     same = np.ascontiguousarray(x, np.float32)
     np.testing.assert_array_equal(round_trip("q6_k", x), round_trip("q6_k", same))
+
+
+HUGE = """
+import numpy as np, quantlab
+x = np.random.default_rng(0).standard_normal((4, 512)) * {size}
+try:
+    quantlab.measure(x.astype(np.float32), mode="ggml/{name}")
+except ValueError as reason:
+    print(reason)
+"""
+
+
+@pytest.mark.parametrize("name", ["q4_0", "iq2_s", "iq3_xxs", "iq3_s"])
+def test_values_that_a_type_cannot_hold_cost_one_tensor_and_not_the_process(name):
+    done = run_python("-c", HUGE.format(size=1e20, name=name))
+    assert done.returncode == 0, done.stderr  # the library aborts where a sum overflows
+    (line,) = done.stdout.splitlines()
+    assert "damaged" not in line  # nothing is stored that could be

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.stored.tensor import (
+    FLOATS,
+    WORDS,
     Config,
     MisfitError,
     Rows,
@@ -46,11 +48,11 @@ def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
 def _is_awq(parts: dict[str, Tensor], config: Config) -> bool:
     if "scales" not in parts:
         return config.get("quant_method") in METHODS
-    return parts["qweight"].shape[-1] != parts["scales"].shape[-1]
+    return parts["qweight"].shape[-1:] != parts["scales"].shape[-1:]
 
 
 def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    qweight, qzeros, scales = require_parts(parts, "qweight", "qzeros", "scales")
+    qweight, qzeros, scales = require_parts(parts, qweight=WORDS, qzeros=WORDS, scales=FLOATS)
     if not qweight.ndim == qzeros.ndim == scales.ndim == 2:
         raise MisfitError("has words or scales that are no matrix")
     inputs, outputs = qweight.shape[0], scales.shape[1]

@@ -5,6 +5,7 @@ Two codes share a byte, the first in the high half. Nested, the magnitudes are c
 """
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from math import prod
 from typing import Any
@@ -14,6 +15,8 @@ from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.stored.tensor import (
+    BYTES,
+    FLOATS,
     Config,
     MisfitError,
     StoredTensor,
@@ -23,12 +26,13 @@ from quantlab.sources.stored.tensor import (
     parts_of,
     require_parts,
 )
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import Tensor, label
 
 Magnitudes = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 METHODS = ("bitsandbytes",)
 STATE = ".quant_state.bitsandbytes__"
 KINDS = ("nf4", "fp4")
+ANY = ("uint8", "int8", "float16", "bfloat16", "float32")  # that bytes are stored under
 LARGEST = 2**16  # bytes of a state
 
 
@@ -50,24 +54,28 @@ def _state(parts: dict[str, Tensor]) -> dict[str, Any]:
     try:
         if array.nbytes > LARGEST:
             raise ValueError("it is too long")
-        state = json.loads(bytes(array))
+        state = json.loads(array.tobytes())
         shape = tuple(state["shape"])
         numbers = (state["blocksize"], state.get("nested_blocksize", 256), *shape)
-        if not all(type(each) is int and each > 0 for each in numbers) or not shape:
+        if not all(type(each) is int and 0 < each < 2**63 for each in numbers) or not shape:
             raise ValueError("its numbers are impossible")
-    except (ValueError, KeyError, TypeError, RecursionError) as reason:
+        if not math.isfinite(float(state.get("nested_offset", 0))):
+            raise ValueError("its offset is impossible")
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as reason:
         raise MisfitError(f"has a quant_state that cannot be read ({reason})") from None
     return dict(state) | {"shape": shape}
 
 
 def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
-    weight, quant_map = require_parts(parts, "weight", "quant_map")
+    weight, quant_map = require_parts(parts, weight=ANY, quant_map=FLOATS)
     state = _state(parts)
     shape, block = state["shape"], state["blocksize"]
     size, codes = prod(shape), weight.reshape(-1).view(np.uint8)
     absmax = _absmax(parts, state, -(-size // block))
-    if codes.size != -(-size // 2) or quant_map.size != 16:
+    if codes.size != -(-size // 2):
         raise MisfitError(f"has {codes.size} bytes of codes for the shape {list(shape)}")
+    if quant_map.size != 16:
+        raise MisfitError(f"has a quant_map of {quant_map.size} levels, where 16 belong")
     levels, rounded = quant_map.reshape(-1).astype(np.float32), _dtype(state)
     width = shape[-1] if len(shape) > 1 else size
 
@@ -82,7 +90,7 @@ def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
     return StoredTensor(
         name,
         shape,
-        f"bitsandbytes {state.get('quant_type', '4 bits')}, block {block}"
+        f"bitsandbytes {label(str(state.get('quant_type', '4 bits')))}, block {block}"
         + (", nested" if "nested_absmax" in parts else ""),
         tuple(parts.values()),
         rows,
@@ -95,16 +103,18 @@ def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
 
 def _absmax(parts: dict[str, Tensor], state: dict[str, Any], n: int) -> Magnitudes:
     """Return what gives the magnitudes of some of the `n` blocks, in float32."""
-    (absmax,) = require_parts(parts, "absmax")
+    (absmax,) = require_parts(parts, absmax=(*BYTES, *FLOATS))
     absmax = absmax.reshape(-1)
     if absmax.size != n:
         raise MisfitError(f"has {absmax.size} magnitudes for {n} blocks")
-    if "nested_absmax" not in parts:
+    if absmax.dtype != np.uint8 and "nested_absmax" in parts:
+        raise MisfitError(f"has nested magnitudes of {absmax.dtype}, where uint8 belongs")
+    if absmax.dtype != np.uint8:
         return lambda blocks: absmax[blocks].astype(np.float32)
-    table, outer = require_parts(parts, "nested_quant_map", "nested_absmax")
+    table, outer = require_parts(parts, nested_quant_map=FLOATS, nested_absmax=FLOATS)
     table, outer = table.reshape(-1), outer.reshape(-1)
     block, offset = state.get("nested_blocksize", 256), np.float32(state.get("nested_offset", 0))
-    if absmax.dtype != np.uint8 or table.size != 256 or outer.size != -(-n // block):
+    if table.size != 256 or outer.size != -(-n // block):
         raise MisfitError("has nested magnitudes that do not fit")
     return lambda blocks: table[absmax[blocks]] * outer[blocks // block] + offset
 

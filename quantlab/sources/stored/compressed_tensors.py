@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from quantlab.formats.element import FloatArray
 from quantlab.sources.stored.packing import FP4, nibbles, unpack
 from quantlab.sources.stored.tensor import (
+    BYTES,
+    FLOATS,
+    INTEGERS,
+    WORDS,
     Config,
     MisfitError,
     StoredTensor,
@@ -45,10 +49,12 @@ def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
 
 
 def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    packed, scale, shape = require_parts(parts, "weight_packed", "weight_scale", "weight_shape")
+    packed, scale, shape = require_parts(
+        parts, weight_packed=WORDS, weight_scale=FLOATS, weight_shape=INTEGERS
+    )
     if shape.size != 2 or packed.ndim != 2 or scale.ndim != 2:
         raise MisfitError(f"has words of {list(packed.shape)} and a shape of {shape.size} numbers")
-    outputs, inputs = (int(each) for each in shape)
+    outputs, inputs = (int(each) for each in shape.reshape(-1))
     found = (
         f"words of {list(packed.shape)} and scales of {list(scale.shape)} for the shape "
         f"{[outputs, inputs]}"
@@ -75,7 +81,11 @@ def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor
         + (f"group {group}" if scale.shape[1] > 1 else "per channel"),
         tuple(parts.values()),
         rows,
-        remark=contradiction(_weights(config), num_bits=bits),
+        remark=contradiction(
+            _weights(config),
+            num_bits=bits,
+            **({"group_size": group} if scale.shape[1] > 1 else {}),
+        ),
     )
 
 
@@ -83,7 +93,7 @@ def _groups(parts: dict[str, Tensor], inputs: int, group: int) -> NDArray[Any]:
     """Return the group of each input."""
     if "weight_g_idx" not in parts:
         return np.arange(inputs) // group
-    of = parts["weight_g_idx"].array
+    (of,) = require_parts(parts, weight_g_idx=INTEGERS)
     if of.shape != (inputs,) or int(of.min()) < 0 or int(of.max()) >= inputs // group:
         raise MisfitError(f"has a weight_g_idx of {list(of.shape)} that names no group")
     return of
@@ -95,7 +105,7 @@ def _zeros(
     """Return the zero points of some rows, ``(rows, groups)``; they may be packed along rows."""
     if "weight_zero_point" not in parts:
         return np.zeros((which.size, scales[1]), np.int32)
-    zeros = parts["weight_zero_point"].array
+    (zeros,) = require_parts(parts, weight_zero_point=("int8", *WORDS))
     if zeros.shape == scales:
         return take(zeros, which).astype(np.int32)
     if zeros.dtype != np.int32 or zeros.shape != (-(-scales[0] * bits // 32), scales[1]):
@@ -115,10 +125,15 @@ def _nvfp4(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
     import ml_dtypes
 
     packed, scale, whole_scale = require_parts(
-        parts, "weight_packed", "weight_scale", "weight_global_scale"
+        parts,
+        weight_packed=BYTES,
+        weight_scale=("float8_e4m3fn",),
+        weight_global_scale=("float32",),
     )
     if packed.ndim != 2 or scale.ndim != 2 or len(scale) != len(packed) or whole_scale.size != 1:
         raise MisfitError(f"has bytes of {list(packed.shape)} and scales of {list(scale.shape)}")
+    if not whole_scale.reshape(-1)[0] > 0:
+        raise MisfitError(f"has a weight_global_scale of {whole_scale.reshape(-1)[0]}")
     inputs = 2 * packed.shape[1]
     group = whole(inputs, scale.shape[1], f"rows of {inputs} and {scale.shape[1]} scales")
     tensor_scale = np.float32(whole_scale.reshape(-1)[0])

@@ -184,7 +184,7 @@ def _permuted(
     tensor: StoredTensor, name: str, architecture: Architecture, *, inverse: bool
 ) -> Pair:
     """Return a stored tensor with its rows as the original has them; `name` is llama.cpp's."""
-    rows = tensor.shape[0] if len(tensor.shape) == 2 else 0
+    rows = tensor.shape[0] if len(tensor.shape) in (1, 2) else 0
     order = row_order(name, rows, architecture) if rows else None
     if order is None:
         return Pair(tensor)

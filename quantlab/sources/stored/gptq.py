@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from quantlab.formats.element import FloatArray
 from quantlab.sources.stored.packing import unpack
 from quantlab.sources.stored.tensor import (
+    FLOATS,
+    INTEGERS,
+    WORDS,
     Config,
     MisfitError,
     Rows,
@@ -42,7 +45,7 @@ def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
 
 
 def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    qweight, qzeros, scales = require_parts(parts, "qweight", "qzeros", "scales")
+    qweight, qzeros, scales = require_parts(parts, qweight=WORDS, qzeros=WORDS, scales=FLOATS)
     if not qweight.ndim == qzeros.ndim == scales.ndim == 2:
         raise MisfitError("has words or scales that are no matrix")
     found = (
@@ -54,6 +57,8 @@ def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor
     if qweight.shape[1] != outputs or qzeros.shape[0] != groups or not 2 <= bits <= 8:
         raise MisfitError(f"has {found}, which do not fit")
     inputs = whole(32 * qweight.shape[0], bits, found)
+    if not groups:
+        raise MisfitError(f"has {found}, which do not fit")
     group, of = -(-inputs // groups), _groups(parts, inputs, groups)
     v2 = config.get("checkpoint_format") == "gptq_v2"
 
@@ -81,7 +86,7 @@ def _groups(parts: dict[str, Tensor], inputs: int, groups: int) -> NDArray[Any]:
     """Return the group of each input."""
     if "g_idx" not in parts:
         return np.arange(inputs) // whole(inputs, groups, f"{groups} groups of {inputs} inputs")
-    of = parts["g_idx"].array
+    (of,) = require_parts(parts, g_idx=INTEGERS)
     if of.shape != (inputs,) or int(of.min()) < -groups or int(of.max()) >= groups:
         raise MisfitError(f"has a g_idx of {list(of.shape)} that names no group of {groups}")
     return of

@@ -11,6 +11,9 @@ import numpy as np
 from quantlab.formats.element import FloatArray
 from quantlab.sources.stored.packing import FP4, nibbles, unpack
 from quantlab.sources.stored.tensor import (
+    BYTES,
+    FLOATS,
+    WORDS,
     Config,
     MisfitError,
     StoredTensor,
@@ -42,7 +45,7 @@ def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
 
 
 def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    weight, scales, biases = require_parts(parts, "weight", "scales", "biases")
+    weight, scales, biases = require_parts(parts, weight=WORDS, scales=FLOATS, biases=FLOATS)
     if weight.ndim < 2 or scales.shape != biases.shape or scales.shape[:-1] != weight.shape[:-1]:
         raise MisfitError(
             f"has words of {list(weight.shape)}, scales of {list(scales.shape)} and biases of "
@@ -75,11 +78,13 @@ def _of_floats(name: str, parts: dict[str, Tensor], config: Config) -> StoredTen
     """Return a tensor whose codes are e2m1 or e4m3."""
     import ml_dtypes
 
-    weight, scales = require_parts(parts, "weight", "scales")
+    weight, scales = require_parts(parts, weight=WORDS, scales=BYTES)
+    if weight.ndim < 2 or weight.shape[:-1] != scales.shape[:-1]:
+        raise MisfitError(f"has words of {list(weight.shape)} and scales of {list(scales.shape)}")
     product = whole(32 * weight.shape[-1], scales.shape[-1], f"words of {list(weight.shape)}")
     fitting = [mode for mode, (bits, group) in MODES.items() if bits * group == product]
     mode = config.get("mode") if config.get("mode") in fitting else next(iter(fitting), None)
-    if mode is None or weight.shape[:-1] != scales.shape[:-1]:
+    if mode is None:
         raise MisfitError(f"has words of {list(weight.shape)} and scales of {list(scales.shape)}")
     bits, group = MODES[mode]
     kind = ml_dtypes.float8_e4m3fn if mode == "nvfp4" else ml_dtypes.float8_e8m0fnu

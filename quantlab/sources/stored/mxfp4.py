@@ -10,6 +10,7 @@ import numpy as np
 from quantlab.formats.element import FloatArray
 from quantlab.sources.stored.packing import FP4
 from quantlab.sources.stored.tensor import (
+    BYTES,
     Config,
     MisfitError,
     StoredTensor,
@@ -22,20 +23,22 @@ from quantlab.sources.stored.tensor import (
 from quantlab.sources.tensor import Tensor
 
 METHODS = ("mxfp4",)
-BLOCK, BIAS = 32, 127
+BLOCK = 32
 
 
 def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
     """Yield the tensors that are stored as blocks and scales."""
     for name in bases(tensors, "_blocks"):
-        parts = {"blocks": tensors[f"{name}_blocks"]}
-        if f"{name}_scales" in tensors:
-            parts["scales"] = tensors[f"{name}_scales"]
-        yield guarded(name, parts, _stored, config)
+        keys = {key: f"{name}_{key}" for key in ("blocks", "scales")}
+        parts = {key: tensors[each] for key, each in keys.items() if each in tensors}
+        if "scales" in parts or parts["blocks"].dtype in BYTES:
+            yield guarded(name, parts, _stored, config)
 
 
 def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
-    blocks, scales = require_parts(parts, "blocks", "scales")
+    import ml_dtypes
+
+    blocks, scales = require_parts(parts, blocks=BYTES, scales=BYTES)
     if blocks.ndim != 4 or blocks.shape[-1] != BLOCK // 2 or scales.shape != blocks.shape[:-1]:
         raise MisfitError(
             f"has blocks of {list(blocks.shape)} and scales of {list(scales.shape)}, which do not "
@@ -50,8 +53,8 @@ def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
         octets = blocks[expert, :, block, place // 2]
         low = (place % 2 == 0) == low_first
         codes = np.where(low[:, None], octets & 15, octets >> 4)
-        exponents = scales[expert, :, block].astype(np.int32) - BIAS
-        return np.ldexp(FP4[codes], exponents).astype(np.float32)
+        powers = scales[expert, :, block].view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+        return FP4[codes] * powers
 
     swapped = {"with the halves of bytes swapped": lambda which: rows(which, low_first=False)}
     shape = experts, inputs, outputs

@@ -13,9 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.onnx import FLOATS, NIBBLES, Graph, Initializer, graph
+from quantlab.sources.onnx import CODES, NIBBLES, Graph, Initializer, graph
+from quantlab.sources.onnx import FLOATS as KINDS
 from quantlab.sources.stored.file import StoredFile
 from quantlab.sources.stored.tensor import (
+    FLOATS,
     Config,
     MisfitError,
     StoredTensor,
@@ -26,8 +28,9 @@ from quantlab.sources.stored.tensor import (
 )
 from quantlab.sources.tensor import Tensor
 
+EIGHT_BITS, SCALES = ("FLOAT8E4M3FN", "FLOAT8E5M2"), ("FLOAT", "FLOAT16", "BFLOAT16")
 WIDTHS = (2, 4, 8)  # of MatMulNBits
-CODES = re.compile(r"(_DQ)?_Q\d+$|_quantized$|_quant$")  # what follows the name of the original
+ENDS = re.compile(r"(_DQ)?_Q\d+$|_quantized$|_quant$")  # what follows the name of the original
 
 
 class OnnxFile(StoredFile):
@@ -43,12 +46,12 @@ class OnnxFile(StoredFile):
 def _decoded(model: Graph) -> Iterator[StoredTensor]:
     used: set[str] = set()
     for found in (*_of_nodes(model), *_dynamic(model)):
-        names = {part.name for part in found.parts}
-        if not names & used:
-            used |= names
+        codes, *others = (part.name for part in found.parts)
+        if codes not in used:
+            used |= {codes, *others}
             yield found
     for each in model.initializers.values():
-        if each.kind in FLOATS and each.name not in used:
+        if each.kind in KINDS and each.name not in used:
             yield dense(each.open(), each.kind)
 
 
@@ -59,7 +62,7 @@ def _of_nodes(model: Graph) -> Iterator[StoredTensor]:
         first, decode = decoders.get(node.op_type, (0, None))
         inputs = list(node.input)[first:]
         if decode and inputs and inputs[0] in model.initializers:
-            keys = zip(("codes", "scale", "zero_point"), inputs, strict=False)
+            keys = zip(("codes", "scale", "zero_point", "g_idx"), inputs, strict=False)
             held = {
                 key: model.initializers[name] for key, name in keys if name in model.initializers
             }
@@ -83,15 +86,19 @@ def _attributes(node: Any) -> dict[str, Any]:
 
 
 def _stored(held: dict[str, Initializer], attributes: dict[str, Any], decode: Any) -> StoredTensor:
-    parts = {key: each.open() for key, each in held.items()}
     kinds = {key: (each.kind, each.shape) for key, each in held.items()}
-    name = CODES.sub("", held["codes"].name)
+    known = {key: each for key, each in held.items() if each.kind in (*CODES, *KINDS)}
+    parts = {key: each.open() for key, each in known.items()}
+    name = ENDS.sub("", held["codes"].name)
     return guarded(name, parts, decode, attributes | {"kinds": kinds})
 
 
 def _linear(name: str, parts: dict[str, Tensor], node: Config) -> StoredTensor:
-    codes, scale = require_parts(parts, "codes", "scale")
     kinds, axis, block = node["kinds"], node.get("axis", 1), node.get("block_size", 0)
+    _require_kinds(kinds)
+    if type(axis) is not int or type(block) is not int or block < 0:
+        raise MisfitError(f"has the axis {axis!r} and blocks of {block!r}, which make no sense")
+    codes, scale = parts["codes"].array, parts["scale"].array
     kind, shape = kinds["codes"]
     zero = _whole(parts["zero_point"], *kinds["zero_point"]) if "zero_point" in parts else None
     of_scale = _Spread(scale, shape, axis, block)
@@ -109,8 +116,20 @@ def _linear(name: str, parts: dict[str, Tensor], node: Config) -> StoredTensor:
     return StoredTensor(name, shape, f"{kind}, {sharing}", tuple(parts.values()), rows)
 
 
-def _rows(codes: NDArray[Any], which: Which, width: int, kind: str) -> NDArray[np.int32]:
-    """Return the codes of some rows."""
+def _require_kinds(kinds: dict[str, Any]) -> None:
+    """Raise MisfitError unless codes, scale and zero point are of types that make sense."""
+    allowed = {"codes": (*CODES, *EIGHT_BITS), "scale": SCALES, "zero_point": (*CODES, *EIGHT_BITS)}
+    for key in allowed.keys() & {"codes", "scale", *kinds}:
+        if key not in kinds:
+            raise MisfitError(f"has no {key}")
+        if kinds[key][0] not in allowed[key]:
+            raise MisfitError(f"has a {key} of {kinds[key][0]}, which makes no sense")
+
+
+def _rows(codes: NDArray[Any], which: Which, width: int, kind: str) -> NDArray[Any]:
+    """Return the codes of some rows, numbers themselves where they are floats."""
+    if kind in EIGHT_BITS:
+        return codes.reshape(-1, width)[which].astype(np.float32)
     if kind not in NIBBLES:
         return codes.reshape(-1, width)[which].astype(np.int32)
     places = which[:, None] * width + np.arange(width)
@@ -118,7 +137,7 @@ def _rows(codes: NDArray[Any], which: Which, width: int, kind: str) -> NDArray[n
     return np.where(found > 7, found - 16, found) if kind == "INT4" else found
 
 
-def _whole(part: Tensor, kind: str, shape: tuple[int, ...]) -> NDArray[np.int32]:
+def _whole(part: Tensor, kind: str, shape: tuple[int, ...]) -> NDArray[Any]:
     width = prod(shape)
     return _rows(part.array.reshape(-1), np.arange(1), width, kind).reshape(shape)
 
@@ -161,7 +180,7 @@ class _Spread:
 
 def _n_bits(name: str, parts: dict[str, Tensor], node: Config) -> StoredTensor:
     """Return the weight of a MatMulNBits, ``[K, N]``, each column of it in blocks."""
-    codes, scale = require_parts(parts, "codes", "scale")
+    codes, scale = require_parts(parts, codes=("uint8",), scale=FLOATS)
     numbers = [node.get(key) for key in ("K", "N", "bits", "block_size")]
     if not all(isinstance(each, int) and each > 0 for each in numbers) or numbers[2] not in WIDTHS:
         raise MisfitError(f"has {numbers[2]} bits in blocks of {numbers[3]}, which are not decoded")
@@ -175,14 +194,33 @@ def _n_bits(name: str, parts: dict[str, Tensor], node: Config) -> StoredTensor:
     codes, scale = codes.reshape(outputs, blocks, -1), scale.reshape(outputs, blocks)
     zero = _zero_points(parts, outputs, blocks, bits)
 
+    groups = _groups(parts, inputs, block)
+    floats = "g_idx" in parts or ("zero_point" in parts and parts["zero_point"].dtype != "uint8")
+
     def rows(which: Which) -> FloatArray:
         of, place = which // block, which % block
         q = (codes[:, of, place // a_byte] >> (bits * (place % a_byte))) & (2**bits - 1)
-        values = (q.astype(np.float32) - zero[:, of]) * scale[:, of].astype(np.float32)
+        scales, zeros = scale[:, groups[which]].astype(np.float32), zero[:, groups[which]]
+        if floats:  # as ONNX Runtime has it
+            values = q.astype(np.float32) * scales - zeros * scales
+        else:
+            values = (q.astype(np.float32) - zeros) * scales
         return np.ascontiguousarray(values.astype(scale.dtype).T, np.float32)
 
     dtype = f"MatMulNBits {bits} bits, blocks of {block}"
     return StoredTensor(name, (inputs, outputs), dtype, tuple(parts.values()), rows)
+
+
+def _groups(parts: dict[str, Tensor], inputs: int, block: int) -> NDArray[Any]:
+    """Return the block whose scale each input has."""
+    if "g_idx" not in parts:
+        return np.arange(inputs) // block
+    if "zero_point" in parts:
+        raise MisfitError("has a g_idx beside zero points, which is not decoded")
+    (of,) = require_parts(parts, g_idx=("int32",))
+    if of.size < inputs or int(of.min()) < 0 or int(of.max()) >= -(-inputs // block):
+        raise MisfitError(f"has a g_idx of {list(of.shape)} that names no block")
+    return of.reshape(-1)
 
 
 def _zero_points(

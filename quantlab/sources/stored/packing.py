@@ -16,16 +16,17 @@ def unpack(words: NDArray[Any], bits: int, n: int) -> Codes:
     >>> unpack(np.array([[0x87654321]], np.uint32), 4, 8)
     array([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=int32)
     """
-    octets = np.ascontiguousarray(words).view(np.uint8).reshape(len(words), -1)
+    rows, columns = words.shape
+    octets = np.ascontiguousarray(words).view(np.uint8).reshape(rows, columns * words.itemsize)
     if bits == 8:
         return octets[:, :n].astype(np.int32)
     if 8 % bits == 0:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         codes = (octets[:, :, None] >> shifts) & np.uint8(2**bits - 1)
-        return codes.reshape(len(octets), -1)[:, :n].astype(np.int32)
+        return codes.reshape(rows, octets.shape[1] * 8 // bits)[:, :n].astype(np.int32)
     stream = np.unpackbits(octets, axis=1, bitorder="little", count=n * bits)
     weights = 1 << np.arange(bits, dtype=np.int32)
-    return (stream.reshape(len(octets), n, bits) * weights).sum(axis=2, dtype=np.int32)
+    return (stream.reshape(rows, n, bits) * weights).sum(axis=2, dtype=np.int32)
 
 
 def nibbles(octets: NDArray[np.uint8], *, high_first: bool = False) -> NDArray[np.uint8]:

@@ -18,6 +18,7 @@ from quantlab.sources.stored import (
 )
 from quantlab.sources.stored.file import StoredFile
 from quantlab.sources.stored.tensor import Config, StoredTensor, dense
+from quantlab.sources.tensor import label
 
 DECODERS = (awq, gptq, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
 LARGEST = 2**24  # bytes of a config.json
@@ -34,7 +35,7 @@ class SafetensorsFile(StoredFile):
 
 
 def _decoded(path: str, config: Config) -> Iterator[StoredTensor]:
-    raw = {each.name: each for each in raw_tensors(path)}
+    raw = {each.name: each for each in raw_tensors(path) if each.is_readable}
     tensors = {name: each.open() for name, each in raw.items()}
     for decoder in DECODERS:
         for stored in decoder.find(tensors, config):
@@ -65,7 +66,7 @@ def _config(path: Path) -> Config:
     method = config.get("quant_method", known[0])
     if method not in known:
         raise BadFileError(
-            f"is quantized by {method!r}, says config.json, which cannot be decoded: known are "
-            f"{', '.join(known)}"
+            f"is quantized by {label(repr(method))}, says config.json, which cannot be decoded: "
+            f"known are {', '.join(known)}"
         )
     return config

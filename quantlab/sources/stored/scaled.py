@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.stored.tensor import (
+    FLOATS,
     Config,
     MisfitError,
     StoredTensor,
@@ -22,6 +23,7 @@ from quantlab.sources.stored.tensor import (
     contradiction,
     guarded,
     parts_of,
+    require_parts,
     take,
 )
 from quantlab.sources.tensor import Tensor
@@ -41,13 +43,20 @@ def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
 
 def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
     weight, key = parts["weight"], next(key for key in SCALES if key in parts)
+    require_parts(parts, **{key: (*FLOATS, "float8_e8m0fnu")})
     if len(weight.shape) != 2:
         raise MisfitError(f"has codes of {list(weight.shape)}, which are no matrix")
     scale, last = parts[key].array.astype(np.float32), np.float32(1 / 127 if key == "SCB" else 1)
     dtype = _rounded(parts[key].array.dtype)
     scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
     block = _block(weight.shape, scale.shape, config)
-    zero = parts["weight_zero_point"].array if "weight_zero_point" in parts else None
+    zero = None
+    if "weight_zero_point" in parts:
+        (zero,) = require_parts(parts, weight_zero_point=("int8",))
+        if zero.size != scale.size:
+            raise MisfitError(
+                f"has zero points of {list(zero.shape)}, scales of {list(scale.shape)}"
+            )
     columns = np.arange(weight.shape[1]) // block[1]
 
     def rows(which: Which) -> FloatArray:
@@ -76,11 +85,23 @@ def _rounded(scale: np.dtype[Any]) -> np.dtype[Any]:
 
 def _block(shape: tuple[int, ...], scales: tuple[int, ...], config: Config) -> tuple[int, int]:
     """Return how many rows and columns share a scale."""
-    stated = config.get("weight_block_size") or [128, 128]
-    for block in (stated, [128, 128], [-(-n // m) for n, m in zip(shape, scales, strict=True)]):
+    misfit = MisfitError(
+        f"has codes of {list(shape)} and scales of {list(scales)}, which do not fit"
+    )
+    if len(scales) != 2 or 0 in scales:
+        raise misfit
+    of_shapes = [-(-n // m) for n, m in zip(shape, scales, strict=True)]
+    for block in (_stated(config), [128, 128], of_shapes):
         if all(-(-n // b) == m for n, m, b in zip(shape, scales, block, strict=True)):
-            return int(block[0]), int(block[1])
-    raise MisfitError(f"has codes of {list(shape)} and scales of {list(scales)}, which do not fit")
+            return block[0], block[1]
+    raise misfit
+
+
+def _stated(config: Config) -> list[int]:
+    """Return the block size in the config, or DeepSeek's where it makes no sense."""
+    block: Any = config.get("weight_block_size")
+    sound = isinstance(block, list) and len(block) == 2
+    return block if sound and all(type(n) is int and n > 0 for n in block) else [128, 128]
 
 
 def _spread(

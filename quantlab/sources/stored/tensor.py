@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Read, Shape
 from quantlab.formats.element import FloatArray
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import Tensor, label
 
 Which = NDArray[np.int64]  # rows of a tensor, by their numbers
 Rows = Callable[[Which], FloatArray]  # those rows, decoded, an array ``(rows, columns)``
@@ -64,8 +64,12 @@ class StoredTensor:
 
         def read(start: int, stop: int) -> FloatArray:
             first, last = start // width, -(-stop // width)
+            if order is not None and len(self.shape) < 2:
+                return rows(np.zeros(1, np.int64)).reshape(-1)[order[start:stop]]
             which = np.arange(first, last) if order is None else order[first:last]
-            return rows(which).reshape(-1)[start - first * width : stop - first * width]
+            with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
+                values = rows(which).reshape(-1)
+            return values[start - first * width : stop - first * width]
 
         return read
 
@@ -96,6 +100,9 @@ def take(array: NDArray[Any], which: Which) -> NDArray[Any]:
 
 
 Tensors = Mapping[str, Tensor]
+Kinds = tuple[str, ...]  # dtypes
+WORDS, INTEGERS, BYTES = ("int32", "uint32"), ("int32", "int64"), ("uint8",)
+FLOATS = ("float16", "bfloat16", "float32")
 Config = Mapping[str, Any]  # of the quantization, from config.json
 
 
@@ -119,20 +126,45 @@ def guarded(
     stored: Callable[[str, dict[str, Tensor], Config], StoredTensor],
     config: Config,
 ) -> StoredTensor:
-    """Return a tensor, or one whose `fault` says why its parts make none."""
+    """Return a tensor, or one whose `fault` says why its parts make none.
+
+    Its first and last row are decoded, which finds what a look at shapes does not.
+    """
     try:
-        return stored(name, parts, config)
+        found = stored(name, parts, config)
+        if not found.size:
+            raise MisfitError(f"is empty, its shape is {list(found.shape)}")
+        width = found.shape[-1] if len(found.shape) > 1 else found.size
+        with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
+            found.rows(np.unique([0, found.size // width - 1]))
     except MisfitError as reason:
-        none: Rows = lambda which: np.empty((which.size, 0), np.float32)  # noqa: E731 never read
-        return StoredTensor(name, (0,), "damaged", tuple(parts.values()), none, fault=str(reason))
+        return _damaged(name, parts, str(reason))
+    except Exception as stumble:  # a decoder stumbles over what nobody thought of
+        return _damaged(name, parts, f"cannot be decoded ({type(stumble).__name__}: {stumble})")
+    return found
 
 
-def require_parts(parts: Mapping[str, Tensor], *keys: str) -> list[NDArray[Any]]:
-    """Return the arrays of some parts; raises MisfitError where one is missing."""
-    missing = [key for key in keys if key not in parts]
-    if missing:
-        raise MisfitError(f"has no {missing[0]}")
-    return [parts[key].array for key in keys]
+def _damaged(name: str, parts: Mapping[str, Tensor], fault: str) -> StoredTensor:
+    def rows(_: Which) -> FloatArray:
+        raise ValueError(fault)
+
+    fault = label(" ".join(fault.split()), 250)
+    return StoredTensor(name, (0,), "damaged", tuple(parts.values()), rows, fault=fault)
+
+
+def require_parts(parts: Mapping[str, Tensor], **kinds: Kinds) -> list[NDArray[Any]]:
+    """Return the arrays of some parts, of one of some dtypes each.
+
+    Raises MisfitError where one is missing or of another dtype.
+    """
+    for key, dtypes in kinds.items():
+        if key not in parts:
+            raise MisfitError(f"has no {key}")
+        if parts[key].dtype not in dtypes:
+            raise MisfitError(
+                f"has {key} of {parts[key].dtype}, where {' or '.join(dtypes)} belongs"
+            )
+    return [parts[key].array for key in kinds]
 
 
 def whole(n: int, of: int, what: str) -> int:
@@ -145,7 +177,7 @@ def whole(n: int, of: int, what: str) -> int:
 def contradiction(config: Config, **found: Any) -> str | None:
     """Say where config.json says something else than the tensors; None where it does not."""
     said = [
-        f"config.json says {key} {config[key]}, the tensors {value}"
+        f"config.json says {key} {label(str(config[key]))}, the tensors {value}"
         for key, value in found.items()
         if key in config and config[key] not in (value, None, -1)
     ]

@@ -1,0 +1,55 @@
+import numpy as np
+import pytest
+
+from quantlab.sources.stored.packing import FP4, nibbles, unpack
+
+RNG = np.random.default_rng(0)
+
+
+def stream(row):
+    """Return a row of uint32 words as one number, the first word lowest."""
+    return sum(int(word) << 32 * place for place, word in enumerate(row))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("n", [1, 7, 32, 64])
+def test_codes_are_the_digits_of_one_number_lowest_first(bits, n):
+    words = RNG.integers(0, 2**32, (3, -(-n * bits // 32)), dtype=np.uint32)
+    digits = [[stream(row) >> bits * place & 2**bits - 1 for place in range(n)] for row in words]
+    np.testing.assert_array_equal(unpack(words, bits, n), np.array(digits, np.int32), strict=True)
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_signed_words_and_words_apart_in_memory_are_the_same(bits):
+    words = RNG.integers(0, 2**32, (6, 8), dtype=np.uint32)
+    n = 256 // bits
+    codes = unpack(words, bits, n)
+    np.testing.assert_array_equal(unpack(words.view(np.int32), bits, n), codes)
+    np.testing.assert_array_equal(unpack(np.asfortranarray(words), bits, n), codes)
+    np.testing.assert_array_equal(unpack(words[::2], bits, n), codes[::2])
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_all_ones_are_the_greatest_code(bits):
+    ones = np.full((2, bits), 2**32 - 1, np.uint32)
+    assert (unpack(ones, bits, 32) == 2**bits - 1).all()
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_no_rows_are_no_codes(bits):
+    assert unpack(np.empty((0, bits), np.uint32), bits, 32).shape == (0, 32)
+
+
+def test_nibbles_are_both_halves_of_a_byte_in_either_order():
+    octets = np.array([[0x21, 0x43], [0xFE, 0x0A]], np.uint8)
+    assert nibbles(octets).tolist() == [[1, 2, 3, 4], [14, 15, 10, 0]]
+    assert nibbles(octets, high_first=True).tolist() == [[2, 1, 4, 3], [15, 14, 0, 10]]
+    assert nibbles(octets.reshape(2, 1, 2)).shape == (2, 1, 4)
+
+
+def test_fp4_is_e2m1():
+    for code, value in enumerate(FP4):
+        exponent, fraction = code >> 1 & 3, code & 1
+        size = fraction / 2 if exponent == 0 else (1 + fraction / 2) * 2 ** (exponent - 1)
+        assert value == (-size if code >= 8 else size)
+    assert np.signbit(FP4[8])

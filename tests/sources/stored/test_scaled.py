@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+
+from tests.sources.stored.samples import (
+    LAYER,
+    decoded,
+    expected,
+    fault,
+    opened,
+    quantization,
+    save,
+    told,
+    vector,
+)
+
+KINDS = [
+    "fp8-tensor", "fp8-rows", "fp8-blocks", "fp8-blocks-partial", "fp8-blocks-ue8m0",
+    "ct-fp8-channel", "ct-fp8-tensor", "ct-int8", "ct-naive-asym", "bnb-int8",
+]  # fmt: skip
+KEYS = ("weight_scale", "weight_scale_inv", "SCB")
+
+
+def scale_of(folder):
+    return next(key for key in vector(folder)[0] if key in KEYS)
+
+
+BAD = {
+    "scales of other rows": ("fp8-rows", {"weight_scale": lambda s: s[:23]}, "do not fit"),
+    "no scale in it": ("fp8-rows", {"weight_scale": lambda s: s[:0]}, "do not fit"),
+    "no columns of scales": ("fp8-rows", {"weight_scale": lambda s: s[:, :0]}, "do not fit"),
+    "scales of three dimensions": ("fp8-rows", {"weight_scale": lambda s: s[None]}, "do not fit"),
+    "codes of one dimension": ("fp8-rows", {"weight": np.ravel}, "no matrix"),
+    "codes of three": ("fp8-rows", {"weight": lambda w: w[None]}, "no matrix"),
+    "codes of none": ("fp8-tensor", {"weight": lambda w: w[0, 0]}, "no matrix"),
+    "blocks that do not fit": (
+        "fp8-blocks",
+        {"weight_scale_inv": lambda _: np.ones((60, 3), np.float32)},
+        "codes of [64, 192] and scales of [60, 3], which do not fit",
+    ),
+    "too many blocks": ("fp8-tensor", {"weight_scale": lambda _: np.ones((97, 5), "f4")}, "do not"),
+    "zero points of other rows": (
+        "ct-naive-asym",
+        {"weight_zero_point": lambda z: z[:31]},
+        "zero points",
+    ),
+    "zero points of floats": (
+        "ct-naive-asym",
+        {"weight_zero_point": lambda z: np.full(z.shape, np.nan, np.float32)},
+        "float32",
+    ),
+    "scales of integers": ("fp8-rows", {"weight_scale": lambda s: s.astype(np.int32)}, "int32"),
+    "scales of truths": ("fp8-rows", {"weight_scale": lambda s: s > 0}, "bool"),
+}
+
+
+@pytest.mark.parametrize(("folder", "changes", "why"), BAD.values(), ids=BAD)
+def test_parts_that_make_no_tensor_are_a_fault(tmp_path, folder, changes, why):
+    assert why in fault(save(tmp_path, folder, changes))
+
+
+@pytest.mark.parametrize("part", ["weight", "weight_scale"])
+def test_an_empty_matrix_decodes_to_nothing_or_is_a_fault(tmp_path, part):
+    for cut in (lambda a: a[:0], lambda a: a[:, :0]):
+        fault(save(tmp_path, "fp8-rows", {part: cut}))
+
+
+@pytest.mark.parametrize("folder", [each for each in KINDS if each != "fp8-blocks"])
+def test_shapes_alone_tell_the_blocks(tmp_path, folder):
+    tensor = opened(save(tmp_path, folder, config=lambda _: None))
+    np.testing.assert_array_equal(decoded(tensor), expected(folder)[1])
+    assert tensor.remark is None
+
+
+BLOCKS = {
+    "others": [64, 64],
+    "of nothing": [0, 0],
+    "below nothing": [-32, -64],
+    "of one number": [128],
+    "of three": [1, 1, 1],
+    "of text": "128x128",
+    "of texts": ["a", "b"],
+    "in halves": [32.5, 64.5],
+    "a number": 128,
+    "a mapping": {"rows": 128},
+}
+
+
+@pytest.mark.parametrize("said", BLOCKS.values(), ids=BLOCKS)
+def test_blocks_that_the_config_has_wrong_are_told(tmp_path, said):
+    config = quantization(weight_block_size=said)
+    tensor = opened(save(tmp_path, "fp8-blocks-partial", config=config))
+    np.testing.assert_array_equal(decoded(tensor), expected("fp8-blocks-partial")[1])
+    assert tensor.remark == (f"config.json says weight_block_size {said}, the tensors [128, 128]")
+
+
+def test_codes_without_a_scale_are_as_they_are(tmp_path):
+    tensor = opened(save(tmp_path, "fp8-rows", {"weight_scale": None}))
+    codes = vector("fp8-rows")[0]["weight"].astype(np.float32)
+    assert tensor.name == f"{LAYER}.weight"
+    np.testing.assert_array_equal(decoded(tensor), codes)
+
+
+@pytest.mark.parametrize("folder", KINDS)
+def test_a_right_file_has_no_remark(tmp_path, folder):
+    assert told(tmp_path, folder) is None
+
+
+@pytest.mark.parametrize("folder", KINDS)
+def test_a_scale_left_out_is_told(tmp_path, folder):
+    x = expected(folder)[1]
+    step = np.median(vector(folder)[0][scale_of(folder)].astype(np.float32))
+    one = {scale_of(folder): lambda s: (s.astype(np.float32) / step).astype(s.dtype)}
+    said = "read with another scale it fits the original far better"
+    assert said in told(tmp_path, folder, one, x=x)
+
+
+def test_a_square_weight_that_is_transposed_is_told(tmp_path):
+    square = {"weight": lambda w: w[:, :24]}
+    x = np.ascontiguousarray(decoded(opened(save(tmp_path, "fp8-rows", square))).T)
+    said = "read transposed it fits the original far better"
+    assert said in told(tmp_path, "fp8-rows", square, x=x)

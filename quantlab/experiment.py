@@ -66,10 +66,10 @@ class Experiment:
                     outcome.tensors[tensor.name] = self._measure(tensor, bar)
                 except UnfitError as reason:
                     outcome.skipped[tensor.name] = str(reason)
-                except (ValueError, OSError, MemoryError) as reason:
-                    outcome.failed[tensor.name] = (
-                        str(reason) or f"tensor '{tensor.name}': {reason!r}"
-                    )
+                except ValueError as reason:
+                    outcome.failed[tensor.name] = str(reason)
+                except Exception as reason:  # one failing tensor must cost none of the others
+                    outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
         if not outcome.tensors and not outcome.failed:
             raise ValueError(_nothing(outcome.skipped))
         return outcome
@@ -113,7 +113,7 @@ class Experiment:
         predicted = predict(opened, expected) if expected and isinstance(opened, Format) else None
         entry |= {"sha256": tensor.sha256(), "predicted": predicted, **self._stored(tensor, opened)}
         if isinstance(opened, Reconstruction) and opened.sha256:
-            entry["remark"] = _remark(tensor, opened, entry["measured"]["cos_sim"])
+            entry["remark"] = _remark(tensor, opened, entry["measured"])
         return entry
 
     def _stored(self, tensor: Tensor, opened: Format | Reconstruction) -> dict[str, Any]:
@@ -132,7 +132,7 @@ class Experiment:
         return self.importance.of(tensor.name, tensor.shape) if self.importance else None
 
 
-def _remark(tensor: Tensor, stored: Reconstruction, cos_sim: float | None) -> str | None:
+def _remark(tensor: Tensor, stored: Reconstruction, measured: dict[str, Any]) -> str | None:
     """Return what is wrong with a stored tensor, None where nothing is.
 
     Raises ValueError where it is not the same tensor.
@@ -143,11 +143,14 @@ def _remark(tensor: Tensor, stored: Reconstruction, cos_sim: float | None) -> st
             f"read {better.name} it fits the original far better "
             f"({better.sqnr_db:.1f} dB, not {better.declared_db:.1f})"
         )
+    cos_sim = measured["cos_sim"]
+    if cos_sim is None and measured["max_err"]:
+        cos_sim = 0.0  # one of both is all zeros
     if cos_sim is not None and cos_sim < SAME:
         hint = "".join(f": {each}" for each in said)
         raise ValueError(
             f"tensor '{label(tensor.name)}' is not the same tensor in {stored.source}: the cosine "
-            f"of both is {cos_sim:.2g}{hint}"
+            f"of both is {cos_sim:.3g}{hint}"
         )
     return "; ".join(said) or None
 

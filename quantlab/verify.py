@@ -164,6 +164,7 @@ def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
     if composed.exists():
         add_import_path(OmegaConf.load(composed).hydra)
     config = DictConfig(one["config"])
+    build(config)  # files that are gone are a mistake, not another outcome
     again = record.perform(lambda: build(config).run(), one["config"])
     outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))
     kept = {key: one[key] for key in OUTCOME}

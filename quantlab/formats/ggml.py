@@ -31,6 +31,9 @@ NUMBERS = {  # enum ggml_type of ggml.h
 }  # fmt: skip
 
 
+LARGEST = 2.0**20  # magnitude; far beyond it the library aborts, or its scales are inf
+
+
 class Importance(Protocol):
     """What an importance matrix says of each tensor."""
 
@@ -60,6 +63,7 @@ class Ggml(Codec):
         self._ggml.ggml_quantize_init(self._number)
         self._traits = self._ggml.ggml_get_type_traits(self._number).contents
         self.versions = {PACKAGE: version(PACKAGE)}
+        self.largest = np.inf if type == "mxfp4" else LARGEST
         if self._takes_imatrix and imatrix is None:
             raise ContradictionError(
                 f"mode=ggml/{type} takes an importance matrix: add mode.imatrix=FILE"
@@ -136,6 +140,11 @@ class _Rows:
     def _part(self, start: int, stop: int) -> FloatArray:
         width = stop - start if self.importance is None else self.row
         x = self.tensor.block(start, stop).reshape(-1, width)
+        if np.abs(x).max() > self.ggml.largest:
+            raise ValueError(
+                f"tensor '{self.tensor.name}' holds {x.flat[np.abs(x).argmax()]:g}, beyond the "
+                f"float16 scales of ggml/{self.ggml.type}"
+            )
         weights = None if self.importance is None else self.importance[start // self.matrix]
         return self.ggml.dequantize(self.ggml.quantize(x, weights)).reshape(-1)
 

@@ -1,6 +1,7 @@
 """The results of a sweep: its records -> a tidy table -> results.json and results.csv."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -94,18 +95,42 @@ def swept_axes(records: list[Record]) -> list[str]:
 
 def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
     """Return one row a tensor and run: the factors, the axes, then every figure; null is None."""
-    rows = [row for each in records for row in _rows(each, axes)]
+    files = file_names(records)
+    rows = [row for each in records for row in _rows(each, axes, files)]
     keys = (key for row in rows for key in row if key not in FORMAT)
     columns = list(dict.fromkeys([*FACTORS, *axes, *keys, *FORMAT]))
     cells = [[row.get(column) for column in columns] for row in rows]
     return pd.DataFrame(cells, columns=columns, dtype=object)  # object: ints stay ints beside nulls
 
 
-def _rows(one: Record, axes: list[str]) -> list[dict[str, Any]]:
+def file_names(records: list[Record]) -> dict[str, str]:
+    """Return what to call each quantized file, by its path: as its record does, or in full.
+
+    Two files of one name are told apart by as much of their paths as it takes.
+    """
+    names = {
+        str(_setting(each, "mode.path")): figures["stored_file"]
+        for each in records
+        for figures in each["tensors"].values()
+        if "stored_file" in figures
+    }
+    for n in range(2, max((len(Path(path).parts) for path in names), default=0) + 1):
+        times = Counter(names.values())
+        longer = {path: "/".join(Path(path).parts[-n:]) for path in names}
+        names = {path: longer[path] if times[name] > 1 else name for path, name in names.items()}
+    return names
+
+
+def _rows(one: Record, axes: list[str], files: dict[str, str]) -> list[dict[str, Any]]:
     factors = {"dist": one["dist"], "mode": one["mode"], "n_bits": one["n_bits"]}
     settings = {axis: _setting(one, axis) for axis in axes}
+    file = files.get(str(_setting(one, "mode.path")))
     return [
-        factors | {"tensor": name} | settings | figures | one["format"]
+        factors
+        | {"tensor": name}
+        | settings
+        | (figures | {"stored_file": file} if file else figures)
+        | one["format"]
         for name, figures in one["tensors"].items()
     ]
 

@@ -55,7 +55,7 @@ class Findings:
     @cached_property
     def stored(self) -> list[StoredRows]:
         """The tensors of each quantized file; none where there is no such file."""
-        return stored_rows(self.rows)
+        return stored_rows(self.rows, self.levels)
 
     @cached_property
     def storage(self) -> list[TensorFormats]:

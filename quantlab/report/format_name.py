@@ -37,10 +37,10 @@ def format_name(row: Row, levels: Sequence[str] = ()) -> str:
     >>> format_name({"mode": "symmetric", "n_bits": 4, "block": "channel", "range": "mse"})
     'sym 4 bits, channel, mse'
     """
-    if row.get("stored_file"):
-        return str(row["stored_file"])
     mode = row["mode"]
     element = f"{WIDE[mode]} {row['n_bits']} bits" if mode in WIDE else mode
+    if row.get("stored_file"):
+        element, levels = row["stored_file"], [key for key in levels if key != "mode.path"]
     own = [key for key in levels if _is_setting(key) and has_setting(row, key)]
     settings = [f"{key}={as_text(row[key])}" for key in own]
     return ", ".join([element, *_choices(row).values(), *settings])

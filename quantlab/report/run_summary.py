@@ -24,7 +24,7 @@ def run_summary(one: Record, bar: Bar, t: Texts) -> str:
     else:
         lines = [_worst_table(tensors, t), *skipped_sentences(one["skipped"], t)]
     rows = [figures(each) | {"dist": "", "tensor": name} for name, each in tensors.items()]
-    lines += stored_sentences(stored_rows(rows), bar, t)
+    lines += stored_sentences(stored_rows(rows, ["dist"]), bar, t)
     underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
     return "\n".join([*lines, *underflow_sentences(underflows, t)])
 

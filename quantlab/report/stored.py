@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from statistics import median
 
+from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.numbers import NULL, format_number, format_size
@@ -41,12 +42,21 @@ class StoredRows:
         return Counter(row["stored_dtype"] for row in self.rows).most_common()
 
 
-def stored_rows(rows: Sequence[Row]) -> list[StoredRows]:
-    """Return the tensors of each quantized file; none where there is no such file."""
+def stored_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[StoredRows]:
+    """Return the tensors of each quantized file; none where there is no such file.
+
+    What else was swept makes runs of their own, and is part of the name.
+    """
     of_files = [row for row in rows if row.get("stored_file")]
-    groups = group_rows(of_files, ["dist", "stored_file"])
+    apart = [level for level in levels if level not in ("tensor", "mode.path")]
+    groups = group_rows(of_files, [*apart, "stored_file"])
     of_each = ([of_files[n] for n in group] for group in groups)
-    return [StoredRows(each[0]["stored_file"], sorted(each, key=quality)) for each in of_each]
+    varied = [level for level in apart if len({as_text(row[level]) for row in of_files}) > 1]
+    return [StoredRows(_name(each[0], varied), sorted(each, key=quality)) for each in of_each]
+
+
+def _name(row: Row, varied: Sequence[str]) -> str:
+    return ", ".join([row["stored_file"], *(f"{key}={as_text(row[key])}" for key in varied)])
 
 
 def stored_sentences(found: Sequence[StoredRows], bar: Bar, t: Texts) -> Iterator[str]:
@@ -79,7 +89,7 @@ def remark_sentences(found: Sequence[StoredRows], t: Texts) -> Iterator[str]:
 def _types(each: StoredRows, t: Texts) -> str:
     said = [t("stored_type", dtype=dtype, n=n) for dtype, n in each.types[:TYPES]]
     more = sum(n for _, n in each.types[TYPES:])
-    return ", ".join([*said, *([t("cheapest_others", n=more)] if more else ())])
+    return ", ".join([*said, *([t("stored_others", n=more)] if more else ())])
 
 
 def _decibels(value: float, t: Texts) -> str:

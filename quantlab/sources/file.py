@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
@@ -176,6 +176,8 @@ def readable(path: str, kind: str) -> Iterator[None]:
     """Name the file in every error of a reader: the packages raise whatever they stumble over."""
     try:
         yield
+    except OSError as reason:
+        raise ValueError(f"{path} cannot be read: {reason.strerror or reason}") from None
     except BadFileError as reason:
         raise ValueError(f"{path} {printable(str(reason))}") from None
     except Exception as stumble:
@@ -189,8 +191,15 @@ def readable(path: str, kind: str) -> Iterator[None]:
 
 def mapped(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
     """Map values that lie as they are in a file."""
-    values = np.memmap(path, dtype=dtype, mode="r", shape=shape, offset=offset)
-    return Tensor(name, np.asarray(values), file_state(path))
+    state = file_state(path)
+    values = np.ndarray(shape, dtype, buffer=_whole_file(state), offset=offset)
+    return Tensor(name, values, state)
+
+
+@lru_cache(maxsize=16)
+def _whole_file(state: tuple[str, int, int]) -> Any:
+    """Map a file as a whole: a process has a thousand descriptors, a checkpoint more tensors."""
+    return np.memmap(state[0], dtype=np.uint8, mode="r")
 
 
 def mapped_entry(

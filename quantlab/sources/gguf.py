@@ -13,6 +13,7 @@ from quantlab.sources.names import Architecture
 from quantlab.sources.tensor import Tensor
 
 INTEGERS = ("I8", "I16", "I32", "I64")
+UNKNOWN = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class GgufTensor:
 
     @property
     def is_decodable(self) -> bool:
-        """Whether it holds real numbers, in codes or not."""
-        return self.kind not in INTEGERS
+        """Whether it holds real numbers, in codes that gguf decodes or in none."""
+        return self.kind not in (*INTEGERS, *UNKNOWN)
 
     def open(self) -> Tensor:
         """Map values that are stored as they are."""
@@ -66,7 +67,7 @@ class Gguf(File):
 
     def _entries(self) -> Iterator[Entry]:
         for each in contents(self.path).tensors:
-            why = "quantized already" if each.is_decodable else "no floating-point type"
+            why = "no floating-point type" if each.kind in INTEGERS else "quantized already"
             reason = f"{each.kind} is {why}"
             yield mapped_entry(
                 each.name, each.shape, each.kind, each.dtype, reason, each.path, each.offset
@@ -83,8 +84,16 @@ def _contents(state: tuple[str, int, int]) -> Contents:
     """Read a GGUF file once per state: its reader takes seconds where there is a vocabulary."""
     import gguf
 
+    class Reader(gguf.GGUFReader):  # it would read arrays that the file does not have, for ever
+        def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
+            values = super()._get(offset, dtype, count, override_order)
+            if len(values) < count:
+                raise ValueError("it ends early")
+            return values
+
     path, *_ = state
-    reader = gguf.GGUFReader(path)
+    with np.errstate(all="ignore"):
+        reader = Reader(path)
     if reader.endianess == gguf.GGUFEndian.BIG:
         raise BadFileError("is big-endian: convert it with gguf's gguf-convert-endian first")
     for each in reader.tensors:
@@ -118,8 +127,13 @@ def _architecture(reader: Any) -> Architecture:
     heads, kv_heads = (
         _value(reader, f"{name}.attention.{key}") for key in ("head_count", "head_count_kv")
     )
-    heads = heads if isinstance(heads, int) else 0
-    return Architecture(name, heads, kv_heads if isinstance(kv_heads, int) else heads)
+    return Architecture(name, _counts(heads), _counts(kv_heads))
+
+
+def _counts(value: Any) -> tuple[int, ...]:
+    """Return a number of heads, or that of each block."""
+    counts = value if isinstance(value, list) else [value]
+    return tuple(counts) if all(isinstance(each, int) for each in counts) else ()
 
 
 def _value(reader: Any, key: str) -> Any:

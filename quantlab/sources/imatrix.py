@@ -17,6 +17,7 @@ from quantlab.formats.element import FloatArray
 from quantlab.sources.file import BadFileError, file_state, readable, require_file, require_packages
 from quantlab.sources.names import gguf_name
 
+LARGEST = 1e20  # of a sum of squares; with some types the library aborts far beyond it
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 
@@ -81,7 +82,7 @@ def _mean(name: str, sums: NDArray[Any], counts: NDArray[Any] | None) -> FloatAr
         raise BadFileError(f"has no {name}{COUNTS} that goes with {name}{SUMS}")
     counts = np.rint(counts.reshape(-1, 1))  # as llama-quantize does
     sums = sums.reshape(len(counts), -1)
-    if not (np.isfinite(sums).all() and (sums >= 0).all() and np.isfinite(counts).all()):
-        raise BadFileError(f"has sums of squares of {name} that are negative or not finite")
+    if not ((sums < LARGEST).all() and (sums >= 0).all() and np.isfinite(counts).all()):
+        raise BadFileError(f"has sums of squares of {name} that are negative, huge or not finite")
     mean = np.divide(sums, counts, out=np.ones(sums.shape, np.float32), where=counts > 0)
     return np.ascontiguousarray(mean, np.float32)

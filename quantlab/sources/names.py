@@ -18,8 +18,13 @@ class Architecture:
     """What a GGUF file says of its model: its family, and the heads of its attention."""
 
     name: str
-    heads: int = 0
-    kv_heads: int = 0
+    heads: tuple[int, ...] = ()  # one, or one a block
+    kv_heads: tuple[int, ...] = ()
+
+    def heads_of(self, part: str, block: int) -> int:
+        """Return how many heads "q" or "k" has in a block; 0 where it is not known."""
+        counts = self.heads if part == "q" else self.kv_heads or self.heads
+        return counts[block % len(counts)] if len(counts) == 1 or block < len(counts) else 0
 
 
 @cache
@@ -47,16 +52,26 @@ PERMUTED = {  # architectures whose rows of q and k llama.cpp's converter reorde
 }  # fmt: skip
 
 
+SHIFTED = {  # architectures to whose norms the converter adds 1
+    "gemma", "gemma-embedding", "gemma2", "gemma3", "minimax-m3", "nemotron", "step35",
+}  # fmt: skip
+
+
+def shift(name: str, architecture: Architecture) -> float:
+    """Return what llama.cpp's converter adds to the values of a tensor of Hugging Face's `name`."""
+    return 1.0 if architecture.name in SHIFTED and name.endswith("norm.weight") else 0.0
+
+
 def row_order(name: str, rows: int, architecture: Architecture) -> NDArray[np.int64] | None:
     """Return which row of Hugging Face's q or k is each row of llama.cpp's; None of any other.
 
     For the architectures in `PERMUTED` its converter turns the two halves of each head into pairs
     (`LlamaModel.permute`). `name` is that of llama.cpp.
     """
-    match = re.search(r"\.attn_(q|k)\.(weight|bias)$", name)
+    match = re.fullmatch(r"blk\.(\d+)\.attn_(q|k)\.(?:weight|bias)", name)
     if not match:
         return None
-    heads = architecture.heads if match[1] == "q" else architecture.kv_heads
+    heads = architecture.heads_of(match[2], int(match[1]))
     if not heads or rows % (2 * heads):
         return None
     halves = np.arange(rows).reshape(heads, 2, rows // heads // 2)

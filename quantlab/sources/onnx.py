@@ -98,15 +98,16 @@ class Onnx(File):
 
 def graph(path: str) -> Graph:
     """Return the graph of a model; raises ValueError where data stands outside its directory."""
-    return _graph(file_state(path))
+    return _graph(path, file_state(path))
 
 
 @lru_cache(maxsize=2)
-def _graph(state: tuple[str, int, int]) -> Graph:
+def _graph(path: str, _: tuple[str, int, int]) -> Graph:
+    """Read a graph once per state of its file."""
     import onnx
 
-    model = onnx.load(state[0], load_external_data=False)
-    found = [_initializer(each, Path(state[0])) for each in model.graph.initializer]
+    model = onnx.load(path, load_external_data=False)
+    found = [_initializer(each, Path(path)) for each in model.graph.initializer]
     names = Counter(each.name for each in found)
     twice = next((name for name, times in names.items() if times > 1), None)
     if twice is not None:
@@ -123,7 +124,8 @@ def _initializer(proto: Any, path: Path) -> Initializer:
         return Initializer(proto, str(path), None)
     about = {entry.key: entry.value for entry in proto.external_data}
     location = path.parent / about.get("location", "")
-    if not location.resolve().is_relative_to(path.parent.resolve()):
+    near = {path.parent.resolve(), path.resolve().parent}  # a cache has links to files side by side
+    if not any(location.resolve().is_relative_to(each) for each in near):
         raise BadFileError(f"puts {proto.name} into {location}, outside its own directory")
     if not location.is_file():
         raise BadFileError(f"needs {location} for {proto.name}, which does not exist")

@@ -62,7 +62,7 @@ class Tensor:
         stored = self.stored(start, stop)
         if stored.dtype == np.float32:
             return stored
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", invalid="ignore"):
             return stored.astype(np.float32)
 
     def underflows(self, start: int, block: FloatArray) -> int:

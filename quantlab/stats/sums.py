@@ -21,6 +21,7 @@ CHUNK = 2**16
 ROW = 2**10
 TINY = 2.0**-48  # below it the float32 squares of errors lose digits
 HUGE = 2.0**48  # above it they may overflow
+SHRUNK = 0.01  # of the squares of x, below which those of x_hat are summed themselves
 PIECE = 2**13  # values whose float64 copies fit the cache
 ONES = np.ones(ROW, np.float32)
 Mask = NDArray[np.bool_]
@@ -105,6 +106,13 @@ def fast_sums(
     `scratch` has three rows: x_hat - x, its magnitude, and one to overwrite. Only where no value is
     negative the sum of x is of use, and taken; it is nan otherwise.
     """
+    with np.errstate(over="ignore", invalid="ignore"):  # of errors beyond HUGE, summed again
+        return _fast_sums(x, x_hat, scratch, rel_threshold, positive)
+
+
+def _fast_sums(
+    x: FloatArray, x_hat: FloatArray, scratch: FloatArray, rel_threshold: float, positive: bool
+) -> Partial:
     err, abs_err, ratio = scratch
     magnitude = np.abs(x, out=ratio)
     zeros, excluded = _leave_out(magnitude, rel_threshold)
@@ -126,6 +134,7 @@ def fast_sums(
     sums = np.add.reduce(rows.reshape(11, -1, CHUNK // ROW), axis=2)
     max_errs = np.maximum.reduce(abs_err.reshape(-1, CHUNK), axis=1)
     extreme = ((max_errs > 0) & (max_errs < TINY)) | (max_errs > HUGE)
+    extreme |= sums[10] < SHRUNK * sums[5]  # the sums that are derived cancel
     for n in np.flatnonzero(extreme):
         chunk = slice(CHUNK * n, CHUNK * (n + 1))
         sums[:, n] = exact_sums(x[chunk], x_hat[chunk], rel_threshold).sums[:, 0]

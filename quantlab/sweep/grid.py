@@ -16,6 +16,7 @@ from quantlab.records.record import has_effect, run_key
 from quantlab.sweep.job import require_valid, run_environment, settings
 
 Job = list[str]  # the overrides of one run
+FILES = ("mode.path=", "mode.imatrix=")  # files that some modes take
 FORMAT = ("mode", "block", "range", "n_bits")  # keys that may contradict each other
 
 
@@ -32,6 +33,7 @@ def grid(products: Sequence[Sequence[str]], config: DictConfig, loader: ConfigLo
         overrides = parser.parse_overrides(list(arguments))
         _require_options(overrides, loader)
         jobs += combinations(overrides, loader)
+    jobs = _with_own_settings(jobs, config, loader)
     jobs = _possible(list(map(list, dict.fromkeys(map(tuple, jobs)))), config, loader)
     if len(products) > 1 or any(
         each.startswith(("block", "range")) for job in jobs for each in job
@@ -79,6 +81,22 @@ def _require_options(overrides: Sequence[Override], loader: ConfigLoader) -> Non
             options = loader.get_group_options(key)
             hint = options_hint(key, options) if options else "name at least one value"
             raise ValueError(f"{each.input_line} matches nothing: {hint}")
+
+
+def _with_own_settings(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader) -> list[Job]:
+    """Return runs without the file that their mode does not take and another of the sweep does."""
+    if not any(each.startswith(FILES) for job in jobs for each in job):
+        return list(jobs)
+    modes = {each for job in jobs for each in job if each.startswith("mode=")}
+    keys = {each: set(loader.load_sweep_config(config, [each]).mode) for each in modes}
+    known = {f"mode.{key}=" for each in keys.values() for key in each} & set(FILES)
+
+    def fits(override: str, job: Job) -> bool:
+        file = next((each for each in known if override.startswith(each)), None)
+        mode = next((each for each in job if each in keys), None)
+        return file is None or mode is None or file[len("mode.") : -1] in keys[mode]
+
+    return [[each for each in job if fits(each, job)] for job in jobs]
 
 
 def _possible(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader) -> list[Job]:

@@ -66,10 +66,13 @@ def _composed(choices: str, _: tuple[Any, ...]) -> Format | Codec:
     Runs of a sweep share a few, and none changes.
     """
     chosen = json.loads(choices)
-    if chosen["mode"].get("imatrix"):
-        chosen["mode"]["imatrix"] = Imatrix(chosen["mode"]["imatrix"])
+    imatrix = chosen["mode"].pop("imatrix", None)
     block, covered = (instantiate(chosen[key]) if key in chosen else None for key in DEFAULTS)
-    return compose(instantiate(chosen["mode"]), block or PerTensor(), covered or AbsMax())
+    if imatrix:
+        mode = instantiate(chosen["mode"], _partial_=True)(imatrix=Imatrix(imatrix))
+    else:
+        mode = instantiate(chosen["mode"])
+    return compose(mode, block or PerTensor(), covered or AbsMax())
 
 
 def _plain(node: DictConfig) -> dict[str, Any]:

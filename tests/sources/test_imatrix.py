@@ -100,10 +100,26 @@ BAD_ARRAYS = [
     ({"w__in_sum2": [[1.0]]}, "has no w.counts that goes with w.in_sum2"),
     ({"w__in_sum2": [[1.0]], "w__counts": [[1], [2]]}, "has no w.counts that goes with w.in_sum2"),
     ({"w__in_sum2": np.ones((2, 2, 2)), "w__counts": np.ones(4)}, "has no w.counts that goes"),
-    ({"w__in_sum2": [[1.0, -1.0]], "w__counts": [[1]]}, "that are negative or not finite"),
-    ({"w__in_sum2": [[1.0, np.nan]], "w__counts": [[1]]}, "that are negative or not finite"),
-    ({"w__in_sum2": [[np.inf, 1.0]], "w__counts": [[1]]}, "that are negative or not finite"),
-    ({"w__in_sum2": [[1.0]], "w__counts": [[np.nan]]}, "that are negative or not finite"),
+    (
+        {"w__in_sum2": [[1.0, -1.0]], "w__counts": [[1]]},
+        "has sums of squares of w that are negative",
+    ),
+    (
+        {"w__in_sum2": [[1.0, np.nan]], "w__counts": [[1]]},
+        "has sums of squares of w that are negative",
+    ),
+    (
+        {"w__in_sum2": [[1e30, 1.0]], "w__counts": [[1]]},
+        "has sums of squares of w that are negative",
+    ),
+    (
+        {"w__in_sum2": [[np.inf, 1.0]], "w__counts": [[1]]},
+        "has sums of squares of w that are negative",
+    ),
+    (
+        {"w__in_sum2": [[1.0]], "w__counts": [[np.nan]]},
+        "has sums of squares of w that are negative",
+    ),
 ]
 
 

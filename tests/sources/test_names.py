@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quantlab.sources.names import Architecture, gguf_name, partners, row_order
+from quantlab.sources.names import Architecture, gguf_name, partners, row_order, shift
 from tests import tiny_llama
 
 
@@ -59,7 +59,9 @@ def test_no_stored_tensor_is_the_partner_of_two():
 def test_rows_are_moved_as_the_converter_does(end, heads, kv_heads):
     n = heads if end[0] == "q" else kv_heads
     weights = np.random.default_rng(0).standard_normal((n * 10, 7 if "weight" in end else 1))
-    order = row_order(f"blk.3.attn_{end}", len(weights), Architecture("llama", heads, kv_heads))
+    order = row_order(
+        f"blk.3.attn_{end}", len(weights), Architecture("llama", (heads,), (kv_heads,))
+    )
     assert order is not None
     np.testing.assert_array_equal(weights[order], tiny_llama.permute(weights, n))
     np.testing.assert_array_equal(weights[order][np.argsort(order)], weights)
@@ -68,11 +70,44 @@ def test_rows_are_moved_as_the_converter_does(end, heads, kv_heads):
 @pytest.mark.parametrize(
     ("name", "rows", "architecture"),
     [
-        ("blk.0.attn_v.weight", 64, Architecture("llama", 4, 4)),
-        ("blk.0.attn_q_norm.weight", 64, Architecture("llama", 4, 4)),
+        ("blk.0.attn_v.weight", 64, Architecture("llama", (4,), (4,))),
+        ("blk.0.attn_q_norm.weight", 64, Architecture("llama", (4,), (4,))),
         ("blk.0.attn_q.weight", 64, Architecture("llama")),  # heads are not told
-        ("blk.0.attn_q.weight", 60, Architecture("llama", 8, 8)),  # no whole pairs
+        ("blk.2.attn_q.weight", 64, Architecture("llama", (4, 4), (4, 4))),  # nor those of block 2
+        ("v.blk.0.attn_q.weight", 64, Architecture("llama", (4,), (4,))),  # not of the model
+        ("blk.0.attn_q.weight", 60, Architecture("llama", (8,), (8,))),  # no whole pairs
     ],
 )
 def test_other_rows_stay(name, rows, architecture):
     assert row_order(name, rows, architecture) is None
+
+
+@pytest.mark.parametrize(("end", "heads"), [("q", 8), ("k", 2)])
+def test_blocks_may_have_heads_of_their_own(end, heads):
+    architecture = Architecture("deci", (4, 8), (4, 2))
+    weights = np.arange(64.0).reshape(64, 1)
+    order = row_order(f"blk.1.attn_{end}.weight", 64, architecture)
+    np.testing.assert_array_equal(
+        weights[order].ravel(), tiny_llama.permute(weights, heads).ravel()
+    )
+
+
+def test_keys_have_the_heads_of_queries_where_nothing_else_is_told():
+    order = row_order("blk.0.attn_k.weight", 64, Architecture("llama", (4,)))
+    np.testing.assert_array_equal(
+        order, row_order("blk.0.attn_q.weight", 64, Architecture("llama", (4,)))
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "more"),
+    [
+        ("model.layers.0.input_layernorm.weight", "gemma2", 1),
+        ("model.layers.0.self_attn.q_norm.weight", "gemma3", 1),
+        ("model.layers.0.self_attn.q_proj.weight", "gemma2", 0),
+        ("model.layers.0.input_layernorm.weight", "llama", 0),
+        ("model.norm.bias", "gemma2", 0),
+    ],
+)
+def test_norms_of_some_families_are_shifted(name, architecture, more):
+    assert shift(name, Architecture(architecture)) == more

@@ -7,7 +7,7 @@ import pytest
 
 from quantlab.formats.codec import Reconstruction
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.readings import FAR, FITS, LENGTH, STRETCHES, better_reading
+from quantlab.stats.readings import FAR, FITS, LENGTH, NEAR, STRETCHES, better_reading
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((64, 50)).astype(np.float32)
@@ -43,14 +43,26 @@ def test_a_reading_that_is_far_better_is_found_with_both_figures():
     assert found.declared_db == pytest.approx(8, abs=0.01)
 
 
-@pytest.mark.parametrize(("declared", "other"), [(20, 29.9), (20, 20), (30, 8), (-20, 5.9)])
+@pytest.mark.parametrize(("declared", "other"), [(20, 24.9), (20, 20), (30, 8), (-20, -10)])
 def test_one_that_is_hardly_better_or_makes_no_sense_is_not(declared, other):
     assert better(at(declared), other=at(other)) is None
 
 
-@pytest.mark.parametrize(("declared", "other"), [(20, 20.1 + FAR), (-20, FITS + 0.1)])
+@pytest.mark.parametrize(("declared", "other"), [(20, 20.1 + NEAR), (-20, FITS + 0.1)])
 def test_one_that_is_just_good_enough_is(declared, other):
     assert better(at(declared), other=at(other)).name == "other"
+
+
+@pytest.mark.parametrize(("declared", "other"), [(4, 3.9 + FAR), (-20, FITS - 0.1)])
+def test_values_in_other_places_must_be_better_by_more(declared, other):
+    assert better(at(declared), rearranged={"turned": at(other)}) is None
+    assert better(at(declared), rearranged={"turned": at(other + 0.2)}).name == "turned"
+
+
+def test_a_square_may_be_transposed():
+    square = X[:50]
+    assert better(np.ascontiguousarray(square.T), x=square).name == "transposed"
+    assert better(X.reshape(50, 64), x=X.reshape(64, 50)) is None
 
 
 def test_without_another_reading_the_declared_one_stands():

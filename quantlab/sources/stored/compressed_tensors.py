@@ -110,7 +110,10 @@ def _zeros(
         return take(zeros, which).astype(np.int32)
     if zeros.dtype != np.int32 or zeros.shape != (-(-scales[0] * bits // 32), scales[1]):
         raise MisfitError(f"has zero points of {list(zeros.shape)} beside scales of {list(scales)}")
-    return unpack(zeros.T, bits, scales[0]).T[which] - 2 ** (bits - 1)
+    first, last = int(which.min()) // 32 * 32, int(which.max()) // 32 * 32 + 32
+    words = zeros[first * bits // 32 : last * bits // 32].T
+    codes = unpack(words, bits, words.shape[1] * 32 // bits)
+    return codes.T[which - first] - 2 ** (bits - 1)
 
 
 def _weights(config: Config) -> Config:

@@ -14,22 +14,33 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.formats.blocks import UnfitError
+from quantlab.formats.blocks import Read, UnfitError
 from quantlab.formats.codec import Codec, Reconstruction, Values
 from quantlab.formats.element import ContradictionError
 from quantlab.sources.file import BadFileError, readable, require_file, require_packages
-from quantlab.sources.names import PERMUTED, Architecture, gguf_name, partners, row_order
-from quantlab.sources.stored.tensor import Rows, StoredTensor, Which
+from quantlab.sources.names import (
+    PERMUTED,
+    Architecture,
+    gguf_name,
+    partners,
+    row_order,
+    shift,
+)
+from quantlab.sources.stored.tensor import StoredTensor, Which
 from quantlab.sources.tensor import label
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A stored tensor, its rows in the order of the original, and in that which it might have."""
+    """A stored tensor, its rows in the order of the original, and in that which it might have.
+
+    `shift` is what the original has more than the stored tensor.
+    """
 
     tensor: StoredTensor
     order: Which | None = None
     other: tuple[str, Which | None] | None = None
+    shift: float = 0.0
 
 
 class StoredFile(Codec):
@@ -99,7 +110,7 @@ class StoredFile(Codec):
                 f"{hint}"
             )
         return Reconstruction(
-            read=stored.reader(stored.rows, pair.order),
+            read=_shifted(stored.reader(stored.rows, pair.order), pair.shift),
             dtype=stored.dtype,
             bits=stored.bits,
             sha256=stored.sha256(),
@@ -110,6 +121,13 @@ class StoredFile(Codec):
         )
 
 
+def _shifted(read: Read, shift: float) -> Read:
+    """Return what reads values that are all greater by as much."""
+    if not shift:
+        return read
+    return lambda start, stop: read(start, stop) + np.float32(shift)
+
+
 def _rearranged(pair: Pair) -> Mapping[str, Any]:
     """Return the readings of a pair that put values in other places."""
     stored = pair.tensor
@@ -117,18 +135,7 @@ def _rearranged(pair: Pair) -> Mapping[str, Any]:
     if pair.other:
         name, order = pair.other
         found[name] = stored.reader(stored.rows, order)
-    if len(stored.shape) == 2 and stored.shape[0] == stored.shape[1]:
-        found["transposed"] = stored.reader(_transposed(stored))
     return found
-
-
-def _transposed(stored: StoredTensor) -> Rows:
-    def rows(which: Which) -> Any:
-        parts = (range(n, min(n + 256, stored.shape[0])) for n in range(0, stored.shape[0], 256))
-        columns = [stored.rows(np.array(part))[:, which] for part in parts]
-        return np.concatenate(columns).T
-
-    return rows
 
 
 class Bound(Codec):
@@ -166,24 +173,31 @@ class Bound(Codec):
         if stored and not theirs:
             known = {name: gguf_name(name, stored.name) for name in names}
             return {
-                name: _permuted(tensors[other], other, stored, inverse=True)
+                name: _converted(tensors[other], other, name, stored, inverse=True)
                 for name, other in known.items()
                 if other and other in tensors
             }
         if theirs and not stored:
             originals = {gguf_name(name, theirs.name): name for name in tensors}
             return {
-                name: _permuted(tensors[originals[name]], name, theirs, inverse=False)
+                name: _converted(
+                    tensors[originals[name]], name, originals[name], theirs, inverse=False
+                )
                 for name in names
                 if name in originals
             }
         return {}
 
 
-def _permuted(
-    tensor: StoredTensor, name: str, architecture: Architecture, *, inverse: bool
+def _converted(
+    tensor: StoredTensor, name: str, hf_name: str, architecture: Architecture, *, inverse: bool
 ) -> Pair:
-    """Return a stored tensor with its rows as the original has them; `name` is llama.cpp's."""
+    """Return a stored tensor as the original has it, what llama.cpp's converter did undone.
+
+    `name` is llama.cpp's, `hf_name` Hugging Face's; `inverse` says that llama.cpp's is stored.
+    """
+    if more := shift(hf_name, architecture):
+        return Pair(tensor, shift=-more if inverse else more)
     rows = tensor.shape[0] if len(tensor.shape) in (1, 2) else 0
     order = row_order(name, rows, architecture) if rows else None
     if order is None:

@@ -70,13 +70,16 @@ def _of_nodes(model: Graph) -> Iterator[StoredTensor]:
 
 
 def _dynamic(model: Graph) -> Iterator[StoredTensor]:
-    """Yield the weights of MatMulInteger, whose scale is beside them by name alone."""
-    for name, codes in model.initializers.items():
+    """Yield the weights of nodes that multiply integers; scales are beside them by name alone."""
+    axes = {"MatMulInteger": -1, "ConvInteger": 0}
+    for node in model.nodes:
+        name = node.input[1] if node.op_type in axes else ""
         base = name.removesuffix("_quantized")
-        if base != name and f"{base}_scale" in model.initializers:
+        if name in model.initializers and f"{base}_scale" in model.initializers:
             others = {key: f"{base}_{key}" for key in ("scale", "zero_point")}
             held = {k: model.initializers[n] for k, n in others.items() if n in model.initializers}
-            yield _stored({"codes": codes, **held}, {"axis": -1}, _linear)
+            codes = model.initializers[name]
+            yield _stored({"codes": codes, **held}, {"axis": axes[node.op_type]}, _linear)
 
 
 def _attributes(node: Any) -> dict[str, Any]:

@@ -38,10 +38,10 @@ def _decoded(path: str, config: Config) -> Iterator[StoredTensor]:
     raw = {each.name: each for each in raw_tensors(path) if each.is_readable}
     tensors = {name: each.open() for name, each in raw.items()}
     for decoder in DECODERS:
-        for stored in decoder.find(tensors, config):
-            yield stored
-            used = {part.name for part in stored.parts}
-            tensors = {name: each for name, each in tensors.items() if name not in used}
+        found = list(decoder.find(tensors, config))
+        yield from found
+        used = {part.name for stored in found for part in stored.parts}
+        tensors = {name: each for name, each in tensors.items() if name not in used}
     yield from (dense(each) for each in tensors.values() if raw[each.name].kind not in INTEGERS)
 
 

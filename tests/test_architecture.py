@@ -24,6 +24,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*
 OF_A_WHOLE_ROOM = {
     "tests/records/test_upgrade.py",
     "tests/report/test_browser.py",
+    "tests/sources/test_fuzz.py",
     "tests/sweep/test_engines.py",
 }
 LIGHT = [

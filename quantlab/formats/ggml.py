@@ -31,7 +31,7 @@ NUMBERS = {  # enum ggml_type of ggml.h
 }  # fmt: skip
 
 
-LARGEST = 2.0**20  # magnitude; far beyond it the library aborts, or its scales are inf
+LARGEST = 2.0**24  # magnitude; far beyond it the library aborts, or its scales are inf
 
 
 class Importance(Protocol):

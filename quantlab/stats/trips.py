@@ -201,12 +201,10 @@ class Decoded:
         if not np.isfinite(x_hat).all():
             first = start + int(np.flatnonzero(~np.isfinite(x_hat))[0])
             index = [int(each) for each in np.unravel_index(first, self.tensor.shape)]
-            dtype = self.stored.dtype
-            why = f"{dtype} cannot hold its values"
-            if self.stored.sha256:
-                why = f"what is stored, {dtype}, is damaged"
+            why = "is damaged" if self.stored.sha256 else "cannot hold its values"
             raise ValueError(
-                f"tensor '{self.tensor.name}' comes back as {x_hat[first - start]} at {index}: {why}"
+                f"tensor '{self.tensor.name}' comes back as {x_hat[first - start]} at {index}: "
+                f"{self.stored.dtype} {why}"
             )
         return x_hat
 

@@ -137,9 +137,9 @@ def _tensors(arguments: argparse.Namespace) -> None:
     source = read(str(arguments.path), arguments.include, arguments.exclude)
     source.require_matches()
     print(listing(source.entries))
-    if source.format in DECODERS:
-        stored = DECODERS[source.format](source.path)
-        print(stored_listing(stored, [each.name for each in source.entries if each.skip_reason]))
+    decoder = DECODERS.get(source.format)
+    if decoder and (quantized := stored_listing(decoder(source.path))):
+        print(f"\n{quantized}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from quantlab.formats.format import Format
 from quantlab.formats.ggml import Importance
 from quantlab.records.record import Outcome
 from quantlab.sources.distribution import Distribution
+from quantlab.sources.stored.file import Bound
 from quantlab.sources.tensor import Tensor, label
 from quantlab.stats import metrics, rank
 from quantlab.stats.predict import predict
@@ -71,7 +72,7 @@ class Experiment:
                 except Exception as reason:  # one failing tensor must cost none of the others
                     outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
         if not outcome.tensors and not outcome.failed:
-            raise ValueError(_nothing(outcome.skipped))
+            raise ValueError(_nothing(outcome.skipped, isinstance(self.bound, Bound)))
         return outcome
 
     def identify(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
@@ -155,6 +156,7 @@ def _remark(tensor: Tensor, stored: Reconstruction, measured: dict[str, Any]) ->
     return "; ".join(said) or None
 
 
-def _nothing(skipped: dict[str, str]) -> str:
+def _nothing(skipped: dict[str, str], of_file: bool) -> str:
     reasons = "; ".join(f"{label(name)}: {why}" for name, why in list(skipped.items())[:3])
-    return f"there is no tensor to measure: {reasons}"
+    hint = ": dist=... takes the original of the file in mode.path" if of_file else ""
+    return f"there is no tensor to measure ({reasons}){hint}"

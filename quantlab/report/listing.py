@@ -18,10 +18,10 @@ def listing(entries: Sequence[Entry]) -> str:
     return render(table(["tensor", "shape", "dtype", "elements", ""], rows))
 
 
-def stored_listing(file: StoredFile, among: Sequence[str]) -> str:
-    """Return what a file holds in codes, `among` tensors of these names, and what it would be."""
+def stored_listing(file: StoredFile) -> str:
+    """Return what a file holds in codes, and what it costs."""
     stored = list(file.tensors.values())
-    quantized = [each for each in stored if {part.name for part in each.parts} & set(among)]
+    quantized = [each for each in stored if not each.is_dense]
     if not quantized:
         return ""
     rows = [

@@ -28,6 +28,7 @@ from quantlab.report.sentences import (
     underflow_sentences,
     unmeasured_text,
 )
+from quantlab.report.storage import medians
 from quantlab.report.storage_plot import NAMED, error_vs_storage
 from quantlab.report.storage_table import (
     storage_heads,
@@ -76,8 +77,8 @@ def _bits_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Mark
 
 
 def _storage_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Markup | None:
-    if not findings.storage:
-        return None
+    if all(offer.is_exact for offer in medians(findings.storage)):
+        return None  # nothing to draw
     drawn = error_vs_storage(findings.storage, findings.bar, t)
     svg = _save_figure(files, "error_vs_storage", drawn)
     return Markup(plots.inline(svg, storage_trend(findings.storage, t)))

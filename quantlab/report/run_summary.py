@@ -7,7 +7,7 @@ from quantlab.records.record import Record, figures
 from quantlab.report.bar import Bar
 from quantlab.report.console import render, table
 from quantlab.report.numbers import RATIOS, format_number, ratio_cells
-from quantlab.report.sentences import skipped_sentences, underflow_sentences
+from quantlab.report.sentences import bar_text, skipped_sentences, underflow_sentences
 from quantlab.report.stored import stored_rows, stored_sentences
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
@@ -24,7 +24,8 @@ def run_summary(one: Record, bar: Bar, t: Texts) -> str:
     else:
         lines = [_worst_table(tensors, t), *skipped_sentences(one["skipped"], t)]
     rows = [figures(each) | {"dist": "", "tensor": name} for name, each in tensors.items()]
-    lines += stored_sentences(stored_rows(rows, ["dist"]), bar, t)
+    if stored := stored_rows(rows, ["dist"]):
+        lines += [*stored_sentences(stored, bar, t), bar_text(bar, t)]
     underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
     return "\n".join([*lines, *underflow_sentences(underflows, t)])
 

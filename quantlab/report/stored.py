@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import inf
 from statistics import median
 
 from quantlab.records.record import as_text
@@ -35,6 +36,12 @@ class StoredRows:
     def bits_per_value(self) -> float:
         """The average over all values."""
         return 8 * self.n_bytes / sum(row["n_elements"] for row in self.rows)
+
+    @property
+    def median_db(self) -> float:
+        """The median SQNR of the tensors that lost anything; inf where none did."""
+        lossy = [row["sqnr_db"] for row in self.rows if row["sqnr_db"] is not None]
+        return median(lossy) if lossy else inf
 
     @cached_property
     def types(self) -> list[tuple[str, int]]:
@@ -69,7 +76,7 @@ def stored_sentences(found: Sequence[StoredRows], bar: Bar, t: Texts) -> Iterato
             met=sum(not bar.missed(row) for row in each.rows),
             bits=format_number(each.bits_per_value, BITS),
             size=format_size(each.n_bytes),
-            median=_decibels(median(map(quality, each.rows)), t),
+            median=_decibels(each.median_db, t),
             worst=printable(each.rows[0]["tensor"]),
             dtype=each.rows[0]["stored_dtype"],
             least=_decibels(quality(each.rows[0]), t),
@@ -93,7 +100,7 @@ def _types(each: StoredRows, t: Texts) -> str:
 
 
 def _decibels(value: float, t: Texts) -> str:
-    return t("exact") if value == float("inf") else t("decibels", value=f"{value:{SQNR}}")
+    return t("exact") if value == inf else t("decibels", value=f"{value:{SQNR}}")
 
 
 def side_by_side(found: Sequence[StoredRows], t: Texts) -> tuple[list[str], list[list[str]]]:

@@ -44,6 +44,7 @@ class Entry:
     open: Callable[[], Tensor]
     skip_reason: str | None = None
     itemsize: int = 0
+    is_quantized: bool = False
 
     @property
     def size(self) -> int:
@@ -210,11 +211,13 @@ def mapped_entry(
     otherwise: str,
     path: str,
     offset: int,
+    *,
+    is_quantized: bool = False,
 ) -> Entry:
     """Describe values of a `kind` of the file's own, left out `otherwise` than with a dtype."""
     open_ = partial(mapped, name, dtype, shape, path, offset)
     if dtype is None:
-        return Entry(name, shape, kind, open_, otherwise)
+        return Entry(name, shape, kind, open_, otherwise, is_quantized=is_quantized)
     return Entry(name, shape, dtype.name, open_, itemsize=dtype.itemsize)
 
 

@@ -13,6 +13,7 @@ from quantlab.sources.names import Architecture
 from quantlab.sources.tensor import Tensor
 
 INTEGERS = ("I8", "I16", "I32", "I64")
+NO_FLOAT = "no floating-point type"
 UNKNOWN = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
 
 
@@ -67,10 +68,17 @@ class Gguf(File):
 
     def _entries(self) -> Iterator[Entry]:
         for each in contents(self.path).tensors:
-            why = "no floating-point type" if each.kind in INTEGERS else "quantized already"
-            reason = f"{each.kind} is {why}"
+            quantized = each.dtype is None and each.kind not in INTEGERS
+            reason = f"{each.kind} is {'quantized already' if quantized else NO_FLOAT}"
             yield mapped_entry(
-                each.name, each.shape, each.kind, each.dtype, reason, each.path, each.offset
+                each.name,
+                each.shape,
+                each.kind,
+                each.dtype,
+                reason,
+                each.path,
+                each.offset,
+                is_quantized=quantized,
             )
 
 

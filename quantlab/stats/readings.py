@@ -18,6 +18,8 @@ from quantlab.sources.tensor import Tensor
 STRETCHES, LENGTH = 16, 2**12  # of a tensor that is looked at
 NEAR = 5.0  # dB by which a reading must be better that leaves values in their places
 FAR = 10.0  # dB by which any other must be
+SEEN = 8  # values of a column, fewer than which say nothing of its scale
+COLUMNS = "with a scale for each column, which another layer may hold as in AWQ and SmoothQuant,"
 FITS = 6.0  # dB that it must have at the least: of two that make no sense none is right
 Array64 = NDArray[np.float64]
 
@@ -44,8 +46,12 @@ def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
         Better(name, _sqnr_db(x, _sample(read, spans)), declared)
         for name, read in stored.readings.items()
     ]
+    scaled = _sqnr_db(x, x_hat * _factor(x, x_hat))
+    by_column = _column_scaled(x, x_hat, spans, tensor.shape[-1] if tensor.shape else 1)
+    if by_column is not None and _sqnr_db(x, by_column) > scaled + NEAR:
+        found.append(Better(COLUMNS, _sqnr_db(x, by_column), declared))
     found = [each for each in found if each.sqnr_db > max(declared + NEAR, 0)]
-    others = {"with another scale": _sqnr_db(x, x_hat * _factor(x, x_hat))}
+    others = {"with another scale": scaled}
     if declared < FITS:
         others |= {
             name: _sqnr_db(x, _sample(read, spans)) for name, read in stored.rearranged.items()
@@ -56,6 +62,24 @@ def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
     far = (Better(name, sqnr_db, declared) for name, sqnr_db in others.items())
     found += [each for each in far if each.sqnr_db > max(declared + FAR, FITS)]
     return max(found, key=lambda each: each.sqnr_db, default=None)
+
+
+def _column_scaled(
+    x: Array64, x_hat: Array64, spans: list[tuple[int, int]], columns: int
+) -> Array64 | None:
+    """Return x_hat with the scale for each column that leaves the least error.
+
+    None where a column has too few values of the sample to tell.
+    """
+    of = np.concatenate([np.arange(*span) for span in spans]) % columns
+    if x.size < SEEN * columns or not np.isfinite(x_hat).all():
+        return None
+    if np.bincount(of, minlength=columns).min() < SEEN:
+        return None
+    power, product = (
+        np.bincount(of, each, minlength=columns) for each in (x_hat * x_hat, x * x_hat)
+    )
+    return x_hat * np.divide(product, power, out=np.ones(columns), where=power > 0)[of]
 
 
 def _is_square(tensor: Tensor) -> bool:

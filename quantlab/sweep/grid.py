@@ -33,7 +33,7 @@ def grid(products: Sequence[Sequence[str]], config: DictConfig, loader: ConfigLo
         overrides = parser.parse_overrides(list(arguments))
         _require_options(overrides, loader)
         jobs += combinations(overrides, loader)
-    jobs = _with_own_settings(jobs, config, loader)
+    jobs = [_without_width(job) for job in _with_own_settings(jobs, config, loader)]
     jobs = _possible(list(map(list, dict.fromkeys(map(tuple, jobs)))), config, loader)
     if len(products) > 1 or any(
         each.startswith(("block", "range")) for job in jobs for each in job
@@ -97,6 +97,12 @@ def _with_own_settings(jobs: Sequence[Job], config: DictConfig, loader: ConfigLo
         return file is None or mode is None or file[len("mode.") : -1] in keys[mode]
 
     return [[each for each in job if fits(each, job)] for job in jobs]
+
+
+def _without_width(job: Job) -> Job:
+    """Return a run without the width, which is meant for other modes, if it is of a file."""
+    of_file = any(each.startswith("mode=file/") for each in job)
+    return [each for each in job if not (of_file and each.startswith("n_bits="))]
 
 
 def _possible(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader) -> list[Job]:

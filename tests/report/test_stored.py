@@ -52,8 +52,9 @@ def said(rows, bar=BAR):
 
 def test_a_sentence_says_what_a_file_costs_and_what_it_lost():
     assert said(FILE) == [
-        "m-Q4_K_M.gguf: 2 of 4 tensors meet the bar; 5.259 bits per value, 1.98 kB in all "
-        "(Q4_K: 2, Q6_K: 1, F32: 1); the median SQNR is 25.75 dB, the worst is b (Q4_K): 12.25 dB"
+        "m-Q4_K_M.gguf: 2 of 4 tensors compared meet the bar; 5.259 bits per value, 1.98 kB in all "
+        "(Q4_K: 2, Q6_K: 1, F32: 1); the median SQNR of those that lost anything is 20.50 dB, the "
+        "worst is b (Q4_K): 12.25 dB"
     ]
 
 
@@ -67,8 +68,10 @@ def test_sizes_are_those_of_all_values_and_not_of_tensors():
 def test_a_file_that_loses_nothing_says_so():
     exact = [tensor(name, None, "F16", max_err=0.0) for name in "ab"]
     (sentence,) = said(exact)
-    assert sentence.startswith("m-Q4_K_M.gguf: 2 of 2 tensors meet the bar; ")
-    assert sentence.endswith("the median SQNR is ∞, the worst is a (F16): ∞")
+    assert sentence.startswith("m-Q4_K_M.gguf: 2 of 2 tensors compared meet the bar; ")
+    assert sentence.endswith(
+        "the median SQNR of those that lost anything is ∞, the worst is a (F16): ∞"
+    )
 
 
 def test_of_many_types_the_most_frequent_are_named():

@@ -7,7 +7,7 @@ import pytest
 
 from quantlab.formats.codec import Reconstruction
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.readings import FAR, FITS, LENGTH, NEAR, STRETCHES, better_reading
+from quantlab.stats.readings import COLUMNS, FAR, FITS, LENGTH, NEAR, STRETCHES, better_reading
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((64, 50)).astype(np.float32)
@@ -63,6 +63,16 @@ def test_a_square_may_be_transposed():
     square = X[:50]
     assert better(np.ascontiguousarray(square.T), x=square).name == "transposed"
     assert better(X.reshape(50, 64), x=X.reshape(64, 50)) is None
+
+
+def test_a_scale_for_each_column_is_found():
+    x = RNG.standard_normal((64, 50)).astype(np.float32)
+    scales = np.exp(RNG.standard_normal(50)).astype(np.float32)
+    found = better(at(25, x) * scales, x=x)
+    assert (found.name, round(found.sqnr_db)) == (COLUMNS, 25)
+    assert better(at(3, x), x=x) is None  # 50 scales explain little of 3,200 errors
+    few = better(at(25, x)[:7] * scales, x=x[:7])
+    assert few is None or few.name != COLUMNS
 
 
 def test_without_another_reading_the_declared_one_stands():

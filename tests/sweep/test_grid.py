@@ -1,9 +1,11 @@
+import numpy as np
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from quantlab.records import record
 from quantlab.sweep.grid import combinations
 from tests.conftest import run
+from tests.sources.samples import write_gguf
 
 
 def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
@@ -31,6 +33,29 @@ def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
         assert not (tmp_path / "s").exists()
     endless = run("-m", "n_bits=interval(2,8)")
     assert "n_bits=interval(2,8): an interval has no end" in endless.stderr
+
+
+def test_files_stand_beside_other_formats_of_any_width(tmp_path):
+    x = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
+    original = write_gguf(tmp_path / "original.gguf", w=(x, None))
+    paths = [write_gguf(tmp_path / f"{name}.gguf", w=(x, None)) for name in "ab"]
+    done = run(
+        "-m", "dist=file/gguf", f"dist.path={original}", "mode=sym,file/gguf", "n_bits=4,8",
+        f"mode.path={','.join(paths)}", f"hydra.sweep.dir={tmp_path}/s",
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert [each.partition("mode=")[2] for each in jobs(tmp_path / "s")] == [
+        *(f"sym n_bits={n}" for n in (4, 8)),
+        *(f"file/gguf mode.path={path}" for path in paths),
+    ]
+
+
+def test_a_setting_of_modes_that_are_swept_waits_for_them(tmp_path):
+    done = run(
+        "-m", "mode=sym,ggml/q4_0", "mode.imatrix=nowhere.gguf", f"hydra.sweep.dir={tmp_path}/s"
+    )
+    assert done.returncode == 1
+    assert "nowhere.gguf does not exist: name the imatrix file there is" in done.stderr
 
 
 def test_the_last_of_two_values_typed_for_a_key_counts():

@@ -17,7 +17,7 @@ import numpy as np
 from quantlab.formats.blocks import Read, UnfitError
 from quantlab.formats.codec import Codec, Reconstruction, Values
 from quantlab.formats.element import ContradictionError
-from quantlab.sources.file import BadFileError, readable, require_file, require_packages
+from quantlab.sources.file import BadFileError, Entry, readable, require_file, require_packages
 from quantlab.sources.names import (
     PERMUTED,
     Architecture,
@@ -144,8 +144,20 @@ class Bound(Codec):
     def __init__(self, stored: StoredFile, source: Any) -> None:
         self.stored, self.n_bits = stored, None
         self._of_source = source.architecture() if hasattr(source, "architecture") else None
-        names = [entry.name for entry in getattr(source, "entries", ())]
-        self.pairs = self._pairs(names)
+        entries = list(getattr(source, "entries", ()))
+        self.pairs = self._pairs([entry.name for entry in entries])
+        self._require_original(source, entries)
+
+    def _require_original(self, source: Any, entries: Sequence[Entry]) -> None:
+        """Raise ValueError where the source is quantized itself and the file is not."""
+        for each in entries:
+            pair = self.pairs.get(each.name)
+            if pair and each.is_quantized and len(pair.tensor.parts) == 1 and pair.tensor.is_dense:
+                raise ValueError(
+                    f"{source.path} holds {label(each.name)} in {each.dtype} and "
+                    f"{self.stored.file_name} in {pair.tensor.dtype}: dist.path takes the "
+                    "original, mode.path the quantized file"
+                )
 
     def open(self, tensor: Values) -> Reconstruction:
         """Return what a tensor comes back as."""
@@ -161,10 +173,13 @@ class Bound(Codec):
         return {name: reason for name in self.stored.tensors if name not in matched}
 
     def _pairs(self, names: Sequence[str]) -> dict[str, Pair]:
+        """Pair by equal names, then by llama.cpp's, then by what else a tensor may be called."""
         tensors = self.stored.tensors
-        found = partners(names, tensors)
-        pairs = {name: Pair(tensors[other]) for name, other in found.items()}
-        return pairs | self._translated([name for name in names if name not in pairs])
+        pairs = {name: Pair(tensors[name]) for name in names if name in tensors}
+        pairs |= self._translated([name for name in names if name not in pairs])
+        used = {pair.tensor.name for pair in pairs.values()}
+        left = partners(set(names) - set(pairs), set(tensors) - used)
+        return pairs | {name: Pair(tensors[other]) for name, other in left.items()}
 
     def _translated(self, names: Sequence[str]) -> dict[str, Pair]:
         """Return the pairs of which one name is llama.cpp's and the other Hugging Face's."""

@@ -38,6 +38,7 @@ class StoredTensor:
     rearranged: Mapping[str, Rows] = field(default_factory=dict)
     remark: str | None = None
     fault: str | None = None
+    is_dense: bool = False  # whether it is stored as it is, in no codes
 
     @property
     def size(self) -> int:
@@ -83,7 +84,9 @@ def dense(tensor: Tensor, dtype: str | None = None) -> StoredTensor:
         return values[_span(which)].astype(np.float32)
 
     dtype = dtype or tensor.dtype
-    return StoredTensor(tensor.name, tensor.shape, dtype, (tensor,), rows, tensor.block)
+    return StoredTensor(
+        tensor.name, tensor.shape, dtype, (tensor,), rows, tensor.block, is_dense=True
+    )
 
 
 def _span(which: Which) -> Any:

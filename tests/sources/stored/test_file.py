@@ -11,6 +11,7 @@ from quantlab.sources.gguf import Gguf
 from quantlab.sources.safetensors import Safetensors
 from quantlab.sources.stored.gguf import GgufFile
 from quantlab.sources.stored.safetensors import SafetensorsFile
+from tests.sources import samples
 from tests.sources.samples import write_safetensors
 from tests.tiny_llama import permute
 
@@ -166,9 +167,19 @@ def test_a_tensor_that_is_not_chosen_is_not_missing(tmp_path):
 def test_nothing_in_common_is_one_sentence(tmp_path):
     x = np.ones((2, 32), np.float32)
     source = Gguf(write_gguf(tmp_path / "o.gguf", {"a": x}, kind=None))
-    with pytest.raises(ValueError, match="there is no tensor to measure: ") as caught:
+    with pytest.raises(ValueError, match="there is no tensor to measure") as caught:
         run(source, GgufFile(write_gguf(tmp_path / "q.gguf", {"b": x})))
     assert "b: only q.gguf has it; a: q.gguf has no tensor of this name" in str(caught.value)
+
+
+def test_a_file_and_its_original_that_are_swapped_are_one_sentence(tmp_path):
+    x, q8 = np.ones((2, 32), np.float32), gguf.GGMLQuantizationType.Q8_0
+    file, original = str(tmp_path / "q.gguf"), str(tmp_path / "o.gguf")
+    samples.write_gguf(file, a=(gguf.quants.quantize(x, q8), q8), b=(x, None))
+    samples.write_gguf(original, a=(x, None), b=(x, None))
+    with pytest.raises(ValueError, match=r"dist\.path takes the original") as caught:
+        run(Gguf(file), GgufFile(original))
+    assert str(caught.value).startswith(f"{file} holds a in Q8_0 and o.gguf in F32")
 
 
 def only_failure(tmp_path, ours, theirs, name="w", stored_name="w", **written):

@@ -4,6 +4,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.1
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13
 FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
+SLOW := tests/formats/test_ggml.py tests/sources/test_fuzz.py
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
 .PHONY: help lab remedies levels demo test pythons lint mutants bench bench-sweep slurm llama chromium ray lock clean
@@ -38,7 +39,7 @@ test: .venv/dev .venv/demo .venv/wheel ## run the test suite
 
 pythons: $(PYTHONS:%=.venv/python%) ## run the fast tests under the other Pythons that are here
 	@for version in $(PYTHONS); do \
-		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q --no-cov $(FAST) || exit 1; done
+		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q --no-cov $(FAST) $(SLOW:%=--ignore=%) || exit 1; done
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from math import prod
 from typing import Any
 
@@ -13,6 +14,7 @@ from quantlab.formats.blocks import Read, Shape
 from quantlab.formats.element import FloatArray
 from quantlab.sources.tensor import Tensor, label
 
+LONG = 2**16  # values of a row that is decoded once, and not for every stretch of it
 Which = NDArray[np.int64]  # rows of a tensor, by their numbers
 Rows = Callable[[Which], FloatArray]  # those rows, decoded, an array ``(rows, columns)``
 
@@ -63,8 +65,15 @@ class StoredTensor:
             return self.elements
         width = self.shape[-1] if len(self.shape) > 1 else self.size
 
+        @lru_cache(maxsize=1)
+        def row(n: int) -> FloatArray:
+            return rows(np.array([n])).reshape(-1)
+
         def read(start: int, stop: int) -> FloatArray:
             first, last = start // width, -(-stop // width)
+            if width > LONG and order is None and last - first == 1:
+                with np.errstate(all="ignore"):
+                    return row(first)[start - first * width : stop - first * width]
             if order is not None and len(self.shape) < 2:
                 return rows(np.zeros(1, np.int64)).reshape(-1)[order[start:stop]]
             which = np.arange(first, last) if order is None else order[first:last]

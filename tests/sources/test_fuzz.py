@@ -19,7 +19,7 @@ from tests.sources.samples import X
 from tests.sources.stored.samples import BESIDE, DATA, FILE, NORM, vector, write
 
 SECONDS, BYTES = 2, 2**26  # that a damaged file of some kB may take
-ROUNDS = 25
+ROUNDS = 12
 NUMBERS = (0, 1, -1, 2, 7, 2**31, 2**32, 2**62, 2**63 - 1)
 SETTINGS = (None, True, "", "\x1b[2J\n", [], {}, [[]], {"a": []}, 0.5, -1, 0, 3, 2**70, "4", 1e300)
 

@@ -16,9 +16,12 @@ class Values(Protocol):
     """A named tensor, as a codec sees it."""
 
     @property
-    def name(self) -> str: ...  # noqa: D102 said above
+    def name(self) -> str:
+        """The name."""
+
     @property
-    def shape(self) -> Shape: ...  # noqa: D102
+    def shape(self) -> Shape:
+        """The shape."""
 
     def block(self, start: int, stop: int) -> FloatArray:
         """Return elements `start` to `stop`, flat in C order."""
@@ -32,8 +35,8 @@ class Reconstruction:
     `dtype` names the type that holds them, and `bits` is the size of all that is stored. Of what
     is stored in a file there is the `sha256`, and the name of the file is `source`. `readings` are
     other known readings of the same words, by what they suppose, `rearranged` those that put values
-    in other places; `remark` is what is wrong with
-    the file itself. `slow` says that a thread pays for few values.
+    in other places; `remark` is what is wrong with the file itself. `slow` says that a thread pays
+    for few values.
     """
 
     read: Read

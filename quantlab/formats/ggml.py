@@ -29,8 +29,6 @@ NUMBERS = {  # enum ggml_type of ggml.h
     "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "iq1_m": 29, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39,
     "nvfp4": 40,
 }  # fmt: skip
-
-
 LARGEST = 2.0**24  # magnitude; far beyond it the library aborts, or its scales are inf
 
 

@@ -39,10 +39,8 @@ def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
     """Yield the tensors whose words hold several outputs each."""
     for base in bases(tensors, ".qweight"):
         parts = parts_of(tensors, base, ("qweight", "qzeros", "scales"))
-        if "g_idx" in parts_of(tensors, base, ("g_idx",)) or not _is_awq(parts, config):
-            continue
-        name = f"{base}.weight"
-        yield guarded(name, parts, _stored, config)
+        if f"{base}.g_idx" not in tensors and _is_awq(parts, config):
+            yield guarded(f"{base}.weight", parts, _stored, config)
 
 
 def _is_awq(parts: dict[str, Tensor], config: Config) -> bool:

@@ -25,6 +25,7 @@ from quantlab.sources.stored.tensor import (
     guarded,
     parts_of,
     require_parts,
+    row_width,
 )
 from quantlab.sources.tensor import Tensor, label
 
@@ -77,7 +78,7 @@ def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
     if quant_map.size != 16:
         raise MisfitError(f"has a quant_map of {quant_map.size} levels, where 16 belong")
     levels, rounded = quant_map.reshape(-1).astype(np.float32), _dtype(state)
-    width = shape[-1] if len(shape) > 1 else size
+    width = row_width(shape)
 
     def at(places: Which, *, high_first: bool = True) -> FloatArray:
         octets, odd = codes[places // 2], places % 2 == 1

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.packing import FP4, nibbles, unpack
+from quantlab.sources.stored.packing import FP4, nibbles, unpack, words_of
 from quantlab.sources.stored.tensor import (
     BYTES,
     FLOATS,
@@ -110,8 +110,7 @@ def _zeros(
         return take(zeros, which).astype(np.int32)
     if zeros.dtype != np.int32 or zeros.shape != (-(-scales[0] * bits // 32), scales[1]):
         raise MisfitError(f"has zero points of {list(zeros.shape)} beside scales of {list(scales)}")
-    first, last = int(which.min()) // 32 * 32, int(which.max()) // 32 * 32 + 32
-    words = zeros[first * bits // 32 : last * bits // 32].T
+    words, first = words_of(zeros.T, bits, which)
     codes = unpack(words, bits, words.shape[1] * 32 // bits)
     return codes.T[which - first] - 2 ** (bits - 1)
 

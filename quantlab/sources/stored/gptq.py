@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.packing import unpack
+from quantlab.sources.stored.packing import unpack, words_of
 from quantlab.sources.stored.tensor import (
     FLOATS,
     INTEGERS,
@@ -94,8 +94,8 @@ def _groups(parts: dict[str, Tensor], inputs: int, groups: int) -> NDArray[Any]:
 
 def _zeros(qzeros: NDArray[Any], which: Which, bits: int, more: int) -> NDArray[Any]:
     """Return the zero points of some outputs, each `more` than stored, ``(outputs, groups)``."""
-    first, last = int(which.min()) // 32 * 32, int(which.max()) // 32 * 32 + 32
-    words = np.ascontiguousarray(qzeros[:, first * bits // 32 : last * bits // 32]).view(np.uint32)
+    held, first = words_of(qzeros, bits, which)
+    words = np.ascontiguousarray(held).view(np.uint32)
     n = words.shape[1] * 32 // bits
     if 32 % bits == 0:
         of_each = sum(more << place for place in range(0, 32, bits))

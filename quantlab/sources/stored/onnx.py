@@ -25,6 +25,7 @@ from quantlab.sources.stored.tensor import (
     dense,
     guarded,
     require_parts,
+    row_width,
 )
 from quantlab.sources.tensor import Tensor
 
@@ -106,7 +107,7 @@ def _linear(name: str, parts: dict[str, Tensor], node: Config) -> StoredTensor:
     zero = _whole(parts["zero_point"], *kinds["zero_point"]) if "zero_point" in parts else None
     of_scale = _Spread(scale, shape, axis, block)
     of_zero = None if zero is None else _Spread(zero, shape, axis, block)
-    width = shape[-1] if len(shape) > 1 else prod(shape)
+    width = row_width(shape)
 
     def rows(which: Which) -> FloatArray:
         q = _rows(codes, which, width, kind)

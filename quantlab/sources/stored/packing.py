@@ -29,6 +29,15 @@ def unpack(words: NDArray[Any], bits: int, n: int) -> Codes:
     return (stream.reshape(rows, n, bits) * weights).sum(axis=2, dtype=np.int32)
 
 
+def words_of(words: NDArray[Any], bits: int, which: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
+    """Return the columns of words that hold some codes of each row, and which code is their first.
+
+    32 codes fill as many words as they have bits, whatever the width.
+    """
+    first, last = int(which.min()) // 32 * 32, int(which.max()) // 32 * 32 + 32
+    return words[:, first * bits // 32 : last * bits // 32], first
+
+
 def nibbles(octets: NDArray[np.uint8], *, high_first: bool = False) -> NDArray[np.uint8]:
     """Return the two codes of each byte, ``(..., 2 n)``."""
     low, high = octets & 15, octets >> 4

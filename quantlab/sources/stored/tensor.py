@@ -25,9 +25,9 @@ class StoredTensor:
 
     A row is an index of all axes but the last; a tensor of one dimension is one row. `elements`
     reads any stretch without whole rows, which may be long. `parts` hold all that is stored of it.
-    `readings` are other known readings of the same words, `rearranged`
-    those that put values in other places; `remark` says what is wrong with the file, `fault` why
-    the tensor cannot be decoded.
+    `readings` are other known readings of the same words, `rearranged` those that put values in
+    other places; `remark` says what is wrong with the file, `fault` why the tensor cannot be
+    decoded.
     """
 
     name: str
@@ -63,7 +63,7 @@ class StoredTensor:
         """Return what reads elements, flat in C order, with rows in some other `order`."""
         if self.elements and rows is self.rows and order is None:
             return self.elements
-        width = self.shape[-1] if len(self.shape) > 1 else self.size
+        width = row_width(self.shape)
 
         @lru_cache(maxsize=1)
         def row(n: int) -> FloatArray:
@@ -84,13 +84,17 @@ class StoredTensor:
         return read
 
 
+def row_width(shape: Shape) -> int:
+    """Return the number of values in a row; a tensor of one dimension is one."""
+    return shape[-1] if len(shape) > 1 else prod(shape)
+
+
 def dense(tensor: Tensor, dtype: str | None = None) -> StoredTensor:
     """Return a tensor that is stored as it is."""
-    width = tensor.shape[-1] if len(tensor.shape) > 1 else tensor.size
-    values = tensor.array.reshape(-1, width) if tensor.size else tensor.array
+    values = tensor.array.reshape(-1, row_width(tensor.shape)) if tensor.size else tensor.array
 
     def rows(which: Which) -> FloatArray:
-        return values[_span(which)].astype(np.float32)
+        return take(values, which).astype(np.float32)
 
     dtype = dtype or tensor.dtype
     return StoredTensor(

@@ -2,21 +2,16 @@
 
 import argparse
 import sys
-from dataclasses import asdict
 from pathlib import Path
-
-from omegaconf import OmegaConf
 
 import quantlab
 from quantlab.errors import report_user_errors
 from quantlab.records import record
-from quantlab.report.bar import Bar
 from quantlab.report.listing import listing, stored_listing
+from quantlab.report.settings import composed_settings
 from quantlab.report.terminal import sweep_summary
-from quantlab.report.texts import Texts
 from quantlab.sources.readers import DECODERS, reader
 from quantlab.sweep import app
-from quantlab.sweep.job import report_settings
 
 EXAMPLES = """
 examples:
@@ -83,23 +78,11 @@ def _aggregate(arguments: argparse.Namespace) -> None:
         aggregate,  # pandas and matplotlib, which no other command needs
     )
 
-    bar, t = _report_settings(arguments.directory, arguments.settings)
+    bar, t = composed_settings(arguments.directory, arguments.settings)
     done = aggregate(arguments.directory, bar, t)
     print(sweep_summary(done.findings, done.files, t))
     if done.findings.failures:
         raise SystemExit(1)
-
-
-def _report_settings(directory: Path, settings: list[str]) -> tuple[Bar, Texts]:
-    """Return the settings that a sweep or run had of its report, but for those given here."""
-    config = OmegaConf.create({"report": {"lang": "en", "bar": asdict(Bar())}})
-    OmegaConf.set_struct(config, True)
-    for name in ("multirun.yaml", ".hydra/config.yaml"):  # of a sweep, and of a run alone
-        if (directory / name).exists():
-            composed = OmegaConf.load(directory / name)
-            config.report.merge_with(OmegaConf.select(composed, "report") or {})
-    config.merge_with_dotlist(settings)
-    return report_settings(config)
 
 
 def _verify(arguments: argparse.Namespace) -> None:

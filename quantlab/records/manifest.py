@@ -5,7 +5,7 @@ import os
 import platform
 import shlex
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from quantlab.records import disk, record
 from quantlab.records.record import Record
 
-SCHEMA = 3  # 2 stood beside results without storage, 1 had no hashes of what Hydra wrote
+# 3 did not list tensors, 2 stood beside results without storage, 1 had no hashes of Hydra's files
+SCHEMA = 4
 
 
 class Run(NamedTuple):
@@ -48,6 +49,7 @@ def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) 
         "command": _command(directory, records),
         "levels": list(levels),
         "runs": [_describe(run) for run in runs],
+        "tensors": list(_tensors(records)),
         "start": min((each["started"] for each in records), default=None),
         "end": max((_end(each) for each in records), default=None),
     }
@@ -100,6 +102,26 @@ def _describe(run: Run) -> dict[str, Any]:
         "error": run.error,
         "record_sha256": run.sha256,
     }
+
+
+def _tensors(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
+    """Yield each tensor of the sweep once, those without figures with the reason and their size.
+
+    Tensors of one name that differ, as those of two seeds do, are tensors of their own.
+    """
+    seen, measured = set(), {(one["dist"], name) for one in records for name in one["tensors"]}
+    for one in records:
+        why = {**one["skipped"], **one["failed"]}
+        without = {
+            name: {**each, "sha256": None, "reason": why[name]}
+            for name, each in one.get("unmeasured", {}).items()
+            if (one["dist"], name) not in measured
+        }
+        for name, each in {**one["identities"], **without}.items():
+            key = one["dist"], name, each["sha256"], tuple(each["shape"])
+            if key not in seen:
+                seen.add(key)
+                yield {"dist": one["dist"], "name": name, **each}
 
 
 def _end(one: Record) -> str:

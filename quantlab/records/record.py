@@ -20,12 +20,14 @@ from quantlab.records import disk, schema
 from quantlab.records.renames import as_first_asked, with_current_names
 from quantlab.records.upgrade import OLDEST, upgraded
 
-SCHEMA = 5  # 4 knew no stored formats, 3 one scale a tensor and no storage
+# 5 had no sizes of what was not measured, 4 no stored formats, 3 one scale a tensor and no storage
+SCHEMA = 6
 NAME = "record.json"
 WITHOUT_EFFECT = {"threads", "resume", "report"}  # settings that change no figure
 IDENTITY = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256")
 LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
 
+IDENTIFIED = ("dtype", "shape", "sha256")  # what of a tensor a manifest has
 STORED = ("stored_dtype", "stored_file", "remark")  # of a tensor in a codec
 
 Record = dict[str, Any]
@@ -36,12 +38,14 @@ class Outcome:
     """What became of each tensor: its figures, why it failed, or why it was left out.
 
     `format` says how they were stored, as each row of results.csv has it; empty where none was.
-    `versions` are of packages that figures depend on beside those of every run.
+    `versions` are of packages that figures depend on beside those of every run; `unmeasured` says
+    how tensors without figures are stored in a file.
     """
 
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    unmeasured: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: dict[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
 
@@ -80,6 +84,7 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         "tensors": outcome.tensors,
         "failed": outcome.failed,
         "skipped": outcome.skipped,
+        "unmeasured": outcome.unmeasured,
         "versions": versions() | dict(outcome.versions),
         "started": started.isoformat(),
         "seconds": time.perf_counter() - clock,

@@ -22,7 +22,8 @@ OF_FORMAT = {"block", "block.size", "block.scale", "range"}  # settings that the
 def collect(directory: Path) -> list[Run]:
     """Read the record of every run below a directory, in the order of the sweep.
 
-    Of each tensor a record keeps its row of the table alone: ten thousand fit in memory. Raises
+    Of each tensor a record keeps its row of the table, and under ``identities`` what identifies it:
+    ten thousand fit in memory. Raises
     ValueError when there is no record, or none that can be read.
     """
     if not directory.is_dir():
@@ -47,6 +48,10 @@ def _run(path: Path, directory: Path) -> Run:
     except ValueError as reason:
         why = str(reason).replace(f"{directory}{os.sep}", "")  # the same wherever the sweep is
         return Run(where, None, None, why)
+    content["identities"] = {
+        name: {key: each[key] for key in record.IDENTIFIED}
+        for name, each in content["tensors"].items()
+    }
     content["tensors"] = {name: record.figures(each) for name, each in content["tensors"].items()}
     return Run(where, sha256, content, content["error"])
 
@@ -61,9 +66,9 @@ def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[s
     return table, levels
 
 
-def tables(table: pd.DataFrame, levels: list[str]) -> dict[str, bytes]:
-    """Return results.json and results.csv."""
-    csv = table.to_csv(index=False, lineterminator="\n")
+def tables(table: pd.DataFrame, levels: list[str], missed: Sequence[str]) -> dict[str, bytes]:
+    """Return results.json, and results.csv with what each row has `missed` of the bar."""
+    csv = table.assign(missed=missed).to_csv(index=False, lineterminator="\n")
     return {
         "results.json": disk.to_json(nest(table, levels)),
         "results.csv": csv.encode(errors="backslashreplace"),

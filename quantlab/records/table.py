@@ -6,7 +6,7 @@ import pandas as pd
 
 TEXT = (
     "dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range", "stored_dtype",
-    "stored_file", "remark",
+    "stored_file", "remark", "missed",
 )  # fmt: skip
 
 
@@ -56,6 +56,8 @@ def load(directory: str | Path) -> pd.DataFrame:
     predicted_landmark_rel_err
     reasons                                   why figures are missing
     remark                                    what is wrong with what is stored
+    missed                                    criteria of the bar that a row does not meet; missing
+                                              where it meets all
     ========================================  ======================================================
 
     Raises ValueError when the directory holds no table.

@@ -1,4 +1,4 @@
-"""The aggregate of a sweep: results.json, results.csv, report, plots and manifest.json."""
+"""The aggregate of a sweep: results.json, results.csv, verdict, report, plots and manifest."""
 
 import hashlib
 from collections import Counter
@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, cast
 from quantlab.records import disk, manifest, record, results
 from quantlab.records.manifest import Run
 from quantlab.records.row import Row
-from quantlab.report import page
+from quantlab.report import page, tensor_verdict
 from quantlab.report.bar import Bar
 from quantlab.report.findings import Findings, TensorEntry, choose_details, choose_histogram
 from quantlab.report.numbers import NULL
+from quantlab.report.tensor_verdict import tensor_verdicts, verdict_json
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import verdicts
 
@@ -36,11 +37,13 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
     """
     runs = results.collect(directory)
     table, levels = results.tabulate(runs, directory)
-    artefacts = results.tables(table, levels)
+    rows = cast("list[Row]", table.to_dict("records"))
+    artefacts = results.tables(table, levels, [", ".join(bar.missed(row)) for row in rows])
     origin = manifest.from_directory(directory, runs, levels)
     provenance = _provenance(runs, origin, artefacts, t)
-    rows = cast("list[Row]", table.to_dict("records"))
     findings = _findings(runs, directory, rows, levels, bar, provenance)
+    judged = tensor_verdicts(rows, levels, bar)
+    artefacts[tensor_verdict.NAME] = verdict_json(judged, bar, findings.failures)
     artefacts |= page.artefacts(findings, t)
     artefacts["manifest.json"] = disk.to_json(
         manifest.manifest(origin, manifest.hydra_files(directory), artefacts)

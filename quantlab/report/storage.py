@@ -11,7 +11,8 @@ from typing import NamedTuple
 from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
-from quantlab.report.format_name import format_name, has_formats, is_of_format
+from quantlab.report.format_name import format_name, has_formats
+from quantlab.report.tensor_verdict import tensor_levels
 from quantlab.report.verdict import quality
 from quantlab.sources.tensor import printable
 
@@ -63,8 +64,7 @@ def tensor_formats(rows: Sequence[Row], levels: Sequence[str], bar: Bar) -> list
     width of plain integers. A row that does not say what it costs is of an older version.
     """
     known = [row for row in rows if row.get("bits_per_value") is not None]
-    apart = ["dist", "tensor"]
-    apart += [level for level in levels if level not in apart and not is_of_format(level)]
+    apart = tensor_levels(levels)
     groups = [[known[n] for n in group] for group in group_rows(known, apart)]
     if not any(len(group) > 1 and has_formats(group) for group in groups):
         return []

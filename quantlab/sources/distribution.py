@@ -1,7 +1,7 @@
 """What a run measures: a source of named tensors."""
 
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from quantlab.sources.expected import Expected
 from quantlab.sources.tensor import Tensor
@@ -19,6 +19,10 @@ class Distribution(Protocol):
 
     def skipped(self) -> dict[str, str]:
         """Return the tensors that are left out, with the reason."""
+        return {}
+
+    def stored_sizes(self) -> dict[str, dict[str, Any]]:
+        """Return ``dtype, shape, n_bytes`` of each tensor that is stored, measured or not."""
         return {}
 
     def n_bytes(self) -> int | None:

@@ -36,25 +36,23 @@ PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor as its file describes it; `skip_reason` is the reason why it is not measured."""
+    """A tensor as its file describes it, with the bytes that it takes there.
+
+    `skip_reason` is the reason why it is not measured.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     open: Callable[[], Tensor]
     skip_reason: str | None = None
-    itemsize: int = 0
+    n_bytes: int = 0
     is_quantized: bool = False
 
     @property
     def size(self) -> int:
         """The number of elements."""
         return math.prod(self.shape)
-
-    @property
-    def n_bytes(self) -> int:
-        """The size as stored, where the values can be read."""
-        return self.size * self.itemsize
 
 
 @dataclass(frozen=True)
@@ -140,6 +138,13 @@ class File(Distribution, ABC):
         """Return why each other tensor is left out."""
         return {entry.name: entry.skip_reason for entry in self.entries if entry.skip_reason}
 
+    def stored_sizes(self) -> dict[str, dict[str, Any]]:
+        """Return ``dtype, shape, n_bytes`` of every tensor of the file."""
+        return {
+            each.name: {"dtype": each.dtype, "shape": list(each.shape), "n_bytes": each.n_bytes}
+            for each in self.entries
+        }
+
     def n_bytes(self) -> int:
         """Return the size of the chosen tensors as stored."""
         return sum(entry.n_bytes for entry in self.entries if entry.skip_reason is None)
@@ -211,14 +216,15 @@ def mapped_entry(
     otherwise: str,
     path: str,
     offset: int,
+    n_bytes: int,
     *,
     is_quantized: bool = False,
 ) -> Entry:
     """Describe values of a `kind` of the file's own, left out `otherwise` than with a dtype."""
     open_ = partial(mapped, name, dtype, shape, path, offset)
     if dtype is None:
-        return Entry(name, shape, kind, open_, otherwise, is_quantized=is_quantized)
-    return Entry(name, shape, dtype.name, open_, itemsize=dtype.itemsize)
+        return Entry(name, shape, kind, open_, otherwise, n_bytes, is_quantized)
+    return Entry(name, shape, dtype.name, open_, None, n_bytes)
 
 
 def file_state(path: str) -> tuple[str, int, int]:

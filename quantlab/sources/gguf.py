@@ -38,6 +38,11 @@ class GgufTensor:
         """Whether it holds real numbers, in codes that gguf decodes or in none."""
         return self.kind not in (*INTEGERS, *UNKNOWN)
 
+    @property
+    def n_bytes(self) -> int:
+        """The size as stored."""
+        return prod(self.shape) // self.block * self.block_bytes
+
     def open(self) -> Tensor:
         """Map values that are stored as they are."""
         return mapped(self.name, self.dtype, self.shape, self.path, self.offset)
@@ -78,6 +83,7 @@ class Gguf(File):
                 reason,
                 each.path,
                 each.offset,
+                each.n_bytes,
                 is_quantized=quantized,
             )
 

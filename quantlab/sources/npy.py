@@ -62,4 +62,5 @@ def array_entry(
         reason = "it holds pickled Python objects, which are refused"
     elif dtype.kind != "f":
         reason = f"{dtype.name} is no floating-point type"
-    return Entry(name, shape, dtype.name, partial(open_, name), reason, dtype.itemsize)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    return Entry(name, shape, dtype.name, partial(open_, name), reason, n_bytes)

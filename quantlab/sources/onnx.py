@@ -16,6 +16,7 @@ from quantlab.sources.tensor import Tensor, label
 
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2")
 NIBBLES = ("UINT4", "INT4")  # two codes a byte
+UNSIZED = ("STRING", "UNDEFINED")
 CODES = ("UINT8", "INT8", "UINT16", "INT16", "INT32", *NIBBLES)
 
 
@@ -92,8 +93,8 @@ class Onnx(File):
     def _entries(self) -> Iterator[Entry]:
         for each in graph(self.path).initializers.values():
             reason = None if each.kind in FLOATS else f"{each.kind} is no floating-point type"
-            itemsize = 0 if reason else each.open().itemsize
-            yield Entry(each.name, each.shape, each.kind.lower(), each.open, reason, itemsize)
+            n_bytes = 0 if each.kind in UNSIZED else _n_bytes(each.proto)
+            yield Entry(each.name, each.shape, each.kind.lower(), each.open, reason, n_bytes)
 
 
 def graph(path: str) -> Graph:

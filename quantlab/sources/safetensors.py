@@ -25,6 +25,7 @@ class RawTensor(NamedTuple):
     shape: tuple[int, ...]
     path: str
     offset: int
+    n_bytes: int
 
     @property
     def is_readable(self) -> bool:
@@ -48,7 +49,14 @@ class Safetensors(File):
             dtype = None if each.kind in (*INTEGERS, "F8_E8M0") else dtypes.get(each.kind)
             reason = f"{each.kind} is no floating-point type"
             yield mapped_entry(
-                each.name, each.shape, each.kind, dtype, reason, each.path, each.offset
+                each.name,
+                each.shape,
+                each.kind,
+                dtype,
+                reason,
+                each.path,
+                each.offset,
+                each.n_bytes,
             )
 
 
@@ -76,8 +84,9 @@ def _raw_tensors(path: str) -> Iterator[RawTensor]:
         header = json.loads(file.read(length))
     for name, about in header.items():
         if name != "__metadata__":
-            offset = 8 + length + about["data_offsets"][0]
-            yield RawTensor(name, about["dtype"], tuple(about["shape"]), path, offset)
+            first, last = about["data_offsets"]
+            shape, offset = tuple(about["shape"]), 8 + length + first
+            yield RawTensor(name, about["dtype"], shape, path, offset, last - first)
 
 
 @cache

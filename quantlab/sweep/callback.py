@@ -8,7 +8,8 @@ from omegaconf import DictConfig
 
 from quantlab.errors import report_user_errors
 from quantlab.records import record
-from quantlab.sweep.job import make_directory, report_settings, require_valid
+from quantlab.report.settings import report_settings
+from quantlab.sweep.job import make_directory, require_valid
 
 
 class Single(Callback):

@@ -30,8 +30,7 @@ from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
 from quantlab.records.renames import DEFAULTS, current_name, with_current_names
-from quantlab.report.bar import Bar
-from quantlab.report.texts import Texts
+from quantlab.report.settings import report_settings
 from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.stats.parallel import usable_cores
@@ -79,15 +78,6 @@ def _plain(node: DictConfig) -> dict[str, Any]:
     """Return a config in plain containers, its classes under today's names."""
     plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     return cast("dict[str, Any]", with_current_names(plain))
-
-
-def report_settings(cfg: DictConfig) -> tuple[Bar, Texts]:
-    """Return the bar and the words of the report; raises ValueError where they make no sense."""
-    report = OmegaConf.select(cfg, "report", default=OmegaConf.create())
-    if not isinstance(report, DictConfig):
-        raise ValueError(f"report takes lang and bar, got {report!r}")
-    values = cast("dict[str, Any]", OmegaConf.to_container(report, resolve=True))
-    return Bar.of(values["bar"]) if "bar" in values else Bar(), Texts(values.get("lang", "en"))
 
 
 @contextmanager

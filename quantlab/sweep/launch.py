@@ -19,10 +19,11 @@ from quantlab import interrupt
 from quantlab.errors import INTERRUPTED, error_sentence
 from quantlab.records import disk, record
 from quantlab.report.bar import Bar
+from quantlab.report.settings import report_settings
 from quantlab.report.texts import Texts
 from quantlab.sweep import resume
 from quantlab.sweep.grid import Job, grid
-from quantlab.sweep.job import make_directory, program, report_settings
+from quantlab.sweep.job import make_directory, program
 from quantlab.sweep.lock import exclusive
 from quantlab.sweep.progress import Progress
 

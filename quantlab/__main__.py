@@ -8,7 +8,7 @@ import quantlab
 from quantlab.errors import report_user_errors
 from quantlab.records import record
 from quantlab.report.listing import listing, stored_listing
-from quantlab.report.settings import composed_settings
+from quantlab.report.settings import composed_settings, verdict_settings
 from quantlab.report.terminal import sweep_summary
 from quantlab.sources.readers import DECODERS, reader
 from quantlab.sweep import app
@@ -19,6 +19,8 @@ examples:
   quantlab run -m 'dist=glob(*)' mode=sym,asym    a sweep, every combination; quantlab run --help
   quantlab aggregate multirun/mine                results.json and the rest, from the records
   quantlab report multirun/mine report.lang=es    the report, with another bar or language
+  quantlab check multirun/mine report.bar.sqnr_db=25   exit code 1 where a tensor misses it
+  quantlab diff multirun/before multirun/after    exit code 1 where a figure became worse
   quantlab verify multirun/mine                   does every file match the manifest?
   quantlab reproduce multirun/mine/RUN            the same figures, bit for bit?
   quantlab tensors model.safetensors              names, shapes, and what is measured
@@ -32,7 +34,7 @@ def main() -> None:
         app.start(app.main)
     else:
         arguments = _parser().parse_args()
-        with report_user_errors():
+        with report_user_errors(arguments.exit_code):
             arguments.command(arguments)
 
 
@@ -44,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=quantlab.__version__)
+    parser.set_defaults(exit_code=1)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("run", help="measure one combination, or with -m sweep many")
     command = commands.add_parser("aggregate", help="collect the records of a sweep again")
@@ -55,6 +58,17 @@ def _parser() -> argparse.ArgumentParser:
         "settings", nargs="*", metavar="KEY=VALUE", help="report.lang=es, report.bar.rel_err=0.05"
     )
     command.set_defaults(command=_aggregate)
+    command = commands.add_parser("check", help="fail where a tensor misses the bar, for CI")
+    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
+    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="report.bar.sqnr_db=25")
+    command.set_defaults(command=_check, exit_code=2)
+    command = commands.add_parser("diff", help="what became better or worse between two sweeps")
+    command.add_argument("directories", type=Path, nargs=2, metavar="DIR", help="before and after")
+    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="report.bar.rel_err=null")
+    command.add_argument(
+        "--tolerance", type=float, default=0.1, metavar="DB", help="of what counts as worse (0.1)"
+    )
+    command.set_defaults(command=_diff, exit_code=2)
     command = commands.add_parser("verify", help="check a sweep against its manifest and schemas")
     command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
     command.set_defaults(command=_verify)
@@ -82,6 +96,30 @@ def _aggregate(arguments: argparse.Namespace) -> None:
     done = aggregate(arguments.directory, bar, t)
     print(sweep_summary(done.findings, done.files, t))
     if done.findings.failures:
+        raise SystemExit(1)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    from quantlab.records import aggregated
+    from quantlab.report.check import check
+
+    found = aggregated.read(arguments.directory)
+    passed, lines = check(found, *verdict_settings(arguments.directory, arguments.settings))
+    print("\n".join(lines))
+    if not passed:
+        raise SystemExit(1)
+
+
+def _diff(arguments: argparse.Namespace) -> None:
+    from quantlab.records import aggregated
+    from quantlab.report.diff import diff
+    from quantlab.report.diff_summary import diff_summary
+
+    before, after = (aggregated.read(each) for each in arguments.directories)
+    bar, t = verdict_settings(after.directory, arguments.settings)
+    found, tolerance = diff(before, after, bar), arguments.tolerance
+    print(diff_summary(found, tolerance, t))
+    if any(each.is_worse(tolerance) for each in found.changes):
         raise SystemExit(1)
 
 

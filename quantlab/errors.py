@@ -36,7 +36,7 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 
 @contextmanager
-def report_user_errors() -> Iterator[None]:
+def report_user_errors(exit_code: int = 1) -> Iterator[None]:
     """End the program on an error: one sentence for a mistake, a traceback for a bug of ours.
 
     SystemExit also leaves a Hydra callback, where any other exception becomes a warning. A terminal
@@ -55,9 +55,10 @@ def report_user_errors() -> Iterator[None]:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(1) from None
         if isinstance(error, USER_ERRORS):
-            raise SystemExit(f"quantlab: {error_sentence(error)}") from None
-        traceback.print_exc()
-        raise SystemExit(1) from None
+            print(f"quantlab: {error_sentence(error)}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        raise SystemExit(exit_code) from None
 
 
 def error_sentence(mistake: BaseException) -> str:

@@ -33,7 +33,7 @@ def sentence(each: Verdict, t: Texts) -> str:
     words = {"name": each.name, "bits": row["n_bits"], "tried": format_widths(tried, t)}
     many = "" if len(tried) > 1 else "_only"
     if each.bits is None:
-        return t(f"misses{many}", **words, missed=_missed(row, each.bar, t))
+        return t(f"misses{many}", **words, missed=missed_text(row, each.bar, t))
     gaps = each.gaps(each.bar.criteria)
     text = t(f"meets{many}", **words, figures=_figures(row, each.bar, t))
     return text + (t("gap", widths=format_widths(gaps, t)) if gaps else "")
@@ -98,7 +98,7 @@ def _first_few(said: Sequence[str], t: Texts) -> list[str]:
 
 
 def _reasons(row: Row, bar: Bar, t: Texts) -> str:
-    return _missed(row, bar, t) if bar.missed(row) else _figures(row, bar, t)
+    return missed_text(row, bar, t) if bar.missed(row) else _figures(row, bar, t)
 
 
 def bar_text(bar: Bar, t: Texts) -> str:
@@ -117,7 +117,8 @@ def _figures(row: Row, bar: Bar, t: Texts) -> str:
     return ", ".join([*said, *_zeroed(row, t)])
 
 
-def _missed(row: Row, bar: Bar, t: Texts) -> str:
+def missed_text(row: Row, bar: Bar, t: Texts) -> str:
+    """Say which criteria of the bar a row misses, and by what figures."""
     said = [_figure(f"missed_{key}", key, row, t, bar) for key in bar.missed(row)]
     return ", ".join([*said, *_zeroed(row, t)])
 

@@ -1,0 +1,180 @@
+"""What became better or worse between two sweeps of one checkpoint."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from quantlab.records.aggregated import Aggregated
+from quantlab.records.record import as_text
+from quantlab.records.row import Row
+from quantlab.report.bar import Bar
+from quantlab.report.format_name import format_name
+from quantlab.report.tensor_verdict import tensor_levels, tensor_verdicts
+from quantlab.sources.tensor import label
+
+TOLERANCE = 0.1  # dB; rounding in another order moves a figure by less than 1e-6
+
+
+@dataclass(frozen=True)
+class Change:
+    """One tensor in both sweeps, in one format or, where each side has one, in that."""
+
+    name: str
+    before: Row
+    after: Row
+    formats: tuple[str, str]
+    bar: Bar
+
+    @cached_property
+    def worse_by(self) -> Mapping[str, float]:
+        """How much worse each figure of the bar became, in dB; negative where it became better.
+
+        A relative error counts as 20 log10 of its ratio, an order that was lost as infinite.
+        """
+        return {key: _worse(key, self.before, self.after) for key in self.bar.criteria}
+
+    @property
+    def greatest(self) -> float:
+        """How much worse the figure became that suffered most, in dB."""
+        return max(self.worse_by.values())
+
+    def is_worse(self, tolerance: float) -> bool:
+        """Whether some figure became worse by more than a tolerance in dB."""
+        return self.greatest > tolerance
+
+    def is_better(self, tolerance: float) -> bool:
+        """Whether some figure became better by more than a tolerance, and none worse."""
+        return not self.is_worse(tolerance) and min(self.worse_by.values()) < -tolerance
+
+
+@dataclass(frozen=True)
+class Diff:
+    """The changes from one sweep to another, those that became worse first.
+
+    `cheapest` maps a tensor to its cheapest format that meets the bar in each, where they differ;
+    None is none. `only` are how many tensors and formats one sweep alone has.
+    """
+
+    changes: list[Change]
+    cheapest: Mapping[str, tuple[str | None, str | None]]
+    only: tuple[int, int]
+
+
+def diff(before: Aggregated, after: Aggregated, bar: Bar) -> Diff:
+    """Return what changed; raises ValueError where the sweeps are not of the same tensors."""
+    _require_same_tensors(before, after)
+    one, other = (_by_tensor(each) for each in (before, after))
+    pairs = [
+        (name, *pair) for name in one if name in other for pair in _pairs(one[name], other[name])
+    ]
+    if not pairs:
+        raise ValueError(
+            f"{before.directory} and {after.directory} have no format in common, and more than one "
+            "a tensor: compare sweeps of the same formats, or of one format each"
+        )
+    changes = [
+        Change(name, then, now, (_stored_as(then, before), _stored_as(now, after)), bar)
+        for name, then, now in pairs
+    ]
+    changes.sort(key=lambda each: -each.greatest)
+    only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
+    return Diff(changes, _cheapest(before, after, bar), only)
+
+
+def _by_tensor(found: Aggregated) -> dict[str, dict[str, Row]]:
+    """Return the rows of each tensor by their formats."""
+    tensors: dict[str, dict[str, Row]] = {}
+    for row in found.rows:
+        formats = tensors.setdefault(_name(row, found), {})
+        formats[format_name(row, found.levels)] = row
+    return tensors
+
+
+def _pairs(one: Mapping[str, Row], other: Mapping[str, Row]) -> list[tuple[Row, Row]]:
+    """Return the rows of one tensor that are compared: of equal formats, or each the only one."""
+    same = [(one[name], other[name]) for name in one if name in other]
+    if not same and len(one) == len(other) == 1:
+        return list(zip(one.values(), other.values(), strict=True))
+    return same
+
+
+def _stored_as(row: Row, found: Aggregated) -> str:
+    """Return the format of a row; of a file the type that it stores the tensor in."""
+    if row.get("stored_file"):
+        return str(row["stored_dtype"])
+    return format_name(row, found.levels)
+
+
+def _worse(key: str, before: Row, after: Row) -> float:
+    if key == "top_order":
+        lost = before["top_order_kept"] - after["top_order_kept"]
+        return lost * math.inf if lost else 0.0
+    if key == "sqnr_db":
+        return _difference(_loss_db(before), _loss_db(after))
+    return _difference(_rel_err_db(before), _rel_err_db(after))
+
+
+def _difference(before: float, after: float) -> float:
+    return 0.0 if before == after else after - before  # of two infinite ones there is none
+
+
+def _loss_db(row: Row) -> float:
+    if row["sqnr_db"] is None:
+        return math.inf if row["max_err"] else -math.inf
+    return -float(row["sqnr_db"])
+
+
+def _rel_err_db(row: Row) -> float:
+    if row["rel_err"] is None:
+        return math.inf if row["max_err"] else -math.inf
+    return 20 * math.log10(row["rel_err"]) if row["rel_err"] else -math.inf
+
+
+def _name(row: Row, found: Aggregated) -> str:
+    """Return what tells tensors apart; where there is one source, its name says nothing."""
+    levels = tensor_levels(found.levels)
+    if len({each["dist"] for each in found.rows}) == 1:
+        levels.remove("dist")
+    return ", ".join(dict.fromkeys(as_text(row[level]) for level in levels))
+
+
+def _cheapest(
+    before: Aggregated, after: Aggregated, bar: Bar
+) -> dict[str, tuple[str | None, str | None]]:
+    one, other = (
+        {
+            _name(each.row, found): _stored_as(each.row, found) if each.meets else None
+            for each in tensor_verdicts(found.rows, found.levels, bar)
+        }
+        for found in (before, after)
+    )
+    return {
+        name: (one[name], other[name]) for name in one if name in other and one[name] != other[name]
+    }
+
+
+def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:
+    """Raise ValueError where no tensor is in both sweeps, or one has other values."""
+    one, other = (_hashes(each.tensors) for each in (before, after))
+    common = [name for name in one if name in other]
+    if not common:
+        raise ValueError(
+            f"{before.directory} and {after.directory} have no tensor in common: a diff is of two "
+            "sweeps of one checkpoint"
+        )
+    for name in common:
+        if one[name].isdisjoint(other[name]):
+            raise ValueError(
+                f"'{label(name)}' has other values in {after.directory} than in "
+                f"{before.directory}: a diff is of two sweeps of one checkpoint"
+            )
+
+
+def _hashes(tensors: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for each in tensors:
+        if each["sha256"]:
+            found.setdefault(each["name"], set()).add(each["sha256"])
+    return found

@@ -1,0 +1,5 @@
+"""Which format for which tensor: the least noise within a budget, or the cheapest that meets a bar.
+
+This room knows the table of a sweep and the tensors that its manifest lists; it opens no tensor and
+measures nothing.
+"""

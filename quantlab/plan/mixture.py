@@ -1,0 +1,205 @@
+"""A plan: one format for each tensor, what it costs, and how it compares with one format for all."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from quantlab.plan.knapsack import Step, front, least_noise, relaxed_noise
+from quantlab.plan.options import Option, Part, Slot
+from quantlab.plan.originals import Original
+from quantlab.plan.slots import Slots
+from quantlab.report.bar import Bar
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What one tensor is stored as; `measured` is False of one that the sweep left out."""
+
+    tensor: Original
+    part: Part
+    measured: bool
+
+    @property
+    def bits_per_value(self) -> float:
+        """The size for each value; 0 of an empty tensor."""
+        return self.part.bits / self.tensor.size if self.tensor.size else 0.0
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """One format for each tensor, in bits of the whole checkpoint."""
+
+    name: str
+    bits: int
+    noise: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A choice for each slot; `budget` is in bits of the whole checkpoint, None where a bar chose.
+
+    `unmet` are the tensors of which no format meets the bar: they stay as they are.
+    """
+
+    found: Slots
+    chosen: Sequence[Option]
+    budget: int | None = None
+    unmet: Sequence[str] = ()
+
+    @cached_property
+    def tensors(self) -> list[Planned]:
+        """What each tensor is stored as, in the order of the checkpoint."""
+        parts = {
+            tensor.key: part
+            for slot, option in zip(self.found.slots, self.chosen, strict=True)
+            for tensor, part in zip(slot.tensors, option.parts, strict=True)
+        }
+        return [
+            Planned(each, parts.get(each.key) or as_stored(each), each.key in parts)
+            for each in self.found.tensors
+        ]
+
+    @property
+    def bits(self) -> int:
+        """The size of all tensors."""
+        return sum(each.part.bits for each in self.tensors)
+
+    @property
+    def n_values(self) -> int:
+        """How many values there are."""
+        return sum(each.tensor.size for each in self.tensors)
+
+    @property
+    def noise(self) -> float:
+        """The weighted sum of the relative squared errors."""
+        return math.fsum(each.part.noise for each in self.tensors)
+
+    @cached_property
+    def fixed_bits(self) -> int:
+        """The size of the tensors about which there is no choice."""
+        return sum(each.part.bits for each in self.tensors if not each.measured)
+
+    @cached_property
+    def front(self) -> list[Step]:
+        """The mixtures of the relaxed problem, in bits of the whole checkpoint."""
+        steps = front([slot.options for slot in self.found.slots])
+        return [Step(step.bits + self.fixed_bits, step.noise) for step in steps]
+
+    def bound(self, bits: float) -> float:
+        """Return the noise that no plan of a size can be below."""
+        return relaxed_noise(self.front, bits)
+
+    @property
+    def gap(self) -> float:
+        """How far the noise is above the bound for this budget, as a share of the bound."""
+        bound = self.bound(self.bits if self.budget is None else self.budget)
+        return self.noise / bound - 1 if bound else 0.0
+
+    @cached_property
+    def uniform(self) -> list[Mixture]:
+        """Each format for all tensors that were tried in it, the smallest first.
+
+        Those that were not, or may not take it, are as they were.
+        """
+        found = (self._uniform(name) for name in self.formats)
+        return sorted(found, key=lambda each: (each.bits, each.noise, each.name))
+
+    def _uniform(self, name: str) -> Mixture:
+        parts = [part for slot in self.found.slots for part in _in_format(slot, name)]
+        noise = math.fsum(part.noise for part in parts)
+        return Mixture(name, self.fixed_bits + sum(part.bits for part in parts), noise)
+
+    @cached_property
+    def formats(self) -> list[str]:
+        """The formats that may be chosen somewhere."""
+        options = (option for slot in self.found.slots for option in slot.options)
+        return list(dict.fromkeys(each.format for each in options if each.parts[0].row))
+
+    @property
+    def best_uniform(self) -> Mixture | None:
+        """The uniform format with the least noise that is not larger; None where all are."""
+        limit = self.bits if self.budget is None else self.budget
+        return min(
+            (each for each in self.uniform if each.bits <= limit),
+            key=lambda each: (each.noise, each.bits, each.name),
+            default=None,
+        )
+
+    @property
+    def counts(self) -> list[tuple[str, list[Planned]]]:
+        """The tensors in each format, the format of most bits a value first."""
+        groups: dict[str, list[Planned]] = {}
+        for each in self.tensors:
+            groups.setdefault(each.part.format, []).append(each)
+        return sorted(groups.items(), key=lambda item: (-_bits_per_value(item[1]), item[0]))
+
+
+def as_stored(tensor: Original) -> Part:
+    """Return a tensor that stays as it is."""
+    return Part(tensor.bits, 0.0, tensor.dtype, None)
+
+
+def _in_format(slot: Slot, name: str) -> Iterator[Part]:
+    """Yield the tensors of a slot in a format; those that have no such option as they are."""
+    option = next((each for each in slot.options if each.format == name), None)
+    yield from option.parts if option else map(as_stored, slot.tensors)
+
+
+def _bits_per_value(planned: Sequence[Planned]) -> float:
+    return sum(each.part.bits for each in planned) / max(
+        sum(each.tensor.size for each in planned), 1
+    )
+
+
+def within_budget(found: Slots, budget: int) -> Plan:
+    """Return the plan with the least noise within a budget in bits.
+
+    Raises ValueError, with the range there is, where even the smallest plan is larger.
+    """
+    plan = Plan(found, [min(slot.options) for slot in found.slots], budget)
+    if plan.bits > budget:
+        raise ValueError(_too_small(plan, budget))
+    options = [slot.options for slot in found.slots]
+    return Plan(found, least_noise(options, budget - plan.fixed_bits), budget)
+
+
+def _too_small(smallest: Plan, budget: int) -> str:
+    n_values = max(smallest.n_values, 1)
+    largest = smallest.front[-1].bits
+    return (
+        f"{budget / n_values:.4g} bits per value ({budget // 8} bytes) are too few: plans of this "
+        f"sweep have from {smallest.bits / n_values:.4g} ({-(-smallest.bits // 8)} bytes) to "
+        f"{largest / n_values:.4g} bits per value ({-(-largest // 8)} bytes)"
+    )
+
+
+def meeting(found: Slots, bar: Bar) -> Plan:
+    """Return the plan of the cheapest format for each tensor that meets the bar.
+
+    A tensor of which no format does stays as it is.
+    """
+    options = [_meeting(slot, bar) for slot in found.slots]
+    chosen = [
+        min(each) if each else min(slot.options, key=_noise)
+        for slot, each in zip(found.slots, options, strict=True)
+    ]
+    unmet = [
+        tensor.name
+        for slot, option in zip(found.slots, chosen, strict=True)
+        for tensor in slot.tensors
+        if option.parts[0].row is None and any(each.parts[0].row for each in slot.options)
+    ]
+    return Plan(found, chosen, unmet=unmet)
+
+
+def _meeting(slot: Slot, bar: Bar) -> list[Option]:
+    return [
+        each
+        for each in slot.options
+        if not any(bar.missed(part.row) for part in each.parts if part.row)
+    ]
+
+
+def _noise(option: Option) -> float:
+    return option.noise

@@ -1,0 +1,33 @@
+"""No runtime: for each tensor the settings of its format, as a record has them, in JSON."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from quantlab.plan.runtimes.runtime import Runtime, Taken
+from quantlab.records import disk
+from quantlab.records.row import Row
+
+SETTINGS = ("mode", "n_bits", "block", "block_size", "scale_dtype", "range", "stored_dtype")
+
+
+class Generic(Runtime):
+    """A recipe for tools of one's own; it has every format."""
+
+    name = "json"
+    file = "plan.recipe.json"
+    hint = "mode=glob(*)"
+    least_dims = 0
+
+    def settings(self, row: Row) -> dict[str, Any]:
+        """Return the settings of a row's format, without those that it does not have."""
+        return {key: row[key] for key in SETTINGS if row.get(key) is not None}
+
+    def recipe(self, taken: Iterable[Taken]) -> bytes:
+        """Return the mapping from tensors to their settings; null keeps one as it is."""
+        return disk.to_json(
+            {each.tensor.name: self.settings(each.row) if each.row else None for each in taken}
+        )
+
+    def usage(self, path: str) -> str:
+        """Return where it stands."""
+        return path

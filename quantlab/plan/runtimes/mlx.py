@@ -1,0 +1,64 @@
+"""MLX: for each module the arguments that `quant_predicate` of ``mlx_lm.utils`` returns, as JSON.
+
+MLX's affine codes have a bias in the type of the scale where asymmetric ones have a zero point of
+`n_bits`: a plan counts the bias. It rounds the scale so that the end of the range is exact, so that
+its figures differ a little from those of the sweep.
+"""
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from quantlab.plan.originals import Original, width
+from quantlab.plan.runtimes.runtime import Runtime, Taken, bits_of, is_plain_range
+from quantlab.records import disk
+from quantlab.records.row import Row
+
+BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+PRESETS = {"mx/fp4": ("mxfp4", 32, 4), "mx/fp8_e4m3": ("mxfp8", 32, 8)}
+
+
+class Mlx(Runtime):
+    """MLX's quantized layers, as mlx_lm makes them."""
+
+    name = "mlx"
+    file = "plan.mlx.json"
+    hint = "mode=asym block=group block.size=32,64,128 block.scale=bfloat16"
+
+    def takes(self, tensor: Original) -> bool:
+        """Return whether it is the weight of a layer that MLX quantizes."""
+        return len(tensor.shape) > 1 and tensor.name.endswith(".weight")
+
+    def settings(self, row: Row) -> dict[str, Any] | None:
+        """Return the arguments of a row's format."""
+        if row["mode"] in PRESETS:
+            mode, group, bits = PRESETS[row["mode"]]
+            return {"group_size": group, "bits": bits, "mode": mode}
+        affine = row["mode"] == "asymmetric" and row.get("block") == "group" and is_plain_range(row)
+        if not affine or row["n_bits"] not in BITS or row["block_size"] not in GROUPS:
+            return None
+        return {"group_size": row["block_size"], "bits": row["n_bits"], "mode": "affine"}
+
+    def bits(self, row: Row) -> int:
+        """Return the size with the biases of affine codes."""
+        if row["mode"] in PRESETS:
+            return bits_of(row)
+        return row["n_bits"] * row["n_elements"] + 2 * width(row["scale_dtype"]) * row["n_scales"]
+
+    def recipe(self, taken: Iterable[Taken]) -> bytes:
+        """Return the mapping from modules to their arguments; false keeps one as it is."""
+        arguments = {
+            re.sub(r"\.weight$", "", each.tensor.name): self.settings(each.row)
+            if each.row
+            else False
+            for each in taken
+            if self.takes(each.tensor)
+        }
+        return disk.to_json(arguments)
+
+    def usage(self, path: str, taken: Iterable[Taken]) -> str:
+        """Return what to pass to ``mlx_lm.convert``."""
+        return (
+            f"plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, "
+            "quant_predicate=lambda path, module: plan.get(path, False))"
+        )

@@ -120,9 +120,11 @@ def _solve(offered: Offered, budget: int, wanted: Any, limit: float | None = Non
 
 
 def _milp(offered: Offered, budget: int, wanted: Any, limit: float | None) -> list[Option]:
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
-
+    try:
+        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.sparse import csr_array
+    except ModuleNotFoundError:
+        raise ValueError("a budget takes the package scipy: pip install 'quantlab[plan]'") from None
     sizes = [len(options) for options in offered]
     flat = [option for options in offered for option in options]
     places = np.arange(len(flat))
@@ -136,7 +138,7 @@ def _milp(offered: Offered, budget: int, wanted: Any, limit: float | None) -> li
     solved = milp(
         costs * (UNITS / (costs.max() or 1)),
         constraints=constraints,
-        integrality=np.ones(len(flat)),
+        integrality=np.ones(len(flat), int),
         bounds=Bounds(0, 1),
         options={"mip_rel_gap": 0, "presolve": False},  # it is slower here, and prints
     )

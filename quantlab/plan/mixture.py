@@ -1,15 +1,14 @@
-"""A plan: one format for each tensor, what it costs, and how it compares with one format for all."""
+"""A plan: a format for each tensor, what it costs, and how it compares with one for all."""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from quantlab.plan.knapsack import Step, front, least_noise, relaxed_noise
+from quantlab.plan.knapsack import Step, front, relaxed_noise
 from quantlab.plan.options import Option, Part, Slot
 from quantlab.plan.originals import Original
 from quantlab.plan.slots import Slots
-from quantlab.report.bar import Bar
 
 
 @dataclass(frozen=True)
@@ -147,59 +146,5 @@ def _in_format(slot: Slot, name: str) -> Iterator[Part]:
 
 
 def _bits_per_value(planned: Sequence[Planned]) -> float:
-    return sum(each.part.bits for each in planned) / max(
-        sum(each.tensor.size for each in planned), 1
-    )
-
-
-def within_budget(found: Slots, budget: int) -> Plan:
-    """Return the plan with the least noise within a budget in bits.
-
-    Raises ValueError, with the range there is, where even the smallest plan is larger.
-    """
-    plan = Plan(found, [min(slot.options) for slot in found.slots], budget)
-    if plan.bits > budget:
-        raise ValueError(_too_small(plan, budget))
-    options = [slot.options for slot in found.slots]
-    return Plan(found, least_noise(options, budget - plan.fixed_bits), budget)
-
-
-def _too_small(smallest: Plan, budget: int) -> str:
-    n_values = max(smallest.n_values, 1)
-    largest = smallest.front[-1].bits
-    return (
-        f"{budget / n_values:.4g} bits per value ({budget // 8} bytes) are too few: plans of this "
-        f"sweep have from {smallest.bits / n_values:.4g} ({-(-smallest.bits // 8)} bytes) to "
-        f"{largest / n_values:.4g} bits per value ({-(-largest // 8)} bytes)"
-    )
-
-
-def meeting(found: Slots, bar: Bar) -> Plan:
-    """Return the plan of the cheapest format for each tensor that meets the bar.
-
-    A tensor of which no format does stays as it is.
-    """
-    options = [_meeting(slot, bar) for slot in found.slots]
-    chosen = [
-        min(each) if each else min(slot.options, key=_noise)
-        for slot, each in zip(found.slots, options, strict=True)
-    ]
-    unmet = [
-        tensor.name
-        for slot, option in zip(found.slots, chosen, strict=True)
-        for tensor in slot.tensors
-        if option.parts[0].row is None and any(each.parts[0].row for each in slot.options)
-    ]
-    return Plan(found, chosen, unmet=unmet)
-
-
-def _meeting(slot: Slot, bar: Bar) -> list[Option]:
-    return [
-        each
-        for each in slot.options
-        if not any(bar.missed(part.row) for part in each.parts if part.row)
-    ]
-
-
-def _noise(option: Option) -> float:
-    return option.noise
+    n_values = sum(each.tensor.size for each in planned)
+    return sum(each.part.bits for each in planned) / max(n_values, 1)

@@ -76,7 +76,7 @@ def find_slots(found: Aggregated, asked: Request) -> Slots:
     return Slots(tensors, list(_merged(single, asked.same)), refused, stand_ins)
 
 
-def _formats(found: Aggregated) -> dict[tuple[str, str], Formats]:
+def _formats(found: Aggregated) -> Mapping[tuple[str, str], Formats]:
     """Return the rows of each tensor by their formats, by the tensor's source and name."""
     others = tensor_levels(found.levels)[2:]
     if others:

@@ -17,7 +17,6 @@ from quantlab.sources.tensor import label
 
 AS_STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 BY_FILE = "file/gguf"  # the source and the mode whose names and types are llama.cpp's
-IMPORTANT = ("iq1_", "iq2_")  # types that take an importance matrix
 NEVER = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
     "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
@@ -67,12 +66,9 @@ class LlamaCpp(Runtime):
         kind = self.settings(each.row) if each.row else AS_STORED[each.tensor.dtype]
         return f"^{re.escape(str(_name(each.tensor)).lower())}$={kind}"
 
-    def usage(self, path: str, taken: Iterable[Taken]) -> str:
-        """Return the command; its last argument is a type that no tensor of the plan has."""
-        kinds = [self.settings(each.row) for each in taken if each.row]
-        important = any(str(kind).startswith(IMPORTANT) for kind in kinds)
-        imatrix = "--imatrix IMATRIX.gguf " if important else ""
-        return f"llama-quantize {imatrix}--tensor-type-file {path} F16.gguf PLANNED.gguf q8_0"
+    def usage(self, path: str) -> str:
+        """Return the command; of its last argument nothing is left, but it must be quantized."""
+        return f"llama-quantize --tensor-type-file {path} F16.gguf PLANNED.gguf q8_0"
 
 
 def _name(tensor: Original) -> str | None:

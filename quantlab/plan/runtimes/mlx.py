@@ -5,12 +5,11 @@ MLX's affine codes have a bias in the type of the scale where asymmetric ones ha
 its figures differ a little from those of the sweep.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from quantlab.plan.originals import Original, width
-from quantlab.plan.runtimes.runtime import Runtime, Taken, bits_of, is_plain_range
+from quantlab.plan.runtimes.runtime import Runtime, Taken, bits_of, is_plain_range, module_name
 from quantlab.records import disk
 from quantlab.records.row import Row
 
@@ -48,15 +47,13 @@ class Mlx(Runtime):
     def recipe(self, taken: Iterable[Taken]) -> bytes:
         """Return the mapping from modules to their arguments; false keeps one as it is."""
         arguments = {
-            re.sub(r"\.weight$", "", each.tensor.name): self.settings(each.row)
-            if each.row
-            else False
+            module_name(each.tensor.name): each.row is not None and self.settings(each.row)
             for each in taken
             if self.takes(each.tensor)
         }
         return disk.to_json(arguments)
 
-    def usage(self, path: str, taken: Iterable[Taken]) -> str:
+    def usage(self, path: str) -> str:
         """Return what to pass to ``mlx_lm.convert``."""
         return (
             f"plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, "

@@ -52,3 +52,8 @@ def bits_of(row: Row) -> int:
 def is_plain_range(row: Row) -> bool:
     """Return whether scales are taken from the largest magnitude, as runtimes take theirs."""
     return row.get("range") in (None, "absmax")
+
+
+def module_name(tensor: str) -> str:
+    """Return the name of the module whose weight a tensor is."""
+    return tensor.removesuffix(".weight")

@@ -4,12 +4,11 @@ torchao takes the scale of symmetric codes from half the width of their range, 7
 where quantlab takes 7, so that its figures differ a little from those of the sweep.
 """
 
-import re
 from collections.abc import Iterable
 from typing import Any
 
 from quantlab.plan.originals import Original
-from quantlab.plan.runtimes.runtime import Runtime, Taken, is_plain_range
+from quantlab.plan.runtimes.runtime import Runtime, Taken, is_plain_range, module_name
 from quantlab.records import disk
 from quantlab.records.row import Row
 
@@ -51,15 +50,13 @@ class Torchao(Runtime):
     def recipe(self, taken: Iterable[Taken]) -> bytes:
         """Return the mapping from modules to their configs; null keeps one as it is."""
         configs = {
-            re.sub(r"\.weight$", "", each.tensor.name): self.settings(each.row)
-            if each.row
-            else None
+            module_name(each.tensor.name): each.row and self.settings(each.row)
             for each in taken
             if self.takes(each.tensor)
         }
         return disk.to_json(_typed("FqnToConfig", {"fqn_to_config": configs}, version=1))
 
-    def usage(self, path: str, taken: Iterable[Taken]) -> str:
+    def usage(self, path: str) -> str:
         """Return what to call."""
         return f"quantize_(model, config_from_dict(json.load(open({path!r}))), filter_fn=None)"
 

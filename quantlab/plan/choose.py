@@ -1,0 +1,52 @@
+"""Which plan: the least noise within a budget, or the cheapest formats that meet a bar."""
+
+from quantlab.plan.knapsack import least_noise
+from quantlab.plan.mixture import Plan
+from quantlab.plan.options import Option
+from quantlab.plan.slots import Slots
+from quantlab.report.bar import Bar
+from quantlab.report.numbers import format_size
+
+
+def within_budget(found: Slots, budget: int) -> Plan:
+    """Return the plan with the least noise within a budget in bits.
+
+    Raises ValueError, with the range there is, where even the smallest plan is larger, or scipy is
+    not installed.
+    """
+    smallest = Plan(found, [min(slot.options) for slot in found.slots], budget)
+    if smallest.bits > budget:
+        raise ValueError(_too_small(smallest, budget))
+    options = [slot.options for slot in found.slots]
+    return Plan(found, least_noise(options, budget - smallest.fixed_bits), budget)
+
+
+def _too_small(smallest: Plan, budget: int) -> str:
+    asked, least, most = (
+        f"{bits / max(smallest.n_values, 1):.4g} bits per value ({format_size(bits / 8)})"
+        for bits in (budget, smallest.bits, smallest.front[-1].bits)
+    )
+    return f"{asked} is below what there is: plans of this sweep have from {least} to {most}"
+
+
+def meeting(found: Slots, bar: Bar) -> Plan:
+    """Return the plan of the cheapest format for each tensor that meets the bar.
+
+    A tensor of which no format does stays as it is, unless another format is kept for it.
+    """
+    chosen, unmet = [], []
+    for slot in found.slots:
+        formats = [option for option in slot.options if option.parts[0].row]
+        good = [option for option in formats if _meets(option, bar)]
+        as_it_is = [option for option in slot.options if not option.parts[0].row]
+        chosen.append(min([*good, *as_it_is], default=min(slot.options, key=_noise)))
+        unmet += [tensor.name for tensor in slot.tensors if formats and not good]
+    return Plan(found, chosen, unmet=unmet)
+
+
+def _meets(option: Option, bar: Bar) -> bool:
+    return not any(bar.missed(part.row) for part in option.parts if part.row)
+
+
+def _noise(option: Option) -> float:
+    return option.noise

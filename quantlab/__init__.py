@@ -1,11 +1,12 @@
 """Measure what it costs to store a tensor in n bits.
 
 ``measure(x)`` takes an array through a quantizer and back, ``load(DIR)`` reads the table of a
-sweep, ``quant`` holds the quantizers of the lab.
+sweep and ``verdict(DIR)`` what meets the bar, ``plan(DIR, bits=4.5)`` chooses a format for each
+tensor, ``quant`` holds the quantizers of the lab.
 
 The rooms, in the order in which data passes them: ``formats`` quantizes, ``sources`` yields named
 tensors, ``stats`` says what a round trip cost, ``records`` keeps it on disk, ``report`` shows it to
-people, ``sweep`` is Hydra's side of it all. Each imports only rooms named before it.
+people, ``plans`` chooses formats, ``sweep`` is Hydra's side of it all. Each imports only rooms named before it.
 """
 
 from importlib import import_module
@@ -14,12 +15,20 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from quantlab import quant
     from quantlab.measurement import measure
+    from quantlab.plans.plan import plan
     from quantlab.records.table import load
+    from quantlab.report.verdict_table import verdict
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "measure", "quant"]
+__all__ = ["__version__", "load", "measure", "plan", "quant", "verdict"]
 
-_MODULES = {"load": "records.table", "measure": "measurement", "quant": "quant"}
+_MODULES = {
+    "load": "records.table",
+    "measure": "measurement",
+    "plan": "plans.plan",
+    "quant": "quant",
+    "verdict": "report.verdict_table",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """Everything around a run: ``quantlab COMMAND``, installed as ``quantlab``."""
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -19,6 +20,8 @@ examples:
   quantlab run -m 'dist=glob(*)' mode=sym,asym    a sweep, every combination; quantlab run --help
   quantlab aggregate multirun/mine                results.json and the rest, from the records
   quantlab report multirun/mine report.lang=es    the report, with another bar or language
+  quantlab plan multirun/mine --bits 4.5          which format for which tensor?
+  quantlab plan multirun/mine --size 4GB --recipe llama.cpp
   quantlab check multirun/mine report.bar.sqnr_db=25   exit code 1 where a tensor misses it
   quantlab diff multirun/before multirun/after    exit code 1 where a figure became worse
   quantlab verify multirun/mine                   does every file match the manifest?
@@ -33,9 +36,22 @@ def main() -> None:
         sys.argv[:2] = ["quantlab run"]
         app.start(app.main)
     else:
-        arguments = _parser().parse_args()
+        arguments = _arguments()
         with report_user_errors(arguments.exit_code):
             arguments.command(arguments)
+
+
+def _arguments() -> argparse.Namespace:
+    """Parse the command line; settings may stand anywhere, also behind options."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args()
+    if rest and not ("settings" in arguments and all("=" in each.lstrip("-") for each in rest)):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if any(each.startswith("-") for each in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        arguments.settings = [*arguments.settings, *rest]
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,6 +74,7 @@ def _parser() -> argparse.ArgumentParser:
         "settings", nargs="*", metavar="KEY=VALUE", help="report.lang=es, report.bar.rel_err=0.05"
     )
     command.set_defaults(command=_aggregate)
+    _add_plan(commands.add_parser("plan", help="choose a format for each tensor of a sweep"))
     command = commands.add_parser("check", help="fail where a tensor misses the bar, for CI")
     command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
     command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="report.bar.sqnr_db=25")
@@ -97,6 +114,43 @@ def _aggregate(arguments: argparse.Namespace) -> None:
     print(sweep_summary(done.findings, done.files, t))
     if done.findings.failures:
         raise SystemExit(1)
+
+
+def _add_plan(command: argparse.ArgumentParser) -> None:
+    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
+    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="report.bar.sqnr_db=25")
+    budget = command.add_mutually_exclusive_group(required=True)
+    budget.add_argument("--bits", type=float, metavar="N", help="at most so many bits per value")
+    budget.add_argument("--size", metavar="SIZE", help="at most so large, e.g. 60MB or 4GiB")
+    budget.add_argument(
+        "--bar", action="store_true", help="for each tensor the cheapest format that meets the bar"
+    )
+    command.add_argument(
+        "--recipe", metavar="RUNTIME", help="in terms of llama.cpp, torchao, mlx, or as json"
+    )
+    command.add_argument("--by", default="sqnr_db", metavar="FIGURE", help="sqnr_db or out_sqnr_db")
+    command.add_argument("--weights", type=Path, metavar="CSV", help="lines of tensor,alpha")
+    command.add_argument(
+        "--keep",
+        action="append",
+        default=[],
+        metavar="PATTERN=FORMAT",
+        help="what tensors must have, e.g. 'output.weight=q8_0'",
+    )
+    command.add_argument(
+        "--same",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="what takes one format together, e.g. 'blk.0.attn_[qkv].weight'",
+    )
+    command.set_defaults(command=_plan)
+
+
+def _plan(arguments: argparse.Namespace) -> None:
+    from quantlab.plans.command import run
+
+    print(run(arguments.directory, arguments.settings, vars(arguments), shlex.join(sys.argv[1:])))
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -5,11 +5,8 @@ the words are in ``texts/``, the content comes from `tables`, `storage_table`, `
 `tensor_detail` and `sentences`.
 """
 
-import re
-from functools import cache
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
@@ -38,6 +35,7 @@ from quantlab.report.storage_table import (
 )
 from quantlab.report.stored import side_by_side, stored_sentences
 from quantlab.report.tables import GLOSSARY, glossary, heat_table, shades, table, trend
+from quantlab.report.template import template
 from quantlab.report.tensor_detail import TensorDetail, tensor_detail
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality, row_name
@@ -62,8 +60,8 @@ def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
         if findings.histogram:
             files["error_histogram.png"] = plots.png(plots.error_histogram(findings.histogram, t))
     shared = {"t": t, "findings": findings, **_shared_values(findings, t)}
-    html = _template("report.html.j2").render(**shared, **_page_values(findings, t), **pictures)
-    text = _template("report.md.j2").render(**shared, **_markdown_values(findings, t))
+    html = template("report.html.j2").render(**shared, **_page_values(findings, t), **pictures)
+    text = template("report.md.j2").render(**shared, **_markdown_values(findings, t))
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
     return files | {name: each.encode(errors="backslashreplace") for name, each in pages.items()}
 
@@ -100,7 +98,7 @@ def measurement(name: str, n_bits: int | None, tensor: plots.Entry, t: Texts) ->
     measured = tensor["params"] | tensor["measured"] | tensor["rank"]
     figures = {key: format_number(value, ".6g") for key, value in measured.items()}
     detail = tensor_detail(name, n_bits, tensor, drawn, t)
-    return _template("measurement.html.j2").render(detail=detail, figures=figures, t=t)
+    return template("measurement.html.j2").render(detail=detail, figures=figures, t=t)
 
 
 def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
@@ -222,22 +220,3 @@ def _bits_caption(findings: Findings, t: Texts) -> str:
 
 def _widths(findings: Findings) -> list[int]:
     return sorted({row["n_bits"] for row in findings.rows if row["n_bits"] is not None})
-
-
-@cache
-def _template(name: str) -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("quantlab.report"),
-        autoescape=".html" in name,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["escaped"] = _escaped
-    return environment.get_template(name)
-
-
-def _escaped(text: str) -> str:
-    """Return text that stands in a cell of a Markdown table as it is."""
-    return re.sub(r"([|\\`*_<\[~&])", r"\\\1", " ".join(text.split()))

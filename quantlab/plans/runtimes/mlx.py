@@ -8,8 +8,8 @@ its figures differ a little from those of the sweep.
 from collections.abc import Iterable
 from typing import Any
 
-from quantlab.plan.originals import Original, width
-from quantlab.plan.runtimes.runtime import Runtime, Taken, bits_of, is_plain_range, module_name
+from quantlab.plans.originals import Original, width
+from quantlab.plans.runtimes.runtime import Runtime, Taken, bits_of, is_plain_range, module_name
 from quantlab.records import disk
 from quantlab.records.row import Row
 

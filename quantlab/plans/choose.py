@@ -1,9 +1,9 @@
 """Which plan: the least noise within a budget, or the cheapest formats that meet a bar."""
 
-from quantlab.plan.knapsack import least_noise
-from quantlab.plan.mixture import Plan
-from quantlab.plan.options import Option
-from quantlab.plan.slots import Slots
+from quantlab.plans.knapsack import least_noise
+from quantlab.plans.mixture import Plan, meets
+from quantlab.plans.options import Option
+from quantlab.plans.slots import Slots
 from quantlab.report.bar import Bar
 from quantlab.report.numbers import format_size
 
@@ -37,15 +37,11 @@ def meeting(found: Slots, bar: Bar) -> Plan:
     chosen, unmet = [], []
     for slot in found.slots:
         formats = [option for option in slot.options if option.parts[0].row]
-        good = [option for option in formats if _meets(option, bar)]
+        good = [each for each in formats if all(meets(part, bar) for part in each.parts)]
         as_it_is = [option for option in slot.options if not option.parts[0].row]
         chosen.append(min([*good, *as_it_is], default=min(slot.options, key=_noise)))
         unmet += [tensor.name for tensor in slot.tensors if formats and not good]
-    return Plan(found, chosen, unmet=unmet)
-
-
-def _meets(option: Option, bar: Bar) -> bool:
-    return not any(bar.missed(part.row) for part in option.parts if part.row)
+    return Plan(found, chosen, bar=bar, unmet=unmet)
 
 
 def _noise(option: Option) -> float:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantlab.plan.options import Option, total_bits, total_noise
+from quantlab.plans.options import Option, total_bits, total_noise
 
 UNITS = 1e6  # that a limit counts as: HiGHS keeps one to 1e-7
 SLACK = 1e-9  # of the noise, within which the fewest bits are looked for

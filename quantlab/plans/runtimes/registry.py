@@ -1,10 +1,10 @@
 """The runtimes by their names."""
 
-from quantlab.plan.runtimes.generic import Generic
-from quantlab.plan.runtimes.llama_cpp import LlamaCpp
-from quantlab.plan.runtimes.mlx import Mlx
-from quantlab.plan.runtimes.runtime import Runtime
-from quantlab.plan.runtimes.torchao import Torchao
+from quantlab.plans.runtimes.generic import Generic
+from quantlab.plans.runtimes.llama_cpp import LlamaCpp
+from quantlab.plans.runtimes.mlx import Mlx
+from quantlab.plans.runtimes.runtime import Runtime
+from quantlab.plans.runtimes.torchao import Torchao
 
 RUNTIMES = {each.name: each for each in (LlamaCpp(), Torchao(), Mlx(), Generic())}
 

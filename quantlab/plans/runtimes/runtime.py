@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from quantlab.plan.originals import Original
+from quantlab.plans.originals import Original
 from quantlab.records.row import Row
 
 

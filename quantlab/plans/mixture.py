@@ -5,10 +5,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from quantlab.plan.knapsack import Step, front, relaxed_noise
-from quantlab.plan.options import Option, Part, Slot
-from quantlab.plan.originals import Original
-from quantlab.plan.slots import Slots
+from quantlab.plans.knapsack import Step, front, relaxed_noise
+from quantlab.plans.options import Option, Part, Slot
+from quantlab.plans.originals import Original
+from quantlab.plans.slots import Slots
+from quantlab.report.bar import Bar
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Plan:
-    """A choice for each slot; `budget` is in bits of the whole checkpoint, None where a bar chose.
+    """A choice for each slot, within a `budget` in bits of the whole checkpoint, or to meet a `bar`.
 
     `unmet` are the tensors of which no format meets the bar: they stay as they are.
     """
@@ -44,6 +45,7 @@ class Plan:
     found: Slots
     chosen: Sequence[Option]
     budget: int | None = None
+    bar: Bar | None = None
     unmet: Sequence[str] = ()
 
     @cached_property
@@ -126,6 +128,15 @@ class Plan:
         )
 
     @property
+    def cheapest_uniform(self) -> Mixture | None:
+        """The smallest uniform format that meets the bar wherever it is taken; None where none."""
+        return next((each for each in self.uniform if self._all_meet(each.name)), None)
+
+    def _all_meet(self, name: str) -> bool:
+        parts = [part for slot in self.found.slots for part in _in_format(slot, name)]
+        return self.bar is not None and all(meets(part, self.bar) for part in parts)
+
+    @property
     def counts(self) -> list[tuple[str, list[Planned]]]:
         """The tensors in each format, the format of most bits a value first."""
         groups: dict[str, list[Planned]] = {}
@@ -137,6 +148,11 @@ class Plan:
 def as_stored(tensor: Original) -> Part:
     """Return a tensor that stays as it is."""
     return Part(tensor.bits, 0.0, tensor.dtype, None)
+
+
+def meets(part: Part, bar: Bar) -> bool:
+    """Return whether a tensor meets a bar in its format, as it does where it stays as it is."""
+    return part.row is None or not bar.missed(part.row)
 
 
 def _in_format(slot: Slot, name: str) -> Iterator[Part]:

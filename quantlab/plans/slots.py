@@ -4,9 +4,9 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from quantlab.plan.options import Option, Part, Slot, option, relative_error
-from quantlab.plan.originals import Original, originals
-from quantlab.plan.runtimes.runtime import Runtime, bits_of
+from quantlab.plans.options import Option, Part, Slot, option, relative_error
+from quantlab.plans.originals import Original, originals
+from quantlab.plans.runtimes.runtime import Runtime, bits_of
 from quantlab.records.aggregated import Aggregated
 from quantlab.records.row import Row
 from quantlab.report.format_name import format_name

@@ -2,7 +2,7 @@
 
 import csv
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from quantlab.sources.patterns import near_misses
@@ -33,6 +33,13 @@ def read_weights(path: Path, names: Collection[str]) -> dict[str, float]:
                 raise ValueError(f"{path}, line {number}: '{label(name)}' stands there twice")
             found[name] = alpha
     return found
+
+
+def require_weights(weights: Mapping[str, float], names: Collection[str]) -> Mapping[str, float]:
+    """Return weights; raises ValueError unless all are of `names` and from 0 up."""
+    for name, alpha in weights.items():
+        _entry([name, str(alpha)], "weights", names)
+    return weights
 
 
 def _entry(line: list[str], where: str, names: Collection[str]) -> tuple[str, float]:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from quantlab.plan.originals import Original
+from quantlab.plans.originals import Original
 from quantlab.records.row import Row
 
 

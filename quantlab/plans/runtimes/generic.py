@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from quantlab.plan.runtimes.runtime import Runtime, Taken
+from quantlab.plans.runtimes.runtime import Runtime, Taken
 from quantlab.records import disk
 from quantlab.records.row import Row
 

@@ -7,8 +7,8 @@ where quantlab takes 7, so that its figures differ a little from those of the sw
 from collections.abc import Iterable
 from typing import Any
 
-from quantlab.plan.originals import Original
-from quantlab.plan.runtimes.runtime import Runtime, Taken, is_plain_range, module_name
+from quantlab.plans.originals import Original
+from quantlab.plans.runtimes.runtime import Runtime, Taken, is_plain_range, module_name
 from quantlab.records import disk
 from quantlab.records.row import Row
 

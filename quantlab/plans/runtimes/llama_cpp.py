@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterable
 
 from quantlab.formats.ggml import NUMBERS
-from quantlab.plan.originals import Original
-from quantlab.plan.runtimes.runtime import Runtime, Taken
+from quantlab.plans.originals import Original
+from quantlab.plans.runtimes.runtime import Runtime, Taken
 from quantlab.records.row import Row
 from quantlab.sources.names import gguf_name
 from quantlab.sources.tensor import label

@@ -1,0 +1,126 @@
+"""A plan in words and tables, for the terminal and the page alike."""
+
+from collections.abc import Iterator, Sequence
+
+from quantlab.plans.mixture import Plan, Planned
+from quantlab.report.numbers import NULL, format_number, format_size, percent
+from quantlab.report.texts import Texts
+from quantlab.sources.tensor import printable
+
+FEW = 5  # tensors that one line names
+NAMED = 3  # tensors that a sentence names
+BITS, SQNR = ".4g", ".2f"
+
+
+def answer(plan: Plan, t: Texts) -> str:
+    """Return the plan in one line: of few tensors each with its format."""
+    measured = [each for each in plan.tensors if each.measured]
+    if len(measured) <= FEW:
+        each = (
+            t("plan_as", tensor=printable(e.tensor.name), format=e.part.format) for e in measured
+        )
+        return t("plan_few", each="; ".join(each), **_sums(plan))
+    return t("plan_many", n=len(plan.tensors), formats=len(plan.counts), **_sums(plan))
+
+
+def _sums(plan: Plan) -> dict[str, str]:
+    bits = plan.bits / max(plan.n_values, 1)
+    return {"bits": format_number(bits, BITS), "size": format_size(plan.bits / 8)}
+
+
+def sentences(plan: Plan, t: Texts) -> Iterator[str]:
+    """Yield how the plan compares, and what it leaves open."""
+    yield from _bar_sentences(plan, t) if plan.bar else _noise_sentences(plan, t)
+    left_out = [each for each in plan.tensors if not each.measured and each.part.bits]
+    if left_out:
+        size = format_size(sum(each.part.bits for each in left_out) / 8)
+        yield t("plan_left_out", n=len(left_out), size=size, names=_names(left_out, t))
+    if plan.found.refused:
+        yield t("plan_refused", formats="; ".join(plan.found.refused))
+    if plan.found.stand_ins:
+        yield t("plan_stand_ins", n=len(plan.found.stand_ins))
+
+
+def _noise_sentences(plan: Plan, t: Texts) -> Iterator[str]:
+    best = plan.best_uniform
+    if best is None:
+        yield t("plan_uniform_none")
+    elif not plan.noise:
+        yield t("plan_exact")
+    else:
+        bits = format_number(best.bits / max(plan.n_values, 1), BITS)
+        ratio = f"{best.noise / plan.noise:.3g}"
+        yield t("plan_uniform", ratio=ratio, format=best.name, bits=bits)
+    yield t("plan_gap", gap=percent(plan.gap, t, 2))
+    if plan.noise:
+        yield more_text(plan, t)
+
+
+def _bar_sentences(plan: Plan, t: Texts) -> Iterator[str]:
+    if plan.unmet:
+        names = ", ".join(map(printable, plan.unmet[:NAMED]))
+        yield t("plan_unmet", n=len(plan.unmet), names=names + _more(plan.unmet, t))
+    uniform = plan.cheapest_uniform
+    if uniform is None:
+        yield t("plan_bar_uniform_none")
+        return
+    bits = format_number(uniform.bits / max(plan.n_values, 1), BITS)
+    yield t("plan_bar_uniform", format=uniform.name, bits=bits)
+
+
+def more_text(plan: Plan, t: Texts) -> str:
+    """Say what one more MB, of a small checkpoint one more kB, buys at best."""
+    unit, size = ("MB", 8e6) if plan.bits >= 16e6 else ("kB", 8e3)
+    now, then = plan.bound(plan.bits), plan.bound(plan.bits + size)
+    return t("plan_more", unit=unit, share=percent(1 - then / now if now else 0.0, t))
+
+
+def _names(planned: Sequence[Planned], t: Texts) -> str:
+    names = [printable(each.tensor.name) for each in planned]
+    return ", ".join(names[:NAMED]) + _more(names, t)
+
+
+def _more(names: Sequence[str], t: Texts) -> str:
+    more = len(names) - NAMED
+    return f" {t('more_reasons', n=more)}" if more > 0 else ""
+
+
+def count_heads(t: Texts) -> list[str]:
+    """Return what stands over the columns of `count_rows`."""
+    return [t(f"plan_{key}") for key in ("format", "tensors", "bits", "size", "noise")]
+
+
+def count_rows(plan: Plan, t: Texts) -> list[tuple[str, ...]]:
+    """Return for each format how many tensors take it, what they cost and add to the noise."""
+    rows = []
+    for name, planned in plan.counts:
+        bits, size = (sum(n) for n in zip(*((e.part.bits, e.tensor.size) for e in planned)))
+        noise = sum(each.part.noise for each in planned) / plan.noise if plan.noise else 0.0
+        per_value = format_number(bits / max(size, 1), BITS)
+        rows.append((name, str(len(planned)), per_value, format_size(bits / 8), percent(noise, t)))
+    return rows
+
+
+def tensor_heads(t: Texts) -> list[str]:
+    """Return what stands over the columns of `tensor_rows`."""
+    keys = ("tensor", "format", "bits", "size", "sqnr", "noise", "reason")
+    return [t(f"plan_{key}") for key in keys]
+
+
+def tensor_rows(plan: Plan, t: Texts) -> list[tuple[str, ...]]:
+    """Return the tensors of a plan in the order of the checkpoint."""
+    return [_tensor_row(each, plan, t) for each in plan.tensors]
+
+
+def _tensor_row(each: Planned, plan: Plan, t: Texts) -> tuple[str, ...]:
+    row = each.part.row
+    exact = row is None or row["sqnr_db"] is None
+    return (
+        printable(each.tensor.name),
+        each.part.format,
+        format_number(each.bits_per_value, BITS),
+        format_size(each.part.bits / 8),
+        t("exact") if exact else format_number(row["sqnr_db"], SQNR),
+        percent(each.part.noise / plan.noise if plan.noise else 0.0, t),
+        each.tensor.reason or NULL,
+    )

@@ -6,7 +6,8 @@ tensor, ``quant`` holds the quantizers of the lab.
 
 The rooms, in the order in which data passes them: ``formats`` quantizes, ``sources`` yields named
 tensors, ``stats`` says what a round trip cost, ``records`` keeps it on disk, ``report`` shows it to
-people, ``plans`` chooses formats, ``sweep`` is Hydra's side of it all. Each imports only rooms named before it.
+people, ``plans`` chooses formats, ``sweep`` is Hydra's side of it all. Each imports only rooms
+named before it.
 """
 
 from importlib import import_module

@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from quantlab.plans.faults import plan_faults, plan_files
 from quantlab.records import disk, record, results, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
@@ -41,6 +42,7 @@ def faults(directory: Path) -> Iterator[str]:
     for name, sha256 in manifest["artefacts"].items():
         yield from _changed(directory, name, sha256)
     yield from _hydra_faults(directory, manifest)
+    yield from plan_faults(directory)
     yield from _unlisted(directory, manifest)
     for name in sorted(TABLES - manifest["artefacts"].keys()):
         yield f"{path} does not list {name}: it should"
@@ -103,6 +105,7 @@ def _unlisted(directory: Path, manifest: Any) -> Iterator[str]:
     """
     runs = {run["directory"] for run in manifest["runs"]}
     listed = {"manifest.json", *TABLES, *manifest["artefacts"], *manifest.get("hydra", {})}
+    listed |= {"plan.json", *plan_files(directory)}
     for path in disk.visible_files(directory):
         name = path.relative_to(directory)
         folders = {each.as_posix() for each in name.parents}

@@ -11,14 +11,14 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "quantlab"
-ROOMS = ["formats", "sources", "stats", "records", "report", "sweep"]
+ROOMS = ["formats", "sources", "stats", "records", "report", "plans", "sweep"]
 LOOSE = [
     "__init__", "__main__", "errors", "experiment", "interrupt", "measurement", "quant", "verify",
 ]  # fmt: skip
 # Each may import those before it.
 ORDER = [
-    "interrupt", "formats", "quant", "sources", "stats", "records", "report", "experiment",
-    "measurement", "errors", "sweep", "verify", "__main__", "__init__",
+    "interrupt", "formats", "quant", "sources", "stats", "records", "report", "plans",
+    "experiment", "measurement", "errors", "sweep", "verify", "__main__", "__init__",
 ]  # fmt: skip
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 OF_A_WHOLE_ROOM = {

@@ -33,9 +33,7 @@ def _taken(plan: Plan) -> list[Taken]:
     names = [each.tensor.name for each in plan.tensors]
     if len(set(names)) < len(names):
         twice = next(name for n, name in enumerate(names) if name in names[:n])
-        raise ValueError(
-            f"two sources have a tensor '{label(twice)}': a recipe is of one checkpoint"
-        )
+        raise ValueError(f"two sources have a '{label(twice)}': a recipe is of one checkpoint")
     return [Taken(each.tensor, each.part.row) for each in plan.tensors]
 
 

@@ -44,7 +44,7 @@ def run(directory: Path, settings: Sequence[str], options: Mapping[str, Any], co
     files = artefacts(made, found, noted, f"quantlab {command}", t)
     write(found, files)
     paths = [directory / name for name in files]
-    usage = asked.runtime and asked.runtime.usage(str(directory / asked.runtime.file))
+    usage = asked.runtime.usage(str(directory / asked.runtime.file)) if asked.runtime else None
     return plan_summary(made, paths, usage, t)
 
 

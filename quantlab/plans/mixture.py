@@ -37,7 +37,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Plan:
-    """A choice for each slot, within a `budget` in bits of the whole checkpoint, or to meet a `bar`.
+    """A choice for each slot, within a `budget` in bits of the whole, or to meet a `bar`.
 
     `unmet` are the tensors of which no format meets the bar: they stay as they are.
     """

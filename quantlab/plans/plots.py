@@ -1,6 +1,7 @@
 """Pictures of a plan: noise over size, and the format of each tensor along the layers."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,6 +44,7 @@ def noise_over_size(plan: Plan, t: Texts) -> Figure:
         here = plan.bits / n_values, plan.noise
         panel.plot(*here, "*", color=INK, ms=13, label=t("plan_here"))
     panel.set_yscale("log")
+    panel.yaxis.set_major_formatter("{x:g}")
     panel.set_xlabel(t("axis_storage"))
     panel.set_ylabel(t("plan_axis_noise"))
     drawn.legend(loc="outside lower left")
@@ -82,16 +84,8 @@ def strip(plan: Plan, t: Texts) -> Figure:
         heights = [each.bits_per_value * (each.tensor.key in keys) for each in plan.tensors]
         colour, hatch = COLOURS[n % len(COLOURS)], HATCHES[n // len(COLOURS) % len(HATCHES)]
         text = label(name, LABEL) if n < 12 else None
-        panel.stairs(
-            heights,
-            edges,
-            fill=True,
-            facecolor=colour,
-            edgecolor=INK,
-            hatch=hatch,
-            lw=0,
-            label=text,
-        )
+        look: dict[str, Any] = {"facecolor": colour, "edgecolor": INK, "hatch": hatch, "lw": 0}
+        panel.stairs(heights, edges, fill=True, label=text, **look)
     panel.set_xlim(edges[0], edges[-1])
     panel.set_ylim(bottom=0)
     panel.set_xlabel(t("plan_axis_tensors"))

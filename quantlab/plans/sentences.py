@@ -16,10 +16,11 @@ def answer(plan: Plan, t: Texts) -> str:
     """Return the plan in one line: of few tensors each with its format."""
     measured = [each for each in plan.tensors if each.measured]
     if len(measured) <= FEW:
-        each = (
-            t("plan_as", tensor=printable(e.tensor.name), format=e.part.format) for e in measured
-        )
-        return t("plan_few", each="; ".join(each), **_sums(plan))
+        said = [
+            t("plan_as", tensor=printable(each.tensor.name), format=each.part.format)
+            for each in measured
+        ]
+        return t("plan_few", each="; ".join(said), **_sums(plan))
     return t("plan_many", n=len(plan.tensors), formats=len(plan.counts), **_sums(plan))
 
 
@@ -92,13 +93,22 @@ def count_heads(t: Texts) -> list[str]:
 
 def count_rows(plan: Plan, t: Texts) -> list[tuple[str, ...]]:
     """Return for each format how many tensors take it, what they cost and add to the noise."""
-    rows = []
-    for name, planned in plan.counts:
-        bits, size = (sum(n) for n in zip(*((e.part.bits, e.tensor.size) for e in planned)))
-        noise = sum(each.part.noise for each in planned) / plan.noise if plan.noise else 0.0
-        per_value = format_number(bits / max(size, 1), BITS)
-        rows.append((name, str(len(planned)), per_value, format_size(bits / 8), percent(noise, t)))
-    return rows
+    return [(name, *_count_cells(planned, plan, t)) for name, planned in plan.counts]
+
+
+def _count_cells(planned: Sequence[Planned], plan: Plan, t: Texts) -> tuple[str, ...]:
+    bits = sum(each.part.bits for each in planned)
+    n_values = sum(each.tensor.size for each in planned)
+    return (
+        str(len(planned)),
+        format_number(bits / max(n_values, 1), BITS),
+        format_size(bits / 8),
+        _share(sum(each.part.noise for each in planned), plan, t),
+    )
+
+
+def _share(noise: float, plan: Plan, t: Texts) -> str:
+    return percent(noise / plan.noise if plan.noise else 0.0, t)
 
 
 def tensor_heads(t: Texts) -> list[str]:
@@ -113,14 +123,13 @@ def tensor_rows(plan: Plan, t: Texts) -> list[tuple[str, ...]]:
 
 
 def _tensor_row(each: Planned, plan: Plan, t: Texts) -> tuple[str, ...]:
-    row = each.part.row
-    exact = row is None or row["sqnr_db"] is None
+    sqnr_db = each.part.row["sqnr_db"] if each.part.row else None
     return (
         printable(each.tensor.name),
         each.part.format,
         format_number(each.bits_per_value, BITS),
         format_size(each.part.bits / 8),
-        t("exact") if exact else format_number(row["sqnr_db"], SQNR),
-        percent(each.part.noise / plan.noise if plan.noise else 0.0, t),
+        t("exact") if sqnr_db is None else format_number(sqnr_db, SQNR),
+        _share(each.part.noise, plan, t),
         each.tensor.reason or NULL,
     )

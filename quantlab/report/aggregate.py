@@ -38,7 +38,7 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
     runs = results.collect(directory)
     table, levels = results.tabulate(runs, directory)
     rows = cast("list[Row]", table.to_dict("records"))
-    artefacts = results.tables(table, levels, [", ".join(bar.missed(row)) for row in rows])
+    artefacts = results.tables(table, levels, ["; ".join(bar.missed(row)) for row in rows])
     origin = manifest.from_directory(directory, runs, levels)
     provenance = _provenance(runs, origin, artefacts, t)
     findings = _findings(runs, directory, rows, levels, bar, provenance)

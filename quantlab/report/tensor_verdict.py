@@ -80,12 +80,17 @@ def verdict_json(found: Sequence[TensorVerdict], bar: Bar, failures: Mapping[str
     return disk.to_json(
         {
             "schema": SCHEMA,
-            "bar": asdict(bar),
+            "bar": {key: _number(asked) for key, asked in asdict(bar).items()},
             "meets": not failures and all(each.meets for each in found),
             "tensors": [_entry(each) for each in found],
             "failures": dict(failures),
         }
     )
+
+
+def _number(asked: float | bool | None) -> float | bool | None:
+    """Return a threshold as it is written: 30 and 30.0 are one."""
+    return asked if asked is None or isinstance(asked, bool) else float(asked)
 
 
 def _entry(each: TensorVerdict) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def verdict(directory: str | Path) -> pd.DataFrame:
         raise ValueError(f"{path} does not exist: quantlab aggregate {directory} writes it")
     tensors = json.loads(path.read_bytes())["tensors"]
     table = pd.DataFrame(
-        [each | {"missed": ", ".join(each["missed"]) or None} for each in tensors],
+        [each | {"missed": "; ".join(each["missed"]) or None} for each in tensors],
         columns=list(tensors[0]) if tensors else list(TYPES),
     )
     return table.astype(TYPES)

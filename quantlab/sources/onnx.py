@@ -94,6 +94,8 @@ class Onnx(File):
         for each in graph(self.path).initializers.values():
             reason = None if each.kind in FLOATS else f"{each.kind} is no floating-point type"
             n_bytes = 0 if each.kind in UNSIZED else _n_bytes(each.proto)
+            if reason is None:
+                each.open()  # holds as many values as its shape says, or raises
             yield Entry(each.name, each.shape, each.kind.lower(), each.open, reason, n_bytes)
 
 

@@ -26,7 +26,17 @@ def test_the_table_holds_what_results_json_holds(lab_sweep, loaded):
 
 def test_every_column_has_its_dtype_and_is_documented(loaded):
     kinds = {key: str(dtype) for key, dtype in loaded.dtypes.items()}
-    for key in ("dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range"):
+    for key in (
+        "dist",
+        "mode",
+        "tensor",
+        "dtype",
+        "reasons",
+        "block",
+        "scale_dtype",
+        "range",
+        "missed",
+    ):
         assert kinds.pop(key) == "string"
     for key in ("top_same_set", "top_same_order", "top_order_kept"):
         assert kinds.pop(key) == "boolean"

@@ -69,7 +69,7 @@ def test_it_is_verified_as_it_was_left_and_as_it_is_aggregated_again(home, name)
         assert done.stdout == f"{home / name} matches its manifest\n"
         assert (done.returncode, done.stderr) == (0, "")
         run_python("-m", "quantlab", "aggregate", home / name)
-    assert json.loads((home / name / "manifest.json").read_bytes())["schema"] == 3
+    assert json.loads((home / name / "manifest.json").read_bytes())["schema"] == 4
 
 
 @pytest.mark.parametrize("name", SWEEPS)

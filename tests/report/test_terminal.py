@@ -56,8 +56,8 @@ def test_the_files_are_named_and_the_pictures_by_their_directory(undisturbed, pi
     assert named == [
         f"{undisturbed}/{name}"
         for name in (
-            "results.json", "results.csv", "plots", "error_histogram.png", "report.html",
-            "report.md", "manifest.json",
+            "results.json", "results.csv", "verdict.json", "plots", "error_histogram.png",
+            "report.html", "report.md", "manifest.json",
         )
     ]  # fmt: skip
 

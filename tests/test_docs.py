@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 import shutil
 
 import pytest
@@ -125,8 +126,9 @@ def test_the_committed_remedies_come_out_again(tmp_path):
             ROOT / "multirun" / "remedies" / name
         ).read_bytes()
     table = done.stdout.split("Error against storage\n\n")[1].split("\n\n")[0]
-    assert table in README
     assert table in FORMATS
+    plan = run_python("-m", "quantlab", "plan", tmp_path, "--bar").stdout
+    assert plan.splitlines()[0] in README
 
 
 def test_the_picture_of_the_levels_is_the_one_that_is_drawn(tmp_path):
@@ -171,6 +173,21 @@ def test_the_demo_prints_what_is_shown(tmp_path):
     assert f"{overview}\n\n{heading}\n\n{worst}" in CHECKPOINTS
 
 
+@pytest.mark.skipif(not DEMO.exists(), reason=f"{DEMO} is missing: make .venv/demo fetches it")
+def test_the_plan_is_the_one_shown(tmp_path):
+    typed = re.search(r"^(python run.py .*multirun/formats)$", README, re.MULTILINE | re.DOTALL)[1]
+    *_, typed = typed.replace("\\\n", "").split("python run.py ")
+    typed = typed.replace("$MODEL", str(DEMO)).replace("multirun/formats", str(tmp_path))
+    assert run_python("run.py", *shlex.split(typed)).returncode == 0
+    options = re.search(r"^quantlab plan multirun/formats (--bits \S+)", README, re.MULTILINE)[1]
+    done = run_python("-m", "quantlab", "plan", tmp_path, *options.split())
+    lines = done.stdout.splitlines()
+    ratio = next(line for line in lines if "times less" in line)
+    assert f"{lines[0]}\n{ratio}\n" in README
+    for text in (done.stdout[: done.stdout.index(str(tmp_path))].strip(), ratio):
+        assert text in PAGES["plans.md"]
+
+
 def test_no_value_of_the_lab_lies_on_a_half_step():
     import numpy as np
 
@@ -206,9 +223,9 @@ def test_every_link_leads_somewhere(name):
 
 
 def test_the_way_of_a_value_names_each_room_once():
-    story = README.partition("The way of one value")[2].partition("```")[0]
+    story = README.partition("The way of one value")[2].partition("\n\nEach of")[0]
     assert len(story.partition("\n\n")[2].strip().splitlines()) <= 10
-    for room in ("formats", "sources", "stats", "records", "report", "sweep"):
+    for room in ("formats", "sources", "stats", "records", "report", "plans", "sweep"):
         assert len(re.findall(rf"`{room}`", story)) == 1, room
 
 

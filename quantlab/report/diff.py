@@ -53,8 +53,8 @@ class Change:
 class Diff:
     """The changes from one sweep to another, those that became worse first.
 
-    `cheapest` maps a tensor to its cheapest format that meets the bar in each, where they differ;
-    None is none. `only` are how many tensors and formats one sweep alone has.
+    `cheapest` maps a tensor to its cheapest format that meets the bar in each, where there is a
+    choice and they differ; None is none. `only` are how many tensors and formats one sweep alone has.
     """
 
     changes: list[Change]
@@ -143,15 +143,21 @@ def _name(row: Row, found: Aggregated) -> str:
 def _cheapest(
     before: Aggregated, after: Aggregated, bar: Bar
 ) -> dict[str, tuple[str | None, str | None]]:
-    one, other = (
-        {
-            _name(each.row, found): _stored_as(each.row, found) if each.meets else None
-            for each in tensor_verdicts(found.rows, found.levels, bar)
-        }
-        for found in (before, after)
-    )
+    one, other = (_cheapest_formats(each, bar) for each in (before, after))
+    common = [name for name in one if name in other]
+    return {name: (one[name], other[name]) for name in common if one[name] != other[name]}
+
+
+def _cheapest_formats(found: Aggregated, bar: Bar) -> dict[str, str | None]:
+    """Return the cheapest format that meets the bar of each tensor that has a choice."""
+    tried = _by_tensor(found)
+    judged = {
+        _name(each.row, found): each for each in tensor_verdicts(found.rows, found.levels, bar)
+    }
     return {
-        name: (one[name], other[name]) for name in one if name in other and one[name] != other[name]
+        name: each.format if each.meets else None
+        for name, each in judged.items()
+        if len(tried[name]) > 1
     }
 
 

@@ -54,7 +54,8 @@ class Diff:
     """The changes from one sweep to another, those that became worse first.
 
     `cheapest` maps a tensor to its cheapest format that meets the bar in each, where there is a
-    choice and they differ; None is none. `only` are how many tensors and formats one sweep alone has.
+    choice and they differ; None is none. `only` are how many tensors and formats one sweep alone
+    has.
     """
 
     changes: list[Change]

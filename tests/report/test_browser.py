@@ -7,9 +7,13 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
+from quantlab.plans.page import page as plan_page
+from quantlab.plans.plan import make_plan
+from quantlab.plans.slots import Request
+from quantlab.records import aggregated
 from quantlab.report import page as pages
 from quantlab.report.texts import Texts
-from tests.conftest import aggregate
+from tests.conftest import ROOT, aggregate
 from tests.report.test_page import many
 from tests.report.test_storage import LEVELS, findings_of, some
 from tests.report.test_storage_plot import crowd
@@ -55,7 +59,7 @@ def visit(chromium):
     """Open a report in a window; at the end nothing must have been asked for or gone wrong."""
     contexts, asked, wrong = [], [], []
 
-    def open_page(directory, width=1280, scheme="light"):
+    def open_page(directory, width=1280, scheme="light", name="report.html"):
         contexts.append(
             chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme)
         )
@@ -63,14 +67,15 @@ def visit(chromium):
         page.on("console", lambda message: wrong.append(message.text))
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda request: asked.append(request.url))
-        page.goto((directory / "report.html").as_uri())
+        page.goto((directory / name).as_uri())
         return page
 
     yield open_page
     for context in contexts:
         context.close()
     assert wrong == []
-    assert all(url.startswith("file:") and url.endswith("/report.html") for url in asked)
+    pages = ("/report.html", "/plan.html")
+    assert all(url.startswith("file:") and url.endswith(pages) for url in asked)
 
 
 def cells(page, column):
@@ -191,6 +196,36 @@ def formats(request, tmp_path_factory):
 def test_formats_are_legible_too(visit, formats, width, scheme):
     page = visit(formats, width, scheme)
     assert page.get_by_role("heading", name="Error against storage").is_visible()
+    assert page.evaluate(TOO_WIDE) == 0
+    assert page.evaluate(SMALLEST) >= 11
+    found = Axe().run(page).response["violations"]
+    assert [(each["id"], each["nodes"][0]["html"]) for each in found] == []
+
+
+@pytest.fixture(scope="module", params=["few", "many"])
+def planned(request, tmp_path_factory):
+    """The page of a plan, for the lab's three tensors and for those of 120 layers."""
+    directory = tmp_path_factory.mktemp("planned")
+    source = ROOT / "multirun" / "remedies"
+    if request.param == "many":
+        source = directory
+        many(directory, [f"blocks.{n}.attention.weight" for n in range(120)])
+        aggregate(directory)
+    found = aggregated.read(source)
+    plan = make_plan(found, Request(), bits=9)
+    (directory / "plan.html").write_bytes(plan_page(plan, "quantlab plan", "0" * 64, Texts("en")))
+    return directory
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [380, 1600])
+def test_a_plan_is_legible_and_complete(visit, planned, width, scheme):
+    page = visit(planned, width, scheme, "plan.html")
+    assert page.get_by_role("heading", name="Noise over size").is_visible()
+    assert page.get_by_role("img").count() == 2
+    assert page.locator("#all tbody tr").count() in (3, 120)
+    page.get_by_role("searchbox").fill("nothing has this name")
+    assert page.locator("#all tbody tr:not([hidden])").count() == 0
     assert page.evaluate(TOO_WIDE) == 0
     assert page.evaluate(SMALLEST) >= 11
     found = Axe().run(page).response["violations"]

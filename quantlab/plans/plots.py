@@ -15,6 +15,7 @@ from quantlab.sources.tensor import label
 HEIGHT, LINE = 3.4, 0.17  # inches, of a picture and of a line of its legend
 WIDE = 11.0  # inches, of the strip along the layers
 POINTS = 200  # of the front that are drawn
+BEYOND = 1.1  # of the largest size, to which the front is drawn
 NAMED = 8  # formats that are named
 MARKERS = ("s", "^", "D", "v", "P", "X", "p", "<")
 HATCHES = ("", "////", "xxxx", "....")
@@ -24,11 +25,13 @@ LINE_COLOUR, POINT_COLOUR = COLOURS[1], COLOURS[0]
 def noise_over_size(plan: Plan, t: Texts) -> Figure:
     """Draw the noise of mixtures and of each uniform format over bits per value.
 
-    Up to `NAMED` uniform formats are named, those that no other beats first; what has no noise is
-    not drawn, as the axis is logarithmic.
+    Up to `NAMED` uniform formats are named, evenly among those that no other beats. What has no
+    noise is not drawn, as the axis is logarithmic, nor is the front far beyond the plan and the
+    uniform formats.
     """
     uniform = [each for each in plan.uniform if each.noise]
-    named = unbeaten(uniform)[:NAMED]
+    best = unbeaten(uniform)
+    named = [best[n] for n in np.linspace(0, len(best) - 1, min(NAMED, len(best))).astype(int)]
     drawn = figure(HEIGHT + LINE * (len(named) + 3))
     panel = drawn.subplots()
     n_values = max(plan.n_values, 1)
@@ -67,8 +70,9 @@ def _places(uniform: Sequence[Mixture], n_values: int) -> tuple[list[float], lis
 def _front(panel: Axes, plan: Plan, t: Texts) -> None:
     """Draw the front as far as there is noise to draw."""
     ends = [step.bits for step in plan.front if step.noise > 0]
+    far = BEYOND * max(plan.bits, *(each.bits for each in plan.uniform))
     if len(ends) > 1:
-        bits = np.linspace(ends[0], ends[-1], POINTS)
+        bits = np.linspace(ends[0], min(ends[-1], far), POINTS)
         noise = [plan.bound(each) for each in bits.tolist()]
         panel.plot(bits / plan.n_values, noise, color=LINE_COLOUR, lw=1.5, label=t("plan_front"))
 

@@ -21,7 +21,7 @@ def answer(plan: Plan, t: Texts) -> str:
             for each in measured
         ]
         return t("plan_few", each="; ".join(said), **_sums(plan))
-    return t("plan_many", n=len(plan.tensors), formats=len(plan.counts), **_sums(plan))
+    return t("plan_many", n=len(plan.counts), tensors=len(plan.tensors), **_sums(plan))
 
 
 def _sums(plan: Plan) -> dict[str, str]:
@@ -51,7 +51,8 @@ def _noise_sentences(plan: Plan, t: Texts) -> Iterator[str]:
     else:
         bits = format_number(best.bits / max(plan.n_values, 1), BITS)
         ratio = f"{best.noise / plan.noise:.3g}"
-        yield t("plan_uniform", ratio=ratio, format=best.name, bits=bits)
+        key = "plan_uniform_same" if ratio == "1" else "plan_uniform"
+        yield t(key, ratio=ratio, format=best.name, bits=bits)
     yield t("plan_gap", gap=percent(plan.gap, t, 2))
     if plan.noise:
         yield more_text(plan, t)

@@ -11,8 +11,7 @@ from quantlab.report.numbers import format_size
 def within_budget(found: Slots, budget: int) -> Plan:
     """Return the plan with the least noise within a budget in bits.
 
-    Raises ValueError, with the range there is, where even the smallest plan is larger, or scipy is
-    not installed.
+    Raises ValueError, with the range there is, where even the smallest plan is larger.
     """
     smallest = Plan(found, [min(slot.options) for slot in found.slots], budget)
     if smallest.bits > budget:

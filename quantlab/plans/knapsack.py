@@ -1,23 +1,31 @@
 """The choice with the least noise within a budget: a multiple-choice knapsack, solved exactly.
 
-HiGHS solves it through `scipy.optimize.milp`. The relaxed problem, in which a tensor may be divided
-between two formats, has a solution of its own: the lower convex hulls of all slots, their steps
-taken in the order of what a bit buys (Sinha and Zoltners, "The multiple-choice knapsack problem",
-Operations Research 27, 1979). Its noise is a bound that no choice can be below.
+In the relaxed problem a slot may be divided between two options. Its solution is the lower convex
+hulls of all slots, their steps taken in the order of what a bit buys (Sinha and Zoltners, "The
+multiple-choice knapsack problem", Operations Research 27, 1979): a bound that no choice is below,
+and a price of a bit. At this price each option has an excess, what it costs beyond the best of its
+slot, and a choice is above the bound by its excesses and by the price of the bits it leaves unused.
+
+Few options have an excess as small as the distance of the best choice from the bound. The search
+combines these alone, slot by slot, and drops what another combination beats in bits and noise; it
+starts with a small limit of excess and raises it until the best choice within is proven to be the
+best of all (after Pisinger's core algorithm, "A minimal algorithm for the multiple-choice knapsack
+problem", European Journal of Operational Research 83, 1995).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantlab.plans.options import Option, total_bits, total_noise
+from quantlab.plans.options import Option, total_bits
 
-UNITS = 1e6  # that a limit counts as: HiGHS keeps one to 1e-7
-SLACK = 1e-9  # of the noise, within which the fewest bits are looked for
+TIE = 1e-9  # of the noise; choices that differ by less are equal, and the smaller is taken
+FIRST, RAISE = 1e-4, 8.0  # of the largest limit of excess the one to start with, and how it grows
 Offered = Sequence[Sequence[Option]]  # of each slot what may be chosen
 
 
@@ -28,23 +36,135 @@ class Step(NamedTuple):
     noise: float
 
 
+class Change(NamedTuple):
+    """An option instead of the best of its slot at a price: bits more, and its excess."""
+
+    slot: int
+    option: Option
+    bits: int
+    excess: float
+
+
 def least_noise(offered: Offered, budget: int) -> list[Option]:
     """Return the choice within a budget in bits that has the least noise, of equals the smallest.
 
-    Noise counts as equal within a billionth. Of slots with the same options the first take the
-    larger formats. Raises ValueError where the smallest choice is above the budget.
+    Of slots with the same options the first take the larger. Raises ValueError where the smallest
+    choice is above the budget.
     """
     offered = [undominated(options) for options in offered]
     smallest = sum(options[0].bits for options in offered)
     if smallest > budget:
         raise ValueError(f"the smallest choice has {smallest} bits, the budget {budget}")
-    best = front(offered)
-    reached = max((step for step in best if step.bits <= budget), key=lambda step: step.bits)
-    kept = [_within(options, reached.noise) for options in offered]
-    quietest = _solve(kept, budget, _noise)
-    limit = total_noise(quietest) * (1 + SLACK)
-    smaller = _solve([_within(options, limit) for options in kept], budget, _bits, limit)
-    return _in_order(offered, smaller if total_noise(smaller) <= limit else quietest)
+    best, price = _relaxed(offered, budget)
+    spare = budget - total_bits(best)
+    tie = TIE * relaxed_noise(front(offered), budget)
+    largest = price * spare + tie  # the excess of a choice without any change
+    limit = largest * FIRST
+    while True:
+        limit = min(limit, largest)
+        changes = _search(_core(offered, best, price, limit), spare, price, limit, tie)
+        if changes is not None:
+            changed = {each.slot: each.option for each in changes}
+            chosen = [changed.get(n, option) for n, option in enumerate(best)]
+            return _in_order(offered, chosen)
+        limit *= RAISE
+
+
+def _cost(option: Option, price: float) -> float:
+    return option.noise + price * option.bits
+
+
+def _relaxed(offered: Offered, budget: int) -> tuple[list[Option], float]:
+    """Return what the relaxed problem takes whole, and how much noise a bit more takes away."""
+    best = [options[0] for options in offered]
+    spare = budget - total_bits(best)
+    for slot, before, after in _steps(offered):
+        spare -= after.bits - before.bits
+        if spare < 0:
+            return best, -_slope(before, after)
+        best[slot] = after
+    return best, 0.0
+
+
+def _steps(offered: Offered) -> list[tuple[int, Option, Option]]:
+    """Return the steps of all hulls with their slots, those first that take most noise a bit."""
+    steps = [
+        (slot, *pair) for slot, options in enumerate(offered) for pair in pairwise(_hull(options))
+    ]
+    return sorted(steps, key=lambda step: _slope(*step[1:]))
+
+
+def _core(
+    offered: Offered, best: Sequence[Option], price: float, limit: float
+) -> list[list[Change]]:
+    """Return the changes whose excess is within a limit, of each slot that has any."""
+    core = []
+    for slot, (options, base) in enumerate(zip(offered, best, strict=True)):
+        least = _cost(base, price)
+        changes = [
+            Change(slot, each, each.bits - base.bits, _cost(each, price) - least)
+            for each in options
+            if each is not base
+        ]
+        core.append([each for each in changes if each.excess <= limit])
+    return [changes for changes in core if changes]
+
+
+def _search(
+    core: Sequence[Sequence[Change]], spare: int, price: float, limit: float, tie: float
+) -> list[Change] | None:
+    """Return the changes of the best choice, None where its excess might be above the limit."""
+    core = sorted(core, key=lambda changes: -max(abs(each.bits) for each in changes))
+    fewer, more = (_reach(core, end) for end in (min, max))
+    bits, excess = np.zeros(1, np.int64), np.zeros(1)
+    origins = []
+    for n, changes in enumerate(core, 1):
+        steps = [(0, 0.0), *((each.bits, each.excess) for each in changes)]
+        states = len(bits)
+        bits = np.concatenate([bits + step for step, _ in steps])
+        excess = np.concatenate([excess + step for _, step in steps])
+        unused = np.maximum(spare - bits - more[n], 0)
+        possible = (bits + fewer[n] <= spare) & (excess + price * unused <= limit)
+        kept = np.flatnonzero(possible)
+        kept = kept[_unbeaten(bits[kept], excess[kept] - price * bits[kept])]
+        origins.append((kept % states, kept // states))
+        bits, excess = bits[kept], excess[kept]
+    total = np.where(bits <= spare, excess + price * (spare - bits), np.inf)
+    if not total.size or total.min() + tie > limit * (1 + TIE):
+        return None
+    equal = np.flatnonzero(total <= total.min() + tie)
+    return _trace(core, origins, int(equal[np.argmin(bits[equal])]))
+
+
+def _reach(core: Sequence[Sequence[Change]], end: Callable[[list[int]], int]) -> list[int]:
+    """Return how many bits fewer, or more, the slots from each on may take at most."""
+    reach = [0]
+    for changes in reversed(core):
+        reach.append(reach[-1] + end([0, *(each.bits for each in changes)]))
+    return reach[::-1]
+
+
+def _unbeaten(bits: NDArray[np.int64], noise: NDArray[np.float64]) -> NDArray[np.intp]:
+    """Return where the states stand that none beats in bits and noise, the smallest first."""
+    order = np.lexsort((noise, bits))
+    least = np.minimum.accumulate(noise[order])
+    is_less = np.ones(len(order), bool)
+    is_less[1:] = noise[order][1:] < least[:-1]
+    return order[is_less]
+
+
+def _trace(
+    core: Sequence[Sequence[Change]],
+    origins: Sequence[tuple[NDArray[np.intp], NDArray[np.intp]]],
+    state: int,
+) -> list[Change]:
+    """Return the changes that led to a state."""
+    found = []
+    for changes, (parents, choices) in zip(reversed(core), reversed(origins), strict=True):
+        if choices[state]:
+            found.append(changes[choices[state] - 1])
+        state = int(parents[state])
+    return found
 
 
 def undominated(options: Sequence[Option]) -> list[Option]:
@@ -57,14 +177,13 @@ def undominated(options: Sequence[Option]) -> list[Option]:
 
 
 def front(offered: Offered) -> list[Step]:
-    """Return the choices at which the relaxed problem divides no tensor, the smallest first."""
-    steps = [pair for options in offered for pair in pairwise(_hull(undominated(options)))]
-    steps.sort(key=lambda pair: _slope(*pair))
-    bits = sum(options[0].bits for options in map(undominated, offered))
+    """Return the choices at which the relaxed problem divides no slot, the smallest first."""
+    offered = [undominated(options) for options in offered]
+    bits = sum(options[0].bits for options in offered)
     # Exact sums: what is left at the end of the front is far below the rounding of its beginning.
-    noise = sum((Fraction(undominated(options)[0].noise) for options in offered), Fraction(0))
+    noise = sum((Fraction(options[0].noise) for options in offered), Fraction(0))
     found = [Step(bits, float(noise))]
-    for before, after in steps:
+    for _, before, after in _steps(offered):
         bits += after.bits - before.bits
         noise += Fraction(after.noise) - Fraction(before.noise)
         found.append(Step(bits, float(noise)))
@@ -89,64 +208,6 @@ def _hull(options: Sequence[Option]) -> list[Option]:
 
 def _slope(before: Option, after: Option) -> float:
     return (after.noise - before.noise) / (after.bits - before.bits)
-
-
-def _within(options: Sequence[Option], noise: float) -> list[Option]:
-    """Return the options that are not noisier alone than a whole choice."""
-    return [option for option in options if option.noise <= noise] or [options[-1]]
-
-
-def _bits(option: Option) -> float:
-    return option.bits
-
-
-def _noise(option: Option) -> float:
-    return option.noise
-
-
-def _solve(offered: Offered, budget: int, wanted: Any, limit: float | None = None) -> list[Option]:
-    """Return the choice with the least of what is wanted, within a budget and a limit of noise.
-
-    HiGHS takes numbers for whole that are so to 1e-6, so that a choice may be above the budget by
-    as much: then it is asked again, for as much less.
-    """
-    allowed = budget
-    while True:
-        found = _milp(offered, allowed, wanted, limit)
-        over = total_bits(found) - budget
-        if over <= 0:
-            return found
-        allowed -= over
-
-
-def _milp(offered: Offered, budget: int, wanted: Any, limit: float | None) -> list[Option]:
-    try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
-        from scipy.sparse import csr_array
-    except ModuleNotFoundError:
-        raise ValueError("a budget takes the package scipy: pip install 'quantlab[plan]'") from None
-    sizes = [len(options) for options in offered]
-    flat = [option for options in offered for option in options]
-    places = np.arange(len(flat))
-    slots = np.repeat(np.arange(len(offered)), sizes)
-    constraints = [LinearConstraint(csr_array((np.ones(len(flat)), (slots, places))), 1, 1)]
-    for value, most in ((_bits, budget), (_noise, limit)):
-        if most is not None:
-            scaled = np.array([[value(option) for option in flat]]) * (UNITS / (most or 1))
-            constraints.append(LinearConstraint(scaled, -np.inf, UNITS if most else 0))
-    costs = np.array([wanted(option) for option in flat], float)
-    solved = milp(
-        costs * (UNITS / (costs.max() or 1)),
-        constraints=constraints,
-        integrality=np.ones(len(flat), int),
-        bounds=Bounds(0, 1),
-        options={"mip_rel_gap": 0, "presolve": False},  # it is slower here, and prints
-    )
-    if solved.x is None:  # the limits leave no room that HiGHS can see
-        return [options[-1] if wanted is _bits else options[0] for options in offered]
-    ends = np.cumsum(sizes)
-    parts = np.split(solved.x, ends[:-1])
-    return [options[int(np.argmax(x))] for options, x in zip(offered, parts, strict=True)]
 
 
 def _in_order(offered: Offered, chosen: Sequence[Option]) -> list[Option]:

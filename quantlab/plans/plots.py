@@ -1,5 +1,6 @@
 """Pictures of a plan: noise over size, and the format of each tensor along the layers."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ POINTS = 200  # of the front that are drawn
 BEYOND = 1.1  # of the largest size, to which the front is drawn
 NAMED = 8  # formats that are named
 MARKERS = ("s", "^", "D", "v", "P", "X", "p", "<")
-HATCHES = ("", "////", "xxxx", "....")
+HATCHES = ("", "////", "xxxx", "----")
 LINE_COLOUR, POINT_COLOUR = COLOURS[1], COLOURS[0]
 
 
@@ -85,7 +86,9 @@ def strip(plan: Plan, t: Texts) -> Figure:
     edges = np.arange(len(plan.tensors) + 1) + 0.5
     for n, (name, planned) in enumerate(counts):
         keys = {each.tensor.key for each in planned}
-        heights = [each.bits_per_value * (each.tensor.key in keys) for each in plan.tensors]
+        heights = [
+            each.bits_per_value if each.tensor.key in keys else math.nan for each in plan.tensors
+        ]
         colour, hatch = COLOURS[n % len(COLOURS)], HATCHES[n // len(COLOURS) % len(HATCHES)]
         text = label(name, LABEL) if n < 12 else None
         look: dict[str, Any] = {"facecolor": colour, "edgecolor": INK, "hatch": hatch, "lw": 0}

@@ -26,6 +26,7 @@ from quantlab.plans.options import Option, total_bits
 
 TIE = 1e-9  # of the noise; choices that differ by less are equal, and the smaller is taken
 FIRST, RAISE = 1e-4, 8.0  # of the largest limit of excess the one to start with, and how it grows
+STATES = 2**15  # combinations that are kept; checkpoints of a thousand tensors have a third of it
 Offered = Sequence[Sequence[Option]]  # of each slot what may be chosen
 
 
@@ -48,8 +49,9 @@ class Change(NamedTuple):
 def least_noise(offered: Offered, budget: int) -> list[Option]:
     """Return the choice within a budget in bits that has the least noise, of equals the smallest.
 
-    Of slots with the same options the first take the larger. Raises ValueError where the smallest
-    choice is above the budget.
+    Of slots with the same options the first take the larger. Where more than `STATES` combinations
+    are as good, as where all slots pay the same for a bit, some are dropped: then it is near the
+    least. Raises ValueError where the smallest choice is above the budget.
     """
     offered = [undominated(options) for options in offered]
     smallest = sum(options[0].bits for options in offered)
@@ -63,8 +65,8 @@ def least_noise(offered: Offered, budget: int) -> list[Option]:
     while True:
         limit = min(limit, largest)
         changes = _search(_core(offered, best, price, limit), spare, price, limit, tie)
-        if changes is not None:
-            changed = {each.slot: each.option for each in changes}
+        if changes is not None or limit == largest:
+            changed = {each.slot: each.option for each in changes or ()}
             chosen = [changed.get(n, option) for n, option in enumerate(best)]
             return _in_order(offered, chosen)
         limit *= RAISE
@@ -127,6 +129,7 @@ def _search(
         possible = (bits + fewer[n] <= spare) & (excess + price * unused <= limit)
         kept = np.flatnonzero(possible)
         kept = kept[_unbeaten(bits[kept], excess[kept] - price * bits[kept])]
+        kept = kept[:: len(kept) // STATES + 1]
         origins.append((kept % states, kept // states))
         bits, excess = bits[kept], excess[kept]
     total = np.where(bits <= spare, excess + price * (spare - bits), np.inf)
@@ -146,7 +149,7 @@ def _reach(core: Sequence[Sequence[Change]], end: Callable[[list[int]], int]) ->
 
 def _unbeaten(bits: NDArray[np.int64], noise: NDArray[np.float64]) -> NDArray[np.intp]:
     """Return where the states stand that none beats in bits and noise, the smallest first."""
-    order = np.lexsort((noise, bits))
+    order = np.argsort(bits, kind="stable")  # merges: each change of a slot is sorted already
     least = np.minimum.accumulate(noise[order])
     is_less = np.ones(len(order), bool)
     is_less[1:] = noise[order][1:] < least[:-1]

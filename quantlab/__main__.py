@@ -166,14 +166,15 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _diff(arguments: argparse.Namespace) -> None:
     from quantlab.records import aggregated
-    from quantlab.report.diff import diff
+    from quantlab.report.diff import diff, require_tolerance
     from quantlab.report.diff_summary import diff_summary
 
     before, after = (aggregated.read(each) for each in arguments.directories)
     bar, t = verdict_settings(after.directory, arguments.settings)
-    found, tolerance = diff(before, after, bar), arguments.tolerance
+    tolerance = require_tolerance(arguments.tolerance)
+    found = diff(before, after, bar)
     print(diff_summary(found, tolerance, t))
-    if any(each.is_worse(tolerance) for each in found.changes):
+    if found.is_worse(tolerance):
         raise SystemExit(1)
 
 

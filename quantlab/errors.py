@@ -53,7 +53,7 @@ def report_user_errors(exit_code: int = 1) -> Iterator[None]:
             raise SystemExit(INTERRUPTED) from None
         if isinstance(error, BrokenPipeError):  # such as that of `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
+            raise SystemExit(exit_code) from None
         if isinstance(error, USER_ERRORS):
             print(f"quantlab: {error_sentence(error)}", file=sys.stderr)
         else:

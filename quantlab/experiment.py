@@ -72,8 +72,8 @@ class Experiment:
                 except Exception as reason:  # one failing tensor must cost none of the others
                     outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
         stored = self.dist.stored_sizes()
-        without = [name for name in (*outcome.skipped, *outcome.failed) if name in stored]
-        outcome.unmeasured.update((name, stored[name]) for name in without)
+        without = {*outcome.skipped, *outcome.failed}
+        outcome.unmeasured.update((name, stored[name]) for name in stored if name in without)
         if not outcome.tensors and not outcome.failed:
             raise ValueError(_nothing(outcome.skipped, isinstance(self.bound, Bound)))
         return outcome

@@ -10,6 +10,7 @@ from quantlab.plans.runtimes.runtime import Taken
 from quantlab.plans.table import plan_json, plan_table, to_csv
 from quantlab.records import disk
 from quantlab.records.aggregated import Aggregated
+from quantlab.records.manifest import UNKNOWN
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import label
 
@@ -25,11 +26,15 @@ def artefacts(
     if asked.get("recipe"):
         chosen = RUNTIMES[asked["recipe"]]
         files[chosen.file] = chosen.recipe(_taken(plan))
-    return {"plan.json": plan_json(plan, asked, found.sha256, files), **files}
+    return {**files, "plan.json": plan_json(plan, asked, found.sha256, files)}
 
 
 def _taken(plan: Plan) -> list[Taken]:
     """Return what each tensor takes; raises ValueError where two sources have one of one name."""
+    if any(each.tensor.dtype == UNKNOWN for each in plan.tensors):
+        raise ValueError(
+            "an older version left tensors out without their shapes: sweep with resume=false first"
+        )
     names = [each.tensor.name for each in plan.tensors]
     if len(set(names)) < len(names):
         twice = next(name for n, name in enumerate(names) if name in names[:n])
@@ -39,8 +44,8 @@ def _taken(plan: Plan) -> list[Taken]:
 
 def write(found: Aggregated, files: Mapping[str, bytes]) -> None:
     """Write the files of a plan, and remove the recipe of an earlier one."""
+    for name, content in files.items():
+        disk.write(found.directory / name, content)
     for each in RUNTIMES.values():
         if each.file not in files:
             (found.directory / each.file).unlink(missing_ok=True)
-    for name, content in files.items():
-        disk.write(found.directory / name, content)

@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
@@ -17,11 +18,11 @@ def parse_size(text: str) -> int:
     """
     match = SIZE.fullmatch(text.strip())
     units = {unit.lower(): factor for unit, factor in UNITS.items()}
-    if not match or match[2].lower() not in units or not float(match[1]):
+    if not match or match[2].lower() not in units or not Fraction(match[1]):
         raise ValueError(
             f"--size takes a number and one of {', '.join(UNITS)}, as in 60MB, got {text!r}"
         )
-    return math.floor(float(match[1]) * units[match[2].lower()])
+    return math.floor(Fraction(match[1]) * units[match[2].lower()])
 
 
 def require_bits(bits: float) -> float:

@@ -13,16 +13,19 @@ def within_budget(found: Slots, budget: int) -> Plan:
 
     Raises ValueError, with the range there is, where even the smallest plan is larger.
     """
-    smallest = Plan(found, [min(slot.options) for slot in found.slots], budget)
+    smallest = Plan(found, [min(slot.options) for slot in found.slots])
     if smallest.bits > budget:
         raise ValueError(_too_small(smallest, budget))
-    options = [slot.options for slot in found.slots]
-    return Plan(found, least_noise(options, budget - smallest.fixed_bits), budget)
+    budget = min(budget, smallest.front[-1].bits)  # more buys nothing
+    by_name = sorted(range(len(found.slots)), key=lambda n: found.slots[n].name)
+    options = [found.slots[n].options for n in by_name]
+    chosen = dict(zip(by_name, least_noise(options, budget - smallest.fixed_bits), strict=True))
+    return Plan(found, [chosen[n] for n in range(len(found.slots))], budget)
 
 
 def _too_small(smallest: Plan, budget: int) -> str:
     asked, least, most = (
-        f"{bits / max(smallest.n_values, 1):.4g} bits per value ({format_size(bits / 8)})"
+        f"{bits / max(smallest.n_values, 1):.6g} bits per value ({format_size(bits / 8)})"
         for bits in (budget, smallest.bits, smallest.front[-1].bits)
     )
     return f"{asked} is below what there is: plans of this sweep have from {least} to {most}"
@@ -31,7 +34,7 @@ def _too_small(smallest: Plan, budget: int) -> str:
 def meeting(found: Slots, bar: Bar) -> Plan:
     """Return the plan of the cheapest format for each tensor that meets the bar.
 
-    A tensor of which no format does stays as it is, unless another format is kept for it.
+    A tensor of which no format does stays as it is, unless it must have another.
     """
     chosen, unmet = [], []
     for slot in found.slots:
@@ -39,7 +42,7 @@ def meeting(found: Slots, bar: Bar) -> Plan:
         good = [each for each in formats if all(meets(part, bar) for part in each.parts)]
         as_it_is = [option for option in slot.options if not option.parts[0].row]
         chosen.append(min([*good, *as_it_is], default=min(slot.options, key=_noise)))
-        unmet += [tensor.name for tensor in slot.tensors if formats and not good]
+        unmet += [tensor.name for tensor in slot.tensors if formats and as_it_is and not good]
     return Plan(found, chosen, bar=bar, unmet=unmet)
 
 

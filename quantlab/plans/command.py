@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.plans.artefacts import artefacts, write
-from quantlab.plans.plan import make_plan, tensor_names
+from quantlab.plans.constraints import parse_keep
+from quantlab.plans.plan import format_names, make_plan, tensor_names
 from quantlab.plans.runtimes.registry import runtime
 from quantlab.plans.slots import Request
 from quantlab.plans.summary import plan_summary
@@ -24,11 +25,12 @@ def run(directory: Path, settings: Sequence[str], options: Mapping[str, Any], co
     found = aggregated.read(directory)
     bar, t = verdict_settings(directory, settings)
     names, path = tensor_names(found), options["weights"]
+    known = format_names(found)
     asked = Request(
         by=options["by"],
         weights=read_weights(path, names) if path else {},
         runtime=runtime(options["recipe"]) if options["recipe"] else None,
-        keep=[_pair(each) for each in options["keep"]],
+        keep=[parse_keep(each, known) for each in options["keep"]],
         same=options["same"],
     )
     made = make_plan(
@@ -46,11 +48,3 @@ def run(directory: Path, settings: Sequence[str], options: Mapping[str, Any], co
     paths = [directory / name for name in files]
     usage = asked.runtime.usage(str(directory / asked.runtime.file)) if asked.runtime else None
     return plan_summary(made, paths, usage, t)
-
-
-def _pair(text: str) -> tuple[str, str]:
-    """Return the pattern and the format of ``--keep``; a name may hold an equals sign."""
-    pattern, equals, kept = text.rpartition("=")
-    if not (pattern and equals and kept):
-        raise ValueError(f"--keep takes PATTERN=FORMAT, as in 'output.weight=q8_0', got {text!r}")
-    return pattern, kept

@@ -7,6 +7,7 @@ from pathlib import Path
 from quantlab.records import disk
 
 NAME = "plan.json"
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 AGAIN = "run quantlab plan again"
 
 
@@ -14,10 +15,10 @@ def plan_files(directory: Path) -> dict[str, str]:
     """Return the sha256 of each file that a plan lists; none where there is no plan to read."""
     path = directory / NAME
     try:
-        files = json.loads(path.read_bytes())["files"] if path.is_file() else {}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        files = json.loads(path.read_bytes())["files"].items() if path.is_file() else ()
+        return {name: sha256 for name, sha256 in files if Path(name).name == name}
+    except DAMAGED:
         return {}
-    return {name: sha256 for name, sha256 in files.items() if Path(name).name == name}
 
 
 def plan_faults(directory: Path) -> Iterator[str]:
@@ -28,7 +29,7 @@ def plan_faults(directory: Path) -> Iterator[str]:
     try:
         plan = json.loads(path.read_bytes())
         sha256 = plan["results_sha256"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except DAMAGED:
         yield f"{path} is no plan: {AGAIN}"
         return
     results = directory / "results.json"

@@ -57,14 +57,15 @@ def least_noise(offered: Offered, budget: int) -> list[Option]:
     smallest = sum(options[0].bits for options in offered)
     if smallest > budget:
         raise ValueError(f"the smallest choice has {smallest} bits, the budget {budget}")
+    budget = min(budget, sum(options[-1].bits for options in offered))
     best, price = _relaxed(offered, budget)
     spare = budget - total_bits(best)
-    tie = TIE * relaxed_noise(front(offered), budget)
-    largest = price * spare + tie  # the excess of a choice without any change
+    bound = relaxed_noise(front(offered), budget)
+    largest = price * spare * (1 + TIE) + TIE * bound  # that of a choice without any change
     limit = largest * FIRST
     while True:
         limit = min(limit, largest)
-        changes = _search(_core(offered, best, price, limit), spare, price, limit, tie)
+        changes = _search(_core(offered, best, price, limit), spare, price, limit, bound)
         if changes is not None or limit == largest:
             changed = {each.slot: each.option for each in changes or ()}
             chosen = [changed.get(n, option) for n, option in enumerate(best)]
@@ -113,7 +114,7 @@ def _core(
 
 
 def _search(
-    core: Sequence[Sequence[Change]], spare: int, price: float, limit: float, tie: float
+    core: Sequence[Sequence[Change]], spare: int, price: float, limit: float, bound: float
 ) -> list[Change] | None:
     """Return the changes of the best choice, None where its excess might be above the limit."""
     core = sorted(core, key=lambda changes: -max(abs(each.bits) for each in changes))
@@ -133,9 +134,12 @@ def _search(
         origins.append((kept % states, kept // states))
         bits, excess = bits[kept], excess[kept]
     total = np.where(bits <= spare, excess + price * (spare - bits), np.inf)
-    if not total.size or total.min() + tie > limit * (1 + TIE):
+    if not total.size:
         return None
-    equal = np.flatnonzero(total <= total.min() + tie)
+    most = total.min() + TIE * (bound + total.min())  # within which choices are equal
+    if most > limit * (1 + TIE):
+        return None
+    equal = np.flatnonzero(total <= most)
     return _trace(core, origins, int(equal[np.argmin(bits[equal])]))
 
 

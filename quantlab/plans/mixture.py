@@ -5,7 +5,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from quantlab.plans.knapsack import Step, front, relaxed_noise
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.plans.knapsack import Step, front
 from quantlab.plans.options import Option, Part, Slot
 from quantlab.plans.originals import Original
 from quantlab.plans.slots import Slots
@@ -61,17 +64,17 @@ class Plan:
             for each in self.found.tensors
         ]
 
-    @property
+    @cached_property
     def bits(self) -> int:
         """The size of all tensors."""
         return sum(each.part.bits for each in self.tensors)
 
-    @property
+    @cached_property
     def n_values(self) -> int:
         """How many values there are."""
         return sum(each.tensor.size for each in self.tensors)
 
-    @property
+    @cached_property
     def noise(self) -> float:
         """The weighted sum of the relative squared errors."""
         return math.fsum(each.part.noise for each in self.tensors)
@@ -87,11 +90,16 @@ class Plan:
         steps = front([slot.options for slot in self.found.slots])
         return [Step(step.bits + self.fixed_bits, step.noise) for step in steps]
 
+    @cached_property
+    def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        bits, noise = zip(*self.front, strict=True)
+        return np.array(bits, float), np.array(noise)
+
     def bound(self, bits: float) -> float:
         """Return the noise that no plan of a size can be below."""
-        return relaxed_noise(self.front, bits)
+        return float(np.interp(bits, *self._curve))
 
-    @property
+    @cached_property
     def gap(self) -> float:
         """How far the noise is above the bound for this budget, as a share of the bound."""
         bound = self.bound(self.bits if self.budget is None else self.budget)
@@ -101,7 +109,7 @@ class Plan:
     def uniform(self) -> list[Mixture]:
         """Each format for all tensors that were tried in it, the smallest first.
 
-        Those that were not, or may not take it, are as they were.
+        Those that were not, or may not take it, stay as they are, or have what they must have.
         """
         found = (self._uniform(name) for name in self.formats)
         return sorted(found, key=lambda each: (each.bits, each.noise, each.name))
@@ -156,9 +164,10 @@ def meets(part: Part, bar: Bar) -> bool:
 
 
 def _in_format(slot: Slot, name: str) -> Iterator[Part]:
-    """Yield the tensors of a slot in a format; those that have no such option as they are."""
-    option = next((each for each in slot.options if each.format == name), None)
-    yield from option.parts if option else map(as_stored, slot.tensors)
+    """Yield the tensors of a slot in a format; those without such an option as they stay."""
+    chosen = next((each for each in slot.options if each.format == name), None)
+    as_it_is = next((each for each in slot.options if not each.parts[0].row), None)
+    yield from (chosen or as_it_is or min(slot.options)).parts
 
 
 def _bits_per_value(planned: Sequence[Planned]) -> float:

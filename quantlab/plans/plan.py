@@ -1,6 +1,7 @@
 """A plan for a sweep, in Python: ``quantlab.plan(DIR, bits=4.5)``."""
 
 from collections.abc import Mapping, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import pandas as pd
@@ -15,7 +16,10 @@ from quantlab.plans.weights import read_weights, require_weights
 from quantlab.records import aggregated
 from quantlab.records.aggregated import Aggregated
 from quantlab.report.bar import Bar
+from quantlab.report.format_name import format_name
 from quantlab.report.settings import verdict_settings
+
+ROUNDING = 2.0**-52  # of bits per value, which a plan prints and takes
 
 
 def plan(
@@ -96,10 +100,18 @@ def make_plan(
         return meeting(slots, bar)
     if bits is not None:
         n_values = sum(each.size for each in slots.tensors)
-        return within_budget(slots, int(require_bits(bits) * n_values))
+        budget = Fraction(require_bits(bits)) * n_values * (1 + Fraction(ROUNDING))
+        return within_budget(slots, int(budget))
     return within_budget(slots, 8 * parse_size(str(size)))
 
 
 def tensor_names(found: Aggregated) -> list[str]:
     """Return the names of the tensors that were measured."""
     return list(dict.fromkeys(row["tensor"] for row in found.rows))
+
+
+def format_names(found: Aggregated) -> list[str]:
+    """Return what formats may be called in lower case, dtypes of tensors that stay included."""
+    names = [format_name(row, found.levels) for row in found.rows]
+    stored = [str(row["stored_dtype"]) for row in found.rows if row.get("stored_dtype")]
+    return list({name.lower() for name in [*names, *stored, *(r["dtype"] for r in found.rows)]})

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from quantlab.plans.mixture import Plan, Planned
+from quantlab.plans.mixture import Plan, Planned, meets
+from quantlab.records.manifest import UNKNOWN
 from quantlab.report.numbers import NULL, format_number, format_size, percent
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import printable
@@ -32,6 +33,11 @@ def _sums(plan: Plan) -> dict[str, str]:
 def sentences(plan: Plan, t: Texts) -> Iterator[str]:
     """Yield how the plan compares, and what it leaves open."""
     yield from _bar_sentences(plan, t) if plan.bar else _noise_sentences(plan, t)
+    if plan.found.failures:
+        yield t("failures", n=len(plan.found.failures))
+    unknown = [each for each in plan.tensors if each.tensor.dtype == UNKNOWN]
+    if unknown:
+        yield t("plan_unknown", n=len(unknown), names=_names(unknown, t))
     left_out = [each for each in plan.tensors if not each.measured and each.part.bits]
     if left_out:
         size = format_size(sum(each.part.bits for each in left_out) / 8)
@@ -47,13 +53,14 @@ def _noise_sentences(plan: Plan, t: Texts) -> Iterator[str]:
     if best is None:
         yield t("plan_uniform_none")
     elif not plan.noise:
-        yield t("plan_exact")
+        lossy = any(each.part.row and each.part.row["max_err"] for each in plan.tensors)
+        yield t("plan_weightless" if lossy else "plan_exact")
     else:
         bits = format_number(best.bits / max(plan.n_values, 1), BITS)
         ratio = f"{best.noise / plan.noise:.3g}"
         key = "plan_uniform_same" if ratio == "1" else "plan_uniform"
         yield t(key, ratio=ratio, format=best.name, bits=bits)
-    yield t("plan_gap", gap=percent(plan.gap, t, 2))
+    yield t("plan_gap", gap=f"{plan.gap:.0%}" if plan.gap > 0.1 else percent(plan.gap, t, 2))
     if plan.noise:
         yield more_text(plan, t)
 
@@ -62,6 +69,9 @@ def _bar_sentences(plan: Plan, t: Texts) -> Iterator[str]:
     if plan.unmet:
         names = ", ".join(map(printable, plan.unmet[:NAMED]))
         yield t("plan_unmet", n=len(plan.unmet), names=names + _more(plan.unmet, t))
+    missing = [each for each in plan.tensors if plan.bar and not meets(each.part, plan.bar)]
+    if missing:
+        yield t("plan_kept", n=len(missing), names=_names(missing, t))
     uniform = plan.cheapest_uniform
     if uniform is None:
         yield t("plan_bar_uniform_none")
@@ -73,8 +83,8 @@ def _bar_sentences(plan: Plan, t: Texts) -> Iterator[str]:
 def more_text(plan: Plan, t: Texts) -> str:
     """Say what one more MB, of a small checkpoint one more kB, buys at best."""
     unit, size = ("MB", 8e6) if plan.bits >= 16e6 else ("kB", 8e3)
-    now, then = plan.bound(plan.bits), plan.bound(plan.bits + size)
-    return t("plan_more", unit=unit, share=percent(1 - then / now if now else 0.0, t))
+    share = 1 - plan.bound(plan.bits + size) / plan.noise
+    return t("plan_more", unit=unit, share=percent(max(share, 0.0), t))
 
 
 def _names(planned: Sequence[Planned], t: Texts) -> str:

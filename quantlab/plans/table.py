@@ -8,6 +8,7 @@ import pandas as pd
 
 from quantlab.plans.mixture import Plan, Planned
 from quantlab.records import disk
+from quantlab.report.format_name import FORMAT
 
 SCHEMA = 1
 TEXT = (
@@ -16,7 +17,7 @@ TEXT = (
 )  # fmt: skip
 WHOLE = ("n_elements", "n_bytes", "n_bits", "block_size")
 NUMBERS = ("bits_per_value", "sqnr_db", "noise")
-OF_FORMAT = ("mode", "n_bits", "block", "block_size", "scale_dtype", "range", "stored_dtype")
+OF_FORMAT = (*FORMAT, "stored_dtype")
 
 
 def plan_table(plan: Plan) -> pd.DataFrame:

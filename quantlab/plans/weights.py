@@ -19,7 +19,7 @@ def read_weights(path: Path, names: Collection[str]) -> dict[str, float]:
     """
     found: dict[str, float] = {}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.reader(file))
     except (OSError, UnicodeDecodeError, csv.Error) as reason:
         why = getattr(reason, "strerror", None) or reason

@@ -17,6 +17,8 @@ from quantlab.records.record import Record
 
 # 3 did not list tensors, 2 stood beside results without storage, 1 had no hashes of Hydra's files
 SCHEMA = 4
+UNKNOWN = "unknown"  # the dtype of a tensor that an older version left out, without its size
+UNSIZED = {"dtype": UNKNOWN, "shape": [0], "n_bytes": 0}
 
 
 class Run(NamedTuple):
@@ -105,23 +107,42 @@ def _describe(run: Run) -> dict[str, Any]:
 
 
 def _tensors(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """Yield each tensor of the sweep once, those without figures with the reason and their size.
+    """Yield each tensor of the sweep, in the order of its source; see `UNKNOWN`.
 
     Tensors of one name that differ, as those of two seeds do, are tensors of their own.
     """
-    seen, measured = set(), {(one["dist"], name) for one in records for name in one["tensors"]}
+    measured: dict[tuple[str, str], dict[str, Any]] = {}
     for one in records:
-        why = {**one["skipped"], **one["failed"]}
-        without = {
-            name: {**each, "sha256": None, "reason": why[name]}
-            for name, each in one.get("unmeasured", {}).items()
-            if (one["dist"], name) not in measured
-        }
-        for name, each in {**one["identities"], **without}.items():
-            key = one["dist"], name, each["sha256"], tuple(each["shape"])
+        for name, each in one["identities"].items():
+            measured.setdefault((one["dist"], name), {}).setdefault(each["sha256"], each)
+    seen = set()
+    for one in records:
+        without = _unmeasured(one)
+        for name in _in_order(one, without):
+            key = one["dist"], name
             if key not in seen:
                 seen.add(key)
-                yield {"dist": one["dist"], "name": name, **each}
+                found = measured[key].values() if key in measured else [without[name]]
+                yield from ({"dist": one["dist"], "name": name, **each} for each in found)
+
+
+def _unmeasured(one: Record) -> dict[str, dict[str, Any]]:
+    """Return the tensors without figures; of some older schemas are no sizes known."""
+    reasons = {**one["skipped"], **one["failed"]}
+    sizes = one.get("unmeasured", dict.fromkeys(reasons, UNSIZED))
+    return {
+        name: {**{key: each[key] for key in UNSIZED}, "sha256": None, "reason": reasons[name]}
+        for name, each in sizes.items()
+    }
+
+
+def _in_order(one: Record, without: Mapping[str, Any]) -> list[str]:
+    """Return the names of a record's tensors in the order of their source."""
+    names = list(one["identities"])
+    for name in without:
+        places = one.get("unmeasured", {}).get(name, {})
+        names.insert(places.get("place", len(names)), name)
+    return names
 
 
 def _end(one: Record) -> str:

@@ -54,17 +54,25 @@ class Diff:
     """The changes from one sweep to another, those that became worse first.
 
     `cheapest` maps a tensor to its cheapest format that meets the bar in each, where there is a
-    choice and they differ; None is none. `only` are how many tensors and formats one sweep alone
-    has.
+    choice and they differ; None is none. `missing` are tensors that the second sweep does not have,
+    `failures` its runs that failed, by the reason; `only` counts the rows of each that have no
+    partner.
     """
 
     changes: list[Change]
     cheapest: Mapping[str, tuple[str | None, str | None]]
     only: tuple[int, int]
+    missing: Sequence[str]
+    failures: Mapping[str, str]
+
+    def is_worse(self, tolerance: float) -> bool:
+        """Whether some figure became worse by more than a tolerance in dB, or is gone."""
+        gone = self.missing or self.failures
+        return bool(gone) or any(each.is_worse(tolerance) for each in self.changes)
 
 
 def diff(before: Aggregated, after: Aggregated, bar: Bar) -> Diff:
-    """Return what changed; raises ValueError where the sweeps are not of the same tensors."""
+    """Return what changed; raises ValueError where the sweeps are not of one checkpoint."""
     _require_same_tensors(before, after)
     one, other = (_by_tensor(each) for each in (before, after))
     pairs = [
@@ -81,14 +89,16 @@ def diff(before: Aggregated, after: Aggregated, bar: Bar) -> Diff:
     ]
     changes.sort(key=lambda each: -each.greatest)
     only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
-    return Diff(changes, _cheapest(before, after, bar), only)
+    missing = [name for name in one if name not in other]
+    return Diff(changes, _cheapest(before, after, bar), only, missing, after.failures)
 
 
 def _by_tensor(found: Aggregated) -> dict[str, dict[str, Row]]:
     """Return the rows of each tensor by their formats."""
     tensors: dict[str, dict[str, Row]] = {}
+    levels = _levels(found)
     for row in found.rows:
-        formats = tensors.setdefault(_name(row, found), {})
+        formats = tensors.setdefault(_name(row, levels), {})
         formats[format_name(row, found.levels)] = row
     return tensors
 
@@ -133,11 +143,13 @@ def _rel_err_db(row: Row) -> float:
     return 20 * math.log10(row["rel_err"]) if row["rel_err"] else -math.inf
 
 
-def _name(row: Row, found: Aggregated) -> str:
+def _levels(found: Aggregated) -> list[str]:
     """Return what tells tensors apart; where there is one source, its name says nothing."""
     levels = tensor_levels(found.levels)
-    if len({each["dist"] for each in found.rows}) == 1:
-        levels.remove("dist")
+    return levels if len({row["dist"] for row in found.rows}) > 1 else levels[1:]
+
+
+def _name(row: Row, levels: Sequence[str]) -> str:
     return ", ".join(dict.fromkeys(as_text(row[level]) for level in levels))
 
 
@@ -151,13 +163,12 @@ def _cheapest(
 
 def _cheapest_formats(found: Aggregated, bar: Bar) -> dict[str, str | None]:
     """Return the cheapest format that meets the bar of each tensor that has a choice."""
-    tried = _by_tensor(found)
-    judged = {
-        _name(each.row, found): each for each in tensor_verdicts(found.rows, found.levels, bar)
-    }
+    tried, levels = _by_tensor(found), _levels(found)
+    judged = tensor_verdicts(found.rows, found.levels, bar)
+    by_name = {_name(each.row, levels): each for each in judged}
     return {
         name: each.format if each.meets else None
-        for name, each in judged.items()
+        for name, each in by_name.items()
         if len(tried[name]) > 1
     }
 
@@ -185,3 +196,10 @@ def _hashes(tensors: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
         if each["sha256"]:
             found.setdefault(each["name"], set()).add(each["sha256"])
     return found
+
+
+def require_tolerance(tolerance: float) -> float:
+    """Return a tolerance in dB; raises ValueError unless it is a number from 0 up."""
+    if not 0 <= tolerance < math.inf:
+        raise ValueError(f"--tolerance takes a number of dB from 0 up, got {tolerance:g}")
+    return tolerance

@@ -7,12 +7,13 @@ from rich.table import Table
 from quantlab.report.console import render, table
 from quantlab.report.diff import Change, Diff
 from quantlab.report.numbers import MEASURED, NULL, format_number
-from quantlab.report.sentences import rank_text
+from quantlab.report.sentences import grouped_by_reason, rank_text
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import label
 
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
 FORMAT = 24  # characters
+NAMED = 5  # tensors that are missing
 
 
 def diff_summary(found: Diff, tolerance: float, t: Texts) -> str:
@@ -27,7 +28,7 @@ def diff_summary(found: Diff, tolerance: float, t: Texts) -> str:
         better=len(better),
         tolerance=f"{tolerance:g}",
     )
-    lines = [*_cheapest(found, t), *_only(found, t), counts]
+    lines = [*_cheapest(found, t), *_gone(found, t), *_only(found, t), counts]
     changed = [*worse, *better]
     rest = [t("diff_more", n=len(changed) - LONGEST)] if len(changed) > LONGEST else []
     return render(*_table(changed[:LONGEST], t), *rest, "\n".join(lines))
@@ -67,6 +68,15 @@ def _cheapest(found: Diff, t: Texts) -> Iterator[str]:
         yield t("diff_cheapest", name=label(name), before=then, after=now)
     if len(changed) > LONGEST:
         yield t("diff_more", n=len(changed) - LONGEST)
+
+
+def _gone(found: Diff, t: Texts) -> Iterator[str]:
+    for who, why in grouped_by_reason(found.failures, t):
+        yield t("failed", who=who, why=why)
+    if found.missing:
+        names = ", ".join(map(label, found.missing[:NAMED]))
+        more = len(found.missing) - NAMED
+        yield t("diff_missing", names=names + (f" {t('more_reasons', n=more)}" if more > 0 else ""))
 
 
 def _only(found: Diff, t: Texts) -> Iterator[str]:

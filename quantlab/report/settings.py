@@ -9,7 +9,7 @@ from typing import Any, cast
 from omegaconf import DictConfig, OmegaConf
 
 from quantlab.report.bar import Bar
-from quantlab.report.tensor_verdict import NAME
+from quantlab.report.tensor_verdict import NAME, read_verdict
 from quantlab.report.texts import Texts
 
 COMPOSED = ("multirun.yaml", ".hydra/config.yaml")  # of a sweep, and of a run alone
@@ -38,8 +38,7 @@ def verdict_settings(directory: Path, settings: Sequence[str]) -> tuple[Bar, Tex
 
     Its bar is that of verdict.json, where there is one.
     """
-    path = directory / NAME
-    judged = json.loads(path.read_bytes())["bar"] if path.is_file() else {}
+    judged = read_verdict(directory)["bar"] if (directory / NAME).exists() else {}
     asked = [f"report.bar.{key}={json.dumps(value)}" for key, value in judged.items()]
     return report_settings(_composed(directory, [*asked, *settings]))
 

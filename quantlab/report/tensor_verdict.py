@@ -1,8 +1,10 @@
 """Whether each tensor meets the bar in some format of those tried: verdict.json."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from quantlab.records import disk
@@ -86,6 +88,21 @@ def verdict_json(found: Sequence[TensorVerdict], bar: Bar, failures: Mapping[str
             "failures": dict(failures),
         }
     )
+
+
+def read_verdict(directory: Path) -> dict[str, Any]:
+    """Return verdict.json of a sweep; raises ValueError where there is none to read."""
+    path = directory / NAME
+    again = f"quantlab aggregate {directory} writes it"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: {again}")
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content["bar"], dict) and isinstance(content["tensors"], list):
+            return dict(content)
+        raise KeyError("bar")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path} is no verdict: {again} again") from None
 
 
 def _number(asked: float | bool | None) -> float | bool | None:

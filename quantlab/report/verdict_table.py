@@ -1,11 +1,10 @@
 """The verdict of a sweep, for pandas."""
 
-import json
 from pathlib import Path
 
 import pandas as pd
 
-from quantlab.report.tensor_verdict import NAME
+from quantlab.report.tensor_verdict import read_verdict
 
 TYPES = {
     "dist": "string",
@@ -29,10 +28,7 @@ def verdict(directory: str | Path) -> pd.DataFrame:
     that it does not meet, missing where it meets all. What else the sweep varied stands beside the
     names. Raises ValueError when the directory holds no verdict.
     """
-    path = Path(directory) / NAME
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: quantlab aggregate {directory} writes it")
-    tensors = json.loads(path.read_bytes())["tensors"]
+    tensors = read_verdict(Path(directory))["tensors"]
     table = pd.DataFrame(
         [each | {"missed": "; ".join(each["missed"]) or None} for each in tensors],
         columns=list(tensors[0]) if tensors else list(TYPES),

@@ -22,7 +22,7 @@ class Distribution(Protocol):
         return {}
 
     def stored_sizes(self) -> dict[str, dict[str, Any]]:
-        """Return ``dtype, shape, n_bytes`` of each tensor that is stored, measured or not."""
+        """Return ``dtype, shape, n_bytes, place`` of each stored tensor, measured or not."""
         return {}
 
     def n_bytes(self) -> int | None:

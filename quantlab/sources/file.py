@@ -139,10 +139,15 @@ class File(Distribution, ABC):
         return {entry.name: entry.skip_reason for entry in self.entries if entry.skip_reason}
 
     def stored_sizes(self) -> dict[str, dict[str, Any]]:
-        """Return ``dtype, shape, n_bytes`` of every tensor of the file."""
+        """Return ``dtype, shape, n_bytes, place`` of every tensor of the file."""
         return {
-            each.name: {"dtype": each.dtype, "shape": list(each.shape), "n_bytes": each.n_bytes}
-            for each in self.entries
+            each.name: {
+                "dtype": each.dtype,
+                "shape": list(each.shape),
+                "n_bytes": each.n_bytes,
+                "place": place,
+            }
+            for place, each in enumerate(self.entries)
         }
 
     def n_bytes(self) -> int:

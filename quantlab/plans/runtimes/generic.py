@@ -6,8 +6,9 @@ from typing import Any
 from quantlab.plans.runtimes.runtime import Runtime, Taken
 from quantlab.records import disk
 from quantlab.records.row import Row
+from quantlab.report.format_name import FORMAT
 
-SETTINGS = ("mode", "n_bits", "block", "block_size", "scale_dtype", "range", "stored_dtype")
+SETTINGS = (*FORMAT, "stored_dtype")
 
 
 class Generic(Runtime):

@@ -1,11 +1,14 @@
 """llama.cpp: a line ``PATTERN=TYPE`` a tensor, for llama-quantize's ``--tensor-type-file``.
 
-Patterns are regular expressions that llama-quantize searches in lower case, so that each is the
-whole name. What it leaves as it is by itself (norms, biases, ``tensor_allows_quantization``) has
-no line; what it would quantize and the plan does not has the type that it is stored in.
+Patterns are regular expressions, which llama-quantize reads up to a space or an equals sign, turns
+to lower case and searches in the names as they are: each is a whole name, in which a dot stands for
+any byte that would not survive. What it leaves as it is by itself (norms, biases; see its function
+``tensor_allows_quantization``) has no line; what it would quantize and the plan does not has the
+type that it is stored in.
 """
 
 import re
+import shlex
 from collections.abc import Iterable
 
 from quantlab.formats.ggml import NUMBERS
@@ -40,7 +43,8 @@ class LlamaCpp(Runtime):
     def takes(self, tensor: Original) -> bool:
         """Return whether llama-quantize quantizes a tensor, its ``tensor_allows_quantization``."""
         name = _name(tensor)
-        if len(tensor.shape) < 2 or name is None or not name.endswith("weight"):
+        dims = "".join("n" if each > 1 else "1" for each in tensor.shape).lstrip("1")
+        if len(dims) < 2 or name is None or not name.endswith("weight"):
             return False
         return not any(part in name for part in NEVER)
 
@@ -48,7 +52,7 @@ class LlamaCpp(Runtime):
         """Return the type of ggml, in lower case."""
         of_ggml = row["mode"].startswith("ggml/") or row["mode"] == BY_FILE
         kind = str(row.get("stored_dtype")).lower()
-        return kind if of_ggml and kind in NUMBERS else None
+        return kind if of_ggml and (kind in NUMBERS or kind in AS_STORED.values()) else None
 
     def recipe(self, taken: Iterable[Taken]) -> bytes:
         """Return the lines; raises ValueError where a tensor has no name in llama.cpp."""
@@ -64,11 +68,20 @@ class LlamaCpp(Runtime):
 
     def _line(self, each: Taken) -> str:
         kind = self.settings(each.row) if each.row else AS_STORED[each.tensor.dtype]
-        return f"^{re.escape(str(_name(each.tensor)).lower())}$={kind}"
+        return f"^{_pattern(str(_name(each.tensor)))}$={kind}"
 
     def usage(self, path: str) -> str:
         """Return the command; of its last argument nothing is left, but it must be quantized."""
-        return f"llama-quantize --tensor-type-file {path} F16.gguf PLANNED.gguf q8_0"
+        file = shlex.quote(path)
+        return f"llama-quantize --tensor-type-file {file} F16.gguf PLANNED.gguf q8_0"
+
+
+def _pattern(name: str) -> str:
+    safe = re.compile(r"[a-z0-9_-]")
+    return "".join(
+        each if safe.match(each) else r"\." if each == "." else "." * len(each.encode())
+        for each in name
+    )
 
 
 def _name(tensor: Original) -> str | None:

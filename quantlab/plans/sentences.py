@@ -11,6 +11,7 @@ from quantlab.sources.tensor import printable
 FEW = 5  # tensors that one line names
 NAMED = 3  # tensors that a sentence names
 BITS, SQNR = ".4g", ".2f"
+CLOSE = 1e-6  # a share that is not worth a sentence
 
 
 def answer(plan: Plan, t: Texts) -> str:
@@ -49,20 +50,27 @@ def sentences(plan: Plan, t: Texts) -> Iterator[str]:
 
 
 def _noise_sentences(plan: Plan, t: Texts) -> Iterator[str]:
-    best = plan.best_uniform
-    if best is None:
-        yield t("plan_uniform_none")
-    elif not plan.noise:
+    if not plan.noise:
         lossy = any(each.part.row and each.part.row["max_err"] for each in plan.tensors)
         yield t("plan_weightless" if lossy else "plan_exact")
-    else:
-        bits = format_number(best.bits / max(plan.n_values, 1), BITS)
-        ratio = f"{best.noise / plan.noise:.3g}"
-        key = "plan_uniform_same" if ratio == "1" else "plan_uniform"
-        yield t(key, ratio=ratio, format=best.name, bits=bits)
-    yield t("plan_gap", gap=f"{plan.gap:.0%}" if plan.gap > 0.1 else percent(plan.gap, t, 2))
-    if plan.noise:
-        yield more_text(plan, t)
+        return
+    yield _uniform_text(plan, t)
+    gap = f"{plan.gap:.0%}" if plan.gap > 0.1 else percent(plan.gap, t, 2)
+    yield t("plan_gap", gap=gap) if plan.gap > CLOSE else t("plan_least")
+    unit, size = ("MB", 8e6) if plan.bits >= 16e6 else ("kB", 8e3)
+    share = 1 - plan.bound(plan.bits + size) / plan.noise
+    if share > CLOSE:
+        yield t("plan_more", unit=unit, share=percent(share, t))
+
+
+def _uniform_text(plan: Plan, t: Texts) -> str:
+    best = plan.best_uniform
+    if best is None:
+        return t("plan_uniform_none")
+    bits = format_number(best.bits / max(plan.n_values, 1), BITS)
+    ratio = f"{best.noise / plan.noise:.3g}"
+    key = "plan_uniform_same" if ratio == "1" else "plan_uniform"
+    return t(key, ratio=ratio, format=best.name, bits=bits)
 
 
 def _bar_sentences(plan: Plan, t: Texts) -> Iterator[str]:
@@ -78,13 +86,6 @@ def _bar_sentences(plan: Plan, t: Texts) -> Iterator[str]:
         return
     bits = format_number(uniform.bits / max(plan.n_values, 1), BITS)
     yield t("plan_bar_uniform", format=uniform.name, bits=bits)
-
-
-def more_text(plan: Plan, t: Texts) -> str:
-    """Say what one more MB, of a small checkpoint one more kB, buys at best."""
-    unit, size = ("MB", 8e6) if plan.bits >= 16e6 else ("kB", 8e3)
-    share = 1 - plan.bound(plan.bits + size) / plan.noise
-    return t("plan_more", unit=unit, share=percent(max(share, 0.0), t))
 
 
 def _names(planned: Sequence[Planned], t: Texts) -> str:

@@ -24,7 +24,7 @@ def test_sizes_are_read_as_people_write_them(text, size):
     "text", ["4.5XB", "", "MB", "60", "-1MB", "0MB", "1e3MB", "1.2.3MB", "nanMB"]
 )
 def test_any_other_size_is_refused(text):
-    with pytest.raises(ValueError, match="--size takes a number and one of B, kB, MB, .*, got "):
+    with pytest.raises(ValueError, match=r"--size takes a number and one of B, kB, MB, .*, got "):
         parse_size(text)
 
 

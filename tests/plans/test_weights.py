@@ -38,5 +38,5 @@ def test_a_mistake_is_named_with_its_line(tmp_path, content, said):
 
 def test_weights_given_in_python_are_held_to_the_same():
     assert require_weights({"a.weight": 1.0}, NAMES) == {"a.weight": 1.0}
-    with pytest.raises(ValueError, match="weights: the alpha of 'a.weight' must be from 0 up"):
+    with pytest.raises(ValueError, match=r"weights: the alpha of 'a.weight' must be from 0 up"):
         require_weights({"a.weight": -1.0}, NAMES)

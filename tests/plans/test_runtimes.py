@@ -1,0 +1,149 @@
+import json
+
+import pytest
+
+from quantlab.formats.ggml import NUMBERS
+from quantlab.plans.originals import Original, width
+from quantlab.plans.runtimes.registry import RUNTIMES, runtime
+from quantlab.plans.runtimes.runtime import Taken
+from tests.plans.samples import FORMATS, row
+
+HAS = {
+    "llama.cpp": ["ggml/q4_k", "ggml/q8_0"],
+    "torchao": [
+        "sym 4 bits, group 32", "asym 4 bits, group 64", "sym 8 bits, channel", "fp8_e4m3, channel",
+    ],
+    "mlx": ["asym 4 bits, group 64", "mx/fp4"],
+    "json": list(FORMATS),
+}  # fmt: skip
+
+
+def tensor(name, shape=(64, 64), dist="file/gguf", dtype="float16"):
+    size = 1
+    for each in shape:
+        size *= each
+    return Original(dist, name, dtype, shape, width(dtype) * size)
+
+
+def recipe(name, *taken):
+    return RUNTIMES[name].recipe([Taken(*each) for each in taken]).decode()
+
+
+@pytest.mark.parametrize("name", HAS)
+def test_a_runtime_has_these_formats_and_no_other(name):
+    known = [form for form in FORMATS if runtime(name).settings(row("w", form, 4, 20)) is not None]
+    assert known == HAS[name]
+    with pytest.raises(ValueError, match=r"--recipe takes one of llama.cpp, torchao, mlx, json"):
+        runtime("onnx")
+
+
+@pytest.mark.parametrize("name", ["torchao", "mlx"])
+def test_a_range_that_is_searched_is_no_runtime_s(name):
+    form = "asym 4 bits, group 64"
+    assert runtime(name).settings(row("w", form, 4, 20, range="mse")) is None
+
+
+def test_types_of_files_are_llama_cpp_s_too():
+    kinds = [*map(str.upper, NUMBERS), "F16", "BF16", "F32"]
+    rows = [row("w", "ggml/q4_k", 4, 20, mode="file/gguf", stored_dtype=kind) for kind in kinds]
+    assert [RUNTIMES["llama.cpp"].settings(each) for each in rows] == [k.lower() for k in kinds]
+    assert RUNTIMES["llama.cpp"].settings(rows[0] | {"mode": "file/safetensors"}) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "taken"),
+    [
+        ("blk.0.attn_q.weight", (64, 64), True),
+        ("blk.0.ffn_gate_exps.weight", (8, 64, 64), True),
+        ("output.weight", (64, 64), True),
+        ("blk.0.attn_norm.weight", (64,), False),
+        ("blk.0.attn_q.bias", (64, 64), False),
+        ("blk.0.ffn_gate_inp.weight", (64, 8), False),
+        ("blk.0.thin.weight", (1, 64), False),
+        ("blk.0.ssm_conv1d.weight", (64, 4), False),
+    ],
+)
+def test_llama_cpp_quantizes_what_llama_quantize_does(name, shape, taken):
+    assert RUNTIMES["llama.cpp"].takes(tensor(name, shape)) == taken
+
+
+def test_llama_cpp_has_a_line_for_each_tensor_that_it_would_quantize():
+    low, high = row("w", "ggml/q4_k", 4.5, 20), row("w", "ggml/q8_0", 8.5, 40)
+    text = recipe(
+        "llama.cpp",
+        (tensor("blk.0.attn_q.weight"), low),
+        (tensor("blk.1.attn_q.weight"), high),
+        (tensor("output.weight"), None),
+        (tensor("output_norm.weight", (64,)), None),
+    )
+    assert text.splitlines() == [
+        r"^blk\.0\.attn_q\.weight$=q4_k", r"^blk\.1\.attn_q\.weight$=q8_0", r"^output\.weight$=f16",
+    ]  # fmt: skip
+
+
+def test_names_that_llama_quantize_could_not_read_match_byte_by_byte():
+    low = row("w", "ggml/q4_k", 4.5, 20)
+    text = recipe("llama.cpp", (tensor("Odd =é.weight"), low))
+    assert text == "^.dd....\\.weight$=q4_k\n"
+
+
+def test_names_of_hugging_face_are_translated_or_refused():
+    low = row("w", "ggml/q4_k", 4.5, 20)
+    known = tensor("model.layers.3.self_attn.q_proj.weight", dist="file/safetensors")
+    assert recipe("llama.cpp", (known, low)) == "^blk\\.3\\.attn_q\\.weight$=q4_k\n"
+    with pytest.raises(ValueError, match=r"llama.cpp has no name for 'odd.weight': sweep the GGUF"):
+        recipe("llama.cpp", (tensor("odd.weight", dist="file/safetensors"), low))
+
+
+def test_torchao_is_given_its_configs_as_it_writes_them():
+    names = ("a.weight", "b.weight", "c.weight")
+    forms = ("sym 4 bits, group 32", "fp8_e4m3, channel", None)
+    rows = [form and row("w", form, 4, 20, scale_dtype="bfloat16") for form in forms]
+    taken = [(tensor(name), each) for name, each in zip(names, rows, strict=True)]
+    whole = json.loads(recipe("torchao", *taken, (tensor("norm.weight", (64,)), None)))
+    assert (whole["_type"], whole["_version"]) == ("FqnToConfig", 1)
+    configs = whole["_data"]["fqn_to_config"]
+    assert list(configs) == ["a", "b", "c"]
+    assert configs["a"] == {
+        "_type": "IntxWeightOnlyConfig",
+        "_version": 2,
+        "_data": {
+            "weight_dtype": {"_type": "torch.dtype", "_data": "int4"},
+            "granularity": {"_type": "PerGroup", "_version": 1, "_data": {"group_size": 32}},
+            "mapping_type": {"_type": "MappingType", "_data": "SYMMETRIC"},
+            "scale_dtype": {"_type": "torch.dtype", "_data": "bfloat16"},
+        },
+    }
+    assert configs["b"]["_data"]["weight_dtype"]["_data"] == "float8_e4m3fn"
+    assert configs["c"] is None
+
+
+def test_mlx_is_given_the_arguments_of_its_predicate_and_counts_biases():
+    low = row("w", "asym 4 bits, group 64", 4.3, 20, size=6400, scale_dtype="bfloat16")
+    small = row("w", "mx/fp4", 4.25, 20)
+    text = recipe(
+        "mlx", (tensor("a.weight"), low), (tensor("b.weight"), small), (tensor("c.weight"), None)
+    )
+    assert json.loads(text) == {
+        "a": {"group_size": 64, "bits": 4, "mode": "affine"},
+        "b": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+        "c": False,
+    }
+    assert RUNTIMES["mlx"].bits(low) == 6400 * 4 + 100 * 32
+    assert RUNTIMES["mlx"].bits(small) == 4250
+
+
+def test_json_has_the_settings_of_any_format():
+    text = recipe("json", (tensor("a"), row("w", "nf4, group 64", 4.5, 20)), (tensor("b"), None))
+    assert json.loads(text) == {
+        "a": {
+            "mode": "nf4", "n_bits": 4, "block": "group", "block_size": 64,
+            "scale_dtype": "float32", "range": "absmax",
+        },
+        "b": None,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HAS)
+def test_the_use_names_the_file(name):
+    assert "some dir/plan" in runtime(name).usage("some dir/plan")

@@ -1,0 +1,193 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantlab.report.bar import Bar
+from quantlab.report.diff import diff, require_tolerance
+from tests.report.test_check import sweep
+from tests.report.test_storage import LEVELS, SQNR, stored
+from tests.report.test_tensor_verdict import ROWS
+
+REL_ERR = Bar(top_order=None, sqnr_db=None)
+ORDER = Bar(sqnr_db=None, rel_err=None)
+
+
+def widths(*n_bits, less=0.0, **change):
+    """Rows of symmetric formats by 6 dB a bit."""
+    return [stored("symmetric", n, float(n), 6.0 * n - less, **change) for n in n_bits]
+
+
+def compare(before, after, bar=SQNR, levels=LEVELS, **change):
+    return diff(sweep(before, levels, directory="then"), sweep(after, levels, **change), bar)
+
+
+def worse_by(before, after, bar):
+    """How much worse one row is than another by the one criterion of a bar."""
+    (one,) = compare([before], [after], bar).changes
+    return one.worse_by
+
+
+@given(ROWS, ROWS)
+def test_sides_swapped_give_opposite_signs(before, after):
+    bar = Bar()
+    try:
+        there = compare(before, after, bar)
+    except ValueError as refused:
+        with pytest.raises(ValueError, match=r"have no (format|tensor) in common"):
+            compare(after, before, bar)
+        assert "in common" in str(refused)
+        return
+    back = compare(after, before, bar)
+    signs = {(each.name, each.formats): each.worse_by for each in there.changes}
+    assert len(signs) == len(there.changes) == len(back.changes)
+    for each in back.changes:
+        opposite = signs[each.name, each.formats[::-1]]
+        assert {key: -by for key, by in each.worse_by.items()} == opposite
+    assert there.only == back.only[::-1]
+    assert there.cheapest == {name: pair[::-1] for name, pair in back.cheapest.items()}
+
+
+@given(ROWS)
+def test_a_sweep_is_as_good_as_itself(rows):
+    found = compare(rows, rows, Bar())
+    assert len(found.changes) == len(rows)
+    assert all(set(each.worse_by.values()) == {0.0} for each in found.changes)
+    assert not found.is_worse(0.0)
+    assert (found.cheapest, found.only, found.missing) == ({}, (0, 0), [])
+
+
+@pytest.mark.parametrize(
+    ("bar", "before", "after", "by"),
+    [
+        (SQNR, {"sqnr_db": 30.0}, {"sqnr_db": 29.5}, 0.5),
+        (SQNR, {"sqnr_db": None, "max_err": 0.0}, {"sqnr_db": 99.0}, math.inf),
+        (SQNR, {"sqnr_db": 9.0}, {"sqnr_db": None, "max_err": 0.1}, math.inf),
+        (SQNR, {"sqnr_db": None, "max_err": 0.1}, {"sqnr_db": None, "max_err": 0.2}, 0.0),
+        (REL_ERR, {"rel_err": 0.01}, {"rel_err": 0.1}, 20.0),
+        (REL_ERR, {"rel_err": 0.0}, {"rel_err": 1e-9}, math.inf),
+        (REL_ERR, {"rel_err": 0.1}, {"rel_err": None, "max_err": 0.1}, math.inf),
+        (REL_ERR, {"rel_err": None, "max_err": 0.0}, {"rel_err": 0.0}, 0.0),
+        (ORDER, {"top_order_kept": True}, {"top_order_kept": False}, math.inf),
+        (ORDER, {"top_order_kept": False}, {"top_order_kept": False}, 0.0),
+    ],
+)
+def test_each_figure_has_its_loss_in_db(bar, before, after, by):
+    (base,) = widths(8)
+    (key,) = bar.criteria
+    assert worse_by(base | before, base | after, bar) == {key: pytest.approx(by)}
+    assert worse_by(base | after, base | before, bar) == {key: pytest.approx(-by)}
+
+
+def test_only_what_goes_beyond_the_tolerance_counts():
+    (one,) = compare(widths(8), widths(8, less=0.5)).changes
+    assert one.is_worse(0.4)
+    assert not one.is_worse(0.5)
+    assert not one.is_better(0.0)
+    (one,) = compare(widths(8), widths(8, less=-0.5)).changes
+    assert one.is_better(0.4)
+    assert not one.is_better(0.5)
+    assert not one.is_worse(0.0)
+
+
+def test_what_is_worse_by_one_figure_is_not_better_by_another():
+    (one,) = compare(widths(8), widths(8, less=-9.0, rel_err=0.5), Bar()).changes
+    assert one.is_worse(0.1)
+    assert not one.is_better(0.1)
+
+
+def test_those_that_became_worse_stand_first():
+    names = {"a": 1.0, "b": 5.0, "c": -2.0}
+    before = [row for name in names for row in widths(8, tensor=name)]
+    after = [row for name, less in names.items() for row in widths(8, less=less, tensor=name)]
+    assert [each.name for each in compare(before, after).changes] == ["b", "a", "c"]
+
+
+def test_one_format_is_compared_with_another_where_there_is_no_choice():
+    (one,) = compare(widths(8), widths(6)).changes
+    assert one.formats == ("sym 8 bits", "sym 6 bits")
+    assert one.greatest == pytest.approx(12)
+    file = {"mode": "file/gguf", "n_bits": None, "stored_dtype": "Q4_0"}
+    (one,) = compare(widths(8), [widths(4)[0] | file | {"stored_file": "q4.gguf"}]).changes
+    assert one.formats == ("sym 8 bits", "Q4_0")
+
+
+def test_of_many_formats_those_in_common_are_compared_and_the_rest_counted():
+    found = compare(widths(2, 4, 8), widths(4, 6, 8, 9))
+    assert sorted(each.formats[0] for each in found.changes) == ["sym 4 bits", "sym 8 bits"]
+    assert found.only == (1, 2)
+
+
+def test_a_cheapest_format_that_changed_is_named_where_there_is_a_choice():
+    found = compare(widths(4, 5, 8), widths(4, 5, 8, less=6.0))
+    assert found.cheapest == {"verb_probs": ("sym 5 bits", "sym 8 bits")}
+    assert compare(widths(4, 5), widths(4, 5, less=6.0)).cheapest == {
+        "verb_probs": ("sym 5 bits", None)
+    }
+    assert compare(widths(8), widths(8, less=40.0)).cheapest == {}
+
+
+def test_what_the_second_sweep_has_not_is_missing_and_fails():
+    before = [row for name in "ab" for row in widths(8, tensor=name)]
+    found = compare(before, before[:1])
+    assert (found.missing, found.only) == (["b"], (1, 0))
+    assert found.is_worse(99.0)
+    assert not compare(before[:1], before).is_worse(99.0)
+    assert compare(before, before, failures={"run": "no"}).is_worse(99.0)
+
+
+def test_tensors_are_told_apart_by_source_where_there_are_two():
+    rows = [row for dist in "xy" for row in widths(8, dist=dist, tensor="w")]
+    assert [each.name for each in compare(rows, rows).changes] == ["x, w", "y, w"]
+    seeds = [each | {"seed": n} for n in (1, 2) for each in widths(8)]
+    found = compare(seeds, seeds, levels=[*LEVELS, "seed"])
+    assert [each.name for each in found.changes] == ["verb_probs, 1", "verb_probs, 2"]
+
+
+def test_sweeps_of_other_values_are_refused():
+    one, other = sweep(widths(8), directory="one"), sweep(widths(8), sha256="1" * 64)
+    with pytest.raises(ValueError, match="'verb_probs' has other values in sweep than in one: a d"):
+        diff(one, other, SQNR)
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"sha256": None}])
+def test_sweeps_without_a_tensor_in_common_are_refused(change):
+    one, other = sweep(widths(8)), sweep(widths(8), directory="other", **change)
+    with pytest.raises(ValueError, match="sweep and other have no tensor in common: a diff is of"):
+        diff(one, other, SQNR)
+
+
+def test_sweeps_without_a_format_in_common_are_refused():
+    with pytest.raises(ValueError, match="then and sweep have no format in common, and more than"):
+        compare(widths(4, 5), widths(6, 8))
+
+
+@pytest.mark.parametrize("tolerance", [-0.1, math.nan, math.inf])
+def test_a_tolerance_is_a_number_from_0_up(tolerance):
+    assert require_tolerance(0.0) == 0.0
+    with pytest.raises(ValueError, match="--tolerance takes a number of dB from 0 up, got"):
+        require_tolerance(tolerance)
+
+
+def test_a_diff_of_many_rows_is_quick():
+    rows = [row for n in range(1000) for row in widths(2, 4, 6, 8, tensor=f"{n}")]
+    assert len(compare(rows, rows).changes) == 4000
+
+
+@pytest.mark.xfail(reason="diff names tensors by their source in one sweep and not in the other")
+def test_a_second_source_in_one_sweep_hides_no_tensor_of_the_first():
+    one = widths(8, dist="x", tensor="w")
+    found = compare(one, [*one, *widths(8, dist="y", tensor="v")])
+    assert [each.greatest for each in found.changes] == [0.0]
+
+
+@pytest.mark.xfail(reason="diff drops the names of settings and equal values of them")
+def test_settings_with_equal_values_do_not_hide_each_other():
+    levels = [*LEVELS, "seed", "k", "eps"]
+    rows = [
+        each | {"seed": 1, "k": k, "eps": eps}
+        for k, eps in ((1, 2), (2, 1), (2, 2))
+        for each in widths(8)
+    ]
+    assert len(compare(rows, rows, levels=levels).changes) == 3

@@ -36,7 +36,7 @@ def meeting(found: Slots, bar: Bar) -> Plan:
 
     A tensor of which no format does stays as it is, unless it must have another.
     """
-    chosen, unmet = [], []
+    chosen, unmet = [], list(found.lost)
     for slot in found.slots:
         formats = [option for option in slot.options if option.parts[0].row]
         good = [each for each in formats if all(meets(part, bar) for part in each.parts)]

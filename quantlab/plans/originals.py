@@ -39,7 +39,8 @@ def originals(found: Aggregated) -> list[Original]:
     Raises ValueError where a source has two of one name, as a sweep over checkpoints or seeds has.
     """
     tensors = [_original(each) for each in found.tensors]
-    (dist, name), times = Counter(each.key for each in tensors).most_common(1)[0]
+    counts = Counter(each.key for each in tensors).most_common(1)
+    (dist, name), times = counts[0] if counts else (("", ""), 0)
     if times > 1:
         raise ValueError(
             f"{found.directory} holds {times} tensors '{label(name)}' of {dist}: a plan is of one "

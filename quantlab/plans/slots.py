@@ -44,13 +44,15 @@ class Slots:
 
     `tensors` are all of the checkpoint in its order; those in no slot stay as they are. `refused`
     are the formats that the runtime has not; `stand_ins` the tensors for which the SQNR stands in,
-    as they have no figure of the kind that was asked for; `failures` are runs without figures.
+    as they have no figure of the kind that was asked for; `lost` are those of which nothing
+    is left in any format, and `failures` are runs without figures.
     """
 
     tensors: list[Original]
     slots: list[Slot]
     refused: list[str]
     stand_ins: list[str]
+    lost: Sequence[str] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -60,12 +62,13 @@ def find_slots(found: Aggregated, asked: Request) -> Slots:
     measured = [each for each in tensors if each.key in formats]
     require_patterns(asked.keep, asked.same, [each.name for each in measured])
     refused = _refused(formats.values(), asked.runtime)
-    single, stand_ins = [], []
+    single, stand_ins, lost = [], [], []
     for tensor in measured:
         usable = _usable(tensor, formats[tensor.key], asked.runtime)
         by = _figure(usable.values(), asked.by)
         stand_ins += [tensor.name] if by != asked.by else []
         slot = Slot((tensor,), tuple(_options(tensor, usable, by, asked)))
+        lost += [tensor.name] if usable and len(slot.options) == 1 else []
         single.append(kept(slot, asked.keep, asked.runtime, refused))
     if asked.by == OUTPUT and len(stand_ins) == len(single):
         raise ValueError(
@@ -75,7 +78,7 @@ def find_slots(found: Aggregated, asked: Request) -> Slots:
     _require_choice(found, formats.values(), tensors, single)
     _require_known(formats.values(), asked.runtime, refused)
     slots = list(merged(single, asked.same))
-    return Slots(tensors, slots, refused, stand_ins, found.failures)
+    return Slots(tensors, slots, refused, stand_ins, lost, found.failures)
 
 
 def _formats(found: Aggregated) -> Mapping[tuple[str, str], Formats]:

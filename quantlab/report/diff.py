@@ -74,7 +74,8 @@ class Diff:
 def diff(before: Aggregated, after: Aggregated, bar: Bar) -> Diff:
     """Return what changed; raises ValueError where the sweeps are not of one checkpoint."""
     _require_same_tensors(before, after)
-    one, other = (_by_tensor(each) for each in (before, after))
+    levels = _levels(before, after)
+    one, other = (_by_tensor(each, levels) for each in (before, after))
     pairs = [
         (name, *pair) for name in one if name in other for pair in _pairs(one[name], other[name])
     ]
@@ -90,13 +91,13 @@ def diff(before: Aggregated, after: Aggregated, bar: Bar) -> Diff:
     changes.sort(key=lambda each: -each.greatest)
     only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
     missing = [name for name in one if name not in other]
-    return Diff(changes, _cheapest(before, after, bar), only, missing, after.failures)
+    before_and_after = (_cheapest_formats(each, levels, bar) for each in (before, after))
+    return Diff(changes, _changed(*before_and_after), only, missing, after.failures)
 
 
-def _by_tensor(found: Aggregated) -> dict[str, dict[str, Row]]:
+def _by_tensor(found: Aggregated, levels: Sequence[str]) -> dict[str, dict[str, Row]]:
     """Return the rows of each tensor by their formats."""
     tensors: dict[str, dict[str, Row]] = {}
-    levels = _levels(found)
     for row in found.rows:
         formats = tensors.setdefault(_name(row, levels), {})
         formats[format_name(row, found.levels)] = row
@@ -143,27 +144,24 @@ def _rel_err_db(row: Row) -> float:
     return 20 * math.log10(row["rel_err"]) if row["rel_err"] else -math.inf
 
 
-def _levels(found: Aggregated) -> list[str]:
-    """Return what tells tensors apart; where there is one source, its name says nothing."""
-    levels = tensor_levels(found.levels)
-    return levels if len({row["dist"] for row in found.rows}) > 1 else levels[1:]
+def _levels(before: Aggregated, after: Aggregated) -> list[str]:
+    """Return what tells tensors apart; where each sweep has one source, its name says nothing."""
+    levels = list(dict.fromkeys([*tensor_levels(before.levels), *tensor_levels(after.levels)]))
+    sources = max(len({row["dist"] for row in each.rows}) for each in (before, after))
+    return levels if sources > 1 else levels[1:]
 
 
 def _name(row: Row, levels: Sequence[str]) -> str:
-    return ", ".join(dict.fromkeys(as_text(row[level]) for level in levels))
+    """Return what a tensor is called, with its source and settings where `levels` have them."""
+    named = {level: as_text(row.get(level)) for level in levels}
+    source, tensor = named.pop("dist", row["tensor"]), named.pop("tensor")
+    names = dict.fromkeys([source, tensor])
+    return ", ".join([*names, *(f"{key}={value}" for key, value in named.items())])
 
 
-def _cheapest(
-    before: Aggregated, after: Aggregated, bar: Bar
-) -> dict[str, tuple[str | None, str | None]]:
-    one, other = (_cheapest_formats(each, bar) for each in (before, after))
-    common = [name for name in one if name in other]
-    return {name: (one[name], other[name]) for name in common if one[name] != other[name]}
-
-
-def _cheapest_formats(found: Aggregated, bar: Bar) -> dict[str, str | None]:
+def _cheapest_formats(found: Aggregated, levels: Sequence[str], bar: Bar) -> dict[str, str | None]:
     """Return the cheapest format that meets the bar of each tensor that has a choice."""
-    tried, levels = _by_tensor(found), _levels(found)
+    tried = _by_tensor(found, levels)
     judged = tensor_verdicts(found.rows, found.levels, bar)
     by_name = {_name(each.row, levels): each for each in judged}
     return {
@@ -171,6 +169,13 @@ def _cheapest_formats(found: Aggregated, bar: Bar) -> dict[str, str | None]:
         for name, each in by_name.items()
         if len(tried[name]) > 1
     }
+
+
+def _changed(
+    one: Mapping[str, str | None], other: Mapping[str, str | None]
+) -> dict[str, tuple[str | None, str | None]]:
+    common = [name for name in one if name in other]
+    return {name: (one[name], other[name]) for name in common if one[name] != other[name]}
 
 
 def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:

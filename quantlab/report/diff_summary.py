@@ -6,7 +6,7 @@ from rich.table import Table
 
 from quantlab.report.console import render, table
 from quantlab.report.diff import Change, Diff
-from quantlab.report.numbers import MEASURED, NULL, format_number
+from quantlab.report.numbers import MEASURED, format_number
 from quantlab.report.sentences import grouped_by_reason, rank_text
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import label
@@ -57,7 +57,8 @@ def _figures(each: Change, key: str, t: Texts) -> str:
         said = [rank_text(row, t) for row in (each.before, each.after)]
     else:
         said = [format_number(row[key], MEASURED[key]) for row in (each.before, each.after)]
-        said = [t("exact") if text == NULL else text for text in said]
+        exact = [row[key] is None and not row["max_err"] for row in (each.before, each.after)]
+        said = [t("exact") if lost else text for lost, text in zip(exact, said, strict=True)]
     return " → ".join(dict.fromkeys(said))
 
 

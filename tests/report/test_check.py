@@ -85,7 +85,6 @@ def test_the_verdict_the_check_and_the_plan_agree_on_every_tensor(rows):
             assert each.tensor.name in failing  # 10 bits at most are less than those of float32
 
 
-@pytest.mark.xfail(reason="choose.meeting takes unmet from options, which have no infinite noise")
 def test_they_agree_on_a_tensor_whose_every_format_lost_it_all():
     rows = [stored("symmetric", n, float(n), None, max_err=1.0, n_elements=SIZE) for n in (4, 8)]
     assert not check(sweep(rows), SQNR, T)[0]

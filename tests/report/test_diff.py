@@ -2,7 +2,6 @@ import math
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
 
 from quantlab.report.bar import Bar
 from quantlab.report.diff import diff, require_tolerance
@@ -34,10 +33,9 @@ def test_sides_swapped_give_opposite_signs(before, after):
     bar = Bar()
     try:
         there = compare(before, after, bar)
-    except ValueError as refused:
+    except ValueError:
         with pytest.raises(ValueError, match=r"have no (format|tensor) in common"):
             compare(after, before, bar)
-        assert "in common" in str(refused)
         return
     back = compare(after, before, bar)
     signs = {(each.name, each.formats): each.worse_by for each in there.changes}
@@ -142,7 +140,7 @@ def test_tensors_are_told_apart_by_source_where_there_are_two():
     assert [each.name for each in compare(rows, rows).changes] == ["x, w", "y, w"]
     seeds = [each | {"seed": n} for n in (1, 2) for each in widths(8)]
     found = compare(seeds, seeds, levels=[*LEVELS, "seed"])
-    assert [each.name for each in found.changes] == ["verb_probs, 1", "verb_probs, 2"]
+    assert [each.name for each in found.changes] == ["verb_probs, seed=1", "verb_probs, seed=2"]
 
 
 def test_sweeps_of_other_values_are_refused():
@@ -175,14 +173,12 @@ def test_a_diff_of_many_rows_is_quick():
     assert len(compare(rows, rows).changes) == 4000
 
 
-@pytest.mark.xfail(reason="diff names tensors by their source in one sweep and not in the other")
 def test_a_second_source_in_one_sweep_hides_no_tensor_of_the_first():
     one = widths(8, dist="x", tensor="w")
     found = compare(one, [*one, *widths(8, dist="y", tensor="v")])
     assert [each.greatest for each in found.changes] == [0.0]
 
 
-@pytest.mark.xfail(reason="diff drops the names of settings and equal values of them")
 def test_settings_with_equal_values_do_not_hide_each_other():
     levels = [*LEVELS, "seed", "k", "eps"]
     rows = [

@@ -51,7 +51,8 @@ def noise_over_size(plan: Plan, t: Texts) -> Figure:
     panel.yaxis.set_major_formatter("{x:g}")
     panel.set_xlabel(t("axis_storage"))
     panel.set_ylabel(t("plan_axis_noise"))
-    drawn.legend(loc="outside lower left")
+    if panel.get_legend_handles_labels()[0]:
+        drawn.legend(loc="outside lower left")
     return drawn
 
 
@@ -71,7 +72,7 @@ def _places(uniform: Sequence[Mixture], n_values: int) -> tuple[list[float], lis
 def _front(panel: Axes, plan: Plan, t: Texts) -> None:
     """Draw the front as far as there is noise to draw."""
     ends = [step.bits for step in plan.front if step.noise > 0]
-    far = BEYOND * max(plan.bits, *(each.bits for each in plan.uniform))
+    far = BEYOND * max([plan.bits, *(each.bits for each in plan.uniform)])
     if len(ends) > 1:
         bits = np.linspace(ends[0], min(ends[-1], far), POINTS)
         noise = [plan.bound(each) for each in bits.tolist()]

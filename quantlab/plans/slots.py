@@ -62,15 +62,16 @@ def find_slots(found: Aggregated, asked: Request) -> Slots:
     measured = [each for each in tensors if each.key in formats]
     require_patterns(asked.keep, asked.same, [each.name for each in measured])
     refused = _refused(formats.values(), asked.runtime)
-    single, stand_ins, lost = [], [], []
+    single, stand_ins, lost, has_figure = [], [], [], False
     for tensor in measured:
         usable = _usable(tensor, formats[tensor.key], asked.runtime)
         by = _figure(usable.values(), asked.by)
         stand_ins += [tensor.name] if by != asked.by else []
+        has_figure |= bool(usable) and by == asked.by
         slot = Slot((tensor,), tuple(_options(tensor, usable, by, asked)))
         lost += [tensor.name] if usable and len(slot.options) == 1 else []
         single.append(kept(slot, asked.keep, asked.runtime, refused))
-    if asked.by == OUTPUT and len(stand_ins) == len(single):
+    if asked.by == OUTPUT and not has_figure:
         raise ValueError(
             f"{found.directory} has no {OUTPUT}: sweep with metrics.imatrix=FILE, the importance "
             "matrix of the checkpoint"

@@ -129,8 +129,10 @@ def _figure(text: str, key: str, row: Row, t: Texts, bar: Bar | None = None) -> 
     if bar is None:
         return t(text, value=_value(key, row[key], t))
     value, asked = row[key], bar.criteria[key]
-    digits = 3 if value is None else _digits(value, asked)
-    return t(text, value=_value(key, value, t, digits), threshold=_threshold(key, asked, t))
+    threshold = _threshold(key, asked, t)
+    if value is None:  # what has no figure and misses the bar has lost everything
+        return t(text, value=t("none_rel_err"), threshold=threshold)
+    return t(text, value=_value(key, value, t, _digits(value, asked)), threshold=threshold)
 
 
 def _digits(value: float, asked: float) -> int:

@@ -99,7 +99,7 @@ def test_many_tensors_are_counted_and_the_bar_is_spoken_of():
 def test_formats_that_the_runtime_has_not_are_named():
     from quantlab.plans.runtimes.registry import runtime
 
-    rows = [*two(), row("a.weight", "nf4, group 64", 4.5, 20.0)]
-    made = within_budget(find_slots(sweep(rows), Request(runtime=runtime("torchao"))), 50_000)
+    rows = [*two(size=6400), row("a.weight", "nf4, group 64", 4.5, 20.0)]
+    made = within_budget(find_slots(sweep(rows), Request(runtime=runtime("torchao"))), 64_000)
     said = "The runtime does not have, and the plan does not use: sym 8 bits; nf4, group 64."
     assert said in list(sentences(made, T))

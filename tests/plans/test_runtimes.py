@@ -31,7 +31,9 @@ def recipe(name, *taken):
 
 @pytest.mark.parametrize("name", HAS)
 def test_a_runtime_has_these_formats_and_no_other(name):
-    known = [form for form in FORMATS if runtime(name).settings(row("w", form, 4, 20)) is not None]
+    known = [
+        form for form in FORMATS if runtime(name).settings(row("w", form, 4, 20, 6400)) is not None
+    ]
     assert known == HAS[name]
     with pytest.raises(ValueError, match=r"--recipe takes one of llama.cpp, torchao, mlx, json"):
         runtime("onnx")
@@ -98,7 +100,7 @@ def test_names_of_hugging_face_are_translated_or_refused():
 def test_torchao_is_given_its_configs_as_it_writes_them():
     names = ("a.weight", "b.weight", "c.weight")
     forms = ("sym 4 bits, group 32", "fp8_e4m3, channel", None)
-    rows = [form and row("w", form, 4, 20, scale_dtype="bfloat16") for form in forms]
+    rows = [form and row("w", form, 4, 20, 6400, scale_dtype="bfloat16") for form in forms]
     taken = [(tensor(name), each) for name, each in zip(names, rows, strict=True)]
     whole = json.loads(recipe("torchao", *taken, (tensor("norm.weight", (64,)), None)))
     assert (whole["_type"], whole["_version"]) == ("FqnToConfig", 1)
@@ -120,7 +122,7 @@ def test_torchao_is_given_its_configs_as_it_writes_them():
 
 def test_mlx_is_given_the_arguments_of_its_predicate_and_counts_biases():
     low = row("w", "asym 4 bits, group 64", 4.3, 20, size=6400, scale_dtype="bfloat16")
-    small = row("w", "mx/fp4", 4.25, 20)
+    small = row("w", "mx/fp4", 4.25, 20, 6400)
     text = recipe(
         "mlx", (tensor("a.weight"), low), (tensor("b.weight"), small), (tensor("c.weight"), None)
     )
@@ -130,7 +132,7 @@ def test_mlx_is_given_the_arguments_of_its_predicate_and_counts_biases():
         "c": False,
     }
     assert RUNTIMES["mlx"].bits(low) == 6400 * 4 + 100 * 32
-    assert RUNTIMES["mlx"].bits(small) == 4250
+    assert RUNTIMES["mlx"].bits(small) == 27_200
 
 
 def test_json_has_the_settings_of_any_format():
@@ -147,3 +149,23 @@ def test_json_has_the_settings_of_any_format():
 @pytest.mark.parametrize("name", HAS)
 def test_the_use_names_the_file(name):
     assert "some dir/plan" in runtime(name).usage("some dir/plan")
+
+
+def test_mlx_is_asked_for_the_least_default_group():
+    assert "q_group_size=32" in runtime("mlx").usage("plan.mlx.json")
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "change"),
+    [
+        ("torchao", "sym 8 bits, channel", {"n_bits": 9}),
+        ("torchao", "nf4, group 64", {}),
+        ("mlx", "asym 4 bits, group 64", {"n_bits": 7}),
+        ("mlx", "asym 4 bits, group 64", {"block_size": 16}),
+        ("mlx", "asym 4 bits, group 64", {"mode": "symmetric"}),
+        ("llama.cpp", "ggml/q8_0", {"stored_dtype": "q9_9"}),
+        ("llama.cpp", "ggml/q8_0", {"stored_dtype": None}),
+    ],
+)
+def test_a_format_just_beyond_what_a_runtime_has_is_refused(name, form, change):
+    assert runtime(name).settings(row("w", form, 4, 20, **change)) is None

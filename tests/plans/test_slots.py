@@ -79,3 +79,11 @@ def test_a_plan_takes_two_formats_and_no_other_level():
         )
     with pytest.raises(ValueError, match=r"holds 2 tensors 'a.weight' of file/safetensors"):
         find_slots(sweep(two(), [original("a.weight"), original("a.weight")]), Request())
+
+
+def test_tensors_that_the_runtime_leaves_have_no_figure_that_counts():
+    rows = [*two(), row("n.weight", "sym 8 bits", 8, 30.0)]
+    tensors = [original("a.weight"), original("b.weight"), original("n.weight", (1000,))]
+    asked = Request(by="out_sqnr_db", runtime=RUNTIMES["torchao"])
+    with pytest.raises(ValueError, match=r"has no out_sqnr_db: sweep with metrics.imatrix=FILE"):
+        find_slots(sweep(rows, tensors), asked)

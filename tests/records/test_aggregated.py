@@ -1,3 +1,4 @@
+import json
 import shutil
 
 import pytest
@@ -56,3 +57,20 @@ def test_the_verdict_is_a_table(lab_sweep):
     assert table["meets"].tolist() == [True, False, False]
     assert table.loc["hidden", "missed"] == "top_order; rel_err"
     assert str(table["n_bits"].dtype) == "Int64"
+
+
+def test_a_run_without_figures_has_its_reason(tmp_path):
+    for name in ("results.csv", "results.json", "manifest.json"):
+        shutil.copy(ROOT / "multirun" / "lab" / name, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    lost = [("failed", "no disk"), ("unreadable", None), ("unreadable", "torn")]
+    for run, (status, error) in zip(manifest["runs"], lost, strict=False):
+        run |= {"status": status, "error": error}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert list(aggregated.read(tmp_path).failures.values()) == ["no disk", "unreadable", "torn"]
+
+
+def test_what_is_no_directory_is_named(tmp_path):
+    for path in (tmp_path / "none", ROOT / "README.md"):
+        with pytest.raises(ValueError, match="is not a directory: give the directory of a sweep"):
+            aggregated.read(path)

@@ -72,6 +72,8 @@ def test_a_terminal_is_given_no_more_rows_than_it_bears():
 def test_what_is_not_compared_is_said():
     text = said(widths(2, 4), widths(4, 6, 8))
     assert "not compared: 1 rows of the first sweep and 2 of the second" in text
+    assert "not compared: 0 rows of the first sweep and 1" in said(widths(4), widths(4, 6))
+    assert "not compared" not in said(widths(4), widths(4))
     text = said(widths(4, 5), widths(4, 5, less=6.0))
     assert "the cheapest format that meets the bar was sym 5 bits and is none" in text
 

@@ -1,5 +1,4 @@
 import json
-import math
 
 import pytest
 from hypothesis import given
@@ -54,7 +53,7 @@ def test_the_cheapest_format_that_meets_the_bar_is_named():
 def test_of_as_many_bits_the_better_is_taken_and_of_equals_the_first_by_name():
     worse, better = stored("log", 4, 4.5, 40.0), stored("nf4", 4, 4.5, 41.0)
     assert judge([worse, better])[0].format == "nf4"
-    assert judge([worse, better | {"sqnr_db": 40.0}])[0].format == "log 4 bits"
+    assert judge([better | {"sqnr_db": 40.0}, worse])[0].format == "log 4 bits"
     assert judge([worse, better | {"sqnr_db": None, "max_err": 0.0}])[0].format == "nf4"
 
 
@@ -139,11 +138,6 @@ def test_30_and_30_0_are_one_bar():
     assert verdict_json([], Bar(sqnr_db=30), {}) == verdict_json([], Bar(sqnr_db=30.0), {})
 
 
-def test_what_was_written_is_read(tmp_path):
-    (tmp_path / NAME).write_bytes(verdict_json(judge(some()), SQNR, {}))
-    assert read_verdict(tmp_path)["tensors"][0]["format"] == "sym 8 bits"
-
-
 @pytest.mark.parametrize(
     "content", ["", "{", "[]", "{}", '{"bar": 1, "tensors": []}', '{"bar": {}, "tensors": {}}']
 )
@@ -153,10 +147,3 @@ def test_what_is_no_verdict_is_named(tmp_path, content):
     (tmp_path / NAME).write_text(content)
     with pytest.raises(ValueError, match=r"verdict\.json is no verdict: quantlab aggregate .* aga"):
         read_verdict(tmp_path)
-
-
-def test_an_exact_format_is_written_without_an_sqnr():
-    found = judge([stored("log", 16, 16.0, None, max_err=0.0)])
-    (entry,) = json.loads(verdict_json(found, SQNR, {}))["tensors"]
-    assert (entry["meets"], entry["sqnr_db"]) == (True, None)
-    assert not any(value == math.inf for value in entry.values())

@@ -54,6 +54,11 @@ def is_plain_range(row: Row) -> bool:
     return row.get("range") in (None, "absmax")
 
 
+def has_whole_groups(row: Row, size: int) -> bool:
+    """Return whether groups of a size divide the rows of a tensor, as runtimes demand."""
+    return bool(size * row["n_scales"] == row["n_elements"])
+
+
 def module_name(tensor: str) -> str:
     """Return the name of the module whose weight a tensor is."""
     return tensor.removesuffix(".weight")

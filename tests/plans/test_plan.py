@@ -1,0 +1,145 @@
+import json
+
+import pandas as pd
+import pytest
+
+from quantlab.plans.plan import make_plan, plan
+from quantlab.plans.slots import Request
+from quantlab.report.bar import Bar
+from quantlab.report.tensor_verdict import tensor_verdicts, verdict_json
+from tests.plans.samples import original, row, sweep, two
+
+OUT = original("c", (5,), sha256=None, dtype="int32", n_bytes=20, reason="int32 is no float")
+TENSORS = [original("a.weight"), OUT, original("b.weight")]
+
+
+def write(directory, rows=None, tensors=TENSORS, failures=(), bar=None):
+    """Write what a plan reads of a sweep, with a verdict where there is a bar."""
+    found = sweep(rows or two(), tensors)
+    table = pd.DataFrame(found.rows).astype({"block_size": "Int64"})
+    table.to_csv(directory / "results.csv", index=False)
+    (directory / "results.json").write_text("{}\n")
+    lost = {"key": None, "record_sha256": None, "status": "failed"}
+    manifest = {
+        "schema": 4, "command": None, "levels": found.levels, "artefacts": {}, "environment": {},
+        "runs": [lost | {"directory": each, "error": "no"} for each in failures], "git": None,
+        "start": None, "end": None, "hydra": {}, "tensors": found.tensors,
+    }  # fmt: skip
+    (directory / "manifest.json").write_text(json.dumps(manifest))
+    if bar:
+        judged = tensor_verdicts(found.rows, found.levels, bar)
+        (directory / "verdict.json").write_bytes(verdict_json(judged, bar, {}))
+    return directory
+
+
+@pytest.fixture
+def directory(tmp_path):
+    return write(tmp_path)
+
+
+def formats(table):
+    return table["format"].tolist()
+
+
+def test_a_plan_for_bits_and_for_their_size_are_one(directory):
+    by_bits = plan(directory, bits=(13_000 + 160) / 2005)
+    by_size = plan(str(directory), size="1645 B")
+    pd.testing.assert_frame_equal(by_bits, by_size)
+    assert formats(by_bits) == ["sym 4 bits, group 32", "int32", "sym 8 bits, channel"]
+    assert by_bits["n_bytes"].sum() == 563 + 20 + 1032
+    assert not list(directory.glob("plan*"))
+
+
+@pytest.mark.parametrize("extra", [0, 1, 3, 7])
+def test_the_bits_of_a_plan_give_the_same_plan_again(tmp_path, extra):
+    bits = (4321 + extra) / 1000
+    rows = [row("a", "nf4, group 64", bits, 20.0), row("a", "sym 8 bits", 8, 40.0)]
+    table = plan(write(tmp_path, rows, [original("a")]), bits=7.9)
+    assert formats(table) == ["nf4, group 64"]
+    assert formats(plan(tmp_path, bits=table["bits_per_value"][0])) == formats(table)
+    with pytest.raises(ValueError, match="is below what there is: plans of this sweep have from"):
+        plan(tmp_path, bits=table["bits_per_value"][0] - 0.001)
+
+
+def test_the_bar_is_that_of_the_sweep_or_another(tmp_path):
+    write(tmp_path, bar=Bar(sqnr_db=30.0))
+    assert formats(plan(tmp_path, bar=True)) == ["sym 8 bits", "int32", "sym 8 bits, channel"]
+    assert formats(plan(tmp_path, bar={"sqnr_db": 35})) == ["sym 8 bits", "int32", "float32"]
+    write(tmp_path, bar=Bar(sqnr_db=35.0))
+    assert formats(plan(tmp_path, bar=True)) == ["sym 8 bits", "int32", "float32"]
+
+
+@pytest.mark.parametrize(
+    "asked", [{}, {"bits": 5, "size": "1MB"}, {"bits": 5, "bar": True}, {"size": "1MB", "bar": 1}]
+)
+def test_exactly_one_thing_is_asked(directory, asked):
+    with pytest.raises(ValueError, match="a plan takes one of --bits, --size and --bar"):
+        plan(directory, **asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"bar": {"sqnr": 30}}, "report.bar takes top_order, rel_err, sqnr_db, got"),
+        ({"bar": {}}, "report.bar asks nothing"),
+        ({"bits": 9, "weights": {"x": 1}}, "weights: the sweep has no tensor 'x'"),
+        ({"bits": 9, "weights": "none.csv"}, "none.csv cannot be read: No such file"),
+        ({"bits": 9, "weights": {"c": 1}}, "weights: the sweep has no tensor 'c'"),
+        ({"bits": 9, "keep": {"c": "int32"}}, "--keep c matches none of the 2 tensors measured"),
+        (
+            {"bits": 2},
+            "2 bits per value (501 B) is below what there is: plans of this sweep have f",
+        ),
+    ],
+)
+def test_a_mistake_is_named(directory, asked, said):
+    with pytest.raises(ValueError, match=r".") as caught:
+        plan(directory, **asked)
+    assert said in str(caught.value)
+
+
+def test_demands_and_weights_are_heeded(directory, tmp_path):
+    (tmp_path / "w.csv").write_text("tensor,alpha\nb.weight,0\n")
+    table = plan(directory, bits=6.6, weights=tmp_path / "w.csv")
+    assert formats(table) == ["sym 8 bits, channel", "int32", "sym 4 bits, group 32"]
+    assert table["noise"].tolist()[1:] == [0, 0]
+    table = plan(directory, bits=33, keep={"*": "sym 8 bits", "b*": "float32"})
+    assert formats(table) == ["sym 8 bits", "int32", "float32"]
+    assert formats(plan(directory, bits=6.6, same=["*"])) == [
+        "sym 4 bits, group 32", "int32", "sym 4 bits, group 32",
+    ]  # fmt: skip
+
+
+def test_mlx_pays_for_its_biases(tmp_path):
+    names = ["a.weight", "b.weight"]
+    rows = [
+        row(name, "asym 4 bits, group 64", 4.3, 20.0, size=6400, scale_dtype="float16")
+        for name in names
+    ]
+    rows += [row(name, "sym 8 bits", 8, 40.0, size=6400) for name in names]
+    write(tmp_path, rows, [original(name, (100, 64)) for name in names])
+    assert plan(tmp_path, bits=4.4)["bits_per_value"].tolist() == [4.3, 4.3]
+    assert plan(tmp_path, bits=4.6, recipe="mlx")["bits_per_value"].tolist() == [4.5, 4.5]
+    with pytest.raises(ValueError, match=r"4.4 bits per value \(7.04 kB\) is below what there is"):
+        plan(tmp_path, bits=4.4, recipe="mlx")
+
+
+@pytest.mark.parametrize(
+    "asked", [{"bits": 1e300}, {"size": f"{10**30}TB"}, {"size": "9" * 999 + "B"}]
+)
+def test_more_than_enough_is_enough(asked):
+    made = make_plan(sweep(two(), TENSORS), Request(), **asked)
+    assert (made.noise, made.gap, made.bits) == (0, 0, 64_160)
+
+
+@pytest.mark.parametrize("recipe", ["mlx", "torchao"])
+def test_groups_that_do_not_divide_a_row_are_no_format_of_the_runtime(tmp_path, recipe):
+    short = {"size": 400, "n_scales": 10}  # ten rows of 40 values: the groups of 64 are cut short
+    rows = [row("a.weight", "asym 4 bits, group 64", 5.0, 20.0, **short)]
+    rows += [row("b.weight", "asym 4 bits, group 64", 4.3, 20.0, size=640)]
+    rows += [row("a.weight", "sym 8 bits", 8, 40.0, size=400)]
+    write(tmp_path, rows, [original("a.weight", (10, 40)), original("b.weight", (10, 64))])
+    table = plan(tmp_path, size="10MB", keep={"b.weight": "asym 4 bits, group 64"}, recipe=recipe)
+    assert formats(table) == ["float32", "asym 4 bits, group 64"]
+    with pytest.raises(ValueError, match=r"a\.weight' has no such format, only float32"):
+        plan(tmp_path, size="10MB", keep={"*": "asym 4 bits, group 64"}, recipe=recipe)

@@ -9,10 +9,10 @@ import random
 import time
 
 from quantlab.plans.choose import within_budget
-from quantlab.plans.knapsack import front
 from quantlab.plans.options import Part, Slot, option
 from quantlab.plans.originals import Original
 from quantlab.plans.page import page
+from quantlab.plans.relaxed import front
 from quantlab.plans.slots import Slots
 from quantlab.report.texts import Texts
 

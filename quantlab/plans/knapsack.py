@@ -1,10 +1,8 @@
 """The choice with the least noise within a budget: a multiple-choice knapsack, solved exactly.
 
-In the relaxed problem a slot may be divided between two options. Its solution is the lower convex
-hulls of all slots, their steps taken in the order of what a bit buys (Sinha and Zoltners, "The
-multiple-choice knapsack problem", Operations Research 27, 1979): a bound that no choice is below,
-and a price of a bit. At this price each option has an excess, what it costs beyond the best of its
-slot, and a choice is above the bound by its excesses and by the price of the bits it leaves unused.
+The relaxed problem (``relaxed.py``) has a bound that no choice is below, and a price of a bit. At
+this price each option has an excess, what it costs beyond the best of its slot, and a choice is
+above the bound by its excesses and by the price of the bits it leaves unused.
 
 Few options have an excess as small as the distance of the best choice from the bound. The search
 combines these alone, slot by slot, and drops what another combination beats in bits and noise; it
@@ -13,28 +11,18 @@ best of all (after Pisinger's core algorithm, "A minimal algorithm for the multi
 problem", European Journal of Operational Research 83, 1995).
 """
 
-import math
 from collections.abc import Callable, Sequence
-from fractions import Fraction
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.plans.options import Option, total_bits
+from quantlab.plans.relaxed import Offered, front, relaxed_choice, relaxed_noise, undominated
 
 TIE = 1e-9  # of the noise; choices that differ by less are equal, and the smaller is taken
 FIRST, RAISE = 1e-4, 8.0  # of the largest limit of excess the one to start with, and how it grows
 STATES = 2**15  # combinations that are kept; checkpoints of a thousand tensors have a third of it
-Offered = Sequence[Sequence[Option]]  # of each slot what may be chosen
-
-
-class Step(NamedTuple):
-    """A point of the front: its size, and the noise that is left."""
-
-    bits: int
-    noise: float
 
 
 class Change(NamedTuple):
@@ -58,7 +46,7 @@ def least_noise(offered: Offered, budget: int) -> list[Option]:
     if smallest > budget:
         raise ValueError(f"the smallest choice has {smallest} bits, the budget {budget}")
     budget = min(budget, sum(options[-1].bits for options in offered))
-    best, price = _relaxed(offered, budget)
+    best, price = relaxed_choice(offered, budget)
     spare = budget - total_bits(best)
     bound = relaxed_noise(front(offered), budget)
     largest = price * spare * (1 + TIE) + TIE * bound  # that of a choice without any change
@@ -75,26 +63,6 @@ def least_noise(offered: Offered, budget: int) -> list[Option]:
 
 def _cost(option: Option, price: float) -> float:
     return option.noise + price * option.bits
-
-
-def _relaxed(offered: Offered, budget: int) -> tuple[list[Option], float]:
-    """Return what the relaxed problem takes whole, and how much noise a bit more takes away."""
-    best = [options[0] for options in offered]
-    spare = budget - total_bits(best)
-    for slot, before, after in _steps(offered):
-        spare -= after.bits - before.bits
-        if spare < 0:
-            return best, -_slope(before, after)
-        best[slot] = after
-    return best, 0.0
-
-
-def _steps(offered: Offered) -> list[tuple[int, Option, Option]]:
-    """Return the steps of all hulls with their slots, those first that take most noise a bit."""
-    steps = [
-        (slot, *pair) for slot, options in enumerate(offered) for pair in pairwise(_hull(options))
-    ]
-    return sorted(steps, key=lambda step: _slope(*step[1:]))
 
 
 def _core(
@@ -172,49 +140,6 @@ def _trace(
             found.append(changes[choices[state] - 1])
         state = int(parents[state])
     return found
-
-
-def undominated(options: Sequence[Option]) -> list[Option]:
-    """Return the options that no other beats in bits and noise, the smallest first."""
-    kept: list[Option] = []
-    for option in sorted(options):
-        if math.isfinite(option.noise) and (not kept or option.noise < kept[-1].noise):
-            kept.append(option)
-    return kept
-
-
-def front(offered: Offered) -> list[Step]:
-    """Return the choices at which the relaxed problem divides no slot, the smallest first."""
-    offered = [undominated(options) for options in offered]
-    bits = sum(options[0].bits for options in offered)
-    # Exact sums: what is left at the end of the front is far below the rounding of its beginning.
-    noise = sum((Fraction(options[0].noise) for options in offered), Fraction(0))
-    found = [Step(bits, float(noise))]
-    for _, before, after in _steps(offered):
-        bits += after.bits - before.bits
-        noise += Fraction(after.noise) - Fraction(before.noise)
-        found.append(Step(bits, float(noise)))
-    return found
-
-
-def relaxed_noise(steps: Sequence[Step], budget: float) -> float:
-    """Return the noise of the relaxed problem within a budget; NaN below the smallest choice."""
-    bits, noise = zip(*steps, strict=True)
-    return float(np.interp(budget, np.array(bits, float), noise, left=math.nan))
-
-
-def _hull(options: Sequence[Option]) -> list[Option]:
-    """Return the options on the lower convex hull of noise over bits."""
-    hull: list[Option] = []
-    for option in options:
-        while len(hull) > 1 and _slope(hull[-2], hull[-1]) >= _slope(hull[-1], option):
-            hull.pop()
-        hull.append(option)
-    return hull
-
-
-def _slope(before: Option, after: Option) -> float:
-    return (after.noise - before.noise) / (after.bits - before.bits)
 
 
 def _in_order(offered: Offered, chosen: Sequence[Option]) -> list[Option]:

@@ -8,9 +8,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.plans.knapsack import Step, front
 from quantlab.plans.options import Option, Part, Slot
 from quantlab.plans.originals import Original
+from quantlab.plans.relaxed import Step, front
 from quantlab.plans.slots import Slots
 from quantlab.report.bar import Bar
 

@@ -67,8 +67,3 @@ def relative_error(row: Row, by: str) -> float:
 def total_bits(options: Sequence[Option]) -> int:
     """Return the size of a choice."""
     return sum(each.bits for each in options)
-
-
-def total_noise(options: Sequence[Option]) -> float:
-    """Return the noise of a choice."""
-    return math.fsum(each.noise for each in options)

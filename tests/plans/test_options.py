@@ -3,7 +3,7 @@ import math
 
 import pytest
 
-from quantlab.plans.options import Option, Part, option, relative_error, total_bits, total_noise
+from quantlab.plans.options import Option, Part, option, relative_error, total_bits
 
 
 def test_options_sort_as_one_would_choose():
@@ -20,7 +20,7 @@ def test_tensors_together_cost_and_lose_the_sum():
     assert option(Part(4, 0.0, "float32", None), Part(2, 0.0, "float16", None)).format == (
         "float32, float16"
     )
-    assert (total_bits([both, both]), total_noise([both, both])) == (20, 1.5)
+    assert (total_bits([both, both]), both.noise) == (20, 0.75)
 
 
 @pytest.mark.parametrize(

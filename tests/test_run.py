@@ -366,14 +366,20 @@ def test_a_tensor_without_the_axis_is_left_out_with_the_reason(tmp_path):
     assert again.stdout.startswith("resuming: 1 complete; 0 to do")
 
 
-@pytest.mark.parametrize("engine", [[], ["hydra/launcher=joblib"]])
-def test_every_mode_gives_the_same_bytes_whatever_does_the_work(tmp_path_factory, engine):
+@pytest.mark.parametrize(
+    ("engine", "modes"),
+    [
+        ([], ["glob(*)", "glob(mx/*)", "nv/fp4"]),
+        (["hydra/launcher=joblib"], ["sym,nf4,log", "glob(mx/*)", "nv/fp4"]),
+    ],
+)
+def test_every_mode_gives_the_same_bytes_whatever_does_the_work(tmp_path_factory, engine, modes):
     directory = tmp_path_factory.mktemp("modes")
     rng = np.random.default_rng(0)
     np.savez(directory / "w.npz", w=rng.standard_normal((40, 70)), b=rng.standard_normal(7))
     found = []
     for threads in (1, 2):
-        for n, mode in enumerate(("glob(*)", "glob(mx/*)", "nv/fp4")):
+        for n, mode in enumerate(modes):
             done = run(
                 "-m", "dist=file/npz", f"dist.path={directory}/w.npz", f"mode={mode}",
                 f"threads={threads}", f"hydra.sweep.dir={directory}/{threads}/{n}", *engine,

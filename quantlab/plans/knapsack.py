@@ -107,8 +107,8 @@ def _search(
     most = total.min() + TIE * (bound + total.min())  # within which choices are equal
     if most > limit * (1 + TIE):
         return None
-    equal = np.flatnonzero(total <= most)
-    return _trace(core, origins, int(equal[np.argmin(bits[equal])]))
+    smallest = int(np.argmax(total <= most))  # states stand in the order of their sizes
+    return _trace(core, origins, smallest)
 
 
 def _reach(core: Sequence[Sequence[Change]], end: Callable[[list[int]], int]) -> list[int]:

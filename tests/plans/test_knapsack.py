@@ -1,5 +1,6 @@
 import itertools
 import math
+import random
 
 import numpy as np
 import pytest
@@ -79,6 +80,38 @@ def test_the_choice_is_that_of_trying_all(instance, share):
     assert total_bits(chosen) <= min(map(total_bits, equal))
 
 
+def test_a_choice_may_fill_its_budget_to_the_bit():
+    rng = random.Random(3)
+    for _ in range(2500):
+        slots = [
+            [
+                Option(
+                    rng.randint(1, 20), rng.choice([0.0, *[10 ** rng.uniform(-3, 0)] * 9]), f"f{n}"
+                )
+                for n in range(rng.randint(2, 3))
+            ]
+            for _ in range(rng.randint(2, 5))
+        ]
+        choices = list(itertools.product(*slots))
+        budget = total_bits(rng.choice(choices))
+        least = min(
+            (total_noise(each), total_bits(each)) for each in choices if total_bits(each) <= budget
+        )
+        found = least_noise(slots, budget)
+        assert total_noise(found) == pytest.approx(least[0], rel=2e-9, abs=0)
+        assert total_bits(found) <= least[1]
+
+
+def test_one_slot_may_give_up_bits_for_two_others():
+    figures = [
+        [(17, 708), (6, 225), (20, 286)],
+        [(7, 866), (15, 642), (20, 365)],
+        [(16, 324), (9, 584), (18, 209)],
+    ]
+    found = least_noise(offered(figures), 30)
+    assert (total_bits(found), total_noise(found)) == (29, 1415)
+
+
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_twelve_tensors_in_eight_formats_are_exact_too(share):
     slots = realistic(np.random.default_rng(2), 12, 8)
@@ -121,11 +154,11 @@ def test_no_choice_is_below_the_bound(instance, share):
 
 @settings(max_examples=20)
 @given(INSTANCES, st.floats(0, 1), st.randoms())
-def test_the_order_in_which_options_are_given_changes_nothing(instance, share, random):
+def test_the_order_in_which_options_are_given_changes_nothing(instance, share, rng):
     slots = offered(instance)
     least, most = ends(slots)
     budget = least + int(share * (most - least))
-    shuffled = [random.sample(options, len(options)) for options in slots]
+    shuffled = [rng.sample(options, len(options)) for options in slots]
     assert least_noise(shuffled, budget) == least_noise(slots, budget)
 
 

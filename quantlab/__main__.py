@@ -45,9 +45,8 @@ def _arguments() -> argparse.Namespace:
     """Parse the command line; settings may stand anywhere, also behind options."""
     parser = _parser()
     arguments, rest = parser.parse_known_args()
-    if rest and not ("settings" in arguments and all("=" in each.lstrip("-") for each in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if any(each.startswith("-") for each in rest):
+    are_settings = all("=" in each and not each.startswith("-") for each in rest)
+    if rest and not ("settings" in arguments and are_settings):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.settings = [*arguments.settings, *rest]

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from quantlab.plans.originals import Original
 from quantlab.records.row import Row
+from quantlab.report.format_name import FORMAT
+
+OF_FORMAT = (*FORMAT, "stored_dtype")  # what of a row says how its tensor is stored
 
 
 @dataclass(frozen=True)

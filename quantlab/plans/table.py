@@ -7,8 +7,8 @@ from typing import Any
 import pandas as pd
 
 from quantlab.plans.mixture import Plan, Planned
+from quantlab.plans.options import OF_FORMAT
 from quantlab.records import disk
-from quantlab.report.format_name import FORMAT
 
 SCHEMA = 1
 TEXT = (
@@ -17,7 +17,6 @@ TEXT = (
 )  # fmt: skip
 WHOLE = ("n_elements", "n_bytes", "n_bits", "block_size")
 NUMBERS = ("bits_per_value", "sqnr_db", "noise")
-OF_FORMAT = (*FORMAT, "stored_dtype")
 
 
 def plan_table(plan: Plan) -> pd.DataFrame:

@@ -3,12 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
+from quantlab.plans.options import OF_FORMAT
 from quantlab.plans.runtimes.runtime import Runtime, Taken
 from quantlab.records import disk
 from quantlab.records.row import Row
-from quantlab.report.format_name import FORMAT
-
-SETTINGS = (*FORMAT, "stored_dtype")
 
 
 class Generic(Runtime):
@@ -21,7 +19,7 @@ class Generic(Runtime):
 
     def settings(self, row: Row) -> dict[str, Any]:
         """Return the settings of a row's format, without those that it does not have."""
-        return {key: row[key] for key in SETTINGS if row.get(key) is not None}
+        return {key: row[key] for key in OF_FORMAT if row.get(key) is not None}
 
     def recipe(self, taken: Iterable[Taken]) -> bytes:
         """Return the mapping from tensors to their settings; null keeps one as it is."""

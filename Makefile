@@ -76,7 +76,7 @@ bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app (5 mi
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
 	@$(BIN)/pip install --quiet uv
-	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --group dev \
+	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --group dev \
 		--output-file requirements.lock
 	@$(LOCK) --extra ray --output-file requirements-ray.lock
 
@@ -98,7 +98,7 @@ clean: ## remove the environment and every cache
 
 .venv/dev: .venv/lab
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
-	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml]' --group dev
+	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast]' --group dev
 	@touch $@
 
 .venv/python%: pyproject.toml requirements.lock
@@ -106,7 +106,7 @@ clean: ## remove the environment and every cache
 		"$$python" -m venv $@ 2>/dev/null && break; done; \
 	if test -x $@/bin/pip; then \
 		$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip && \
-		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml]' --group dev && \
+		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast]' --group dev && \
 		touch $@; \
 	else echo "there is no Python $* here"; fi
 

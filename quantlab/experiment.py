@@ -16,7 +16,7 @@ from quantlab.records.record import Outcome
 from quantlab.sources.distribution import Distribution
 from quantlab.sources.stored.file import Bound
 from quantlab.sources.tensor import Tensor, label
-from quantlab.stats import metrics, rank
+from quantlab.stats import compiled, metrics, rank
 from quantlab.stats.predict import predict
 from quantlab.stats.readings import better_reading
 from quantlab.stats.stream import measure
@@ -57,7 +57,7 @@ class Experiment:
 
     def run(self) -> Outcome:
         """Measure each tensor; one that cannot be measured costs none of the others."""
-        versions = self.form.versions if isinstance(self.form, Codec) else {}
+        versions = dict(self.form.versions) if isinstance(self.form, Codec) else {}
         outcome = Outcome(skipped=self._skipped(), format=self.form.describe(), versions=versions)
         with tqdm(
             total=self.dist.n_bytes(), unit="B", unit_scale=True, delay=1, disable=None, leave=False
@@ -71,6 +71,8 @@ class Experiment:
                     outcome.failed[tensor.name] = str(reason)
                 except Exception as reason:  # one failing tensor must cost none of the others
                     outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
+        sizes = (entry["n_elements"] for entry in outcome.tensors.values())
+        versions |= compiled.versions(max(sizes, default=0))
         stored = self.dist.stored_sizes()
         without = {*outcome.skipped, *outcome.failed}
         outcome.unmeasured.update((name, stored[name]) for name in stored if name in without)

@@ -15,7 +15,7 @@ FloatArray = NDArray[np.float32]
 Read = Callable[[int, int], FloatArray]  # elements `start` to `stop` of a tensor, flat in C order
 Shape = tuple[int, ...]
 
-PART = 2**18  # values of blocks that are looked at in one go
+PART = 2**16  # values of blocks that are looked at in one go
 BATCH = 2**21  # values of several blocks that are surveyed together
 SPAN = 2**18  # elements that a part of scattered blocks may span
 SMALL = 2**12  # values of a block that is always looked at whole
@@ -95,6 +95,11 @@ class Layout:
         whole where they stand.
         """
         return self.shared or self.width > SMALL or self.n_blocks == 1
+
+    def number(self, element: int) -> int:
+        """Return the number of the block that holds an element."""
+        row, within = divmod(element, self.row)
+        return within // self.width + (0 if self.shared else row * self.per_row)
 
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield pieces that cover elements `start` to `stop`.

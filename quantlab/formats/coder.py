@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats.blocks import PART, Batch, Layout, Piece, Read
 from quantlab.formats.element import Fit, FloatArray, Trip, per_value
 from quantlab.formats.format import Format
-from quantlab.formats.ranges import Values, bounds, union
+from quantlab.formats.ranges import ALL, NUMPY, Reductions, Values, union
 
 T = TypeVar("T")
 Run = Callable[[Callable[[Any], Any], list[Any]], list[Any]]  # like map, on threads or not
@@ -54,12 +55,21 @@ class Coder:
     whole where they stand, the parameters of others are chosen beforehand.
     """
 
-    def __init__(self, form: Format, layout: Layout, read: Read, absmax: float, run: Run) -> None:
+    def __init__(
+        self,
+        form: Format,
+        layout: Layout,
+        read: Read,
+        absmax: float,
+        run: Run,
+        reduce: Reductions = NUMPY,
+    ) -> None:
         """Choose the parameters of blocks that are not looked at whole.
 
-        `read` returns elements of the tensor, of which `absmax` is the largest magnitude.
+        `read` returns elements of the tensor, of which `absmax` is the largest magnitude; types of
+        scales that store nothing of the tensor do without.
         """
-        self.form, self.layout, self.read = form, layout, read
+        self.form, self.layout, self.read, self.reduce = form, layout, read, reduce
         self.store = lambda scale: form.scale_type.store(scale, absmax)
         self.fit = self._survey(run) if layout.surveyed else None
 
@@ -71,10 +81,10 @@ class Coder:
         return _concatenate(fits)
 
     def _fit_batch(self, batch: Batch, run: Run) -> Fit:
-        def each(function: Callable[[FloatArray], T]) -> list[T]:
-            return run(lambda piece: function(self._blocks_of(piece)), batch.pieces)
+        def each(function: Callable[[FloatArray], T], of: slice = ALL) -> list[T]:
+            return run(lambda piece: function(self._blocks_of(piece)), batch.pieces[of])
 
-        return self.choose(Values(batch.count, each))
+        return self.choose(Values(batch.count, each, self.reduce))
 
     def _blocks_of(self, piece: Piece) -> FloatArray:
         """Return the values of a piece, a row a block."""
@@ -84,7 +94,7 @@ class Coder:
     def choose(self, values: Values) -> Fit:
         """Choose the parameters of blocks by all their values."""
         element = self.form.element
-        found = union(values.each(lambda x: bounds(x, element.least)))
+        found = union(values.each(lambda x: self.reduce.bounds(x, element.least)))
         chosen = self.form.range.choose(found, values, element, self.store)
         fit = element.fit(chosen, self.store)
         empty = (fit.params.scale == 0) & (found.absmax > 0)  # also where the range chosen is 0
@@ -99,6 +109,28 @@ class Coder:
     def known_scales(self) -> Scales:
         """The scales that were chosen beforehand."""
         return Scales.of(self.fit) if self.fit else NO_SCALES
+
+    def fitted(self, start: int, stop: int) -> tuple[int, Any, Scales]:
+        """Return the parameters of the blocks of a stretch, one entry each.
+
+        Before them the number of the first, after them what scales begin in the stretch.
+        """
+        if self.fit is not None:
+            return 0, self.fit.params, NO_SCALES
+        first, scales = self.layout.number(start), NO_SCALES
+        pieces = list(self.layout.pieces(start, stop))
+        fits = [self._fitted(piece)[0] for piece in pieces]
+        for piece, fit in zip(pieces, fits, strict=True):
+            scales |= self._new_scales(piece, fit, range(start, stop))
+        params = [fit.params for fit in fits]
+        if len(pieces) == 1:
+            return first, type(params[0])(*map(np.ravel, params[0])), scales
+        numbers = [np.ravel(piece.first + self._numbers(piece)) for piece in pieces]
+        order = np.argsort(np.concatenate(numbers))
+        joined = (
+            np.concatenate([*map(np.ravel, each)])[order] for each in zip(*params, strict=True)
+        )
+        return first, type(params[0])(*joined), scales
 
     def round_trip(self, start: int, stop: int) -> tuple[Trip, Scales]:
         """Take elements `start` to `stop` to codes and back; say what scales begin there."""
@@ -127,9 +159,15 @@ class Coder:
         """Return the fit of a piece's blocks, an array ``(rows, blocks)``, and its values."""
         x = piece.view(self.read(piece.start, piece.stop))
         if self.fit is None:
-            return self.choose(Values(piece.width, lambda function: [function(x)])), x
+            return self.choose(
+                Values(piece.width, lambda function, _=ALL: [function(x)], self.reduce)
+            ), x
+        return _select(self.fit, piece.first + self._numbers(piece)), x
+
+    def _numbers(self, piece: Piece) -> NDArray[np.intp]:
+        """Return the numbers of a piece's blocks from its first on, ``(rows, blocks)``."""
         rows = 0 if self.layout.shared else np.arange(piece.rows)[:, None] * self.layout.per_row
-        return _select(self.fit, piece.first + rows + np.arange(piece.blocks)), x
+        return rows + np.arange(piece.blocks)
 
     def _new_scales(self, piece: Piece, fit: Fit, part: range) -> Scales:
         """Return the scales of the blocks that begin in a part, none where they are known."""

@@ -72,7 +72,7 @@ class Float(ScaledGrid):
         binades <<= self.mantissa_bits
         negative = steps >> 31
         steps += (binades ^ negative) - negative
-        largest_code = self._largest_code
+        largest_code = self.largest_code
         clipped = some(np.abs(steps) > largest_code)
         if clipped is not None:
             np.clip(steps, -largest_code, largest_code, out=steps)
@@ -98,7 +98,8 @@ class Float(ScaledGrid):
         return binade, shift, y
 
     @property
-    def _largest_code(self) -> int:
+    def largest_code(self) -> int:
+        """The code of the greatest number."""
         fraction, exponent = np.frexp(self.largest)
         mantissa = int(fraction * 2 ** (self.mantissa_bits + 1))
         return mantissa + (int(exponent) - 1 - self.min_exponent) * 2**self.mantissa_bits

@@ -3,9 +3,9 @@
 To add a way: a class with `choose` here, and a yaml in ``conf/range/``.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, TypeVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,12 @@ from quantlab.formats.scales import Array64
 
 T = TypeVar("T")
 CANDIDATES = 80  # ranges that `Mse` tries, each a hundredth of the whole narrower
+ROUND = 8  # of them that many blocks try before one looks which can still win
+ROUNDS = 16  # that one block in many parts is tried in
+SAMPLE = 2**16  # values that guess which will win
+ALIKE = 1e-12  # sums of squares that differ by less may differ by their rounding alone
+SURE = 1e-9  # sums that differ by more do not
+ALL = slice(None)
 NARROW = 256  # values of a block; NumPy reduces so few slowly
 SIGN = np.uint32(0x8000_0000)
 
@@ -25,18 +31,26 @@ class Values:
     """The values of some blocks, `count` a block, and `each` to call something with them.
 
     ``each(f)`` returns what `f` makes of every part of them, an array ``(blocks, values)``, in
-    order.
+    order. `reduce` says who does the sums.
     """
 
     count: int
     each: "Each"
+    reduce: "Reductions" = field(default_factory=lambda: NUMPY)
 
 
 class Each(Protocol):
     """Calls a function with every part of some blocks."""
 
-    def __call__(self, function: Callable[[FloatArray], T]) -> list[T]:
-        """Return what the function makes of the parts, in order."""
+    def __call__(self, function: Callable[[FloatArray], T], of: slice = ALL) -> list[T]:
+        """Return what the function makes of the parts, or of some of them, in order."""
+
+
+class Reductions(NamedTuple):
+    """What is reduced block by block: see `bounds` and `squared_errors`."""
+
+    bounds: Callable[[FloatArray, bool], Bounds]
+    squared_errors: Callable[[Element, FloatArray, Sequence[Any]], Array64]
 
 
 class Range(Protocol):
@@ -78,15 +92,80 @@ class Mse(Settings):
     name = "mse"
 
     def choose(self, found: Bounds, values: Values, element: Element, store: Store) -> Bounds:
-        """Try each multiple on all the values."""
-        fits = [element.fit(_scaled(found, _factor(i)), store).params for i in range(CANDIDATES)]
+        """Try each multiple on all the values, but for those that can win no more."""
 
-        def losses(x: FloatArray) -> Array64:
-            blocks, axis = _reducible(x)
-            return np.stack([_squared_error(element, blocks, params, axis) for params in fits])
+        def params(i: int) -> Any:
+            return element.fit(_scaled(found, _factor(i)), store).params
 
-        first, *others = values.each(losses)
-        return _scaled(found, _factor(np.argmin(sum(others, first), axis=0)))
+        if np.size(found.lo) == 1 and values.count > BATCH:
+            losses = _losses_of_one(values, element, [params(i) for i in range(CANDIDATES)])
+        else:
+            losses = _losses_of_many(found, values, element, params)
+        alike = losses <= losses.min(axis=0) * (1 + ALIKE)
+        return _scaled(found, _factor(np.argmax(alike, axis=0)))
+
+
+def _factor(i: Any) -> Any:
+    return 1 - i / 100
+
+
+def _losses(values: Values, element: Element, params: Sequence[Any], of: slice = ALL) -> Array64:
+    """Return the sums of squared errors under some parameters, an array ``(params, blocks)``."""
+    first, *others = values.each(lambda x: values.reduce.squared_errors(element, x, params), of)
+    return sum(others, first)
+
+
+def _losses_of_one(values: Values, element: Element, params: Sequence[Any]) -> Array64:
+    """Return the losses of one large block; inf where a part of it loses more than all in another.
+
+    That other is what a sample takes for the best.
+    """
+    n = len(values.each(len))
+    step = max(1, values.count // SAMPLE)
+    sampled = values.each(
+        lambda x: values.reduce.squared_errors(element, np.ascontiguousarray(x[:, ::step]), params)
+    )
+    guess = int(np.argmin(sum(sampled)))
+    limit = _losses(values, element, [params[guess]])[0, 0] * (1 + SURE)
+    losses, left = np.zeros((len(params), 1)), np.arange(len(params))
+    for first in range(0, n, -(-n // ROUNDS)):
+        part = _losses(
+            values, element, [params[int(i)] for i in left], slice(first, first + -(-n // ROUNDS))
+        )
+        losses[left] += part
+        left = left[losses[left, 0] <= limit]
+    losses[np.setdiff1d(np.arange(len(params)), left)] = np.inf
+    return losses
+
+
+def _losses_of_many(
+    found: Bounds, values: Values, element: Element, params: Callable[[int], Any]
+) -> Array64:
+    """Return the losses of blocks under one factor after the other, until none can win."""
+    narrowest, losses = params(CANDIDATES - 1), []
+    for first in range(0, CANDIDATES, ROUND):
+        fits = [params(i) for i in range(first, min(first + ROUND, CANDIDATES))]
+        losses.append(_losses(values, element, fits))
+        least = np.minimum.reduce([each.min(axis=0) for each in losses])
+        if element.symmetric and _all_lose(found, element, fits[-1], narrowest, least):
+            break
+    return np.concatenate(losses)
+
+
+def _all_lose(found: Bounds, element: Element, params: Any, narrowest: Any, least: Array64) -> bool:
+    """Say whether every narrower range loses more than `least` in each block.
+
+    A value beyond a grid that is scaled comes back as its end, and the smaller the scale the
+    further from it.
+    """
+    if np.any(narrowest.scale > params.scale):  # it fell below float32 and became 1
+        return False
+    ends = np.stack([found.lo, found.hi], axis=-1).astype(np.float32)
+    trip = element.round_trip(ends, per_value(params))
+    if trip.clipped is None:
+        return False
+    beyond = np.where(trip.clipped, np.subtract(trip.x_hat, ends, dtype=np.float64), 0)
+    return bool(np.all(np.square(beyond).max(axis=-1) > least * (1 + SURE)))
 
 
 @dataclass(frozen=True)
@@ -133,26 +212,36 @@ def _reducible(x: FloatArray) -> tuple[FloatArray, int]:
 
 def union(parts: list[Bounds]) -> Bounds:
     """Return the bounds of blocks from those of their parts."""
+    if len(parts) == 1:
+        return parts[0]
     lo, hi, least = zip(*parts, strict=True)
     return Bounds(np.minimum.reduce(lo), np.maximum.reduce(hi), np.minimum.reduce(least))
-
-
-def _factor(i: Any) -> Any:
-    return 1 - i / 100
 
 
 def _scaled(found: Bounds, factor: Any) -> Bounds:
     return found._replace(lo=found.lo * factor, hi=found.hi * factor)
 
 
+def squared_errors(element: Element, x: FloatArray, params: Sequence[Any]) -> Array64:
+    """Return the sums of squared errors of blocks ``(blocks, values)`` under some parameters.
+
+    An array ``(params, blocks)``: float32 errors in float64.
+    """
+    blocks, axis = _reducible(x)
+    return np.stack([_squared_error(element, blocks, each, axis) for each in params])
+
+
 def _squared_error(element: Element, x: FloatArray, params: Any, axis: int) -> Array64:
-    """Return the sum of squared errors of blocks along an axis, of float32 errors in float64."""
+    """Return the sum of squared errors of blocks along an axis."""
     error = element.reconstruct(x, per_value(params) if axis else params)
     error -= x
     exact = error.astype(np.float64)
     if axis:
         return np.vecdot(exact, exact)
     return np.add.reduce(np.square(exact, out=exact), axis=0)
+
+
+NUMPY: Reductions = Reductions(bounds, squared_errors)
 
 
 def _percentile(values: Values, p: float, *, magnitudes: bool) -> Array64:

@@ -5,7 +5,7 @@ saturates; where it rounds to 0 it has vanished, and its block comes back as 0.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -47,6 +47,7 @@ class FloatType:
     mantissa_bits: int
     min_exponent: int  # of a normal number
     largest: float
+    dtype: type[np.floating[Any]] | None = None  # that NumPy has of it
     tensor_bits: ClassVar[int] = 0
 
     def store(self, scale: ArrayLike, absmax: float = 0.0) -> Stored:  # noqa: ARG002 ScaleType
@@ -54,18 +55,21 @@ class FloatType:
         exact = np.asarray(scale, np.float64)
         rounded = self.round(exact)
         saturated = rounded > self.largest
-        kept = np.where(saturated, self.largest, rounded)
-        return Stored(kept.astype(np.float32), saturated, (kept == 0) & (exact > 0))
+        kept = np.minimum(rounded, self.largest).astype(np.float32)
+        return Stored(kept, saturated, (kept == 0) & (exact > 0))
 
-    def round(self, values: Array64) -> Array64:
-        """Round float64 values to this type's precision, whatever its maximum."""
+    def round(self, values: Array64) -> Any:
+        """Round float64 values to this type's precision; beyond its maximum they may be inf."""
+        if self.dtype:
+            with np.errstate(over="ignore"):
+                return values.astype(self.dtype)
         _, exponent = np.frexp(values)
         step = np.ldexp(1.0, np.maximum(exponent - 1, self.min_exponent) - self.mantissa_bits)
         return np.rint(values / step) * step
 
 
-FLOAT32 = FloatType("float32", 32, 23, -126, float(np.finfo(np.float32).max))
-FLOAT16 = FloatType("float16", 16, 10, -14, 65504.0)
+FLOAT32 = FloatType("float32", 32, 23, -126, float(np.finfo(np.float32).max), np.float32)
+FLOAT16 = FloatType("float16", 16, 10, -14, 65504.0, np.float16)
 BFLOAT16 = FloatType("bfloat16", 16, 7, -126, 2.0**127 * (2 - 2.0**-7))
 FLOAT8_E4M3 = FloatType("float8_e4m3", 8, 3, -6, 448.0)
 SCALE_TYPES = {each.name: each for each in (FLOAT32, FLOAT16, BFLOAT16)}

@@ -196,9 +196,10 @@ class Symmetric(Uniform):
     def fit(self, bounds: Bounds, store: Store) -> Fit:
         """Map the larger magnitude of each range to ``qmax``."""
         _, qmax = code_range(self.n_bits)
-        scale, replaced, fit = _store(bounds.absmax / qmax, bounds, store)
-        zeros = np.zeros(np.shape(scale), np.int64)
-        return fit._replace(params=Params(fit.params, zeros, replaced, zeros > 0))
+        absmax = bounds.absmax
+        scale, replaced, fit = _store(absmax / qmax, absmax, store)
+        zeros, never = np.zeros(np.shape(scale), np.int64), np.zeros(np.shape(scale), bool)
+        return fit._replace(params=Params(fit.params, zeros, replaced, never))
 
     def block_bits(self, scale_bits: int) -> int:
         """Return the bits of a scale."""
@@ -242,7 +243,7 @@ class Asymmetric(Uniform):
         lo, hi = bounds.lo, bounds.hi
         if self.keeps_zero:
             lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-        scale, replaced, fit = _store((hi - lo) / (qmax - qmin), bounds, store)
+        scale, replaced, fit = _store((hi - lo) / (qmax - qmin), bounds.absmax, store)
         exact = np.where(replaced, 0, qmin) - np.rint(lo / scale)
         low, high = (INT32.min, INT32.max) if self.zero_point == "wide_int" else (qmin, qmax)
         zero_point = np.clip(exact, low, high)
@@ -254,15 +255,19 @@ class Asymmetric(Uniform):
         return scale_bits + (32 if self.zero_point == "wide_int" else self.n_bits)
 
 
-def _store(scale: Array64, bounds: Bounds, store: Store) -> tuple[Array64, Any, Fit]:
+def _store(scale: Array64, absmax: Array64, store: Store) -> tuple[Array64, Any, Fit]:
     """Return steps to count in, which of them became 1, and the fit that stores them."""
     replaced = scale < FLOAT32.tiny
-    scale = np.where(replaced, 1.0, scale)
+    if replaced.any():
+        scale = np.where(replaced, 1.0, scale)
     stored = store(scale)
-    vanished = stored.vanished | (replaced & (bounds.absmax > 0) & (bounds.absmax < HALF))
-    reduced = stored.scale.astype(np.float64) != np.float32(scale)
-    counted = np.where(reduced & (stored.scale > 0), stored.scale, scale)
-    return counted, replaced, Fit(stored.scale, stored.saturated, vanished)
+    vanished = stored.vanished
+    if replaced.any():
+        vanished = vanished | (replaced & (absmax > 0) & (absmax < HALF))
+    reduced = stored.scale != scale.astype(np.float32)
+    if reduced.any():
+        scale = np.where(reduced & (stored.scale > 0), stored.scale, scale)
+    return scale, replaced, Fit(stored.scale, stored.saturated, vanished)
 
 
 Quantizer = Symmetric | Asymmetric

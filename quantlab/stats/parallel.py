@@ -18,17 +18,22 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def on_threads(part: Callable[[range], T], size: int, threads: int, least: int = BLOCKS) -> list[T]:
+def on_threads(
+    part: Callable[[range], T], size: int, threads: int, block: int = 0, least: int = 0
+) -> list[T]:
     """Give each thread an even share of the blocks, in order, and return what it made of them.
 
-    A share has `least` blocks or more.
+    A share has `least` elements or more, by default `BLOCKS` blocks. Blocks have at most `block`
+    elements, by default `BLOCK`, and begin with a chunk.
     """
-    blocks = -(-size // BLOCK)
-    threads = min(threads, blocks // least)
-    if threads <= 1:
-        return [part(range(0, size, BLOCK))]
-    ends = [BLOCK * (i * blocks // threads) for i in range(threads)] + [size]
-    shares = [range(start, stop, BLOCK) for start, stop in pairwise(ends)]
+    threads = max(1, min(threads, size // (least or BLOCKS * BLOCK)))
+    chunks = -(-size // CHUNK)
+    step = min(block or BLOCK, -(-chunks // threads) * CHUNK)
+    blocks = -(-size // step)
+    ends = [step * (i * blocks // threads) for i in range(threads)] + [size]
+    shares = [range(start, stop, step) for start, stop in pairwise(ends)]
+    if threads == 1:
+        return [part(shares[0])]
     with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(part, shares))
 

@@ -12,7 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
+from quantlab.stats.sums import CHUNK
 
+ROW = 2**10  # values whose maximum is kept, at the least
+ROWS = 2**20  # maxima that are kept, or hardly more
 SHOWN = 20  # places of a top k that are kept one by one
 
 
@@ -57,6 +60,19 @@ def top(values: FloatArray, indices: NDArray[np.int64], k: int) -> Top:
         values, indices = values[kept], indices[kept]
     order = np.lexsort((indices, -values))[:k]
     return Top(values[order], indices[order])
+
+
+def new_maxima(size: int) -> tuple[int, FloatArray]:
+    """Return the width of rows, and their maxima before a look at any."""
+    width = min(CHUNK, max(ROW, 2 ** (size // ROWS).bit_length()))
+    return width, np.full(-(-size // width), -math.inf, np.float32)
+
+
+def row_maxima(block: FloatArray, width: int, out: FloatArray) -> None:
+    """Write the maximum of each `width` values of a flat block, of which the last may be fewer."""
+    whole = block.size - block.size % width
+    block[:whole].reshape(-1, width).max(axis=1, out=out[: whole // width])
+    out[whole // width :] = block[whole:].max(initial=-math.inf)
 
 
 def leading(maxima: FloatArray, k: int) -> NDArray[np.int64]:

@@ -8,28 +8,31 @@ the figures are the same bytes for any number of threads and any size of block.
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.codec import Reconstruction
-from quantlab.formats.element import FloatArray, Trip
+from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Format
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import metrics, parallel, rank, storage
-from quantlab.stats.counts import CodeCounts, Counts, merge, to_bins
+from quantlab.stats.compiled import Kernel, kernel_for
+from quantlab.stats.counts import Counts, merge, to_bins
 from quantlab.stats.histogram import ErrorHistogram
 from quantlab.stats.metrics import Evidence
-from quantlab.stats.output_error import ColumnImportance, OutputPower, out_sqnr_db
-from quantlab.stats.sums import CHUNK, Partial, Sums, exact_sums, fast_sums, total
-from quantlab.stats.survey import Survey, row_maxima, survey
-from quantlab.stats.trips import OneStep, Through, trip_of
+from quantlab.stats.output_error import ColumnImportance, out_sqnr_db
+from quantlab.stats.rank import new_maxima
+from quantlab.stats.share import CompiledShare, NumpyShare, Share
+from quantlab.stats.sums import CHUNK, Sums, total
+from quantlab.stats.survey import Block, Survey, Surveyor, keep, kept, survey
+from quantlab.stats.trips import OneStep, Through, needs_range, trip_of
+from quantlab.stats.wanted import Wanted
 
-SAMPLE = 2**20  # errors looked at one by one, at most; a longer tensor is strided
-SAFE = 2.0**32  # between its inverse and it, squares and quotients are normal float32 numbers
+SAMPLE = 2**18  # errors looked at one by one, at most; a longer tensor is strided
+NO_MAXIMA = np.empty(0, np.float32)
 
 Advance = Callable[[int], object]
 
@@ -51,18 +54,22 @@ def measure(
     `advance` is told, from any thread, how many elements have just been measured. Raises
     ValueError, naming the tensor, when it is empty or holds what is not a finite float32.
     """
-    found = survey(tensor, threads)
-    trip = trip_of(tensor, form, found, threads)
-    certified = isinstance(form, Format) and form.plain and isinstance(trip, OneStep)
+    if not tensor.size:
+        tensor.require_finite()
+    kernel = kernel_for(tensor.size)
+    found = survey(tensor, threads, kernel) if needs_range(tensor, form) else kept(tensor)
+    trip = trip_of(tensor, form, found, threads, kernel)
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
-    gathered = _Measurement(tensor, found, trip, rel_threshold, certified, columns)
-    evidence = gathered.evidence(threads, advance)
+    gathered = _gather(tensor, trip, found, kernel, rel_threshold, columns, threads, advance)
+    evidence = gathered.evidence()
+    found = gathered.found
     measured, reasons = metrics.figures(evidence)
     for key, value, why in gathered.further_figures(evidence, landmark):
         measured[key] = value
         reasons |= {key: why} if value is None else {}
     params, unknown = trip.described()
-    ranks = gathered.order(min(k, tensor.size), evidence)
+    certified = isinstance(form, Format) and form.plain and isinstance(trip, OneStep)
+    ranks = gathered.order(min(k, tensor.size), evidence, certified)
     if not certified:
         reasons["top_bits_sufficient"] = "it is a width of one scale over the whole range"
     if trip.n_bits is None:
@@ -78,118 +85,88 @@ def measure(
         **ranks,
         "codes": to_bins(evidence.counts, trip.n_bits) if evidence.counts and trip.n_bits else None,
         "underflowed": found.underflowed,
-        "error_histogram": evidence.errors.to_dict() | {"stride": gathered.stride},
+        "error_histogram": evidence.errors.to_dict() | {"stride": gathered.wanted.stride},
         "storage": storage.figures(trip.bits_per_value, measured["sqnr_db"], trip.scales()),
         "error_budget": storage.error_budget(evidence.sums, evidence.clipped),
     }
 
 
-class _Share(NamedTuple):
-    """What the blocks of one thread add up to; `clipped` counts values beyond the grid."""
+def _gather(
+    tensor: Tensor,
+    trip: Through,
+    known: Survey | None,
+    kernel: Kernel | None,
+    rel_threshold: float,
+    columns: ColumnImportance | None,
+    threads: int,
+    advance: Advance,
+) -> "_Gathered":
+    """Take every block through a format, and look at it before where it is not `known` yet."""
+    stride = _stride(tensor.size)
+    errors = np.empty(-(-tensor.size // stride), np.float32)
+    width, maxima = new_maxima(tensor.size)
+    if isinstance(trip, OneStep):
+        maxima = NO_MAXIMA
+    wanted = Wanted(rel_threshold, width, maxima, stride, errors, columns)
+    surveyor = Surveyor(tensor, kernel)
+    read = kernel.reader(tensor) if kernel else tensor.block
 
-    sums: list[Partial]
-    counts: CodeCounts | None
-    clipped: list[int]
-    powers: list[OutputPower]
+    def part(starts: range) -> tuple[Share, list[Block]]:
+        size = min(starts.step, tensor.size)
+        share: Share = (
+            CompiledShare(trip, wanted, size, kernel) if kernel else NumpyShare(trip, wanted, size)
+        )
+        looks = []
+        for start in starts:
+            x = read(start, start + starts.step)
+            if known is None:
+                looks.append(surveyor.look(start, x))
+            share.add(start, x)
+            advance(x.size)
+        return share, looks
+
+    block = kernel.BLOCK if kernel and trip.grid else parallel.BLOCK
+    least = parallel.BLOCK if kernel or trip.slow else 0
+    parts = parallel.on_threads(part, tensor.size, threads, block, least)
+    found = known or keep(tensor, surveyor.total([look for _, looks in parts for look in looks]))
+    return _Gathered(tensor, found, trip, wanted, [share for share, _ in parts])
+
+
+def _stride(size: int) -> int:
+    """Return the step between sampled errors: odd, as rows of matrices are often powers of two."""
+    return 1 if size <= SAMPLE else -(-size // SAMPLE) | 1
 
 
 @dataclass(frozen=True)
-class _Measurement:
-    """One tensor through one format and back."""
+class _Gathered:
+    """One tensor that went through one format, and what its blocks left behind."""
 
     tensor: Tensor
     found: Survey
     trip: Through
-    rel_threshold: float
-    certified: bool  # whether a width that is certain to keep the top k is one of this format
-    columns: ColumnImportance | None
-    maxima: FloatArray = field(init=False)  # of the rows as they come back
+    wanted: Wanted
+    shares: list[Share]
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "maxima", np.empty_like(self.found.maxima))
-
-    @cached_property
-    def stride(self) -> int:
-        """The step between sampled errors: odd, as rows of matrices are often powers of two."""
-        return 1 if self.tensor.size <= SAMPLE else -(-self.tensor.size // SAMPLE) | 1
-
-    @cached_property
-    def fast(self) -> bool:
-        """Whether float32 may sum the full chunks: no error is large, nor any square extreme."""
-        safe = 1 / SAFE <= self.found.absmax <= SAFE and self.rel_threshold >= 1 / SAFE
-        return self.tensor.size > CHUNK and safe and self.trip.small_errors
-
-    def evidence(self, threads: int, advance: Advance) -> Evidence:
-        """Take every block through the round trip and gather what the figures are made of."""
-        errors = np.empty(-(-self.tensor.size // self.stride), np.float32)
-
-        def part(starts: range) -> _Share:
-            size = min(parallel.BLOCK, self.tensor.size)
-            work, scratch = self.trip.worker(size), np.empty((3, size), np.float32)
-            counts = None if self.trip.n_bits is None else CodeCounts(self.trip.n_bits)
-            share = _Share([], counts, [], [])
-            for start in starts:
-                x = self.tensor.block(start, start + parallel.BLOCK)
-                trip = work(start, x)
-                if counts and trip.codes is not None:
-                    counts.add(trip.codes)
-                share.clipped.append(0 if trip.clipped is None else int(trip.clipped.sum()))
-                err, abs_err, _ = scratch[:, : x.size]
-                np.abs(np.subtract(trip.x_hat, x, out=err), out=abs_err)
-                sampled = abs_err[-start % self.stride :: self.stride]
-                errors[-(-start // self.stride) :][: sampled.size] = sampled
-                share.sums.extend(self._sums(x, trip, scratch[:, : x.size]))
-                self._keep_maxima(start, trip.x_hat)
-                if self.columns:
-                    share.powers.extend(self.columns.powers(start, x, trip.x_hat))
-                advance(x.size)
-            return share
-
-        least = 1 if self.trip.slow else parallel.BLOCKS
-        return self._combine(parallel.on_threads(part, self.tensor.size, threads, least), errors)
-
-    def _keep_maxima(self, start: int, x_hat: FloatArray) -> None:
-        """Keep the maxima of rows as they come back, unless those of the tensor tell them."""
-        if not isinstance(self.trip, OneStep):
-            width = self.found.width
-            row_maxima(
-                x_hat, width, self.maxima[start // width : -(-(start + x_hat.size) // width)]
-            )
-
-    def _sums(self, x: FloatArray, trip: Trip, scratch: FloatArray) -> Iterator[Partial]:
-        x_hat, clipped = trip.x_hat, trip.clipped
-        whole = x.size - x.size % CHUNK if self.fast and clipped is None else 0
-        if whole:
-            yield fast_sums(
-                x[:whole],
-                x_hat[:whole],
-                scratch[:, :whole],
-                self.rel_threshold,
-                positive=self.found.lo >= 0,
-            )
-        for start in range(whole, x.size, CHUNK):
-            chunk = slice(start, start + CHUNK)
-            beyond = None if clipped is None else clipped[chunk]
-            yield exact_sums(x[chunk], x_hat[chunk], self.rel_threshold, beyond)
-
-    def _combine(self, shares: list[_Share], errors: FloatArray) -> Evidence:
-        sums = total([partial for share in shares for partial in share.sums])
-        parts = [part for share in shares if share.counts for part in share.counts.parts()]
+    def evidence(self) -> Evidence:
+        """Return what the figures are made of."""
+        partials = [partial for share in self.shares for partial in share.partials]
+        sums = total(partials, self.found.moments)
+        parts = [part for share in self.shares for part in share.counts()]
         counts = merge(parts) if parts else None
         negative = self.found.lo < 0
         comparable = metrics.is_probability(sums, negative) and not sums.zeroed
         step = self.trip.step
         return Evidence(
             sums=sums,
-            errors=ErrorHistogram(errors, step / 2 if step else sums.max_err or 1.0),
+            errors=ErrorHistogram(self.wanted.errors, step / 2 if step else sums.max_err or 1.0),
             counts=counts,
             sq_x_hat=self._sq_x_hat(sums, counts),
-            clipped=sum(sum(share.clipped) for share in shares) if counts else None,
+            clipped=sums.clipped if counts else None,
             step=step,
             no_step=self.trip.no_step,
             negative=negative,
             divergence=self._divergence() if comparable else math.nan,
-            powers=[each for share in shares for each in share.powers],
+            powers=[each for share in self.shares for each in share.powers],
         )
 
     def _sq_x_hat(self, sums: Sums, counts: Counts | None) -> float:
@@ -213,13 +190,13 @@ class _Measurement:
         self, evidence: Evidence, landmark: float | None
     ) -> Iterator[tuple[str, float | None, str]]:
         """Yield the figures that are asked for, and why one would be null."""
-        if self.columns:
+        if self.wanted.columns:
             yield "out_sqnr_db", out_sqnr_db(evidence.powers), "there is no noise, or no signal"
         if landmark is not None:
             value = self.trip.relative_error(np.float32(landmark))
             yield "landmark_rel_err", value, self.trip.no_step
 
-    def order(self, k: int, evidence: Evidence) -> dict[str, Any]:
+    def order(self, k: int, evidence: Evidence, certified: bool) -> dict[str, Any]:
         """Compare the k largest values with those that came back largest."""
         width = self.found.width
         rows = rank.leading(self.found.maxima, k + 1)
@@ -237,7 +214,7 @@ class _Measurement:
             reached=self._reached(before, k),
             above=above,
             at_edge=at_edge,
-            absmax=self.found.absmax if self.certified else None,
+            absmax=self.found.absmax if certified else None,
         )
         return {"rank": answers, "top": rank.table(before, x_hat)}
 
@@ -245,7 +222,7 @@ class _Measurement:
         """Return the maxima of the rows as they come back; a monotone map keeps which they are."""
         if isinstance(self.trip, OneStep):
             return self.trip.back(self.found.maxima)
-        return self.maxima
+        return self.wanted.maxima
 
     def _come_back(self, rows: NDArray[np.int64], indices: NDArray[np.int64]) -> FloatArray:
         """Return what elements of some rows come back as, `indices` being in these."""
@@ -262,7 +239,7 @@ class _Measurement:
             values, times = self.trip.values(counts.codes), counts.counts
             return int(times[values > edge].sum()), int(times[values == edge].sum())
         width, above, at_edge = self.found.width, 0, 0
-        for row in np.flatnonzero(self.maxima >= edge):
+        for row in np.flatnonzero(self.wanted.maxima >= edge):
             stop = min(int(row) * width + width, self.tensor.size)
             x_hat = self.trip.round_trip(int(row) * width, stop)
             above += int(np.count_nonzero(x_hat > edge))

@@ -1,16 +1,14 @@
-"""What the blocks of a round trip leave behind: partial sums, and their total.
+"""What is left of a round trip: the sums of each chunk, and their exact total.
 
-The error `x_hat - x` is taken in float32, as in the lab. How it is summed depends on the size:
-up to `CHUNK` elements everything is float64; in longer tensors each full chunk is summed in
-float32 rows of `ROW` elements, whose sums are added up in float64: exact to 1e-7 where roundings
-are free to cancel, to 1e-6 where a few values repeat. Signed errors cancel, so their sum is float64
-throughout. Sums of chunks are combined exactly rounded (`math.fsum`), so figures do not depend on
-how a tensor was cut into blocks or who summed which.
+The error `x_hat - x` is taken in float32, as in the lab, and everything is summed in float64. Sums
+of chunks are combined exactly rounded (`math.fsum`), so figures do not depend on how a tensor was
+cut into blocks or who summed which.
 """
 
 import math
-from collections.abc import Iterable
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,13 +16,19 @@ from numpy.typing import NDArray
 from quantlab.formats.element import FloatArray
 
 CHUNK = 2**16
-ROW = 2**10
-TINY = 2.0**-48  # below it the float32 squares of errors lose digits
-HUGE = 2.0**48  # above it they may overflow
-SHRUNK = 0.01  # of the squares of x, below which those of x_hat are summed themselves
-PIECE = 2**13  # values whose float64 copies fit the cache
-ONES = np.ones(ROW, np.float32)
+ROW = 2**13  # values of a full chunk that BLAS adds on its own; of more it may ask threads
+ONES = np.ones(ROW)
 Mask = NDArray[np.bool_]
+Array64 = NDArray[np.float64]
+
+
+class Moments(NamedTuple):
+    """What a tensor is like before any round trip; powers are in its own unit."""
+
+    n: int
+    zeros: int  # x == 0
+    x: float
+    sq_x: float
 
 
 class Sums(NamedTuple):
@@ -32,150 +36,123 @@ class Sums(NamedTuple):
 
     n: int
     zeros: int  # x == 0
+    x: float
+    sq_x: float
     zeroed: int  # x != 0 and x_hat == 0
     rel_count: int
+    clipped: int  # beyond the grid
     max_err: float
     err: float  # x_hat - x
     abs_err: float
     sq_err: float
     rel_err: float  # |x_hat - x| / |x| where |x| is above the threshold
-    x: float
-    sq_x: float
     x_err: float  # x * (x_hat - x)
     dot: float  # x * x_hat
+    sq_x_hat: float
     zero_sq_err: float  # of values that came back as 0
     clip_sq_err: float  # of values beyond the grid
-    sq_x_hat: float
 
 
 class Partial(NamedTuple):
-    """What one block leaves behind; `sums` has a column a chunk, a row for each sum of `Sums`."""
+    """What some chunks add: counts, the largest error, and ``(9, chunks)`` sums, as in `Sums`."""
 
-    n: int
-    zeros: int
     zeroed: int
     rel_count: int
+    clipped: int
     max_err: float
-    sums: NDArray[np.float64]
+    sums: Array64
 
 
-def exact_sums(
-    x: FloatArray, x_hat: FloatArray, rel_threshold: float, clipped: Mask | None = None
-) -> Partial:
-    """Return the float64 sums over at most a chunk of flat values."""
-    pieces = [slice(start, start + PIECE) for start in range(0, x.size, PIECE)]
-    chunk = _concatenate(
-        _exact_sums(x[each], x_hat[each], rel_threshold, None if clipped is None else clipped[each])
-        for each in pieces
-    )
-    return chunk._replace(sums=chunk.sums.sum(axis=1, keepdims=True))
+def chunks(size: int) -> list[slice]:
+    """Return the chunks of flat values, of which the last may be short."""
+    return [slice(start, start + CHUNK) for start in range(0, size, CHUNK)]
 
 
-def _exact_sums(
-    x32: FloatArray, x_hat32: FloatArray, rel_threshold: float, clipped: Mask | None
-) -> Partial:
-    err = (x_hat32 - x32).astype(np.float64)
-    x, x_hat = x32.astype(np.float64), x_hat32.astype(np.float64)
-    magnitude, abs_err = np.abs(x), np.abs(err)
-    zeros, excluded = _leave_out(magnitude, rel_threshold)
-    ratio, sq_err = abs_err / magnitude, np.square(err)
-    terms = (err, abs_err, sq_err, ratio, x, np.square(x), x * (x_hat - x), x * x_hat)
-    came_back_as_zero = x_hat == 0
-    zeroed = int(np.count_nonzero(came_back_as_zero & (x != 0)))
-    lost = [0.0, 0.0]
-    if clipped is not None:
-        lost[1] = sq_err[clipped].sum()
-        came_back_as_zero &= ~clipped
-    if zeroed:
-        lost[0] = sq_err[came_back_as_zero].sum()
-    sums = np.array(
-        [[each] for each in (*(term.sum() for term in terms), *lost, np.square(x_hat).sum())]
-    )
-    return Partial(x.size, zeros, zeroed, x.size - excluded, float(abs_err.max()), sums)
+def moments(x: FloatArray, scratch: Array64) -> list[float]:
+    """Return the zeros, the sum and the sum of squares of a chunk; `scratch` has a row for it."""
+    exact = scratch[0, : x.size]
+    np.copyto(exact, x)
+    return [x.size - int(np.count_nonzero(x != 0)), _sum(exact), _dot(exact, exact)]
 
 
-def fast_sums(
+def partial_sums(
     x: FloatArray,
     x_hat: FloatArray,
-    scratch: FloatArray,
+    difference: FloatArray,
     rel_threshold: float,
-    positive: bool,
+    scratch: Array64,
+    clipped: Mask | None = None,
 ) -> Partial:
-    """Return the sums over whole chunks of flat values, none of them beyond the grid.
+    """Return what a chunk adds, of which `clipped` lay beyond the grid.
 
-    `scratch` has three rows: x_hat - x, its magnitude, and one to overwrite. Only where no value is
-    negative the sum of x is of use, and taken; it is nan otherwise.
+    `difference` is ``x_hat - x`` in float32; `scratch` has four rows for the chunk.
     """
-    with np.errstate(over="ignore", invalid="ignore"):  # of errors beyond HUGE, summed again
-        return _fast_sums(x, x_hat, scratch, rel_threshold, positive)
+    exact, exact_hat, err, other = scratch[:, : x.size]
+    for target, values in ((exact, x), (exact_hat, x_hat), (err, difference)):
+        np.copyto(target, values)
+    x_err = _dot(exact, np.subtract(exact_hat, exact, out=other))
+    dot, sq_err, sq_x_hat = _dot(exact, exact_hat), _dot(err, err), _dot(exact_hat, exact_hat)
+    became_zero, clip_sq_err = x_hat == 0, 0.0
+    zeroed = int(np.count_nonzero(became_zero & (x != 0)))
+    if clipped is not None:
+        clip_sq_err = _sum(np.square(err[clipped]))
+        became_zero &= ~clipped
+    zero_sq_err = _sum(np.square(err[became_zero])) if zeroed else 0.0
+    below = np.abs(x) <= rounded_down(rel_threshold)
+    excluded = int(np.count_nonzero(below))
+    if excluded:
+        np.putmask(exact, below, np.inf)
+    ratio = np.abs(np.divide(err, exact, out=exact), out=exact)
+    sum_err, abs_err = _sum(err), np.abs(err, out=err)
+    sums = (
+        sum_err,
+        _sum(abs_err),
+        sq_err,
+        _sum(ratio),
+        x_err,
+        dot,
+        sq_x_hat,
+        zero_sq_err,
+        clip_sq_err,
+    )
+    beyond = 0 if clipped is None else int(np.count_nonzero(clipped))
+    columns = np.array(sums)[:, None]
+    return Partial(zeroed, x.size - excluded, beyond, float(abs_err.max()), columns)
 
 
-def _fast_sums(
-    x: FloatArray, x_hat: FloatArray, scratch: FloatArray, rel_threshold: float, positive: bool
-) -> Partial:
-    err, abs_err, ratio = scratch
-    magnitude = np.abs(x, out=ratio)
-    zeros, excluded = _leave_out(magnitude, rel_threshold)
-    np.divide(abs_err, magnitude, out=ratio)
-    x_rows, err_rows = x.reshape(-1, ROW), err.reshape(-1, ROW)
-    rows = np.empty((11, len(x_rows)))
-    np.add.reduce(err_rows, axis=1, dtype=np.float64, out=rows[0])
-    rows[1:4:2] = np.vecdot(scratch[1:].reshape(2, -1, ROW), ONES)
-    rows[2] = np.vecdot(err_rows, err_rows)
-    rows[4] = np.add.reduce(x_rows, axis=1, dtype=np.float64) if positive else np.nan
-    rows[5] = np.vecdot(x_rows, x_rows)
-    rows[6] = np.vecdot(x_rows, err_rows)
-    rows[7] = rows[5] + rows[6]
-    came_back_as_zero = x_hat == 0
-    zeroed = int(np.count_nonzero(came_back_as_zero)) - _kept_zeros(x, came_back_as_zero, zeros)
-    rows[8] = _masked_squares(err, came_back_as_zero, ratio) if zeroed else 0.0
-    rows[9] = 0.0
-    rows[10] = rows[5] + 2 * rows[6] + rows[2]  # its rounding is that of x^2, and cancels with it
-    sums = np.add.reduce(rows.reshape(11, -1, CHUNK // ROW), axis=2)
-    max_errs = np.maximum.reduce(abs_err.reshape(-1, CHUNK), axis=1)
-    extreme = ((max_errs > 0) & (max_errs < TINY)) | (max_errs > HUGE)
-    extreme |= sums[10] < SHRUNK * sums[5]  # the sums that are derived cancel
-    for n in np.flatnonzero(extreme):
-        chunk = slice(CHUNK * n, CHUNK * (n + 1))
-        sums[:, n] = exact_sums(x[chunk], x_hat[chunk], rel_threshold).sums[:, 0]
-    return Partial(x.size, zeros, zeroed, x.size - excluded, float(max_errs.max()), sums)
+@lru_cache
+def rounded_down(threshold: float) -> np.float32:
+    """Return the largest float32 that is not above a threshold: a float32 is above both or none."""
+    rounded = np.float32(threshold)
+    return rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(-np.inf))
 
 
-def _kept_zeros(x: FloatArray, came_back_as_zero: Mask, zeros: int) -> int:
-    """Return how many of the `zeros` of x came back as 0."""
-    return int(np.count_nonzero(came_back_as_zero & (x == 0))) if zeros else 0
+def _dot(a: Array64, b: Array64) -> float:
+    """Return the sum of products: of a full chunk as BLAS adds, of a shorter one in pairs.
+
+    Small tensors have been published with sums in pairs.
+    """
+    if a.size < CHUNK:
+        return float((a * b).sum())
+    return float(np.vecdot(a.reshape(-1, ROW), b.reshape(-1, ROW)).sum())
 
 
-def _masked_squares(err: FloatArray, mask: Mask, scratch: FloatArray) -> NDArray[np.float64]:
-    """Return the sums of squares over rows, of the values that a mask holds."""
-    masked = np.multiply(err, mask, out=scratch).reshape(-1, ROW)
-    return np.vecdot(masked, masked)
+def _sum(a: Array64) -> float:
+    return float(a.sum() if a.size < CHUNK else np.vecdot(a.reshape(-1, ROW), ONES).sum())
 
 
-def _leave_out(magnitude: NDArray[Any], rel_threshold: float) -> tuple[int, int]:
-    """Set magnitudes without a relative error to inf; return how many are 0, and how many set."""
-    if float(np.minimum.reduce(magnitude)) > rel_threshold:
-        return 0, 0
-    zeros = magnitude.size - int(np.count_nonzero(magnitude))
-    below = magnitude <= magnitude.dtype.type(_round_down(rel_threshold))
-    np.putmask(magnitude, below, np.inf)
-    return zeros, int(np.count_nonzero(below))
+def total_moments(size: int, columns: Sequence[Array64]) -> Moments:
+    """Return the moments of a tensor from those of its chunks."""
+    zeros, x, sq_x = _exactly(columns)
+    return Moments(size, int(zeros), x, sq_x)
 
 
-def total(partials: Iterable[Partial]) -> Sums:
+def total(partials: Sequence[Partial], moments: Moments) -> Sums:
     """Return the sums of the whole from those of its blocks, of which there is at least one."""
-    n, zeros, zeroed, rel_count, max_err, sums = _concatenate(partials)
-    exact = map(math.fsum, sums.tolist())
-    return Sums(n, zeros, zeroed, rel_count, max_err, *exact)
+    zeroed, rel_counts, clipped, max_errs, sums = zip(*partials, strict=True)
+    counts = sum(zeroed), sum(rel_counts), sum(clipped)
+    return Sums(*moments, *counts, max(max_errs), *_exactly(sums))
 
 
-def _concatenate(partials: Iterable[Partial]) -> Partial:
-    n, zeros, zeroed, rel_counts, max_errs, sums = zip(*partials, strict=True)
-    columns = np.concatenate(sums, axis=1)
-    return Partial(sum(n), sum(zeros), sum(zeroed), sum(rel_counts), max(max_errs), columns)
-
-
-def _round_down(value: float) -> np.float32:
-    """Return the largest float32 that is not above `value`."""
-    rounded = np.float32(value)
-    return rounded if float(rounded) <= value else np.nextafter(rounded, np.float32(-np.inf))
+def _exactly(columns: Sequence[Array64]) -> list[float]:
+    return [math.fsum(row) for row in np.concatenate(columns, axis=1).tolist()]

@@ -1,6 +1,7 @@
 """What a tensor is like before any round trip."""
 
 import math
+from collections.abc import Hashable
 from typing import NamedTuple
 
 import numpy as np
@@ -8,13 +9,16 @@ import numpy as np
 from quantlab.formats.element import FloatArray
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import parallel
-from quantlab.stats.sums import CHUNK, ROW
+from quantlab.stats.compiled import Kernel
+from quantlab.stats.rank import new_maxima, row_maxima
+from quantlab.stats.sums import CHUNK, Array64, Moments, chunks, moments, total_moments
 
-ROWS = 2**20  # rows whose maxima are kept, or hardly more
+KEPT = 2**23  # maxima in all that are kept for other runs of a process
+_kept: dict[Hashable, "Survey"] = {}
 
 
 class Survey(NamedTuple):
-    """The range of a tensor, and the maximum of each row.
+    """The range of a tensor, its moments, and the maximum of each row.
 
     A row is `width` elements of the tensor read flat; `underflowed` counts the values that are not
     0, but are as float32.
@@ -25,6 +29,7 @@ class Survey(NamedTuple):
     width: int
     maxima: FloatArray
     underflowed: int
+    moments: Moments
 
     @property
     def absmax(self) -> float:
@@ -32,36 +37,85 @@ class Survey(NamedTuple):
         return max(-self.lo, self.hi)
 
 
-def survey(tensor: Tensor, threads: int) -> Survey:
-    """Return the range and the maxima.
+class Block(NamedTuple):
+    """What one block adds: its least value, how many underflowed, and its moments by chunk."""
 
-    Raises ValueError, naming the tensor, when it is empty or holds what is not a finite float32.
+    lo: float
+    underflowed: int
+    moments: Array64
+
+
+class Surveyor:
+    """Looks at the blocks of one tensor, in any order and from any thread."""
+
+    def __init__(self, tensor: Tensor, kernel: Kernel | None) -> None:
+        """Begin with no block."""
+        self.tensor, self.kernel = tensor, kernel
+        self.width, self.maxima = new_maxima(tensor.size)
+
+    def look(self, start: int, x: FloatArray) -> Block:
+        """Look at the block that begins at `start`, and keep the maxima of its rows.
+
+        Raises ValueError, naming the tensor, when it holds what is not a finite float32.
+        """
+        rows = self.maxima[start // self.width : -(-(start + x.size) // self.width)]
+        if self.kernel:
+            lo, hi, found = self.kernel.survey(x, self.width, rows)
+        else:
+            row_maxima(x, self.width, rows)
+            lo, hi = float(x.min()), float(rows.max())
+            found = _moments(x) if math.isfinite(hi - lo) else np.empty((3, 0))
+        if not math.isfinite(hi - lo):
+            self.tensor.require_finite()
+        return Block(lo + 0.0, self.tensor.underflows(start, x), found)
+
+    def total(self, blocks: list[Block]) -> Survey:
+        """Return what all blocks add up to."""
+        los, underflowed, columns = zip(*blocks, strict=True)
+        return Survey(
+            min(los),
+            float(self.maxima.max()) + 0.0,  # not -0.0, which is equal
+            self.width,
+            self.maxima,
+            sum(underflowed),
+            total_moments(self.tensor.size, columns),
+        )
+
+
+def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey:
+    """Return what a tensor is like, known of the same state of its file or looked up.
+
+    Raises ValueError, naming the tensor, when it holds what is not a finite float32.
     """
-    if not tensor.size:
-        tensor.require_finite()
-    width = min(CHUNK, max(ROW, 2 ** (tensor.size // ROWS).bit_length()))
-    maxima = np.empty(-(-tensor.size // width), np.float32)
+    known = kept(tensor)
+    if known:
+        return known
+    surveyor = Surveyor(tensor, kernel)
 
-    def part(starts: range) -> tuple[float, int]:
-        lo, underflowed = math.inf, 0
-        for start in starts:
-            block = tensor.block(start, start + parallel.BLOCK)
-            rows = maxima[start // width : (start + parallel.BLOCK) // width]
-            row_maxima(block, width, rows)
-            least = float(block.min())
-            if not (math.isfinite(least) and np.isfinite(rows).all()):
-                tensor.require_finite()
-            lo = min(lo, least)
-            underflowed += tensor.underflows(start, block)
-        return lo, underflowed
+    read = kernel.reader(tensor) if kernel else tensor.block
 
-    parts = parallel.on_threads(part, tensor.size, threads)
-    lo, underflowed = min(lo for lo, _ in parts), sum(count for _, count in parts)
-    return Survey(lo, float(maxima.max()), width, maxima, underflowed)
+    def part(starts: range) -> list[Block]:
+        return [surveyor.look(start, read(start, start + starts.step)) for start in starts]
+
+    least = parallel.BLOCK if kernel else 0
+    blocks = parallel.on_threads(part, tensor.size, threads, least=least)
+    return keep(tensor, surveyor.total([block for blocks in blocks for block in blocks]))
 
 
-def row_maxima(block: FloatArray, width: int, out: FloatArray) -> None:
-    """Write the maximum of each `width` values of a flat block, of which the last may be fewer."""
-    whole = block.size - block.size % width
-    block[:whole].reshape(-1, width).max(axis=1, out=out[: whole // width])
-    out[whole // width :] = block[whole:].max(initial=-math.inf)
+def kept(tensor: Tensor) -> Survey | None:
+    """Return what is known of the tensor of this name in this state of a file."""
+    return _kept.get((tensor.state, tensor.name)) if tensor.state is not None else None
+
+
+def keep(tensor: Tensor, found: Survey) -> Survey:
+    """Keep and return what a tensor is like, as long as there is room."""
+    if tensor.state is not None:
+        room = KEPT - sum(each.maxima.size for each in _kept.values())
+        if found.maxima.size <= room:
+            _kept[tensor.state, tensor.name] = found
+    return found
+
+
+def _moments(x: FloatArray) -> Array64:
+    scratch = np.empty((1, min(x.size, CHUNK)))
+    return np.array([moments(x[chunk], scratch) for chunk in chunks(x.size)]).T

@@ -3,6 +3,7 @@
 They take blocks to codes and back for the engine, and say what was stored for it.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -15,10 +16,12 @@ from quantlab.formats.codec import Reconstruction
 from quantlab.formats.coder import NO_SCALES, Coder, Scales
 from quantlab.formats.element import FloatArray, Trip, per_value
 from quantlab.formats.format import Format
+from quantlab.formats.ranges import NUMPY
 from quantlab.formats.roundtrip import RoundTrip, saturates
 from quantlab.formats.uniform import Params, Uniform
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import parallel
+from quantlab.stats.compiled import Fitted, Grid, Kernel, grid_of
 from quantlab.stats.survey import Survey
 
 Work = Callable[[int, FloatArray], Trip]  # of a flat block and where it begins
@@ -30,20 +33,23 @@ OTHER = "{dtype} has codes and scales of its own"
 class Through(Protocol):
     """One tensor through one format.
 
-    `n_bits` is the width of its codes, None where they are not ours; `small_errors` says that no
-    error is much larger than its value; `step` is that of the grid, None where there is not one,
-    and `no_step` says why; `slow`, that a thread pays for few values.
+    `n_bits` is the width of its codes, None where they are not ours; `grid` is that of compiled
+    loops, None where they have it not; `step` is that of the grid, None where there is not one, and
+    `no_step` says why; `slow`, that a thread pays for few values.
     """
 
     n_bits: int | None
     bits_per_value: float
-    small_errors: bool
+    grid: Grid | None
     step: float | None
     no_step: str
     slow: bool
 
     def worker(self, size: int) -> Work:
         """Return what takes blocks of up to `size` values, in memory of its own."""
+
+    def fitted(self, start: int, stop: int) -> Fitted:
+        """Return the parameters of the blocks that some elements are in, where there is a grid."""
 
     def round_trip(self, start: int, stop: int) -> FloatArray:
         """Return what some elements come back as."""
@@ -72,7 +78,8 @@ class OneStep:
         self.n_bits: int | None = self.width
         self.bits_per_value = form.bits_per_value(form.block.layout(tensor.shape))
         self.saturating = saturates(params, self.width, found.lo, found.hi)
-        self.small_errors = not self.saturating
+        self.grid: Grid | None = grid_of(form.element)
+        self._blocks = Fitted(form.block.layout(tensor.shape), 0, params)
         self.step: float | None = float(params.scale)
         self.no_step = ""
 
@@ -80,6 +87,10 @@ class OneStep:
         """Return what takes blocks of up to `size` values, in memory of its own."""
         trip = RoundTrip(self.params, self.width, self.saturating, size)
         return lambda _, x: trip(x)
+
+    def fitted(self, start: int, stop: int) -> Fitted:  # noqa: ARG002 Through
+        """Return the parameters of the one block."""
+        return self._blocks
 
     def round_trip(self, start: int, stop: int) -> FloatArray:
         """Return what some elements come back as."""
@@ -113,7 +124,13 @@ class AnySteps:
     slow = False
 
     def __init__(
-        self, tensor: Tensor, form: Format, layout: Layout, found: Survey, threads: int
+        self,
+        tensor: Tensor,
+        form: Format,
+        layout: Layout,
+        absmax: float,
+        threads: int,
+        kernel: Kernel | None,
     ) -> None:
         """Choose what has to be chosen before the first block."""
         self.n_scales = layout.n_blocks
@@ -122,11 +139,12 @@ class AnySteps:
         self.coder = Coder(
             form,
             layout,
-            tensor.block,
-            found.absmax,
+            kernel.reader(tensor) if kernel else tensor.block,
+            absmax,
             lambda function, items: parallel.mapped(function, items, threads),
+            kernel.reductions if kernel else NUMPY,
         )
-        self.small_errors = form.element.keeps_zero
+        self.grid: Grid | None = grid_of(form.element)
         self.step: float | None = None
         even = isinstance(form.element, Uniform)
         self.no_step = MANY.format(n=self.n_scales) if even and self.n_scales > 1 else UNEVEN
@@ -141,6 +159,12 @@ class AnySteps:
             return trip
 
         return work
+
+    def fitted(self, start: int, stop: int) -> Fitted:
+        """Return the parameters of the blocks that some elements are in; keep the scales met."""
+        first, params, scales = self.coder.fitted(start, stop)
+        self._found.append(scales)
+        return Fitted(self.coder.layout, first, params)
 
     def round_trip(self, start: int, stop: int) -> FloatArray:
         """Return what some elements come back as."""
@@ -183,7 +207,7 @@ class Decoded:
 
     n_bits: int | None = None
     step: float | None = None
-    small_errors = True  # or their chunk is summed again
+    grid: Grid | None = None
 
     def __init__(self, tensor: Tensor, stored: Reconstruction) -> None:
         """Take what the tensor comes back as."""
@@ -194,6 +218,10 @@ class Decoded:
     def worker(self, _: int) -> Work:
         """Return what reads blocks."""
         return lambda start, x: Trip(None, self.round_trip(start, start + x.size), None)
+
+    def fitted(self, start: int, stop: int) -> Fitted:
+        """Raise NotImplementedError: there is no grid."""
+        raise NotImplementedError
 
     def round_trip(self, start: int, stop: int) -> FloatArray:
         """Return what some elements come back as; raises ValueError where one is not finite."""
@@ -222,16 +250,32 @@ class Decoded:
         return dict.fromkeys(keys), dict.fromkeys(keys, self.no_step)
 
 
+def needs_range(tensor: Tensor, form: Format | Reconstruction) -> bool:
+    """Say whether the range of a tensor is asked for before its first block goes through."""
+    if isinstance(form, Reconstruction):
+        return False
+    return form.block.layout(tensor.shape).surveyed or form.scale_type.tensor_bits > 0
+
+
 def trip_of(
-    tensor: Tensor, form: Format | Reconstruction, found: Survey, threads: int
+    tensor: Tensor,
+    form: Format | Reconstruction,
+    found: Survey | None,
+    threads: int,
+    kernel: Kernel | None = None,
 ) -> OneStep | AnySteps | Decoded:
-    """Return how a tensor goes through a format, its parameters chosen."""
+    """Return how a tensor goes through a format, its parameters chosen.
+
+    What was `found` of it is there where it is needed.
+    """
     if isinstance(form, Reconstruction):
         return Decoded(tensor, form)
     layout = form.block.layout(tensor.shape)
     element = form.element
+    if found is None:
+        return AnySteps(tensor, form, layout, math.nan, threads, kernel)
     if layout.n_blocks > 1 or not isinstance(element, Uniform):
-        return AnySteps(tensor, form, layout, found, threads)
+        return AnySteps(tensor, form, layout, found.absmax, threads, kernel)
     if form.range.name == "absmax" and form.scale_type.name == "float32":
         params = element.choose(found.lo, found.hi)
         scale, vanished = (
@@ -240,7 +284,7 @@ def trip_of(
         )
         scales = Scales(1, scale, scale, 0, int(vanished))
     else:
-        trip = AnySteps(tensor, form, layout, found, threads)
+        trip = AnySteps(tensor, form, layout, found.absmax, threads, kernel)
         scales = trip.coder.known_scales
         if not scales.least:  # it vanished: there is no step to count in
             return trip

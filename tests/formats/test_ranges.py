@@ -34,7 +34,7 @@ def tiny_limits(monkeypatch):
 def chosen(range_, x, element, parts=1):
     """Return what a range chooses for rows that come in some parts."""
     pieces = np.array_split(x, min(parts, x.shape[1]), axis=1)
-    rows = Values(x.shape[1], lambda function: [function(piece) for piece in pieces])
+    rows = Values(x.shape[1], lambda function, _=None: [function(piece) for piece in pieces])
     found = Bounds(x.min(1).astype(float), x.max(1).astype(float), np.full(len(x), np.inf))
     return range_.choose(found, rows, element, FLOAT32.store)
 

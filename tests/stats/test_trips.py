@@ -81,7 +81,7 @@ def whole(form, block, absmax):
     def store(scale):
         return form.scale_type.store(scale, absmax)
 
-    values = Values(block.size, lambda function: [function(block)])
+    values = Values(block.size, lambda function, _=None: [function(block)])
     found = bounds(block, form.element.least)
     chosen = form.range.choose(found, values, form.element, store)
     params = form.element.fit(chosen, store).params

@@ -1,0 +1,231 @@
+"""The compiled loops as the engine calls them, where the extra ``[fast]`` is installed.
+
+Numba is imported when the first tensor is large enough to pay for it, and never for small ones.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from functools import cache
+from importlib import import_module
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.blocks import Layout, Read
+from quantlab.formats.element import Bounds, Element, FloatArray, Trip
+from quantlab.formats.floats import MANTISSA_BITS, FixedPoint, Float
+from quantlab.formats.levels import BEYOND, MIDPOINTS, NF4, NormalFloat4
+from quantlab.formats.ranges import NUMPY, Reductions
+from quantlab.formats.uniform import Uniform, code_range
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.counts import Counts
+from quantlab.stats.sums import CHUNK, Array64, Partial, rounded_down
+from quantlab.stats.wanted import Wanted
+
+SMALL = 2**16  # values that NumPy measures as fast
+NO_FLOATS = np.empty(0, np.float32)
+NO_CODES, NO_MASK = np.empty(0, np.int16), np.empty(0, np.bool_)
+ONE_SCALE = np.ones(1, np.float32), np.zeros(1, np.float32)
+NUMBA = "numba"
+log = logging.getLogger("quantlab")
+
+
+class Grid(NamedTuple):
+    """An element grid as the loops take it: which of them, its numbers, and a list of levels."""
+
+    kind: int
+    numbers: tuple[np.float32, ...]
+    levels: FloatArray = NO_FLOATS
+    midpoints: FloatArray = NO_FLOATS
+
+
+Gone = tuple[Any, ...]  # how values go through a grid, or have gone
+
+
+class Fitted(NamedTuple):
+    """A layout, and the parameters of its blocks from number `first` on."""
+
+    layout: Layout
+    first: int
+    params: Any
+
+
+def _scales(params: Any) -> tuple[FloatArray, FloatArray]:
+    """Return scales and zero points, an entry a block; one zero point where all are 0."""
+    scales = np.asarray(params.scale, np.float32).reshape(-1)
+    zero_points = getattr(params, "zero_point", 0)
+    if not np.any(zero_points):
+        return scales, ONE_SCALE[1]
+    return scales, np.asarray(zero_points, np.float32).reshape(-1)
+
+
+class Kernel:
+    """Calls the loops with arrays of the types that they are compiled for."""
+
+    BLOCK = 2**20  # elements in work at once: the loops cut them, NumPy fits parameters for all
+
+    def __init__(self, loops: Any) -> None:
+        """Take the module of the loops."""
+        self._loops = loops
+        self.reductions = Reductions(self._bounds, self._squared_errors)
+
+    def reader(self, tensor: Tensor) -> Read:
+        """Return what reads flat float32 values of a tensor, in C order."""
+        return self._from_float16(tensor) if tensor.array.dtype == np.float16 else tensor.block
+
+    def _from_float16(self, tensor: Tensor) -> Read:
+        def read(start: int, stop: int) -> FloatArray:
+            stored = _plain(tensor.stored(start, stop)).view(np.uint16)
+            x = np.empty(stored.size, np.float32)
+            self._loops.widen_float16(stored, x)
+            return x
+
+        return read
+
+    def survey(self, x: FloatArray, width: int, maxima: FloatArray) -> tuple[float, float, Array64]:
+        """Write the maxima of rows; return least and greatest value, and the moments of chunks.
+
+        Where a value is not finite, neither is one of the first two.
+        """
+        sums = np.zeros((-(-x.size // CHUNK), 3))
+        lo, hi = self._loops.survey(_plain(x), width, maxima, sums)
+        return lo, hi, sums.T
+
+    def tables(self, n_bits: int | None) -> NDArray[np.int64]:
+        """Return tables that count codes, none where they are not ours."""
+        return np.zeros((self._loops.TABLES if n_bits else 0, 2 ** (n_bits or 0)), np.int64)
+
+    def counts(self, tables: NDArray[np.int64]) -> list[Counts]:
+        """Return what was counted."""
+        found = tables.sum(axis=0)
+        codes = np.flatnonzero(found)
+        return (
+            [Counts((codes - found.size // 2).astype(np.int16), found[codes])]
+            if len(tables)
+            else []
+        )
+
+    def goes(self, grid: Grid, blocks: Fitted) -> Gone:
+        """Return how values go through a grid, as `kernel.gather` takes it."""
+        layout, first, params = blocks
+        of = layout.row, layout.width, layout.per_row, int(layout.shared), first
+        numbers = grid.numbers, grid.levels, grid.midpoints
+        return grid.kind, of, *_scales(params), *numbers, NO_FLOATS, NO_CODES, NO_MASK
+
+    def came_back(self, trip: Trip, n_bits: int | None) -> Gone:
+        """Return what values came back as, as `kernel.gather` takes it."""
+        codes = NO_CODES if trip.codes is None else trip.codes.astype(np.int16, copy=False)
+        clipped = NO_MASK if trip.clipped is None else trip.clipped
+        numbers = _numbers(n_bits or 0), NO_FLOATS, NO_FLOATS
+        x_hat = _plain(trip.x_hat)
+        return self._loops.GIVEN, (0, 0, 0, 0, 0), *ONE_SCALE, *numbers, x_hat, codes, clipped
+
+    def gather(
+        self,
+        x: FloatArray,
+        start: int,
+        gone: Gone,
+        wanted: Wanted,
+        tables: NDArray[np.int64],
+    ) -> Partial:
+        """Return what a block adds, and keep its maxima, errors and codes: see `kernel.gather`."""
+        n = -(-x.size // CHUNK)
+        sums, counts = np.zeros((n, self._loops.SUMS)), np.zeros((n, self._loops.COUNTS), np.int64)
+        threshold = rounded_down(wanted.rel_threshold)
+        self._loops.gather(_plain(x), start, *gone, threshold, *wanted[1:5], sums, counts, tables)
+        zeroed, rel_count, clipped = counts.sum(axis=0).tolist()
+        return Partial(zeroed, rel_count, clipped, float(sums[:, -1].max()), sums[:, :-1].T)
+
+    def _bounds(self, x: FloatArray, least: bool) -> Bounds:
+        if least or not x.flags.c_contiguous:
+            return NUMPY.bounds(x, least)
+        out = np.empty((2, x[..., 0].size), np.float32)
+        self._loops.bounds(_plain(x.reshape(-1)), x.shape[-1], out)
+        lo, hi = out.astype(np.float64).reshape(2, *x.shape[:-1])
+        return Bounds(lo, hi, np.full(lo.shape, np.inf))
+
+    def _squared_errors(self, element: Element, x: FloatArray, params: Sequence[Any]) -> Array64:
+        grid = grid_of(element)
+        if grid is None:
+            return NUMPY.squared_errors(element, x, params)
+        scales, zero_points = (
+            np.stack(np.broadcast_arrays(*each))
+            for each in zip(*(_scales(each) for each in params), strict=True)
+        )
+        out = np.empty((len(params), scales.shape[1]))
+        self._loops.squared_errors(
+            grid.kind, _plain(np.ravel(x)), x.shape[-1], scales, zero_points, grid.numbers,
+            grid.levels, grid.midpoints, out,
+        )  # fmt: skip
+        return out.reshape(len(params), *x.shape[:-1])
+
+
+def grid_of(element: Element) -> Grid | None:
+    """Return a grid as the loops take it, None where they do not know how it rounds."""
+    known = _GRIDS.get(type(element).round_trip)
+    return known(element) if known else None
+
+
+def _numbers(n_bits: int, *others: float) -> tuple[np.float32, ...]:
+    """Return the numbers of a grid: where its codes begin, and others."""
+    first = -(2 ** (n_bits - 1)) if n_bits else 0
+    return tuple(np.float32(each) for each in (first, *others, *[0] * (5 - len(others))))
+
+
+def _uniform(element: Uniform) -> Grid:
+    return Grid(1, _numbers(element.n_bits, *code_range(element.n_bits)))
+
+
+def _float(element: Float) -> Grid:
+    shift = 1.5 * 2.0 ** (MANTISSA_BITS - element.mantissa_bits)
+    least = 2.0**element.min_exponent
+    of_codes = element.mantissa_bits, element.largest_code
+    return Grid(2, _numbers(element.n_bits, element.largest, least, shift, *of_codes))
+
+
+def _fixed_point(element: FixedPoint) -> Grid:
+    qmax = 2 ** (element.n_bits - 1) - 1
+    return Grid(3, _numbers(element.n_bits, 2.0**element.fraction_bits, qmax))
+
+
+def _levels(element: NormalFloat4) -> Grid:
+    return Grid(4, _numbers(element.n_bits, *map(float, BEYOND)), NF4, MIDPOINTS)
+
+
+_GRIDS: dict[Any, Callable[[Any], Grid]] = {
+    Uniform.round_trip: _uniform,
+    Float.round_trip: _float,
+    FixedPoint.round_trip: _fixed_point,
+    NormalFloat4.round_trip: _levels,
+}
+
+
+def kernel_for(size: int) -> Kernel | None:
+    """Return the compiled loops where they pay and are installed, else None."""
+    return _load() if size > SMALL else None
+
+
+def versions(size: int) -> dict[str, str]:
+    """Return the version of Numba where tensors of a size are measured by what it compiled."""
+    return {NUMBA: version(NUMBA)} if kernel_for(size) else {}
+
+
+@cache
+def _load() -> Kernel | None:
+    """Import the loops; say once why that cannot be."""
+    if find_spec(NUMBA) is None:
+        log.warning("NumPy measures, a third as fast as Numba: pip install 'quantlab[fast]'")
+        return None
+    try:
+        return Kernel(import_module("quantlab.stats.kernel"))
+    except Exception as reason:  # whatever a broken Numba raises, NumPy does the work
+        log.warning("Numba does not work, so NumPy measures: %s", " ".join(str(reason).split()))
+        return None
+
+
+def _plain(x: NDArray[Any]) -> NDArray[Any]:
+    """Return values as the loops take them: contiguous, aligned, in native byte order."""
+    return np.require(x, x.dtype.newbyteorder("="), ["C", "A"])

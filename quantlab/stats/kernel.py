@@ -1,0 +1,454 @@
+"""The hot loops, compiled: the round trips of our grids, and what they leave behind in float64.
+
+Each loop says in scalars what its NumPy original says in arrays: `uniform` what the round trip of
+`Uniform` does, to the same bits; `moments` what `partial_sums` does, up to the order of the terms.
+They stand in one file, as Numba compiles anew only when the file of an entry point has changed.
+Entry points take what is declared, are compiled when this module is imported for the first time,
+and are kept on disk.
+
+Blocks pass in pieces that fit the first cache, a loop each: so every loop becomes vectors. Round
+trips take no liberty with floating point; sums may be taken in any order.
+"""
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, TypeVar
+
+import numpy as np
+
+F = TypeVar("F", bound=Callable[..., Any])
+numba = import_module("numba")
+
+PIECE = 2**12  # values whose scratch fits the first cache
+CHUNK = 2**16  # values summed before sums are combined exactly
+VECTOR = 16  # values that go through a loop at once
+TABLES = 4  # of counts: equal codes in a row do not wait for each other
+GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS = range(5)  # how values come back
+SUMS, COUNTS = 10, 3  # columns of what is left of a chunk
+LARGEST, ZERO = np.float32(np.finfo(np.float32).max), np.float32(0)
+EXPONENT, MAGNITUDE = np.int32(0x7F80_0000), np.int32(0x7FFF_FFFF)  # bits of a float32
+LEAST = np.int32(-0x8000_0000)
+MANTISSA_BITS = np.int32(23)
+SCALE_UP, NOT_FINITE = np.float32(2.0**112), np.float32(np.inf)
+ANY_ORDER = {"reassoc", "nsz"}
+
+i32, i64, f32, f64 = numba.int32, numba.int64, numba.float32, numba.float64
+
+
+def _read(kind: Any) -> Any:
+    """Return the type of flat values that may be read-only, as those of a mapped file are."""
+    return numba.types.Array(kind, 1, "C", readonly=True)
+
+
+def _read2(kind: Any) -> Any:
+    return numba.types.Array(kind, 2, "C", readonly=True)
+
+
+BLOCKS = numba.types.UniTuple(i64, 5)
+GRID = numba.types.UniTuple(f32, 6)
+RETURNS = (_read(f32), _read(f32), BLOCKS, _read(f32), _read(f32))
+
+
+def loop(fastmath: Any = False) -> Callable[[F], F]:
+    """Return what compiles a loop as a part of those that call it."""
+    return numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)
+
+
+def entry(*signature: Any, returns: Any = numba.void) -> Callable[[F], F]:
+    """Return what compiles a function for Python to call."""
+    return numba.njit(returns(*signature), nogil=True, error_model="numpy", cache=True)
+
+
+@loop()
+def uniform(
+    x: Any, scale: Any, zero_point: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
+) -> Any:
+    """Round to even steps; count what lies beyond the codes."""
+    first, qmin, qmax, _, _, _ = grid
+    beyond = i32(0)
+    for i in range(x.size):
+        steps = x[i] / scale[i] if scale[i] != ZERO else ZERO
+        unclipped = np.rint(steps) + zero_point[i]
+        q = min(max(unclipped, qmin), qmax)
+        clipped[i] = unclipped != q
+        beyond = i32(beyond + i32(unclipped != q))
+        codes[i] = np.uint16(i32(q - first))
+        x_hat[i] = min(max((q - zero_point[i]) * scale[i], -LARGEST), LARGEST)
+    return beyond
+
+
+@loop()
+def floating_point(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any) -> Any:
+    """Round to floating-point numbers by adding and subtracting 1.5 * 2^k."""
+    first, largest, least, shift_over_binade, stored_bits, last = grid
+    offset, mantissa_bits, largest_code = i32(first), i32(stored_bits), i32(last)
+    least_exponent = i32(np.float32(least).view(np.int32) >> MANTISSA_BITS)
+    far, beyond = largest + largest, i32(0)
+    for i in range(x.size):
+        y = x[i] / scale[i] if scale[i] != ZERO else ZERO
+        y = min(max(y, -far), far)
+        binade = i32(np.float32(y).view(np.int32) & EXPONENT)
+        binade = max(np.int32(binade).view(np.float32), least)
+        shift = binade * shift_over_binade
+        shifted = y + shift
+        steps = i32(np.float32(shifted).view(np.int32) - np.float32(shift).view(np.int32))
+        exponent = i32((np.float32(binade).view(np.int32) >> MANTISSA_BITS) - least_exponent)
+        binades = i32(exponent << mantissa_bits)
+        unclipped = i32(steps + binades) if steps >= 0 else i32(steps - binades)
+        code = min(max(unclipped, i32(-largest_code)), largest_code)
+        clipped[i] = code != unclipped
+        beyond = i32(beyond + i32(code != unclipped))
+        codes[i] = np.uint16(i32(code - offset))
+        value = min(max(shifted - shift, -largest), largest)
+        x_hat[i] = min(max(value * scale[i], -LARGEST), LARGEST)
+    return beyond
+
+
+@loop()
+def fixed_point(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any) -> Any:
+    """Round to whole numbers of a fraction of the scale."""
+    first, one, qmax, _, _, _ = grid
+    beyond = i32(0)
+    for i in range(x.size):
+        y = x[i] / scale[i] if scale[i] != ZERO else ZERO
+        steps = np.rint(y * one)
+        code = min(max(steps, -qmax), qmax)
+        clipped[i] = code != steps
+        beyond = i32(beyond + i32(code != steps))
+        codes[i] = np.uint16(i32(code - first))
+        x_hat[i] = min(max(code / one * scale[i], -LARGEST), LARGEST)
+    return beyond
+
+
+@loop()
+def nearest_level(
+    x: Any, scale: Any, grid: Any, levels: Any, midpoints: Any, x_hat: Any, codes: Any, clipped: Any
+) -> Any:
+    """Go to one of a few levels; the code counts the midpoints below."""
+    _, least, largest, _, _, _ = grid
+    beyond = i32(0)
+    for i in range(x.size):
+        y = x[i] / scale[i] if scale[i] != ZERO else ZERO
+        outside = (y < least) | (y > largest)
+        clipped[i] = outside
+        beyond = i32(beyond + i32(outside))
+        codes[i] = np.uint16(0)
+        x_hat[i] = y
+    for midpoint in midpoints:
+        for i in range(x.size):
+            codes[i] = np.uint16(codes[i] + np.uint16(x_hat[i] > midpoint))
+    for i in range(x.size):
+        x_hat[i] = min(max(levels[codes[i]] * scale[i], -LARGEST), LARGEST)
+    return beyond
+
+
+@loop()
+def round_trip(
+    kind: Any, x: Any, scale: Any, zero_point: Any, grid: Any, levels: Any, midpoints: Any,
+    x_hat: Any, codes: Any, clipped: Any,
+) -> Any:  # fmt: skip
+    """Take a piece through a grid; count what lies beyond it."""
+    if kind == UNIFORM:
+        return uniform(x, scale, zero_point, grid, x_hat, codes, clipped)
+    if kind == FLOAT:
+        return floating_point(x, scale, grid, x_hat, codes, clipped)
+    if kind == FIXED_POINT:
+        return fixed_point(x, scale, grid, x_hat, codes, clipped)
+    return nearest_level(x, scale, grid, levels, midpoints, x_hat, codes, clipped)
+
+
+@loop()
+def spread(values: Any, blocks: Any, start: Any, out: Any) -> Any:
+    """Write the entry of its block for each element from `start` on."""
+    row, width, per_row, shared, first = blocks
+    at, within = 0, start % row
+    block, line = within // width, start // row
+    while at < out.size:
+        end = min((block + 1) * width, row)
+        many = min(end - within, out.size - at)
+        value = values[block - first if shared else line * per_row + block - first]
+        run = out[at : at + many]
+        for i in range(many):
+            run[i] = value
+        at, within = at + many, within + many
+        if within == row:
+            within, block, line = 0, 0, line + 1
+        elif within == end:
+            block += 1
+
+
+@loop(ANY_ORDER)
+def moments(x: Any, x_hat: Any, abs_err: Any, sums: Any, counts: Any) -> Any:
+    """Add the sums of a piece to those of its chunk, and keep the magnitudes of errors."""
+    err = total = squares = x_err = dot = zero_squares = sq_x_hat = 0.0
+    zeroed = i32(0)
+    for i in range(x.size):
+        difference = x_hat[i] - x[i]
+        abs_err[i] = abs(difference)
+        e, a, b = f64(difference), f64(x[i]), f64(x_hat[i])
+        err += e
+        total += abs(e)
+        squares += e * e
+        x_err += a * (b - a)
+        dot += a * b
+        sq_x_hat += b * b
+        zero_squares += e * e if x_hat[i] == ZERO else 0.0
+        zeroed = i32(zeroed + i32((x_hat[i] == ZERO) & (x[i] != ZERO)))
+    found = err, total, squares, 0.0, x_err, dot, sq_x_hat, zero_squares
+    for k in range(len(found)):
+        sums[k] += found[k]
+    counts[0] += zeroed
+    return zero_squares
+
+
+@loop(ANY_ORDER)
+def relative_errors(x: Any, abs_err: Any, threshold: Any, ahead: Any) -> Any:
+    """Return their sum and how many there are.
+
+    Division leaves the memory idle, so that the next piece is read meanwhile.
+    """
+    total, count, read = 0.0, i32(0), i32(0)
+    for i in range(x.size):
+        read = i32(read | ahead[i])
+        magnitude = abs(x[i])
+        counts = magnitude > threshold
+        total += f64(abs_err[i]) / f64(magnitude) if counts else 0.0
+        count = i32(count + i32(counts))
+    return total, count, read
+
+
+@loop(ANY_ORDER)
+def lost(x_hat: Any, abs_err: Any, clipped: Any) -> Any:
+    """Return the squared errors of values that became 0, and of those beyond the grid."""
+    zero_squares = clip_squares = 0.0
+    for i in range(x_hat.size):
+        square = f64(abs_err[i]) * f64(abs_err[i])
+        clip_squares += square if clipped[i] else 0.0
+        zero_squares += square if (x_hat[i] == ZERO) & (clipped[i] == 0) else 0.0
+    return zero_squares, clip_squares
+
+
+@loop()
+def greatest(bits: Any) -> Any:
+    """Return the largest of some finite values, as whole numbers of the same order.
+
+    Vectors have a maximum of these, and none of floats that may be NaN.
+    """
+    largest = LEAST
+    for i in range(bits.size):
+        largest = max(largest, i32(bits[i] ^ i32((bits[i] >> i32(31)) & MAGNITUDE)))
+    return largest
+
+
+@loop()
+def value_of(ordered: Any) -> Any:
+    """Return the value whose whole number in the order of values is given."""
+    return np.int32(i32(ordered ^ i32((ordered >> i32(31)) & MAGNITUDE))).view(np.float32)
+
+
+@loop()
+def count(codes: Any, tables: Any) -> Any:
+    """Count the codes of a piece, four at a time where there are so many."""
+    words = codes[: codes.size - codes.size % 4].view(np.uint64)
+    for word in words:
+        tables[0, word & np.uint64(0xFFFF)] += 1
+        tables[1, (word >> np.uint64(16)) & np.uint64(0xFFFF)] += 1
+        tables[2, (word >> np.uint64(32)) & np.uint64(0xFFFF)] += 1
+        tables[3, word >> np.uint64(48)] += 1
+    for code in codes[4 * words.size :]:
+        tables[0, code] += 1
+
+
+@loop()
+def keep_maxima(bits: Any, at: Any, width: Any, maxima: Any) -> Any:
+    """Keep the maximum of each row of `width` values, of which a piece begins at element `at`."""
+    step = min(width, bits.size)
+    for start in range(0, bits.size, step):
+        row = (at + start) // width
+        maxima[row] = max(maxima[row], value_of(greatest(bits[start : start + step])))
+
+
+@loop()
+def keep_sample(abs_err: Any, start: Any, stride: Any, errors: Any) -> Any:
+    """Keep every `stride`-th error, counted from the begin of the tensor."""
+    first = -start % stride
+    place = (start + first) // stride
+    for i in range(first, abs_err.size, stride):
+        errors[place] = abs_err[i]
+        place += 1
+
+
+@entry(
+    _read(f32), i64, i64, *RETURNS[2:], GRID, *RETURNS[:2],
+    _read(f32), _read(numba.int16), _read(numba.boolean), f32, i64, f32[::1], i64, f32[::1],
+    f64[:, ::1], i64[:, ::1], i64[:, ::1], returns=i32,
+)  # fmt: skip
+def gather(
+    x: Any, start: Any, kind: Any, blocks: Any, scales: Any, zero_points: Any, grid: Any,
+    levels: Any, midpoints: Any, given: Any, given_codes: Any, given_clipped: Any,
+    threshold: Any, width: Any, maxima: Any, stride: Any, errors: Any,
+    sums: Any, counts: Any, tables: Any,
+) -> Any:  # fmt: skip
+    """Take a block through a grid, and gather what is left of each chunk.
+
+    `x` begins at element `start`, a multiple of a chunk. `blocks` is ``(row, width, per_row,
+    shared, first)`` of the layout, `scales` and `zero_points` have an entry for each block from
+    `first` on. Where `kind` is `GIVEN`, what comes back is, with codes and what was clipped, or
+    empty arrays. `maxima`, empty where not wanted, are of rows of `width` values of x_hat.
+    """
+    scale, zero_point = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
+    x_hat, abs_err = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
+    codes, clipped = np.empty(PIECE, np.uint16), np.zeros(PIECE, np.bool_)
+    scale[:], zero_point[:] = scales[0], zero_points[0]
+    x_hat_bits, error_bits = x_hat.view(np.int32), abs_err.view(np.int32)
+    bits, first, touched = x.view(np.int32), i32(grid[0]), i32(0)
+    for at in range(0, x.size, PIECE):
+        stop, beyond = min(at + PIECE, x.size), 0
+        n, chunk = stop - at, at // CHUNK
+        if kind == GIVEN:
+            x_hat[:n] = given[at:stop]
+            for i in range(n if given_codes.size else 0):
+                codes[i] = np.uint16(given_codes[at + i] - first)
+            for i in range(n if given_clipped.size else 0):
+                clipped[i] = given_clipped[at + i]
+                beyond += given_clipped[at + i]
+        else:
+            if scales.size > 1:
+                spread(scales, blocks, start + at, scale[:n])
+                if zero_points.size > 1:
+                    spread(zero_points, blocks, start + at, zero_point[:n])
+            beyond = round_trip(
+                kind, x[at:stop], scale[:n], zero_point[:n], grid, levels, midpoints,
+                x_hat[:n], codes[:n], clipped[:n],
+            )  # fmt: skip
+        zero_squares = moments(x[at:stop], x_hat[:n], abs_err[:n], sums[chunk], counts[chunk])
+        ahead = stop if stop + n <= x.size else at
+        ratios, many, read = relative_errors(
+            x[at:stop], abs_err[:n], threshold, bits[ahead : ahead + n]
+        )
+        touched = i32(touched | read)
+        sums[chunk, 3] += ratios
+        counts[chunk, 1] += many
+        if beyond:
+            counts[chunk, 2] += beyond
+            kept, clip_squares = lost(x_hat[:n], abs_err[:n], clipped[:n])
+            sums[chunk, 7] += kept - zero_squares
+            sums[chunk, 8] += clip_squares
+        sums[chunk, 9] = max(sums[chunk, 9], value_of(greatest(error_bits[:n])))
+        if tables.size:
+            count(codes[:n], tables)
+        if maxima.size:
+            keep_maxima(x_hat_bits[:n], start + at, width, maxima)
+        keep_sample(abs_err[:n], start + at, stride, errors)
+    return touched
+
+
+@loop()
+def least_and_greatest(bits: Any) -> Any:
+    """Return the ends of some values, as whole numbers of the order of the values."""
+    least, most = MAGNITUDE, LEAST
+    for i in range(bits.size):
+        ordered = i32(bits[i] ^ i32((bits[i] >> i32(31)) & MAGNITUDE))
+        least, most = min(least, ordered), max(most, ordered)
+    return least, most
+
+
+@loop(ANY_ORDER)
+def powers(x: Any) -> Any:
+    """Return the sum of some values, that of their squares, and how many are 0."""
+    total, squares, zeros = 0.0, 0.0, i32(0)
+    for i in range(x.size):
+        value = f64(x[i])
+        total += value
+        squares += value * value
+        zeros = i32(zeros + i32(x[i] == ZERO))
+    return total, squares, zeros
+
+
+@entry(_read(f32), i64, f32[::1], f64[:, ::1], returns=numba.types.UniTuple(f32, 2))
+def survey(x: Any, width: Any, maxima: Any, sums: Any) -> Any:
+    """Keep the maximum of each row of a block, and its sums by chunk; return least and greatest.
+
+    A row that spans pieces has -inf in `maxima` before. Where a value is not finite, neither is one
+    of the ends.
+    """
+    bits, step = x.view(np.int32), min(width, PIECE)
+    least, most = MAGNITUDE, LEAST
+    for start in range(0, x.size, step):
+        low, high = least_and_greatest(bits[start : start + step])
+        least, most = min(least, low), max(most, high)
+        row = start // width
+        maxima[row] = max(maxima[row], value_of(high))
+        total, squares, zeros = powers(x[start : start + step])
+        found = f64(zeros), total, squares
+        for k in range(3):
+            sums[start // CHUNK, k] += found[k]
+    return value_of(least), value_of(most)
+
+
+@entry(_read(f32), i64, f32[:, ::1])
+def bounds(x: Any, width: Any, out: Any) -> Any:
+    """Write the least and the greatest value of each block of `width` values."""
+    bits = x.view(np.int32)
+    for block in range(out.shape[1]):
+        least, most = least_and_greatest(bits[block * width : (block + 1) * width])
+        out[0, block], out[1, block] = value_of(least), value_of(most)
+
+
+@loop(ANY_ORDER)
+def sum_of_squares(x: Any, x_hat: Any) -> Any:
+    """Return the sum of squared errors."""
+    total = 0.0
+    for i in range(x.size):
+        error = f64(x_hat[i] - x[i])
+        total += error * error
+    return total
+
+
+@entry(i64, _read(f32), i64, _read2(f32), _read2(f32), GRID, *RETURNS[:2], f64[:, ::1])
+def squared_errors(
+    kind: Any, x: Any, width: Any, scales: Any, zero_points: Any, grid: Any, levels: Any,
+    midpoints: Any, out: Any,
+) -> Any:  # fmt: skip
+    """Write the sum of squared errors of each block of `width` values for each choice of scales.
+
+    `scales` and `out` are ``(choices, blocks)``, as is `zero_points` unless all are 0.
+    """
+    scale, zero_point = np.empty(PIECE, np.float32), np.zeros(PIECE, np.float32)
+    x_hat = np.empty(PIECE, np.float32)
+    codes, clipped = np.empty(PIECE, np.uint16), np.empty(PIECE, np.bool_)
+    blocks = x.size, width, out.shape[1], 0, 0
+    step = max(PIECE - PIECE % width, PIECE if width > PIECE else width)
+    out[:] = 0
+    for start in range(0, x.size, step):
+        piece = x[start : start + step]
+        n = piece.size
+        for choice in range(out.shape[0]):
+            spread(scales[choice], blocks, start, scale[:n])
+            if zero_points.shape[1] > 1:
+                spread(zero_points[choice], blocks, start, zero_point[:n])
+            round_trip(
+                kind, piece, scale[:n], zero_point[:n], grid, levels, midpoints,
+                x_hat[:n], codes[:n], clipped[:n],
+            )  # fmt: skip
+            at = 0
+            while at < n:
+                block = (start + at) // width
+                end = min((block + 1) * width - start, n)
+                out[choice, block] += sum_of_squares(piece[at:end], x_hat[at:end])
+                at = end
+
+
+@entry(_read(numba.uint16), f32[::1])
+def widen_float16(stored: Any, out: Any) -> Any:
+    """Write float16 values, given as their bits, as float32.
+
+    Their bits are those of a float32 whose exponent is 112 too small.
+    """
+    for i in range(stored.size):
+        half = i32(stored[i])
+        magnitude = i32(i32(half & i32(0x7FFF)) << i32(13))
+        value = np.int32(magnitude).view(np.float32) * SCALE_UP
+        value = value if i32(half & i32(0x7C00)) != i32(0x7C00) else NOT_FINITE
+        sign = i32(i32(half & i32(0x8000)) << i32(16))
+        out[i] = np.int32(i32(np.float32(value).view(np.int32) | sign)).view(np.float32)

@@ -3,7 +3,7 @@
 To add a way: a class with `choose` here, and a yaml in ``conf/range/``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar
 
@@ -50,7 +50,7 @@ class Reductions(NamedTuple):
     """What is reduced block by block: see `bounds` and `squared_errors`."""
 
     bounds: Callable[[FloatArray, bool], Bounds]
-    squared_errors: Callable[[Element, FloatArray, Sequence[Any]], Array64]
+    squared_errors: Callable[[Element, FloatArray, Any], Array64]
 
 
 class Range(Protocol):
@@ -93,79 +93,115 @@ class Mse(Settings):
 
     def choose(self, found: Bounds, values: Values, element: Element, store: Store) -> Bounds:
         """Try each multiple on all the values, but for those that can win no more."""
-
-        def params(i: int) -> Any:
-            return element.fit(_scaled(found, _factor(i)), store).params
-
-        if np.size(found.lo) == 1 and values.count > BATCH:
-            losses = _losses_of_one(values, element, [params(i) for i in range(CANDIDATES)])
+        if found.lo.size == 1 and values.count > BATCH:
+            best = _best_of_one(found, values, element, store)
         else:
-            losses = _losses_of_many(found, values, element, params)
-        alike = losses <= losses.min(axis=0) * (1 + ALIKE)
-        return _scaled(found, _factor(np.argmax(alike, axis=0)))
+            best = _best_of_many(found, values, element, store)
+        return _scaled(found, _factor(best))
 
 
 def _factor(i: Any) -> Any:
     return 1 - i / 100
 
 
-def _losses(values: Values, element: Element, params: Sequence[Any], of: slice = ALL) -> Array64:
-    """Return the sums of squared errors under some parameters, an array ``(params, blocks)``."""
-    first, *others = values.each(lambda x: values.reduce.squared_errors(element, x, params), of)
+def _params(found: Bounds, element: Element, store: Store, which: Sequence[int]) -> Any:
+    """Return the parameters of blocks for some of the ranges, ``(ranges, blocks)`` each."""
+    factors = _factor(np.reshape(which, (-1, 1)))
+    return element.fit(_scaled(found, factors), store).params
+
+
+def _chosen(params: Any, which: Any) -> Any:
+    return type(params)(*(each[which] for each in params))
+
+
+def _first_least(losses: Array64) -> tuple[NDArray[np.intp], Array64]:
+    """Return which of some ranges loses least in each block, and what; the widest of equals."""
+    least = losses.min(axis=0)
+    return np.argmax(losses <= least * (1 + ALIKE), axis=0), least
+
+
+def _best_of_one(found: Bounds, values: Values, element: Element, store: Store) -> NDArray[np.intp]:
+    """Return the best range of a large block.
+
+    A range is given up when a part of the block loses more under it than the whole does under
+    another, which a sample takes for the best.
+    """
+    params, left = _params(found, element, store, range(CANDIDATES)), list(range(CANDIDATES))
+
+    def losses(which: list[int], every: int = 1, of: slice = ALL) -> Array64:
+        def part(x: FloatArray) -> Array64:
+            x = np.ascontiguousarray(x[:, ::every])
+            return values.reduce.squared_errors(element, x, some)
+
+        some = _chosen(params, which)
+        return sum(values.each(part, of), np.zeros((len(which), 1)))
+
+    guess = int(np.argmin(losses(left, -(-values.count // SAMPLE))))
+    limit = losses([guess]) * (1 + SURE)
+    lost = np.zeros((CANDIDATES, 1))
+    for part in _parts(len(values.each(len))):
+        lost[left] += losses(left, of=part)
+        left = [i for i in left if lost[i] <= limit]
+    lost[np.delete(np.arange(CANDIDATES), left)] = np.inf
+    return _first_least(lost)[0]
+
+
+def _parts(n: int) -> Iterator[slice]:
+    """Yield `ROUNDS` stretches of `n` parts, or fewer."""
+    step = -(-n // ROUNDS)
+    return (slice(start, start + step) for start in range(0, n, step))
+
+
+def _best_of_many(
+    found: Bounds, values: Values, element: Element, store: Store
+) -> NDArray[np.intp]:
+    """Return the best range of each block, which has tried one after the other until none can win.
+
+    None can where the ends of the block alone lose more.
+    """
+    best, left = np.zeros(found.lo.size, np.intp), np.arange(found.lo.size)
+    some, loss = Bounds(*map(np.ravel, found)), np.full(left.shape, np.inf)
+    for first in range(0, CANDIDATES, ROUND):
+        params = _params(some, element, store, range(first, min(first + ROUND, CANDIDATES)))
+        which, least = _first_least(_losses(values, element, params, left))
+        better = least < loss * (1 - ALIKE)
+        best[left[better]] = first + which[better]
+        loss = np.where(better, least, loss)
+        narrowest = _params(some, element, store, [CANDIDATES - 1])
+        keep = ~_loses(some, element, _chosen(params, -1), narrowest.scale[0], loss)
+        left, loss, some = left[keep], loss[keep], Bounds(*(each[keep] for each in some))
+        if not left.size:
+            break
+    return best.reshape(found.lo.shape)
+
+
+def _losses(values: Values, element: Element, params: Any, left: NDArray[np.intp]) -> Array64:
+    """Return the losses of the blocks that are left under some parameters."""
+
+    def part(x: FloatArray) -> Array64:
+        blocks = x.reshape(-1, x.shape[-1])
+        blocks = blocks if len(left) == len(blocks) else blocks[left]
+        return values.reduce.squared_errors(element, blocks, params)
+
+    first, *others = values.each(part)
     return sum(others, first)
 
 
-def _losses_of_one(values: Values, element: Element, params: Sequence[Any]) -> Array64:
-    """Return the losses of one large block; inf where a part of it loses more than all in another.
+def _loses(
+    found: Bounds, element: Element, params: Any, narrowest: Any, least: Array64
+) -> NDArray[np.bool_]:
+    """Say of which blocks every narrower range loses more than `least`.
 
-    That other is what a sample takes for the best.
+    A value beyond a grid comes back as its end, and the smaller the scale the further from it; it
+    is so for symmetric grids, unless the scale falls below float32 and becomes 1.
     """
-    n = len(values.each(len))
-    step = max(1, values.count // SAMPLE)
-    sampled = values.each(
-        lambda x: values.reduce.squared_errors(element, np.ascontiguousarray(x[:, ::step]), params)
-    )
-    guess = int(np.argmin(sum(sampled)))
-    limit = _losses(values, element, [params[guess]])[0, 0] * (1 + SURE)
-    losses, left = np.zeros((len(params), 1)), np.arange(len(params))
-    for first in range(0, n, -(-n // ROUNDS)):
-        part = _losses(
-            values, element, [params[int(i)] for i in left], slice(first, first + -(-n // ROUNDS))
-        )
-        losses[left] += part
-        left = left[losses[left, 0] <= limit]
-    losses[np.setdiff1d(np.arange(len(params)), left)] = np.inf
-    return losses
-
-
-def _losses_of_many(
-    found: Bounds, values: Values, element: Element, params: Callable[[int], Any]
-) -> Array64:
-    """Return the losses of blocks under one factor after the other, until none can win."""
-    narrowest, losses = params(CANDIDATES - 1), []
-    for first in range(0, CANDIDATES, ROUND):
-        fits = [params(i) for i in range(first, min(first + ROUND, CANDIDATES))]
-        losses.append(_losses(values, element, fits))
-        least = np.minimum.reduce([each.min(axis=0) for each in losses])
-        if element.symmetric and _all_lose(found, element, fits[-1], narrowest, least):
-            break
-    return np.concatenate(losses)
-
-
-def _all_lose(found: Bounds, element: Element, params: Any, narrowest: Any, least: Array64) -> bool:
-    """Say whether every narrower range loses more than `least` in each block.
-
-    A value beyond a grid that is scaled comes back as its end, and the smaller the scale the
-    further from it.
-    """
-    if np.any(narrowest.scale > params.scale):  # it fell below float32 and became 1
-        return False
     ends = np.stack([found.lo, found.hi], axis=-1).astype(np.float32)
     trip = element.round_trip(ends, per_value(params))
-    if trip.clipped is None:
-        return False
+    if trip.clipped is None or not element.symmetric:
+        return np.zeros(least.shape, bool)
     beyond = np.where(trip.clipped, np.subtract(trip.x_hat, ends, dtype=np.float64), 0)
-    return bool(np.all(np.square(beyond).max(axis=-1) > least * (1 + SURE)))
+    loss = np.square(beyond).max(axis=-1)
+    return (loss > least * (1 + SURE)) & (narrowest <= params.scale)
 
 
 @dataclass(frozen=True)
@@ -222,13 +258,14 @@ def _scaled(found: Bounds, factor: Any) -> Bounds:
     return found._replace(lo=found.lo * factor, hi=found.hi * factor)
 
 
-def squared_errors(element: Element, x: FloatArray, params: Sequence[Any]) -> Array64:
-    """Return the sums of squared errors of blocks ``(blocks, values)`` under some parameters.
+def squared_errors(element: Element, x: FloatArray, params: Any) -> Array64:
+    """Return the sums of squared errors of blocks ``(blocks, values)``, ``(choices, blocks)``.
 
-    An array ``(params, blocks)``: float32 errors in float64.
+    Errors are float32, and summed in float64; `params` has entries ``(choices, blocks)``.
     """
     blocks, axis = _reducible(x)
-    return np.stack([_squared_error(element, blocks, each, axis) for each in params])
+    choices = (_chosen(params, n) for n in range(len(params.scale)))
+    return np.stack([_squared_error(element, blocks, each, axis) for each in choices])
 
 
 def _squared_error(element: Element, x: FloatArray, params: Any, axis: int) -> Array64:

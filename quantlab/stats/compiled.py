@@ -4,7 +4,7 @@ Numba is imported when the first tensor is large enough to pay for it, and never
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import version
@@ -26,6 +26,8 @@ from quantlab.stats.sums import CHUNK, Array64, Partial, rounded_down
 from quantlab.stats.wanted import Wanted
 
 SMALL = 2**16  # values that NumPy measures as fast
+MANY = 16  # blocks that are columns of a matrix; of fewer each is a matrix of its own
+COLUMNS = 2**10  # of that
 NO_FLOATS = np.empty(0, np.float32)
 NO_CODES, NO_MASK = np.empty(0, np.int16), np.empty(0, np.bool_)
 ONE_SCALE = np.ones(1, np.float32), np.zeros(1, np.float32)
@@ -53,13 +55,13 @@ class Fitted(NamedTuple):
     params: Any
 
 
-def _scales(params: Any) -> tuple[FloatArray, FloatArray]:
-    """Return scales and zero points, an entry a block; one zero point where all are 0."""
-    scales = np.asarray(params.scale, np.float32).reshape(-1)
+def _scales(params: Any, choices: int = 1) -> tuple[FloatArray, FloatArray]:
+    """Return scales and zero points, ``(choices, blocks)``; of a choice one where all are 0."""
+    scales = np.asarray(params.scale, np.float32).reshape(choices, -1)
     zero_points = getattr(params, "zero_point", 0)
     if not np.any(zero_points):
-        return scales, ONE_SCALE[1]
-    return scales, np.asarray(zero_points, np.float32).reshape(-1)
+        return scales, np.zeros((choices, 1), np.float32)
+    return scales, np.asarray(zero_points, np.float32).reshape(choices, -1)
 
 
 class Kernel:
@@ -113,7 +115,8 @@ class Kernel:
         layout, first, params = blocks
         of = layout.row, layout.width, layout.per_row, int(layout.shared), first
         numbers = grid.numbers, grid.levels, grid.midpoints
-        return grid.kind, of, *_scales(params), *numbers, NO_FLOATS, NO_CODES, NO_MASK
+        scales, zero_points = (each[0] for each in _scales(params))
+        return grid.kind, of, scales, zero_points, *numbers, NO_FLOATS, NO_CODES, NO_MASK
 
     def came_back(self, trip: Trip, n_bits: int | None) -> Gone:
         """Return what values came back as, as `kernel.gather` takes it."""
@@ -147,20 +150,39 @@ class Kernel:
         lo, hi = out.astype(np.float64).reshape(2, *x.shape[:-1])
         return Bounds(lo, hi, np.full(lo.shape, np.inf))
 
-    def _squared_errors(self, element: Element, x: FloatArray, params: Sequence[Any]) -> Array64:
+    def _squared_errors(self, element: Element, x: FloatArray, params: Any) -> Array64:
         grid = grid_of(element)
         if grid is None:
             return NUMPY.squared_errors(element, x, params)
-        scales, zero_points = (
-            np.stack(np.broadcast_arrays(*each))
-            for each in zip(*(_scales(each) for each in params), strict=True)
-        )
-        out = np.empty((len(params), scales.shape[1]))
-        self._loops.squared_errors(
-            grid.kind, _plain(np.ravel(x)), x.shape[-1], scales, zero_points, grid.numbers,
-            grid.levels, grid.midpoints, out,
-        )  # fmt: skip
-        return out.reshape(len(params), *x.shape[:-1])
+        choices = len(params.scale)
+        own = _scales(params, choices)
+        if len(x) >= MANY:
+            return self._of_columns(grid, x.T, *own)
+        sums = np.empty((choices, len(x)))
+        for n, block in enumerate(x):
+            of_block = (each[:, n if each.shape[1] > 1 else 0, None] for each in own)
+            sums[:, n] = self._of_block(grid, block, *of_block)
+        return sums
+
+    def _of_block(
+        self, grid: Grid, x: FloatArray, scales: FloatArray, zero_points: FloatArray
+    ) -> Array64:
+        """Return the sum of squared errors of one block for each choice of scales."""
+        sums, whole = np.zeros(len(scales)), x.size - x.size % COLUMNS
+        for values in (x[:whole].reshape(-1, COLUMNS), x[whole:].reshape(1, -1)):
+            if values.size:
+                sums += self._of_columns(grid, values, scales, zero_points)[:, 0]
+        return sums
+
+    def _of_columns(
+        self, grid: Grid, x: FloatArray, scales: FloatArray, zero_points: FloatArray
+    ) -> Array64:
+        """Return the sum of squared errors of each column, or of all where they have one scale."""
+        sums = np.empty(scales.shape)
+        own = np.ascontiguousarray(scales), np.ascontiguousarray(zero_points)
+        of = grid.numbers, grid.levels, grid.midpoints
+        self._loops.squared_errors(grid.kind, _plain(x), *own, *of, sums)
+        return sums
 
 
 def grid_of(element: Element) -> Grid | None:

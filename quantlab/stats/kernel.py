@@ -395,48 +395,63 @@ def bounds(x: Any, width: Any, out: Any) -> Any:
         out[0, block], out[1, block] = value_of(least), value_of(most)
 
 
+@loop()
+def fill(values: Any, start: Any, out: Any) -> Any:
+    """Write the values of some columns, or the one of all."""
+    if values.size > 1:
+        out[:] = values[start : start + out.size]
+    else:
+        out[:] = values[0]
+
+
 @loop(ANY_ORDER)
-def sum_of_squares(x: Any, x_hat: Any) -> Any:
-    """Return the sum of squared errors."""
+def sum_of(values: Any) -> Any:
+    """Return the sum of some values."""
     total = 0.0
-    for i in range(x.size):
-        error = f64(x_hat[i] - x[i])
-        total += error * error
+    for i in range(values.size):
+        total += values[i]
     return total
 
 
-@entry(i64, _read(f32), i64, _read2(f32), _read2(f32), GRID, *RETURNS[:2], f64[:, ::1])
-def squared_errors(
-    kind: Any, x: Any, width: Any, scales: Any, zero_points: Any, grid: Any, levels: Any,
-    midpoints: Any, out: Any,
-) -> Any:  # fmt: skip
-    """Write the sum of squared errors of each block of `width` values for each choice of scales.
+@loop()
+def add_squares(x: Any, x_hat: Any, totals: Any) -> Any:
+    """Add the squared error of each value to a total of its own."""
+    for i in range(x.size):
+        error = f64(x_hat[i] - x[i])
+        totals[i] += error * error
 
-    `scales` and `out` are ``(choices, blocks)``, as is `zero_points` unless all are 0.
+
+@entry(i64, _read2(f32), _read2(f32), _read2(f32), GRID, *RETURNS[:2], f64[:, ::1])
+def squared_errors(
+    kind: Any, x: Any, scales: Any, zero_points: Any, grid: Any, levels: Any, midpoints: Any,
+    out: Any,
+) -> Any:  # fmt: skip
+    """Write the sums of squared errors of each column, or of all, for each choice of scales.
+
+    `x` is ``(values, columns)``; `scales` and `out` are ``(choices, columns)`` or ``(choices, 1)``,
+    as is `zero_points`.
     """
-    scale, zero_point = np.empty(PIECE, np.float32), np.zeros(PIECE, np.float32)
-    x_hat = np.empty(PIECE, np.float32)
+    scale, zero_point = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
+    x_hat, totals = np.empty(PIECE, np.float32), np.empty(PIECE, np.float64)
     codes, clipped = np.empty(PIECE, np.uint16), np.empty(PIECE, np.bool_)
-    blocks = x.size, width, out.shape[1], 0, 0
-    step = max(PIECE - PIECE % width, PIECE if width > PIECE else width)
     out[:] = 0
-    for start in range(0, x.size, step):
-        piece = x[start : start + step]
-        n = piece.size
+    for start in range(0, x.shape[1], PIECE):
+        stop = min(start + PIECE, x.shape[1])
+        n = stop - start
         for choice in range(out.shape[0]):
-            spread(scales[choice], blocks, start, scale[:n])
-            if zero_points.shape[1] > 1:
-                spread(zero_points[choice], blocks, start, zero_point[:n])
-            round_trip(
-                kind, piece, scale[:n], zero_point[:n], grid, levels, midpoints,
-                x_hat[:n], codes[:n], clipped[:n],
-            )  # fmt: skip
-            at = 0
-            while at < n:
-                block = (start + at) // width
-                end = min((block + 1) * width - start, n)
-                out[choice, block] += sum_of_squares(piece[at:end], x_hat[at:end])
-                at = end
+            fill(scales[choice], start, scale[:n])
+            fill(zero_points[choice], start, zero_point[:n])
+            totals[:n] = 0
+            for row in range(x.shape[0]):
+                round_trip(
+                    kind, x[row, start:stop], scale[:n], zero_point[:n], grid, levels, midpoints,
+                    x_hat[:n], codes[:n], clipped[:n],
+                )  # fmt: skip
+                add_squares(x[row, start:stop], x_hat[:n], totals[:n])
+            if out.shape[1] > 1:
+                out[choice, start:stop] = totals[:n]
+            else:
+                out[choice, 0] += sum_of(totals[:n])
 
 
 @entry(_read(numba.uint16), f32[::1])

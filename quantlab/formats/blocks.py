@@ -5,6 +5,7 @@ To add a way to share scales: a class with `layout` here, and a yaml in ``conf/b
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -277,6 +278,7 @@ class Group(Settings):
         return _contiguous(prod(shape), self.size)
 
 
+@lru_cache
 def _contiguous(size: int, width: int) -> Layout:
     """Return blocks that follow each other, as those of one row."""
     return Layout(size, size, width)

@@ -16,6 +16,7 @@ from quantlab.formats.scales import Array64, Stored
 FloatArray = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.int16]
 Store = Callable[[Array64], Stored]
+LARGEST = float(np.finfo(np.float32).max)
 
 
 class ContradictionError(ValueError):
@@ -119,23 +120,24 @@ def fit_scale(scale: Array64, store: Store) -> Fit:
     return Fit(Scaled(stored.scale), stored.saturated, stored.vanished)
 
 
-def in_units(x: FloatArray, scale: FloatArray) -> FloatArray:
+def in_units(x: FloatArray, scale: FloatArray | np.float32) -> FloatArray:
     """Return ``float32(x / scale)``; where a scale has vanished, 0."""
+    if not np.all(scale):
+        scale = np.where(scale == 0, np.float32(np.inf), scale)
     with np.errstate(over="ignore"):
-        return np.divide(x, np.where(scale == 0, np.float32(np.inf), scale), dtype=np.float32)
+        return np.divide(x, scale, dtype=np.float32)
 
 
-def times_scale(values: FloatArray, scale: FloatArray, largest: float) -> FloatArray:
+def times_scale(values: FloatArray, scale: FloatArray | np.float32, largest: float) -> FloatArray:
     """Multiply values, of magnitudes up to `largest`, by scales in place, short of infinity.
 
     A scale that was rounded up may take the largest value beyond float32.
     """
-    limit = float(np.finfo(np.float32).max)
-    if float(np.max(scale)) * largest < limit:
+    if float(np.max(scale)) * largest < LARGEST:
         return np.multiply(values, scale, out=values)
     with np.errstate(over="ignore"):
         values *= scale
-    return np.clip(values, -limit, limit, out=values)
+    return np.clip(values, -LARGEST, LARGEST, out=values)
 
 
 def per_value(params: Any) -> Any:

@@ -111,7 +111,8 @@ def unclipped_codes(x: ArrayLike, params: Params) -> FloatArray:
 
 def saturate(unclipped: FloatArray, n_bits: int) -> Codes:
     """Clip to the code range and store as int8 up to 8 bits, as int16 above."""
-    q = np.clip(unclipped, *code_range(n_bits))
+    qmin, qmax = code_range(n_bits)
+    q = np.minimum(np.maximum(unclipped, qmin), qmax)
     return q.astype(np.int8) if n_bits <= 8 else q.astype(np.int16)
 
 
@@ -127,7 +128,7 @@ def dequantize(q: Codes, params: Params) -> FloatArray:
     """
     with np.errstate(over="ignore"):
         x_hat = (q.astype(np.float32) - np.float32(params.zero_point)) * params.scale
-    return np.clip(x_hat, FLOAT32.min, FLOAT32.max)
+    return np.minimum(np.maximum(x_hat, FLOAT32.min), FLOAT32.max)
 
 
 def first(params: Params) -> Params:

@@ -31,7 +31,7 @@ class CodeCounts:
 
     def add(self, codes: Codes) -> None:
         """Count the codes of one flat block."""
-        if codes.size <= FEW:
+        if codes.itemsize == 2 and codes.size <= FEW:
             kinds, counts = np.unique(codes, return_counts=True)
             self._few.append(Counts(kinds.astype(np.int16), counts))
         elif codes.itemsize == 2:
@@ -57,8 +57,9 @@ class CodeCounts:
                 continue
             both = table.reshape(-1, 256)
             by_byte = both[0] if len(both) == 1 else both.sum(axis=0) + both.sum(axis=1)
-            codes = np.flatnonzero(by_byte).astype(np.uint8)
-            parts.append(Counts(codes.view(np.int8).astype(np.int16), by_byte[codes]))
+            by_code = np.concatenate([by_byte[128:], by_byte[:128]])  # byte 128 is the least code
+            places = np.flatnonzero(by_code)
+            parts.append(Counts((places - 128).astype(np.int16), by_code[places]))
         return parts
 
 
@@ -81,6 +82,8 @@ def to_bins(counts: Counts, n_bits: int) -> dict[str, Any]:
 
 def merge(parts: Sequence[Counts]) -> Counts:
     """Return the counts of several parts as one."""
+    if len(parts) == 1:
+        return parts[0]
     codes, places = np.unique(np.concatenate([part.codes for part in parts]), return_inverse=True)
     counts = np.zeros(codes.size, np.int64)
     np.add.at(counts, places, np.concatenate([part.counts for part in parts]))

@@ -1,5 +1,6 @@
 """How the errors of a round trip are spread."""
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -7,6 +8,7 @@ import numpy as np
 from quantlab.formats.element import FloatArray
 
 BINS = 64
+FEW = 2**12  # errors that are cheap to sort
 PIECE = 2**13  # errors whose float64 copies fit the cache
 
 
@@ -23,8 +25,8 @@ class ErrorHistogram:
             these = slice(start, start + PIECE)
             # The float64 quotient of two float32 values rounds to a whole number only if it is one.
             self._places[these] = np.minimum(errors[these] / width, BINS)
-        self._places[np.flatnonzero(errors == self.upper)] = BINS - 1  # the end itself is within
-        self._ends = np.cumsum(np.bincount(self._places, minlength=BINS + 1))
+        self._places[errors == self.upper] = BINS - 1  # the end itself is within
+        self._counts = np.bincount(self._places, minlength=BINS + 1)
 
     def quantile(self, share: float) -> float:
         """Return the magnitude below which a share of the errors lies, interpolated linearly."""
@@ -35,13 +37,20 @@ class ErrorHistogram:
     def _neighbours(self, n: int) -> tuple[float, float]:
         """Return the n-th smallest error and the next, searching only the bins that hold them."""
         last = min(n + 1, self._errors.size - 1)
-        low, high = np.searchsorted(self._ends, [n, last], side="right").tolist()
+        if self._errors.size <= FEW:
+            return float(self._sorted[n]), float(self._sorted[last])
+        ends = np.cumsum(self._counts)
+        low, high = np.searchsorted(ends, [n, last], side="right").tolist()
         inside = self._errors[np.flatnonzero((self._places >= low) & (self._places <= high))]
-        before = int(self._ends[low - 1]) if low else 0
+        before = int(ends[low - 1]) if low else 0
         found = np.partition(inside, [n - before, last - before])
         return float(found[n - before]), float(found[last - before])
 
+    @cached_property
+    def _sorted(self) -> FloatArray:
+        return np.sort(self._errors)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the histogram as plain JSON values."""
-        *counts, overflow = np.diff(self._ends, prepend=0).tolist()
+        *counts, overflow = self._counts.tolist()
         return {"upper": self.upper, "counts": counts, "overflow": overflow}

@@ -10,7 +10,7 @@ A figure that does not exist raises `UndefinedError` with the reason, and become
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,8 +33,7 @@ def require_threshold(rel_threshold: float) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Evidence:
+class Evidence(NamedTuple):
     """Everything the figures are made of.
 
     `errors` holds |x_hat - x| of a sample, of every element where they are few; `counts` are those

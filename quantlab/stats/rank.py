@@ -16,6 +16,7 @@ from quantlab.stats.sums import CHUNK
 
 ROW = 2**10  # values whose maximum is kept, at the least
 ROWS = 2**20  # maxima that are kept, or hardly more
+TINY = float(np.finfo(np.float32).tiny)
 SHOWN = 20  # places of a top k that are kept one by one
 
 
@@ -109,13 +110,17 @@ def stability(
     top, values, came_back = before.indices[:k], before.values[:k], x_hat[:k]
     worst, expected, best = _kept(came_back, edge, above, at_edge)
     gap = float(values[-1]) - float(before.values[k]) if before.values.size > k else math.inf
-    union, first = np.unique(np.concatenate([top, after.indices]), return_index=True)
-    pairs = np.stack([np.concatenate([values, x]), np.concatenate([came_back, after.values])])
+    known = set(top.tolist())
+    others = np.array([each not in known for each in after.indices.tolist()])
+    x, x_hat = (
+        np.concatenate([values, x[others]]),
+        np.concatenate([came_back, after.values[others]]),
+    )
     merged = np.count_nonzero((values[1:] != values[:-1]) & (came_back[1:] == came_back[:-1]))
-    swapped = _inversions(*pairs[:, first])
+    swapped = _inversions(x, x_hat)
     return {
         "top_k": k,
-        "top_same_set": union.size == k,
+        "top_same_set": not others.any(),
         "top_same_order": bool(np.array_equal(top, after.indices)),
         "top_order_kept": bool(
             not merged and not swapped and above + at_edge <= reached and came_back.min() >= edge
@@ -153,7 +158,7 @@ def bits_sufficient(absmax: float, gap: float) -> int | None:
     if gap == math.inf:
         return 2
     gap -= absmax * 2.0**-23
-    if gap <= 0 or absmax / 2**15 < np.finfo(np.float32).tiny:
+    if gap <= 0 or absmax / 2**15 < TINY:
         return None
     return max(2, math.ceil(1 + math.log2(1 + absmax / gap)))
 

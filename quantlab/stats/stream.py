@@ -9,6 +9,7 @@ the figures are the same bytes for any number of threads and any size of block.
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,12 @@ from quantlab.formats.codec import Reconstruction
 from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Format
 from quantlab.sources.tensor import Tensor
-from quantlab.stats import metrics, parallel, rank, storage
+from quantlab.stats import metrics, parallel, storage
 from quantlab.stats.compiled import Kernel, kernel_for
 from quantlab.stats.counts import Counts, merge, to_bins
 from quantlab.stats.histogram import ErrorHistogram
 from quantlab.stats.metrics import Evidence
+from quantlab.stats.order import Order
 from quantlab.stats.output_error import ColumnImportance, out_sqnr_db
 from quantlab.stats.rank import new_maxima
 from quantlab.stats.share import CompiledShare, NumpyShare, Share
@@ -69,7 +71,7 @@ def measure(
         reasons |= {key: why} if value is None else {}
     params, unknown = trip.described()
     certified = isinstance(form, Format) and form.plain and isinstance(trip, OneStep)
-    ranks = gathered.order(min(k, tensor.size), evidence, certified)
+    order = Order(tensor, found, trip, gathered.wanted.maxima, gathered.levels)
     if not certified:
         reasons["top_bits_sufficient"] = "it is a width of one scale over the whole range"
     if trip.n_bits is None:
@@ -82,7 +84,7 @@ def measure(
         "params": params,
         "measured": measured,
         "reasons": reasons | unknown,
-        **ranks,
+        **order.compare(min(k, tensor.size), certified),
         "codes": to_bins(evidence.counts, trip.n_bits) if evidence.counts and trip.n_bits else None,
         "underflowed": found.underflowed,
         "error_histogram": evidence.errors.to_dict() | {"stride": gathered.wanted.stride},
@@ -147,21 +149,30 @@ class _Gathered:
     wanted: Wanted
     shares: list[Share]
 
+    @cached_property
+    def counts(self) -> Counts | None:
+        """How often codes occur, None where they are not ours."""
+        parts = [part for share in self.shares for part in share.counts()]
+        return merge(parts) if parts else None
+
+    @cached_property
+    def levels(self) -> tuple[FloatArray, NDArray[np.int64]] | None:
+        """The few values that come back and how often each does, where there is one step."""
+        if self.counts and isinstance(self.trip, OneStep):
+            return self.trip.values(self.counts.codes), self.counts.counts
+        return None
+
     def evidence(self) -> Evidence:
         """Return what the figures are made of."""
-        partials = [partial for share in self.shares for partial in share.partials]
-        sums = total(partials, self.found.moments)
-        parts = [part for share in self.shares for part in share.counts()]
-        counts = merge(parts) if parts else None
-        negative = self.found.lo < 0
+        sums = total([part for share in self.shares for part in share.partials], self.found.moments)
+        negative, step = self.found.lo < 0, self.trip.step
         comparable = metrics.is_probability(sums, negative) and not sums.zeroed
-        step = self.trip.step
         return Evidence(
             sums=sums,
             errors=ErrorHistogram(self.wanted.errors, step / 2 if step else sums.max_err or 1.0),
-            counts=counts,
-            sq_x_hat=self._sq_x_hat(sums, counts),
-            clipped=sums.clipped if counts else None,
+            counts=self.counts,
+            sq_x_hat=self._sq_x_hat(sums),
+            clipped=sums.clipped if self.counts else None,
             step=step,
             no_step=self.trip.no_step,
             negative=negative,
@@ -169,12 +180,12 @@ class _Gathered:
             powers=[each for share in self.shares for each in share.powers],
         )
 
-    def _sq_x_hat(self, sums: Sums, counts: Counts | None) -> float:
+    def _sq_x_hat(self, sums: Sums) -> float:
         """Return the sum of x_hat^2: from the few values that it takes, or from all."""
-        if counts and isinstance(self.trip, OneStep):
-            values = np.square(self.trip.values(counts.codes), dtype=np.float64)
-            return float((counts.counts * values).sum())
-        return sums.sq_x_hat
+        if not self.levels:
+            return sums.sq_x_hat
+        values, times = self.levels
+        return float((times * np.square(values, dtype=np.float64)).sum())
 
     def _divergence(self) -> float:
         starts = range(0, self.tensor.size, CHUNK)
@@ -195,62 +206,3 @@ class _Gathered:
         if landmark is not None:
             value = self.trip.relative_error(np.float32(landmark))
             yield "landmark_rel_err", value, self.trip.no_step
-
-    def order(self, k: int, evidence: Evidence, certified: bool) -> dict[str, Any]:
-        """Compare the k largest values with those that came back largest."""
-        width = self.found.width
-        rows = rank.leading(self.found.maxima, k + 1)
-        before = rank.top(*self.tensor.rows(width, rows), k + 1)
-        x_hat = self._come_back(rows, before.indices)
-        rows = rank.leading(self._row_maxima_back(), k)
-        x, indices = self.tensor.rows(width, rows)
-        after = rank.top(self._come_back(rows, indices), indices, k)
-        above, at_edge = self._count_beside(after.values[-1], evidence)
-        answers = rank.stability(
-            before,
-            after,
-            x=x[np.searchsorted(indices, after.indices)],
-            x_hat=x_hat,
-            reached=self._reached(before, k),
-            above=above,
-            at_edge=at_edge,
-            absmax=self.found.absmax if certified else None,
-        )
-        return {"rank": answers, "top": rank.table(before, x_hat)}
-
-    def _row_maxima_back(self) -> FloatArray:
-        """Return the maxima of the rows as they come back; a monotone map keeps which they are."""
-        if isinstance(self.trip, OneStep):
-            return self.trip.back(self.found.maxima)
-        return self.wanted.maxima
-
-    def _come_back(self, rows: NDArray[np.int64], indices: NDArray[np.int64]) -> FloatArray:
-        """Return what elements of some rows come back as, `indices` being in these."""
-        width, size = self.found.width, self.tensor.size
-        spans = [(int(row) * width, min(int(row) * width + width, size)) for row in rows]
-        values = np.concatenate([self.trip.round_trip(*span) for span in spans])
-        places = np.concatenate([np.arange(*span) for span in spans])
-        return values[np.searchsorted(places, indices)]
-
-    def _count_beside(self, edge: np.float32, evidence: Evidence) -> tuple[int, int]:
-        """Count the values that come back above the k-th largest, and at it."""
-        counts = evidence.counts
-        if counts and isinstance(self.trip, OneStep):
-            values, times = self.trip.values(counts.codes), counts.counts
-            return int(times[values > edge].sum()), int(times[values == edge].sum())
-        width, above, at_edge = self.found.width, 0, 0
-        for row in np.flatnonzero(self.wanted.maxima >= edge):
-            stop = min(int(row) * width + width, self.tensor.size)
-            x_hat = self.trip.round_trip(int(row) * width, stop)
-            above += int(np.count_nonzero(x_hat > edge))
-            at_edge += int(np.count_nonzero(x_hat == edge))
-        return above, at_edge
-
-    def _reached(self, before: rank.Top, k: int) -> int:
-        """Count the values that are at least the k-th largest: k, or more where others equal it."""
-        least = before.values[k - 1]
-        if before.values[-1] < least:
-            return k
-        starts = range(0, self.tensor.size, parallel.BLOCK)
-        blocks = (self.tensor.block(start, start + parallel.BLOCK) for start in starts)
-        return sum(int(np.count_nonzero(block >= least)) for block in blocks)

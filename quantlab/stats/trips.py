@@ -25,6 +25,7 @@ from quantlab.stats.compiled import Fitted, Grid, Kernel, grid_of
 from quantlab.stats.survey import Survey
 
 Work = Callable[[int, FloatArray], Trip]  # of a flat block and where it begins
+SHORT = 2**12  # values of which to look for what saturates costs less than to know it before
 MANY = "there are {n} scales"
 UNEVEN = "the steps of the grid differ"
 OTHER = "{dtype} has codes and scales of its own"
@@ -54,6 +55,9 @@ class Through(Protocol):
     def round_trip(self, start: int, stop: int) -> FloatArray:
         """Return what some elements come back as."""
 
+    def back(self, x: FloatArray) -> FloatArray | None:
+        """Return what flat values come back as, None where that depends on where they stand."""
+
     def relative_error(self, x: np.float32) -> float | None:
         """Return the relative error of a value; None where it has not one."""
 
@@ -77,7 +81,7 @@ class OneStep:
         self.width = form.n_bits
         self.n_bits: int | None = self.width
         self.bits_per_value = form.bits_per_value(form.block.layout(tensor.shape))
-        self.saturating = saturates(params, self.width, found.lo, found.hi)
+        self._ends = found.lo, found.hi
         self.grid: Grid | None = grid_of(form.element)
         self._blocks = Fitted(form.block.layout(tensor.shape), 0, params)
         self.step: float | None = float(params.scale)
@@ -85,7 +89,8 @@ class OneStep:
 
     def worker(self, size: int) -> Work:
         """Return what takes blocks of up to `size` values, in memory of its own."""
-        trip = RoundTrip(self.params, self.width, self.saturating, size)
+        saturating = size < SHORT or saturates(self.params, self.width, *self._ends)
+        trip = RoundTrip(self.params, self.width, saturating, size)
         return lambda _, x: trip(x)
 
     def fitted(self, start: int, stop: int) -> Fitted:  # noqa: ARG002 Through
@@ -170,13 +175,17 @@ class AnySteps:
         """Return what some elements come back as."""
         return self.coder.round_trip(start, stop)[0].x_hat
 
-    def relative_error(self, x: np.float32) -> float | None:
-        """Return the relative error of a value, None where it could be in one block or another."""
+    def back(self, x: FloatArray) -> FloatArray | None:
+        """Return what flat values come back as, None where they could be in different blocks."""
         if self.n_scales > 1:
             return None
         params = per_value(self.coder.known_params)
-        back = self.coder.form.element.round_trip(np.reshape(x, (1, 1)), params).x_hat
-        return float(np.abs(back[0, 0] - x) / x)
+        return self.coder.form.element.reconstruct(x[None], params)[0]
+
+    def relative_error(self, x: np.float32) -> float | None:
+        """Return the relative error of a value, None where it could be in one block or another."""
+        x_hat = self.back(np.reshape(x, 1))
+        return None if x_hat is None else float(np.abs(x_hat[0] - x) / x)
 
     def scales(self) -> Scales | None:
         """Return the scales, once every block has been through."""
@@ -235,6 +244,10 @@ class Decoded:
                 f"{self.stored.dtype} {why}"
             )
         return x_hat
+
+    def back(self, _: FloatArray) -> FloatArray | None:
+        """Return None: only values of the tensor are known."""
+        return None
 
     def relative_error(self, _: np.float32) -> float | None:
         """Return None: only values of the tensor are known."""

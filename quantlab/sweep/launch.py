@@ -22,6 +22,7 @@ from quantlab.report.bar import Bar
 from quantlab.report.settings import report_settings
 from quantlab.report.texts import Texts
 from quantlab.sweep import resume
+from quantlab.sweep.divisions import require_apart
 from quantlab.sweep.grid import Job, grid
 from quantlab.sweep.job import make_directory, program
 from quantlab.sweep.lock import exclusive
@@ -47,6 +48,7 @@ def sweep(
     jobs = grid(products, config, loader)
     make_directory(directory)
     with exclusive(directory):
+        require_apart(jobs, directory, config, loader)
         disk.clear(directory)
         disk.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         pending = _pending_jobs(jobs, directory, config, loader)
@@ -115,12 +117,13 @@ def _finish(
     from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
     from quantlab.report.terminal import sweep_summary
 
-    failed = 0
+    failed, missing = 0, None
     try:
         done = aggregate(directory, bar, t)
         print(f"\n{sweep_summary(done.findings, done.files, t)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
+        missing = next(iter(done.missing), None)
     except ValueError as error:  # resuming would end here too
         if not stopped:
             raise
@@ -129,9 +132,10 @@ def _finish(
         raise
     except (OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C
         stopped = stopped or error
-    if stopped or failed:
-        why = error_sentence(stopped) if stopped else f"{failed} of {len(jobs)} runs failed"
-        advice = "to finish the sweep, run" if stopped else "to retry them, run"
+    if stopped or failed or missing:
+        why = f"{failed} of {len(jobs)} runs failed" if failed else f"{missing} lacks parts"
+        why = error_sentence(stopped) if stopped else why
+        advice = "to retry them, run" if failed and not stopped else "to finish the sweep, run"
         print(f"quantlab: {why}; {advice}: {_resume_command(directory)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
 

@@ -50,6 +50,35 @@ class Claim(NamedTuple):
         return one.parts != two.parts or one == two != WHOLE
 
 
+class Gap(NamedTuple):
+    """The parts that a source, divided into `parts`, lacks in some format."""
+
+    dist: str
+    parts: int
+    lacks: tuple[int, ...]
+
+    @property
+    def source(self) -> str:
+        """What the source is called."""
+        return f"{self.dist} in {self.parts} parts"
+
+    @property
+    def override(self) -> str:
+        """What asks for all parts."""
+        return f"dist.part=range({self.parts})"
+
+    @property
+    def fault(self) -> str:
+        """What is wrong."""
+        listed = ", ".join(map(str, self.lacks))
+        return f"part{'s' if len(self.lacks) > 1 else ''} {listed} without a record"
+
+    @property
+    def reason(self) -> str:
+        """What is wrong, and what to do."""
+        return f"{self.fault}: repeat the sweep in this directory with {self.override}"
+
+
 def division(dist: Any) -> Division | None:
     """Return which part a source's config asks for; None of a source that cannot be divided."""
     if not isinstance(dist, Mapping) or not all(type(dist.get(key)) is int for key in KEYS):
@@ -88,10 +117,10 @@ def require_apart(claims: Iterable[Claim], directory: Path) -> None:
         for other in others:
             if each.clashes(other):
                 raise ValueError(
-                    f"{directory / other.directory} is {other.division} and "
-                    f"{directory / each.directory} is {each.division} of the same source and "
-                    "format: a directory takes one division, so remove one of them or name "
-                    "another directory with hydra.sweep.dir=..."
+                    f"{directory / other.directory} ({other.division}) and "
+                    f"{directory / each.directory} ({each.division}) would measure the same "
+                    "tensors: divide a source one way in a directory, or name another with "
+                    "hydra.sweep.dir=..."
                 )
         others.append(each)
 
@@ -118,24 +147,23 @@ def combined(runs: Sequence[Run]) -> list[Run]:
     return [_joined(group) if _is_part(group[0]) else group[0] for group in groups.values()]
 
 
-def missing(runs: Sequence[Run]) -> dict[str, str]:
-    """Return which divided sources lack parts, and what to do about it."""
+def gaps(runs: Sequence[Run]) -> list[Gap]:
+    """Return which divided sources lack parts."""
     there: dict[str, set[Division]] = {}
     for run in runs:
         if run.record and _is_part(run):
             there.setdefault(_question(run), set()).add(_division(run))
-    lacking: dict[str, set[int]] = {}
+    lacking: dict[tuple[str, int], set[int]] = {}
     for question, found in there.items():
         parts = next(iter(found)).parts
         if lacks := set(range(parts)) - {each.part for each in found}:
-            lacking.setdefault(f"{question.split()[0]} in {parts} parts", set()).update(lacks)
-    return {who: _lack(sorted(parts)) for who, parts in lacking.items()}
+            lacking.setdefault((question.split()[0], parts), set()).update(lacks)
+    return [Gap(*source, tuple(sorted(lacks))) for source, lacks in lacking.items()]
 
 
-def _lack(parts: Sequence[int]) -> str:
-    listed = ",".join(map(str, parts))
-    which = f"part {listed} has" if len(parts) == 1 else f"parts {listed} have"
-    return f"{which} no record, so repeat the sweep in this directory with dist.part={listed}"
+def missing(runs: Sequence[Run]) -> dict[str, str]:
+    """Return the divided sources that lack parts, and what to do about each."""
+    return {each.source: each.reason for each in gaps(runs)}
 
 
 def _division(run: Run) -> Division:

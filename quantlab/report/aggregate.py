@@ -22,13 +22,13 @@ from quantlab.report.verdict import verdicts
 class Aggregate(NamedTuple):
     """What a sweep found, the files that hold it, and the overrides of each run that failed.
 
-    `missing` are the divided sources that lack parts, with what to do.
+    `gaps` are the divided sources that lack parts.
     """
 
     findings: Findings
     files: list[Path]
     failed: list[list[str]]
-    missing: Mapping[str, str]
+    gaps: Sequence[parts.Gap]
 
 
 def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
@@ -58,7 +58,7 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
     _remove_stale_plots(directory, artefacts)
     failed = [run.record["overrides"] for run in runs if run.record and run.error]
     files = [directory / name for name in artefacts]
-    return Aggregate(findings, files, failed, parts.missing(runs))
+    return Aggregate(findings, files, failed, parts.gaps(runs))
 
 
 def _findings(

@@ -9,6 +9,8 @@ def require_part(part: Any, parts: Any) -> None:
     """Raise ValueError unless `part` is one of ``0 .. parts - 1``."""
     if type(parts) is not int or parts < 1:
         raise ValueError(f"dist.parts must be a whole number of 1 or more, got {parts!r}")
+    if parts == 1 and part != 0:
+        raise ValueError(f"dist.part={part!r} takes dist.parts=N, the number of parts: add it")
     if type(part) is not int or not 0 <= part < parts:
         raise ValueError(
             f"dist.part must be a whole number from 0 to {parts - 1} with dist.parts={parts}, "

@@ -47,7 +47,7 @@ def main() -> None:
 
 def _write(path: Path) -> None:
     """Write the checkpoint: weights as they are initialised, seeded."""
-    shapes = {"embeddings.weight": (VOCABULARY, WIDTH)}
+    shapes: dict[str, tuple[int, ...]] = {"embeddings.weight": (VOCABULARY, WIDTH)}
     for layer in range(LAYERS):
         square = dict.fromkeys(("query", "key", "value", "output"), (WIDTH, WIDTH))
         wide = {"up": (4 * WIDTH, WIDTH), "down": (WIDTH, 4 * WIDTH)}

@@ -1,53 +1,25 @@
 """Runs that measure parts of one source, put together as the run of the whole.
 
-A source whose config has ``part`` and ``parts`` is divided over several runs. A part is no level of
-the results: what was measured in parts reads as if it had been measured at once.
+A part is no level of the results: what was measured in parts reads as if it had been measured at
+once.
 """
 
 import math
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantlab.records.record import Record, run_key
+from quantlab.records.division import (
+    KEYS,
+    WHOLE,
+    Division,
+    claim,
+    division,
+    require_apart,
+    without_part,
+)
+from quantlab.records.record import Record
 from quantlab.records.run import Run
-
-KEYS = ("part", "parts")  # of a source
-SUFFIX = re.compile(r"-part-\d+-of-\d+$")
-OVERRIDES = tuple(f"dist.{key}" for key in KEYS)
-
-
-class Division(NamedTuple):
-    """Part `part` of `parts`, counted from 0; a whole source is the one part of one."""
-
-    part: int
-    parts: int
-
-    def __str__(self) -> str:
-        """Say which part it is."""
-        return f"part {self.part} of {self.parts}" if self.parts > 1 else "undivided"
-
-    @property
-    def suffix(self) -> str:
-        """What the name of a run directory ends on; nothing where all is one part."""
-        return f"-part-{self.part}-of-{self.parts}" if self.parts > 1 else ""
-
-
-WHOLE = Division(0, 1)
-
-
-class Claim(NamedTuple):
-    """Which part of which question the run of a directory answers."""
-
-    directory: str
-    question: str
-    division: Division
-
-    def clashes(self, other: "Claim") -> bool:
-        """Return whether two runs of one question measure the same tensors in parts."""
-        one, two = self.division, other.division
-        return one.parts != two.parts or one == two != WHOLE
 
 
 class Gap(NamedTuple):
@@ -77,52 +49,6 @@ class Gap(NamedTuple):
     def reason(self) -> str:
         """What is wrong, and what to do."""
         return f"{self.fault}: repeat the sweep in this directory with {self.override}"
-
-
-def division(dist: Any) -> Division | None:
-    """Return which part a source's config asks for; None of a source that cannot be divided."""
-    if not isinstance(dist, Mapping) or not all(type(dist.get(key)) is int for key in KEYS):
-        return None
-    return Division(*(dist[key] for key in KEYS))
-
-
-def is_part(config: Mapping[str, Any]) -> bool:
-    """Return whether a run with this config measures less than the whole source."""
-    return (division(config.get("dist")) or WHOLE).parts > 1
-
-
-def without_part(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of a run of a divided source as that of the whole would be."""
-    dist = {key: value for key, value in config["dist"].items() if key not in KEYS}
-    return {**config, "dist": dist}
-
-
-def of_division(override: str) -> bool:
-    """Return whether an override has the key that divides a source, or chooses a part."""
-    return override.lstrip("+").partition("=")[0] in OVERRIDES
-
-
-def claim(directory: str, dist: str, config: Mapping[str, Any]) -> Claim:
-    """Return what a run with this config, of the source of this name, answers."""
-    divided = division(config.get("dist"))
-    question = without_part(config) if divided else dict(config)
-    return Claim(directory, f"{dist} {run_key(question, {}, {})}", divided or WHOLE)
-
-
-def require_apart(claims: Iterable[Claim], directory: Path) -> None:
-    """Raise ValueError where two runs of a sweep measure the same tensors of a divided source."""
-    known: dict[str, list[Claim]] = {}
-    for each in claims:
-        others = known.setdefault(each.question, [])
-        for other in others:
-            if each.clashes(other):
-                raise ValueError(
-                    f"{directory / other.directory} ({other.division}) and "
-                    f"{directory / each.directory} ({each.division}) would measure the same "
-                    "tensors: divide a source one way in a directory, or name another with "
-                    "hydra.sweep.dir=..."
-                )
-        others.append(each)
 
 
 def require_runs_apart(runs: Sequence[Run], directory: Path) -> None:
@@ -185,7 +111,7 @@ def _joined(parts: Sequence[Run]) -> Run:
     places = {name: place for one in records for name, place in _places(one).items()}
 
     def merged(key: str) -> dict[str, Any]:
-        every = (item for one in records for item in one[key].items())
+        every = (item for one in records for item in one.get(key, {}).items())
         return dict(sorted(every, key=lambda item: places.get(item[0], math.inf)))
 
     keys = ("tensors", "identities", "directories", "failed", "unmeasured")
@@ -199,7 +125,8 @@ def _joined(parts: Sequence[Run]) -> Run:
 
 def _places(one: Record) -> dict[str, int]:
     """Return where the tensors of a part stand in the source, also those without figures."""
-    return {**one["places"], **{name: each["place"] for name, each in one["unmeasured"].items()}}
+    without = one.get("unmeasured", {})
+    return one["places"] | {name: each["place"] for name, each in without.items()}
 
 
 def _left_out_of_all(records: Sequence[Record]) -> list[str]:

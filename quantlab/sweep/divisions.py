@@ -7,7 +7,7 @@ from pathlib import Path
 from hydra.core.config_loader import ConfigLoader
 from omegaconf import DictConfig
 
-from quantlab.records import parts, record
+from quantlab.records import division, record
 from quantlab.sweep.job import run_environment, settings
 
 Job = list[str]  # the overrides of one run
@@ -19,11 +19,11 @@ def without_parts(jobs: Sequence[Job], config: DictConfig, loader: ConfigLoader)
     @cache
     def is_divisible(source: tuple[str, ...]) -> bool:
         dist = loader.load_sweep_config(config, list(source)).get("dist")
-        return parts.division(dist) is not None
+        return division.division(dist) is not None
 
     wholes = []
     for job in jobs:
-        own = [each for each in job if not parts.of_division(each)]
+        own = [each for each in job if not division.of_division(each)]
         source = tuple(each for each in job if each.startswith(("dist=", "experiment=")))
         wholes.append(own if len(own) < len(job) and is_divisible(source) else job)
     return wholes
@@ -38,22 +38,22 @@ def require_apart(
     there may be, the aggregate refuses too.
     """
     found = {path.parent: path for path in record.find(directory)}
-    typed = any(parts.of_division(each) for job in jobs for each in job)
-    if not typed and not any(parts.SUFFIX.search(each.name) for each in found):
+    typed = any(division.of_division(each) for job in jobs for each in job)
+    if not typed and not any(division.SUFFIX.search(each.name) for each in found):
         return
     asked = [_claim(loader.load_sweep_config(config, job)) for job in jobs]
     again = {directory / each.directory for each in asked}
     others = (path for where, path in found.items() if where not in again)
-    parts.require_apart([*_recorded(others, directory), *asked], directory)
+    division.require_apart([*_recorded(others, directory), *asked], directory)
 
 
-def _claim(config: DictConfig) -> parts.Claim:
+def _claim(config: DictConfig) -> division.Claim:
     with run_environment(config):
         dist = config.hydra.runtime.choices.dist
-        return parts.claim(config.hydra.sweep.subdir, dist, settings(config))
+        return division.claim(config.hydra.sweep.subdir, dist, settings(config))
 
 
-def _recorded(paths: Iterator[Path], directory: Path) -> Iterator[parts.Claim]:
+def _recorded(paths: Iterator[Path], directory: Path) -> Iterator[division.Claim]:
     """Yield what the runs of records answer; what cannot be read answers nothing."""
     for path in paths:
         try:
@@ -61,4 +61,4 @@ def _recorded(paths: Iterator[Path], directory: Path) -> Iterator[parts.Claim]:
         except ValueError:
             continue
         where = path.parent.relative_to(directory).as_posix()
-        yield parts.claim(where, one["dist"], one["config"])
+        yield division.claim(where, one["dist"], one["config"])

@@ -28,7 +28,8 @@ from quantlab.formats.codec import Codec
 from quantlab.formats.format import Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
-from quantlab.records import parts, record
+from quantlab.records import record
+from quantlab.records.division import WHOLE, division, of_division, without_part
 from quantlab.records.renames import DEFAULTS, current_name, with_current_names
 from quantlab.report.settings import report_settings
 from quantlab.sources.file import file_state
@@ -145,8 +146,8 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     """
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     config = cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
-    if parts.division(config.get("dist")) == parts.WHOLE:
-        config = parts.without_part(config)
+    if division(config.get("dist")) == WHOLE:
+        config = without_part(config)
     return config | {key: _used(config[key]) for key in ("block", "range") if key in config}
 
 
@@ -180,8 +181,8 @@ def run_name(*, _root_: DictConfig) -> str:
     """
     choices, overrides = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
     asked, part = sorted(each for each in overrides if record.has_effect(each)), ""
-    if divided := parts.division(_root_.get("dist")):
-        asked = [each for each in asked if not parts.of_division(each)]
+    if divided := division(_root_.get("dist")):
+        asked = [each for each in asked if not of_division(each)]
         part = divided.suffix
     width = "" if _root_.n_bits is None else f"-{_root_.n_bits}bit"
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}{width}")

@@ -31,6 +31,7 @@ NESTED = {
     "mode": ("mx/...", "nv/fp4", "ggml/...", "file/gguf", "file/safetensors", "file/onnx"),
 }
 OF_FILES = "add mode=file/gguf, mode=file/safetensors or mode=file/onnx, which have it"
+DIVIDED = "the tensors of a file alone are divided into parts, those of a dist=file/..."
 AMBIGUOUS = "Ambiguous value for argument "
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
@@ -77,7 +78,8 @@ def error_sentence(mistake: BaseException) -> str:
         return f"{mistake.full_key} is an unknown key: {_known_keys(mistake)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         typed = str(mistake).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
-        hint = OF_FILES if typed.startswith("mode.path=") else _known_keys(cause)
+        hints = {"mode.path": OF_FILES, "dist.part": DIVIDED, "dist.parts": DIVIDED}
+        hint = hints.get(typed.partition("=")[0]) or _known_keys(cause)
         return f"{typed} sets an unknown key: {hint}"
     if isinstance(mistake, InstantiationException) and cause:
         return error_sentence(cause)

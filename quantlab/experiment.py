@@ -76,9 +76,26 @@ class Experiment:
         stored = self.dist.stored_sizes()
         without = {*outcome.skipped, *outcome.failed}
         outcome.unmeasured.update((name, stored[name]) for name in stored if name in without)
+        for name, place in self.dist.places().items():
+            if name in outcome.tensors:
+                outcome.tensors[name]["place"] = place
         if not outcome.tensors and not outcome.failed:
-            raise ValueError(_nothing(outcome.skipped, isinstance(self.bound, Bound)))
+            self._require_others(outcome.skipped)
         return outcome
+
+    def _require_others(self, skipped: dict[str, str]) -> None:
+        """Raise ValueError unless another part of the source has a tensor to measure."""
+        without = dict(skipped)
+        for tensor in self.dist.others():
+            try:
+                self.bound.open(tensor)
+            except UnfitError as reason:
+                without[tensor.name] = str(reason)
+            except ValueError:  # which its own run says
+                return
+            else:
+                return
+        raise ValueError(_nothing(without, isinstance(self.bound, Bound)))
 
     def identify(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Return what identifies each tensor that would be measured, and why others would not."""

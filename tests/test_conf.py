@@ -71,3 +71,9 @@ def test_all_options_of_a_group_have_the_same_keys(group):
     # Hydra holds block.size=32 against the default option before it takes the one chosen.
     keys = {tuple(OmegaConf.load(path)) for path in (CONF / group).glob("*.yaml")}
     assert len(keys) == 1
+
+
+def test_every_file_can_be_divided():
+    for path in (CONF / "dist" / "file").glob("*.yaml"):
+        dist = OmegaConf.load(path).dist
+        assert (dist.parts, dist.part) == (1, 0), path

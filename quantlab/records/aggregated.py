@@ -18,7 +18,8 @@ class Aggregated(NamedTuple):
     """The table of a sweep and what its manifest says.
 
     `tensors` are the originals, those that were not measured too, with ``dist``, ``name``,
-    ``dtype``, ``shape`` and ``sha256``; `failures` map a run that failed to the reason; `sha256`
+    ``dtype``, ``shape`` and ``sha256``; `failures` map a run that failed, or a source that
+    lacks parts, to the reason; `sha256`
     is that of results.json.
     """
 
@@ -49,7 +50,7 @@ def read(directory: Path) -> Aggregated:
         run["directory"]: run["error"] or run["status"]
         for run in manifest["runs"]
         if run["status"] != "completed"
-    }
+    } | manifest.get("missing", {})
     return Aggregated(
         directory, rows(table), manifest["levels"], manifest["tensors"], failures, sha256
     )

@@ -8,26 +8,18 @@ import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from omegaconf import OmegaConf
 
-from quantlab.records import disk, record
+from quantlab.records import disk, parts, record
 from quantlab.records.record import Record
+from quantlab.records.run import Run
 
 # 3 did not list tensors, 2 stood beside results without storage, 1 had no hashes of Hydra's files
 SCHEMA = 4
 UNKNOWN = "unknown"  # the dtype of a tensor that an older version left out, without its size
 UNSIZED = {"dtype": UNKNOWN, "shape": [0], "n_bytes": 0}
-
-
-class Run(NamedTuple):
-    """One run directory, relative to its sweep; `record` and its hash are None where unreadable."""
-
-    directory: str
-    sha256: str | None
-    record: Record | None
-    error: str | None
 
 
 def manifest(
@@ -47,11 +39,14 @@ def manifest(
 def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
     """Return what of a manifest depends on the sweep's directory alone."""
     records = [run.record for run in runs if run.record]
+    whole = [run.record for run in parts.combined(runs) if run.record]
+    missing = parts.missing(runs)
     return {
         "command": _command(directory, records),
         "levels": list(levels),
         "runs": [_describe(run) for run in runs],
-        "tensors": list(_tensors(records)),
+        **({"missing": missing} if missing else {}),
+        "tensors": list(_tensors(whole)),
         "start": min((each["started"] for each in records), default=None),
         "end": max((_end(each) for each in records), default=None),
     }

@@ -9,10 +9,10 @@ from typing import Any, cast
 import pandas as pd
 from tqdm import tqdm
 
-from quantlab.records import disk, record
-from quantlab.records.manifest import Run
+from quantlab.records import disk, parts, record
 from quantlab.records.record import Record
 from quantlab.records.row import Row, group_rows
+from quantlab.records.run import Run
 
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 FORMAT = ["block", "block_size", "scale_dtype", "range"]  # how it was stored, in each row
@@ -22,9 +22,10 @@ OF_FORMAT = {"block", "block.size", "block.scale", "range"}  # settings that the
 def collect(directory: Path) -> list[Run]:
     """Read the record of every run below a directory, in the order of the sweep.
 
-    Of each tensor a record keeps its row of the table, and under ``identities`` what identifies it:
-    ten thousand fit in memory. Raises
-    ValueError when there is no record, or none that can be read.
+    Of each tensor a record keeps its row of the table, under ``identities`` what identifies it,
+    under ``directories`` where it was measured, and of a divided source its place, under
+    ``places``: ten thousand fit in memory. Raises ValueError when there is no record, or none that
+    can be read.
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
@@ -52,13 +53,18 @@ def _run(path: Path, directory: Path) -> Run:
         name: {key: each[key] for key in record.IDENTIFIED}
         for name, each in content["tensors"].items()
     }
+    content["directories"] = dict.fromkeys(content["tensors"], where)
+    content["places"] = {
+        name: each["place"] for name, each in content["tensors"].items() if "place" in each
+    }
     content["tensors"] = {name: record.figures(each) for name, each in content["tensors"].items()}
     return Run(where, sha256, content, content["error"])
 
 
 def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[str]]:
     """Return the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
-    records = [run.record for run in runs if run.record]
+    parts.require_runs_apart(runs, directory)
+    records = [run.record for run in parts.combined(runs) if run.record]
     axes = swept_axes(records)
     table = tidy(records, axes)
     levels = varied_levels(table, axes)
@@ -77,7 +83,8 @@ def tables(table: pd.DataFrame, levels: list[str], missed: Sequence[str]) -> dic
 
 def run_directories(runs: Sequence[Run], directory: Path) -> list[Path]:
     """Return the run directory of each row of the table."""
-    return [directory / run.directory for run in runs if run.record for _ in run.record["tensors"]]
+    records = [run.record for run in parts.combined(runs) if run.record]
+    return [directory / where for one in records for where in one["directories"].values()]
 
 
 def _sweep_order(run: Run) -> tuple[Any, ...]:
@@ -93,6 +100,7 @@ def swept_axes(records: list[Record]) -> list[str]:
     """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
     keys = {key for each in records for key in _overrides(each)}
     keys = {key for key in keys - {*FACTORS} - OF_FORMAT if record.has_effect(key)}
+    keys -= parts.no_settings(records)
     return sorted(
         key for key in keys if len({record.as_text(_setting(r, key)) for r in records}) > 1
     )

@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from quantlab.records import disk, manifest, record, results
-from quantlab.records.manifest import Run
+from quantlab.records import disk, manifest, parts, record, results
 from quantlab.records.row import Row
+from quantlab.records.run import Run
 from quantlab.report import page, tensor_verdict
 from quantlab.report.bar import Bar
 from quantlab.report.findings import Findings, TensorEntry, choose_details, choose_histogram
@@ -20,11 +20,15 @@ from quantlab.report.verdict import verdicts
 
 
 class Aggregate(NamedTuple):
-    """What a sweep found, the files that hold it, and the overrides of each run that failed."""
+    """What a sweep found, the files that hold it, and the overrides of each run that failed.
+
+    `gaps` are the divided sources that lack parts.
+    """
 
     findings: Findings
     files: list[Path]
     failed: list[list[str]]
+    gaps: Sequence[parts.Gap]
 
 
 def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
@@ -53,7 +57,8 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
         disk.write(directory / name, content)
     _remove_stale_plots(directory, artefacts)
     failed = [run.record["overrides"] for run in runs if run.record and run.error]
-    return Aggregate(findings, [directory / name for name in artefacts], failed)
+    files = [directory / name for name in artefacts]
+    return Aggregate(findings, files, failed, parts.gaps(runs))
 
 
 def _findings(
@@ -65,7 +70,8 @@ def _findings(
     provenance: Mapping[str, str],
 ) -> Findings:
     directories = results.run_directories(runs, directory)
-    records = [run.record for run in runs if run.record]
+    records = [run.record for run in parts.combined(runs) if run.record]
+    failures = {_run_label(run): run.error for run in runs if run.error}
     return Findings(
         rows=rows,
         levels=levels,
@@ -73,7 +79,7 @@ def _findings(
         bar=bar,
         details=_entries(choose_details(rows, levels), rows, directories),
         histogram=_entries(choose_histogram(rows), rows, directories) if rows else [],
-        failures={_run_label(run): run.error for run in runs if run.error},
+        failures=failures | parts.missing(runs),
         skipped={name: why for one in records for name, why in one["skipped"].items()},
         unmeasured=list(dict.fromkeys(name for one in records for name in one["failed"])),
         provenance=provenance,

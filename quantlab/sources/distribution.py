@@ -17,6 +17,14 @@ class Distribution(Protocol):
     def tensors(self) -> Iterator[Tensor]:
         """Yield each tensor."""
 
+    def others(self) -> Iterator[Tensor]:
+        """Yield the tensors that other runs measure, where the source is divided into parts."""
+        return iter(())
+
+    def places(self) -> dict[str, int]:
+        """Return where each tensor of a divided source stands in it; nothing of a whole one."""
+        return {}
+
     def skipped(self) -> dict[str, str]:
         """Return the tensors that are left out, with the reason."""
         return {}

@@ -20,6 +20,7 @@ import numpy as np
 
 from quantlab.sources.distribution import Distribution
 from quantlab.sources.expected import Expected
+from quantlab.sources.parts import divide, require_part
 from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_names
 from quantlab.sources.tensor import Tensor, label, printable
 
@@ -70,14 +71,17 @@ class _Unreadable(Tensor):
 class File(Distribution, ABC):
     """A file of named tensors, of which shell-style patterns choose some.
 
-    Without `include` every floating-point tensor is chosen. Raises ValueError, naming the file,
-    when it is missing or is not of its format.
+    Without `include` every floating-point tensor is chosen. The chosen tensors are divided into
+    `parts` of about as many bytes, of which `part`, counted from 0, is opened. Raises ValueError,
+    naming the file, when it is missing or is not of its format.
     """
 
     path: str
     include: Patterns = None
     exclude: Patterns = None
     expected: Expected | None = None
+    parts: int = 1
+    part: int = 0
 
     format: ClassVar[str]
     needs: ClassVar[Sequence[str]] = ()
@@ -86,6 +90,7 @@ class File(Distribution, ABC):
         """Read the list of tensors, so that a bad file is refused before anything runs."""
         require_names("include", self.include)
         require_names("exclude", self.exclude)
+        require_part(self.part, self.parts)
         require_file(Path(self.path), self.format)
         require_packages(self.needs, self.path, self.format)
         _ = self.entries
@@ -123,16 +128,35 @@ class File(Distribution, ABC):
                 raise BadFileError(f"holds two tensors of the name '{label(twice)}'")
             return entries
 
+    @cached_property
+    def _part_of(self) -> dict[str, int]:
+        """The part of each chosen tensor."""
+        chosen = [entry for entry in self.entries if entry.skip_reason is None]
+        parts = divide([entry.n_bytes for entry in chosen], self.parts)
+        return {entry.name: part for entry, part in zip(chosen, parts, strict=True)}
+
+    def _of_part(self, entry: Entry) -> bool:
+        return self._part_of.get(entry.name) == self.part
+
     def tensors(self) -> Iterator[Tensor]:
-        """Open the chosen tensors one by one; one that cannot be read says so when measured."""
-        for entry in self.entries:
-            if entry.skip_reason is None:
-                try:
-                    with readable(self.path, self.format):
-                        tensor = entry.open()
-                except ValueError as reason:
-                    tensor = _Unreadable(entry.name, np.empty(0), reason=str(reason))
-                yield tensor
+        """Open the tensors of the part one by one; one that cannot be read says so if measured."""
+        return (self._opened(entry) for entry in self.entries if self._of_part(entry))
+
+    def others(self) -> Iterator[Tensor]:
+        """Open the tensors of the other parts one by one."""
+        others = (each for each in self.entries if not each.skip_reason and not self._of_part(each))
+        return map(self._opened, others)
+
+    def _opened(self, entry: Entry) -> Tensor:
+        try:
+            with readable(self.path, self.format):
+                return entry.open()
+        except ValueError as reason:
+            return _Unreadable(entry.name, np.empty(0), reason=str(reason))
+
+    def places(self) -> dict[str, int]:
+        """Return where each tensor of a divided file stands in it; nothing of a whole one."""
+        return {each.name: n for n, each in enumerate(self.entries)} if self.parts > 1 else {}
 
     def skipped(self) -> dict[str, str]:
         """Return why each other tensor is left out."""
@@ -151,8 +175,8 @@ class File(Distribution, ABC):
         }
 
     def n_bytes(self) -> int:
-        """Return the size of the chosen tensors as stored."""
-        return sum(entry.n_bytes for entry in self.entries if entry.skip_reason is None)
+        """Return the size of the tensors of the part as stored."""
+        return sum(entry.n_bytes for entry in self.entries if self._of_part(entry))
 
     def _choose(self, entry: Entry) -> Entry:
         reason = entry.skip_reason

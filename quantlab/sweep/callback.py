@@ -27,10 +27,11 @@ class Single(Callback):
 
         with report_user_errors():  # a record that could not be written is an error too
             one = kwargs["job_return"].return_value
+        bar, t = report_settings(config)
+        directory = Path(config.hydra.runtime.output_dir)
         if one["tensors"]:
-            bar, t = report_settings(config)
-            directory = Path(config.hydra.runtime.output_dir)
             print(run_summary(one, bar, t))
+        if one["tensors"] or not one["error"]:  # a part of a source may be empty
             print(t("run_written", record=directory / record.NAME, directory=directory))
         if one["error"]:
             raise SystemExit(f"quantlab: {one['error']}")

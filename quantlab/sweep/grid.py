@@ -13,6 +13,7 @@ from tqdm import tqdm
 from quantlab.errors import error_sentence, options_hint
 from quantlab.formats.element import ContradictionError
 from quantlab.records.record import has_effect, run_key
+from quantlab.sweep.divisions import without_parts
 from quantlab.sweep.job import require_valid, run_environment, settings
 
 Job = list[str]  # the overrides of one run
@@ -23,9 +24,10 @@ FORMAT = ("mode", "block", "range", "n_bits")  # keys that may contradict each o
 def grid(products: Sequence[Sequence[str]], config: DictConfig, loader: ConfigLoader) -> list[Job]:
     """Return the runs that products of values ask for, each with its position in the sweep.
 
-    One product after the other; what is asked twice is one run. Combinations that contradict
-    themselves are left out, with a line of text. Raises ValueError or an error of Hydra's where a
-    value makes no sense, or nothing is left.
+    One product after the other; what is asked twice is one run, and all parts of a divided source
+    have the position of the whole. Combinations that contradict themselves are left out, with a
+    line of text. Raises ValueError or an error of Hydra's where a value makes no sense, or nothing
+    is left.
     """
     parser = OverridesParser.create(loader)
     jobs = []
@@ -39,7 +41,13 @@ def grid(products: Sequence[Sequence[str]], config: DictConfig, loader: ConfigLo
         each.startswith(("block", "range")) for job in jobs for each in job
     ):
         jobs = list(_distinct(jobs, config, loader))
-    return [[*job, f"hydra.sweeper.position={number}"] for number, job in enumerate(jobs)]
+    numbers: dict[tuple[str, ...], int] = {}
+    wholes = [tuple(job) for job in without_parts(jobs, config, loader)]
+    positions = [numbers.setdefault(whole, len(numbers)) for whole in wholes]
+    return [
+        [*job, f"hydra.sweeper.position={position}"]
+        for job, position in zip(jobs, positions, strict=True)
+    ]
 
 
 def combinations(overrides: Sequence[Override], loader: ConfigLoader | None = None) -> list[Job]:

@@ -29,6 +29,7 @@ from quantlab.formats.format import Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
+from quantlab.records.division import WHOLE, division, of_division, without_part
 from quantlab.records.renames import DEFAULTS, current_name, with_current_names
 from quantlab.report.settings import report_settings
 from quantlab.sources.file import file_state
@@ -139,9 +140,14 @@ def add_import_path(hydra: Any) -> None:
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return a config in plain containers, without Hydra's own part."""
+    """Return a config in plain containers, without Hydra's own part.
+
+    A source that is not divided has the config that it had before it could be.
+    """
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     config = cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+    if division(config.get("dist")) == WHOLE:
+        config = without_part(config)
     return config | {key: _used(config[key]) for key in ("block", "range") if key in config}
 
 
@@ -170,13 +176,17 @@ def _position(hydra: HydraConf) -> int | None:
 def run_name(*, _root_: DictConfig) -> str:
     """Name a run's directory: its choices to read, a hash of its overrides to tell it apart.
 
-    The name depends on what was asked alone, not on when, where, or the order of the overrides.
+    The name depends on what was asked alone, not on when, where, or the order of the overrides. The
+    parts of a source share the name of the whole.
     """
     choices, overrides = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
-    asked = sorted(each for each in overrides if record.has_effect(each))
+    asked, part = sorted(each for each in overrides if record.has_effect(each)), ""
+    if divided := division(_root_.get("dist")):
+        asked = [each for each in asked if not of_division(each)]
+        part = divided.suffix
     width = "" if _root_.n_bits is None else f"-{_root_.n_bits}bit"
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}{width}")
-    return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}"
+    return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}{part}"
 
 
 def program() -> str:

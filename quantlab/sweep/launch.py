@@ -22,6 +22,7 @@ from quantlab.report.bar import Bar
 from quantlab.report.settings import report_settings
 from quantlab.report.texts import Texts
 from quantlab.sweep import resume
+from quantlab.sweep.divisions import require_apart
 from quantlab.sweep.grid import Job, grid
 from quantlab.sweep.job import make_directory, program
 from quantlab.sweep.lock import exclusive
@@ -45,6 +46,7 @@ def sweep(
     """
     directory = Path(config.hydra.sweep.dir)
     jobs = grid(products, config, loader)
+    require_apart(jobs, directory, config, loader)
     make_directory(directory)
     with exclusive(directory):
         disk.clear(directory)
@@ -115,12 +117,13 @@ def _finish(
     from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
     from quantlab.report.terminal import sweep_summary
 
-    failed = 0
+    failed, gap = 0, None
     try:
         done = aggregate(directory, bar, t)
         print(f"\n{sweep_summary(done.findings, done.files, t)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
+        gap = next(iter(done.gaps), None)
     except ValueError as error:  # resuming would end here too
         if not stopped:
             raise
@@ -134,11 +137,18 @@ def _finish(
         advice = "to finish the sweep, run" if stopped else "to retry them, run"
         print(f"quantlab: {why}; {advice}: {_resume_command(directory)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
+    if gap:
+        command = _resume_command(directory, gap.override)
+        why = f"{gap.source}: {gap.fault}"
+        print(f"quantlab: {why}; to finish the sweep, run: {command}", file=sys.stderr)
+        raise SystemExit(1)
 
 
-def _resume_command(directory: Path) -> str:
-    """Return the command that resumes a sweep: as typed, with its directory."""
-    kept = [each for each in sys.argv[1:] if not each.startswith("resume=")]
+def _resume_command(directory: Path, part: str | None = None) -> str:
+    """Return the command that resumes a sweep: as typed, with its directory, of another `part`."""
+    replaced = ("resume=", "dist.part=") if part else "resume="
+    kept = [each for each in sys.argv[1:] if not each.startswith(replaced)]
+    kept += [part] if part else []
     if not any(each.startswith("hydra.sweep.dir=") for each in kept):
         kept.append(f"hydra.sweep.dir={directory}")
     return f"{program()} {shlex.join(kept)}"

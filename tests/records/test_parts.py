@@ -1,0 +1,112 @@
+import json
+
+import pytest
+
+from quantlab.experiment import Experiment
+from quantlab.formats.format import Format
+from quantlab.formats.uniform import Symmetric
+from quantlab.records import parts
+from quantlab.records.record import Outcome
+from quantlab.records.results import collect
+from quantlab.sources.lab import Hidden
+from tests.conftest import aggregate, printed
+from tests.report.test_aggregate import keep
+
+ENTRY = Experiment(Hidden(1, 50, 0), Format(Symmetric(8)), 10, 1e-8, 1).run().tensors["hidden"]
+SIZES = {"dtype": "float32", "shape": [50], "n_bytes": 200}
+
+
+def outcome(measured, skipped=(), failed=()):
+    """An outcome of tensors that are named by their places in the source."""
+    without = {str(place): SIZES | {"place": place} for place in (*skipped, *failed)}
+    return Outcome(
+        {str(place): ENTRY | {"place": place} for place in measured},
+        {str(place): "no" for place in failed},
+        {str(place): "left out" for place in skipped},
+        without,
+        {"block": "tensor"},
+    )
+
+
+def keep_part(directory, part, of, found, n_bits=8, job=0):
+    keep(directory, n_bits, job, lambda: found, dist={"part": part, "parts": of})
+
+
+def tensors(directory):
+    return [
+        each["name"] for each in json.loads((directory / "manifest.json").read_text())["tensors"]
+    ]
+
+
+def test_parts_read_as_one_run_in_the_order_of_the_source(tmp_path):
+    keep_part(tmp_path / "a", 0, 3, outcome([3, 11], skipped=[2], failed=[0]))
+    keep_part(tmp_path / "b", 1, 3, outcome([1, 9], skipped=[2, 4]))
+    keep_part(tmp_path / "c", 2, 3, outcome([], skipped=[2]))
+    found = aggregate(tmp_path).findings
+    assert [row["tensor"] for row in found.rows] == ["1", "3", "9", "11"]
+    assert found.levels == ["dist", "mode", "tensor"]
+    assert found.skipped == {"2": "left out", "4": "left out"}
+    assert found.unmeasured == ["0"]
+    assert list(found.failures.values()) == ["1 of 3 tensors failed: no"]
+    assert tensors(tmp_path) == ["0", "1", "2", "3", "4", "9", "11"]
+
+
+def test_a_combination_stands_where_its_first_part_does(tmp_path):
+    for job, (n_bits, part) in enumerate([(4, 0), (2, 0), (4, 1), (2, 1)]):
+        keep_part(tmp_path / str(job), part, 2, outcome([part]), n_bits, job)
+    rows = aggregate(tmp_path).findings.rows
+    assert [(row["n_bits"], row["tensor"]) for row in rows] == [
+        (4, "0"), (4, "1"), (2, "0"), (2, "1")
+    ]  # fmt: skip
+
+
+def test_lacking_parts_are_a_failure_that_says_what_to_do(tmp_path):
+    keep_part(tmp_path / "a", 1, 4, outcome([3]))
+    keep_part(tmp_path / "b", 0, 4, outcome([4]), n_bits=4)
+    keep_part(tmp_path / "c", 1, 4, outcome([3]), n_bits=4)
+    done = aggregate(tmp_path)
+    assert done.gaps == [parts.Gap("hidden", 4, (0, 2, 3))]
+    why = (
+        "parts 0, 2, 3 without a record: repeat the sweep in this directory with dist.part=range(4)"
+    )
+    assert f"hidden in 4 parts failed: {why}\n" in printed(done)
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert (verdict["meets"], verdict["failures"]) == (False, {"hidden in 4 parts": why})
+    assert json.loads((tmp_path / "manifest.json").read_text())["missing"] == verdict["failures"]
+
+
+@pytest.mark.parametrize(
+    ("division", "said"),
+    [
+        ((0, 2), r"part 1 of 3\) and .*/b \(part 0 of 2\) would measure the same tensors: divide"),
+        ((0, 1), r"part 1 of 3\) and .*/b \(undivided\) would measure the same tensors: divide"),
+        ((1, 3), r"part 1 of 3\) and .*/b \(part 1 of 3\) would measure the same tensors: divide"),
+    ],
+)
+def test_divisions_that_clash_are_refused(tmp_path, division, said):
+    keep_part(tmp_path / "a", 1, 3, outcome([]))
+    keep_part(tmp_path / "b", *division, outcome([0]), job=1)
+    with pytest.raises(ValueError, match=said):
+        aggregate(tmp_path)
+
+
+def test_another_format_may_be_divided_otherwise(tmp_path):
+    keep_part(tmp_path / "a", 0, 2, outcome([0]))
+    keep_part(tmp_path / "b", 1, 2, outcome([1]))
+    keep_part(tmp_path / "c", 0, 1, outcome([0, 1]), n_bits=4, job=1)
+    done = aggregate(tmp_path)
+    assert [row["tensor"] for row in done.findings.rows] == ["0", "1", "0", "1"]
+    assert done.gaps == []
+
+
+def test_a_part_of_a_source_of_its_own_kind_is_a_level(tmp_path):
+    for part in (1, 2):  # nothing says of how many: it is a setting like any other
+        keep(tmp_path / str(part), job=part, **{"dist.part": part}, dist={"part": part})
+    assert aggregate(tmp_path).findings.levels == ["dist", "mode", "dist.part"]
+
+
+def test_runs_that_are_no_parts_are_left_as_they_are(tmp_path):
+    keep_part(tmp_path / "a", 0, 1, outcome([0]))
+    runs = collect(tmp_path)
+    assert parts.combined(runs) == runs
+    assert parts.gaps(runs) == []

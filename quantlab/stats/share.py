@@ -9,7 +9,7 @@ from quantlab.stats.compiled import Kernel
 from quantlab.stats.counts import CodeCounts, Counts
 from quantlab.stats.output_error import OutputPower
 from quantlab.stats.rank import row_maxima
-from quantlab.stats.sums import CHUNK, Partial, chunks, partial_sums
+from quantlab.stats.sums import Partial, Scratch, partial_sums, stretches
 from quantlab.stats.trips import Through
 from quantlab.stats.wanted import Wanted
 
@@ -45,7 +45,7 @@ class NumpyShare(Share):
         self._work = trip.worker(size)
         self._counts = CodeCounts(trip.n_bits) if trip.n_bits else None
         self._errors = np.empty((2, size), np.float32)
-        self._scratch = np.empty((4, min(size, CHUNK)))
+        self._scratch = Scratch(size)
 
     def add(self, start: int, x: FloatArray) -> None:
         """Take the block that begins at element `start` through the format."""
@@ -55,17 +55,11 @@ class NumpyShare(Share):
         err, abs_err = self._errors[:, : x.size]
         np.abs(np.subtract(x_hat, x, out=err), out=abs_err)
         self._keep(start, x_hat, abs_err)
-        for each in chunks(x.size):
-            beyond = None if clipped is None else clipped[each]
+        for each in stretches(x.size):
+            errors, beyond = (err[each], abs_err[each]), None if clipped is None else clipped[each]
+            threshold = self.wanted.rel_threshold
             self.partials.append(
-                partial_sums(
-                    x[each],
-                    x_hat[each],
-                    err[each],
-                    self.wanted.rel_threshold,
-                    self._scratch,
-                    beyond,
-                )
+                partial_sums(x[each], x_hat[each], errors, threshold, self._scratch, beyond)
             )
         self._add_powers(start, x, x_hat)
 

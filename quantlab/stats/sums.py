@@ -63,61 +63,76 @@ class Partial(NamedTuple):
     sums: Array64
 
 
-def chunks(size: int) -> list[slice]:
-    """Return the chunks of flat values, of which the last may be short."""
-    return [slice(start, start + CHUNK) for start in range(0, size, CHUNK)]
+class Scratch:
+    """Memory for the sums of up to `size` flat values."""
+
+    def __init__(self, size: int, rows: int = 4) -> None:
+        """Allocate `rows` of float64, and two of masks."""
+        self._floats = np.empty((rows, size))
+        self._masks = np.empty((2, size), bool)
+
+    def floats(self, size: int) -> Array64:
+        """Return rows of float64 for some values."""
+        return self._floats[:, :size]
+
+    def masks(self, size: int) -> NDArray[np.bool_]:
+        """Return rows of masks for some values."""
+        return self._masks[:, :size]
 
 
-def moments(x: FloatArray, scratch: Array64) -> list[float]:
-    """Return the zeros, the sum and the sum of squares of a chunk; `scratch` has a row for it."""
-    exact = scratch[0, : x.size]
+def stretches(size: int) -> list[slice]:
+    """Return flat values cut into all full chunks, and a short one."""
+    full = size - size % CHUNK
+    return [slice(*ends) for ends in ((0, full), (full, size)) if ends[0] < ends[1]]
+
+
+def moments(x: FloatArray, scratch: Scratch) -> Array64:
+    """Return the zeros, the sum and the sum of squares of each chunk, ``(3, chunks)``.
+
+    `x` is full chunks, or a short one.
+    """
+    (exact, *_), (mask, _) = scratch.floats(x.size), scratch.masks(x.size)
     np.copyto(exact, x)
-    return [x.size - int(np.count_nonzero(x != 0)), _sum(exact), _dot(exact, exact)]
+    zeros = _count(np.equal(x, 0, out=mask))
+    return np.array([zeros, _sum(exact), _dot(exact, exact)])
 
 
 def partial_sums(
     x: FloatArray,
     x_hat: FloatArray,
-    difference: FloatArray,
+    errors: tuple[FloatArray, FloatArray],
     rel_threshold: float,
-    scratch: Array64,
+    scratch: Scratch,
     clipped: Mask | None = None,
 ) -> Partial:
-    """Return what a chunk adds, of which `clipped` lay beyond the grid.
+    """Return what full chunks add, or a short one, of which `clipped` lay beyond the grid.
 
-    `difference` is ``x_hat - x`` in float32; `scratch` has four rows for the chunk.
+    `errors` are ``x_hat - x`` in float32, and their magnitudes, which are overwritten.
     """
-    exact, exact_hat, err, other = scratch[:, : x.size]
-    for target, values in ((exact, x), (exact_hat, x_hat), (err, difference)):
+    exact, exact_hat, err, other = scratch.floats(x.size)
+    for target, values in ((exact, x), (exact_hat, x_hat), (err, errors[0])):
         np.copyto(target, values)
     x_err = _dot(exact, np.subtract(exact_hat, exact, out=other))
     dot, sq_err, sq_x_hat = _dot(exact, exact_hat), _dot(err, err), _dot(exact_hat, exact_hat)
-    became_zero, clip_sq_err = x_hat == 0, 0.0
-    zeroed = int(np.count_nonzero(became_zero & (x != 0)))
+    sum_err, max_err = _sum(err), float(errors[1].max())
+    became_zero, mask = scratch.masks(x.size)
+    np.equal(x_hat, 0, out=became_zero)
+    zeroed = np.count_nonzero(np.logical_and(became_zero, np.not_equal(x, 0, out=mask), out=mask))
+    clip_sq_err = zero_sq_err = np.zeros_like(sq_err)
     if clipped is not None:
-        clip_sq_err = _sum(np.square(err[clipped]))
+        clip_sq_err = _squares(err, clipped, other)
         became_zero &= ~clipped
-    zero_sq_err = _sum(np.square(err[became_zero])) if zeroed else 0.0
-    below = np.abs(x) <= rounded_down(rel_threshold)
+    if zeroed:
+        zero_sq_err = _squares(err, became_zero, other)
+    below = np.less_equal(np.abs(x, out=errors[1]), rounded_down(rel_threshold), out=mask)
     excluded = int(np.count_nonzero(below))
     if excluded:
         np.putmask(exact, below, np.inf)
-    ratio = np.abs(np.divide(err, exact, out=exact), out=exact)
-    sum_err, abs_err = _sum(err), np.abs(err, out=err)
-    sums = (
-        sum_err,
-        _sum(abs_err),
-        sq_err,
-        _sum(ratio),
-        x_err,
-        dot,
-        sq_x_hat,
-        zero_sq_err,
-        clip_sq_err,
-    )
+    rel_err = _sum(np.abs(np.divide(err, exact, out=exact), out=exact))
+    abs_err = _sum(np.abs(err, out=err))
     beyond = 0 if clipped is None else int(np.count_nonzero(clipped))
-    columns = np.array(sums)[:, None]
-    return Partial(zeroed, x.size - excluded, beyond, float(abs_err.max()), columns)
+    sums = sum_err, abs_err, sq_err, rel_err, x_err, dot, sq_x_hat, zero_sq_err, clip_sq_err
+    return Partial(int(zeroed), x.size - excluded, beyond, max_err, np.array(sums))
 
 
 @lru_cache
@@ -127,18 +142,35 @@ def rounded_down(threshold: float) -> np.float32:
     return rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(-np.inf))
 
 
-def _dot(a: Array64, b: Array64) -> float:
-    """Return the sum of products: of a full chunk as BLAS adds, of a shorter one in pairs.
+def _dot(a: Array64, b: Array64) -> Array64:
+    """Return the sums of products of chunks: of full ones as BLAS adds, of a short one in pairs.
 
     Small tensors have been published with sums in pairs.
     """
-    if a.size < CHUNK:
-        return float((a * b).sum())
-    return float(np.vecdot(a.reshape(-1, ROW), b.reshape(-1, ROW)).sum())
+    if a.size % CHUNK:
+        return (a * b).sum(keepdims=True)
+    return np.vecdot(a.reshape(-1, CHUNK // ROW, ROW), b.reshape(-1, CHUNK // ROW, ROW)).sum(axis=1)
 
 
-def _sum(a: Array64) -> float:
-    return float(a.sum() if a.size < CHUNK else np.vecdot(a.reshape(-1, ROW), ONES).sum())
+def _sum(a: Array64) -> Array64:
+    """Return the sums of chunks."""
+    if a.size % CHUNK:
+        return a.sum(keepdims=True)
+    return np.vecdot(a.reshape(-1, CHUNK // ROW, ROW), ONES).sum(axis=1)
+
+
+def _squares(err: Array64, mask: Mask, scratch: Array64) -> Array64:
+    """Return the sums of squares in chunks of what a mask holds."""
+    if err.size % CHUNK:
+        return np.square(err[mask]).sum(keepdims=True)
+    masked = np.multiply(err, mask, out=scratch)
+    return _dot(masked, masked)
+
+
+def _count(mask: Mask) -> Array64:
+    """Return how much a mask holds in each chunk."""
+    chunks = mask.reshape(1, -1) if mask.size % CHUNK else mask.reshape(-1, CHUNK)
+    return np.array([np.count_nonzero(chunk) for chunk in chunks], np.float64)
 
 
 def total_moments(size: int, columns: Sequence[Array64]) -> Moments:

@@ -11,7 +11,7 @@ from quantlab.sources.tensor import Tensor
 from quantlab.stats import parallel
 from quantlab.stats.compiled import Kernel
 from quantlab.stats.rank import new_maxima, row_maxima
-from quantlab.stats.sums import CHUNK, Array64, Moments, chunks, moments, total_moments
+from quantlab.stats.sums import Array64, Moments, Scratch, moments, stretches, total_moments
 
 KEPT = 2**23  # maxima in all that are kept for other runs of a process
 _kept: dict[Hashable, "Survey"] = {}
@@ -117,5 +117,5 @@ def keep(tensor: Tensor, found: Survey) -> Survey:
 
 
 def _moments(x: FloatArray) -> Array64:
-    scratch = np.empty((1, min(x.size, CHUNK)))
-    return np.array([moments(x[chunk], scratch) for chunk in chunks(x.size)]).T
+    scratch = Scratch(x.size, rows=1)
+    return np.concatenate([moments(x[each], scratch) for each in stretches(x.size)], axis=1)

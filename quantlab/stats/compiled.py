@@ -22,6 +22,7 @@ from quantlab.formats.ranges import NUMPY, Reductions
 from quantlab.formats.uniform import Uniform, code_range
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.counts import Counts
+from quantlab.stats.histogram import BINS, ErrorHistogram
 from quantlab.stats.sums import CHUNK, Array64, Partial, rounded_down
 from quantlab.stats.wanted import Wanted
 
@@ -142,6 +143,10 @@ class Kernel:
         zeroed, rel_count, clipped = counts.sum(axis=0).tolist()
         return Partial(zeroed, rel_count, clipped, float(sums[:, -1].max()), sums[:, :-1].T)
 
+    def histogram(self, errors: FloatArray, upper: float) -> ErrorHistogram:
+        """Return the histogram of errors."""
+        return _Histogram(errors, upper, self._loops)
+
     def _bounds(self, x: FloatArray, least: bool) -> Bounds:
         if least or not x.flags.c_contiguous:
             return NUMPY.bounds(x, least)
@@ -183,6 +188,25 @@ class Kernel:
         of = grid.numbers, grid.levels, grid.midpoints
         self._loops.squared_errors(grid.kind, _plain(x), *own, *of, sums)
         return sums
+
+
+class _Histogram(ErrorHistogram):
+    """A histogram whose errors are sorted by the loops."""
+
+    def __init__(self, errors: FloatArray, upper: float, loops: Any) -> None:
+        self._loops = loops
+        super().__init__(errors, upper)
+
+    def _place(self) -> NDArray[np.int64]:
+        counts = np.zeros(BINS + 1, np.int64)
+        of = self.upper / BINS, self.upper
+        self._loops.place_in_bins(self._errors, *of, self._places, counts)
+        return counts
+
+    def _between(self, low: int, high: int) -> FloatArray:
+        found = np.empty(self._counts[low : high + 1].sum() + 1, np.float32)
+        self._loops.errors_in_bins(self._errors, self._places, low, high, found)
+        return found[:-1]
 
 
 def grid_of(element: Element) -> Grid | None:

@@ -4,6 +4,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 
@@ -20,13 +21,21 @@ class ErrorHistogram:
         self.upper = upper
         self._errors = errors
         self._places = np.empty(errors.size, np.uint8)
+        self._counts = self._place()
+
+    def _place(self) -> NDArray[np.int64]:
+        """Write the bin of each error, and return how many are in each."""
         width = np.float64(self.upper / BINS)
-        for start in range(0, errors.size, PIECE):
+        for start in range(0, self._errors.size, PIECE):
             these = slice(start, start + PIECE)
             # The float64 quotient of two float32 values rounds to a whole number only if it is one.
-            self._places[these] = np.minimum(errors[these] / width, BINS)
-        self._places[errors == self.upper] = BINS - 1  # the end itself is within
-        self._counts = np.bincount(self._places, minlength=BINS + 1)
+            self._places[these] = np.minimum(self._errors[these] / width, BINS)
+        self._places[self._errors == self.upper] = BINS - 1  # the end itself is within
+        return np.bincount(self._places, minlength=BINS + 1)
+
+    def _between(self, low: int, high: int) -> FloatArray:
+        """Return the errors in some bins."""
+        return self._errors[np.flatnonzero((self._places >= low) & (self._places <= high))]
 
     def quantile(self, share: float) -> float:
         """Return the magnitude below which a share of the errors lies, interpolated linearly."""
@@ -41,9 +50,8 @@ class ErrorHistogram:
             return float(self._sorted[n]), float(self._sorted[last])
         ends = np.cumsum(self._counts)
         low, high = np.searchsorted(ends, [n, last], side="right").tolist()
-        inside = self._errors[np.flatnonzero((self._places >= low) & (self._places <= high))]
         before = int(ends[low - 1]) if low else 0
-        found = np.partition(inside, [n - before, last - before])
+        found = np.partition(self._between(low, high), [n - before, last - before])
         return float(found[n - before]), float(found[last - before])
 
     @cached_property

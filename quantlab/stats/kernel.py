@@ -44,6 +44,7 @@ def _read2(kind: Any) -> Any:
     return numba.types.Array(kind, 2, "C", readonly=True)
 
 
+F32, U8 = f32[::1], numba.uint8[::1]
 BLOCKS = numba.types.UniTuple(i64, 5)
 GRID = numba.types.UniTuple(f32, 6)
 RETURNS = (_read(f32), _read(f32), BLOCKS, _read(f32), _read(f32))
@@ -467,3 +468,27 @@ def widen_float16(stored: Any, out: Any) -> Any:
         value = value if i32(half & i32(0x7C00)) != i32(0x7C00) else NOT_FINITE
         sign = i32(i32(half & i32(0x8000)) << i32(16))
         out[i] = np.int32(i32(np.float32(value).view(np.int32) | sign)).view(np.float32)
+
+
+@entry(F32, f64, f64, U8, i64[::1])
+def place_in_bins(errors: Any, width: Any, upper: Any, places: Any, counts: Any) -> Any:
+    """Write the bin of each error, 64 of those beyond, and count them; see `histogram`."""
+    for i in range(errors.size):
+        error = f64(errors[i])
+        place = np.uint8(min(error / width, 64.0))
+        places[i] = np.uint8(63) if error == upper else place
+    tables = np.zeros((TABLES, counts.size), np.int64)
+    for i in range(errors.size):
+        tables[i % TABLES, places[i]] += 1
+    for table in tables:
+        counts += table
+
+
+@entry(F32, _read(numba.uint8), numba.uint8, numba.uint8, F32, returns=i64)
+def errors_in_bins(errors: Any, places: Any, low: Any, high: Any, out: Any) -> Any:
+    """Write the errors of some bins, of which there is a place more in `out`."""
+    n = 0
+    for i in range(errors.size):
+        out[n] = errors[i]
+        n += (low <= places[i]) & (places[i] <= high)
+    return n

@@ -34,14 +34,10 @@ class Order:
 
         `certified` says that a width that must keep them is one of this format.
         """
-        rows = rank.leading(self.found.maxima, k + 1)
-        rows_after = rank.leading(self._maxima_back(k), k)
-        x, indices, x_hat = self._rows(rows)
-        before = rank.top(x, indices, k + 1)
-        before_back = x_hat[np.searchsorted(indices, before.indices)]
-        if not np.array_equal(rows, rows_after):
-            x, indices, x_hat = self._rows(rows_after)
-        after = rank.top(x_hat, indices, k)
+        before = rank.top(*self._rows(rank.leading(self.found.maxima, k + 1)), k + 1)
+        before_back = self._back(before.values, before.indices)
+        x, indices = self._rows(rank.leading(self._maxima_back(k), k))
+        after = rank.top(self._back(x, indices), indices, k)
         above, at_edge = self._count_beside(after.values[-1])
         answers = rank.stability(
             before,
@@ -63,15 +59,20 @@ class Order:
         back = None if maxima.size <= k else self.trip.back(maxima)
         return maxima if back is None else back
 
-    def _rows(self, rows: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64], FloatArray]:
-        """Return the elements of some rows, their indices, and what they come back as."""
-        width, size = self.found.width, self.tensor.size
-        x, indices = self.tensor.rows(width, rows)
+    def _rows(self, rows: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Return the elements of some rows, and their indices."""
+        return self.tensor.rows(self.found.width, rows)
+
+    def _back(self, x: FloatArray, indices: NDArray[np.int64]) -> FloatArray:
+        """Return what elements come back as."""
         x_hat = self.trip.back(x)
-        if x_hat is None:
-            spans = [(row, min(row + width, size)) for row in (rows * width).tolist()]
-            x_hat = np.concatenate([self.trip.round_trip(*span) for span in spans])
-        return x, indices, x_hat
+        if x_hat is not None:
+            return x_hat
+        width, size = self.found.width, self.tensor.size
+        rows, places = np.unique(indices // width, return_inverse=True)
+        spans = [(row, min(row + width, size)) for row in (rows * width).tolist()]
+        back = [self.trip.round_trip(*span) for span in spans]  # all rows are full but the last
+        return np.concatenate(back)[places * width + indices % width]
 
     def _count_beside(self, edge: np.float32) -> tuple[int, int]:
         """Count the values that come back above the k-th largest, and at it."""
@@ -81,7 +82,7 @@ class Order:
         above, at_edge = 0, 0
         rows = np.flatnonzero(self.maxima >= edge)
         for start in range(0, rows.size, ROWS):
-            _, _, x_hat = self._rows(rows[start : start + ROWS])
+            x_hat = self._back(*self._rows(rows[start : start + ROWS]))
             above += int(np.count_nonzero(x_hat > edge))
             at_edge += int(np.count_nonzero(x_hat == edge))
         return above, at_edge

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
 
@@ -32,15 +33,22 @@ def on_threads(
     blocks = -(-size // step)
     ends = [step * (i * blocks // threads) for i in range(threads)] + [size]
     shares = [range(start, stop, step) for start, stop in pairwise(ends)]
-    if threads == 1:
-        return [part(shares[0])]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(part, shares))
+    others = [_pool(threads - 1).submit(part, share) for share in shares[1:]]
+    return [part(shares[0]), *(each.result() for each in others)]
 
 
 def mapped(function: Callable[[Any], T], items: list[Any], threads: int) -> list[T]:
     """Return what a function makes of some items, in order; few are not worth a thread."""
     if threads <= 1 or len(items) < BLOCKS:
         return [function(item) for item in items]
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(function, items))
+    return list(_pool(threads).map(function, items))
+
+
+@lru_cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Return threads that wait for work: to start them costs as much as a million values."""
+    return ThreadPoolExecutor(threads)
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not live on in a copy

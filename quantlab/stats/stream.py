@@ -131,7 +131,8 @@ def _gather(
     least = parallel.BLOCK if kernel or trip.slow else 0
     parts = parallel.on_threads(part, tensor.size, threads, block, least)
     found = known or keep(tensor, surveyor.total([look for _, looks in parts for look in looks]))
-    return _Gathered(tensor, found, trip, wanted, [share for share, _ in parts])
+    histogram = kernel.histogram if kernel else ErrorHistogram
+    return _Gathered(tensor, found, trip, wanted, [share for share, _ in parts], histogram)
 
 
 def _stride(size: int) -> int:
@@ -148,6 +149,7 @@ class _Gathered:
     trip: Through
     wanted: Wanted
     shares: list[Share]
+    histogram: Callable[[FloatArray, float], ErrorHistogram]
 
     @cached_property
     def counts(self) -> Counts | None:
@@ -169,7 +171,7 @@ class _Gathered:
         comparable = metrics.is_probability(sums, negative) and not sums.zeroed
         return Evidence(
             sums=sums,
-            errors=ErrorHistogram(self.wanted.errors, step / 2 if step else sums.max_err or 1.0),
+            errors=self.histogram(self.wanted.errors, step / 2 if step else sums.max_err or 1.0),
             counts=self.counts,
             sq_x_hat=self._sq_x_hat(sums),
             clipped=sums.clipped if self.counts else None,

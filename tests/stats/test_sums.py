@@ -9,9 +9,11 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.stats.sums import (
     CHUNK,
+    Scratch,
     moments,
     partial_sums,
     rounded_down,
+    stretches,
     total,
     total_moments,
 )
@@ -19,22 +21,19 @@ from quantlab.stats.sums import (
 RNG = np.random.default_rng(0)
 
 
-def sums(x, x_hat, rel_threshold, clipped=None, step=CHUNK):
-    """Return the total over chunks, or over shorter stretches."""
-    blocks = [slice(start, start + step) for start in range(0, x.size, step)]
-    scratch = np.empty((4, min(x.size, step)))
-    partials = [
-        partial_sums(
-            x[each],
-            x_hat[each],
-            x_hat[each] - x[each],
-            rel_threshold,
-            scratch,
-            None if clipped is None else clipped[each],
+def sums(x, x_hat, rel_threshold, clipped=None, step=None):
+    """Return the total over full chunks and a short one, or over shorter stretches."""
+    blocks = stretches(x.size)
+    if step:
+        blocks = [slice(start, start + step) for start in range(0, x.size, step)]
+    scratch, partials, columns = Scratch(x.size), [], []
+    for each in blocks:
+        err = x_hat[each] - x[each]
+        beyond = None if clipped is None else clipped[each]
+        columns.append(moments(x[each], scratch))
+        partials.append(
+            partial_sums(x[each], x_hat[each], (err, np.abs(err)), rel_threshold, scratch, beyond)
         )
-        for each in blocks
-    ]
-    columns = [np.array([moments(x[each], scratch)]).T for each in blocks]
     return total(partials, total_moments(x.size, columns))
 
 

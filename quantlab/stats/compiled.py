@@ -18,6 +18,7 @@ from quantlab.formats.blocks import Layout, Read
 from quantlab.formats.element import Bounds, Element, FloatArray, Trip
 from quantlab.formats.floats import MANTISSA_BITS, FixedPoint, Float
 from quantlab.formats.levels import BEYOND, MIDPOINTS, NF4, NormalFloat4
+from quantlab.formats.log import Log, LogParams
 from quantlab.formats.ranges import NUMPY, Reductions
 from quantlab.formats.uniform import Uniform, code_range
 from quantlab.sources.tensor import Tensor
@@ -33,6 +34,7 @@ NO_FLOATS = np.empty(0, np.float32)
 NO_CODES, NO_MASK = np.empty(0, np.int16), np.empty(0, np.bool_)
 ONE_SCALE = np.ones(1, np.float32), np.zeros(1, np.float32)
 NUMBA = "numba"
+GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS, LOG = range(6)  # as in `kernel`
 log = logging.getLogger("quantlab")
 
 
@@ -40,6 +42,7 @@ class Grid(NamedTuple):
     """An element grid as the loops take it: which of them, its numbers, and a list of levels."""
 
     kind: int
+    n_bits: int
     numbers: tuple[np.float32, ...]
     levels: FloatArray = NO_FLOATS
     midpoints: FloatArray = NO_FLOATS
@@ -111,13 +114,30 @@ class Kernel:
             else []
         )
 
-    def goes(self, grid: Grid, blocks: Fitted) -> Gone:
-        """Return how values go through a grid, as `kernel.gather` takes it."""
-        layout, first, params = blocks
-        of = layout.row, layout.width, layout.per_row, int(layout.shared), first
-        numbers = grid.numbers, grid.levels, grid.midpoints
+    def goes(self, x: FloatArray, start: int, grid: Grid, fit: Fitted) -> Gone:
+        """Return how a block goes through a grid, as `kernel.gather` takes it."""
+        layout, first, params = fit
+        blocks = layout.row, layout.width, layout.per_row, int(layout.shared), first
+        if grid.kind == LOG:
+            return self.came_back(self._through_log(_plain(x), start, blocks, params), grid.n_bits)
         scales, zero_points = (each[0] for each in _scales(params))
-        return grid.kind, of, scales, zero_points, *numbers, NO_FLOATS, NO_CODES, NO_MASK
+        numbers = grid.numbers, grid.levels, grid.midpoints
+        return grid.kind, blocks, scales, zero_points, *numbers, NO_FLOATS, NO_CODES, NO_MASK
+
+    def _through_log(
+        self, x: FloatArray, start: int, blocks: tuple[int, ...], params: LogParams
+    ) -> Trip:
+        """Do what `Log.round_trip` does, with the same two functions of NumPy."""
+        largest, *of_steps = (np.ravel(each).astype(np.float32) for each in params)
+        codes, x_hat = np.empty(x.size, np.int16), np.empty(x.size, np.float32)
+        scratch = np.empty(min(x.size, CHUNK))
+        for at in range(0, x.size, CHUNK):
+            here = slice(at, at + CHUNK)
+            of, logs = (x[here], start + at, blocks), scratch[: x[here].size]
+            self._loops.log_ratios(*of, largest, logs)
+            self._loops.log_steps(*of, *of_steps, np.log2(logs, out=logs), codes[here])
+            self._loops.log_values(*of, largest, np.exp2(logs, out=logs), x_hat[here])
+        return Trip(codes, x_hat, None)
 
     def came_back(self, trip: Trip, n_bits: int | None) -> Gone:
         """Return what values came back as, as `kernel.gather` takes it."""
@@ -125,7 +145,7 @@ class Kernel:
         clipped = NO_MASK if trip.clipped is None else trip.clipped
         numbers = _numbers(n_bits or 0), NO_FLOATS, NO_FLOATS
         x_hat = _plain(trip.x_hat)
-        return self._loops.GIVEN, (0, 0, 0, 0, 0), *ONE_SCALE, *numbers, x_hat, codes, clipped
+        return GIVEN, (0, 0, 0, 0, 0), *ONE_SCALE, *numbers, x_hat, codes, clipped
 
     def gather(
         self,
@@ -148,12 +168,10 @@ class Kernel:
         return _Histogram(errors, upper, self._loops)
 
     def _bounds(self, x: FloatArray, least: bool) -> Bounds:
-        if least or not x.flags.c_contiguous:
-            return NUMPY.bounds(x, least)
-        out = np.empty((2, x[..., 0].size), np.float32)
+        out = np.empty((3 if least else 2, x[..., 0].size), np.float32)
         self._loops.bounds(_plain(x.reshape(-1)), x.shape[-1], out)
-        lo, hi = out.astype(np.float64).reshape(2, *x.shape[:-1])
-        return Bounds(lo, hi, np.full(lo.shape, np.inf))
+        lo, hi, *magnitude = out.astype(np.float64).reshape(-1, *x.shape[:-1])
+        return Bounds(lo, hi, magnitude[0] if least else np.full(lo.shape, np.inf))
 
     def _squared_errors(self, element: Element, x: FloatArray, params: Any) -> Array64:
         grid = grid_of(element)
@@ -215,6 +233,10 @@ def grid_of(element: Element) -> Grid | None:
     return known(element) if known else None
 
 
+def _grid(kind: int, n_bits: int, *numbers: float, **lists: FloatArray) -> Grid:
+    return Grid(kind, n_bits, _numbers(n_bits, *numbers), **lists)
+
+
 def _numbers(n_bits: int, *others: float) -> tuple[np.float32, ...]:
     """Return the numbers of a grid: where its codes begin, and others."""
     first = -(2 ** (n_bits - 1)) if n_bits else 0
@@ -222,23 +244,28 @@ def _numbers(n_bits: int, *others: float) -> tuple[np.float32, ...]:
 
 
 def _uniform(element: Uniform) -> Grid:
-    return Grid(1, _numbers(element.n_bits, *code_range(element.n_bits)))
+    return _grid(UNIFORM, element.n_bits, *code_range(element.n_bits))
 
 
 def _float(element: Float) -> Grid:
     shift = 1.5 * 2.0 ** (MANTISSA_BITS - element.mantissa_bits)
-    least = 2.0**element.min_exponent
     of_codes = element.mantissa_bits, element.largest_code
-    return Grid(2, _numbers(element.n_bits, element.largest, least, shift, *of_codes))
+    least = 2.0**element.min_exponent
+    return _grid(FLOAT, element.n_bits, element.largest, least, shift, *of_codes)
 
 
 def _fixed_point(element: FixedPoint) -> Grid:
     qmax = 2 ** (element.n_bits - 1) - 1
-    return Grid(3, _numbers(element.n_bits, 2.0**element.fraction_bits, qmax))
+    return _grid(FIXED_POINT, element.n_bits, 2.0**element.fraction_bits, qmax)
 
 
 def _levels(element: NormalFloat4) -> Grid:
-    return Grid(4, _numbers(element.n_bits, *map(float, BEYOND)), NF4, MIDPOINTS)
+    ends = map(float, BEYOND)
+    return _grid(LEVELS, element.n_bits, *ends, levels=NF4, midpoints=MIDPOINTS)
+
+
+def _log(element: Log) -> Grid:
+    return _grid(LOG, element.n_bits)
 
 
 _GRIDS: dict[Any, Callable[[Any], Grid]] = {
@@ -246,6 +273,7 @@ _GRIDS: dict[Any, Callable[[Any], Grid]] = {
     Float.round_trip: _float,
     FixedPoint.round_trip: _fixed_point,
     NormalFloat4.round_trip: _levels,
+    Log.round_trip: _log,
 }
 
 

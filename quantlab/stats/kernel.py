@@ -23,11 +23,11 @@ PIECE = 2**12  # values whose scratch fits the first cache
 CHUNK = 2**16  # values summed before sums are combined exactly
 VECTOR = 16  # values that go through a loop at once
 TABLES = 4  # of counts: equal codes in a row do not wait for each other
-GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS = range(5)  # how values come back
+GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS, LOG = range(6)  # how values come back
 SUMS, COUNTS = 10, 3  # columns of what is left of a chunk
 LARGEST, ZERO = np.float32(np.finfo(np.float32).max), np.float32(0)
 EXPONENT, MAGNITUDE = np.int32(0x7F80_0000), np.int32(0x7FFF_FFFF)  # bits of a float32
-LEAST = np.int32(-0x8000_0000)
+LEAST, INFINITE = np.int32(-0x8000_0000), np.int32(0x7F80_0000)
 MANTISSA_BITS = np.int32(23)
 SCALE_UP, NOT_FINITE = np.float32(2.0**112), np.float32(np.inf)
 ANY_ORDER = {"reassoc", "nsz"}
@@ -180,7 +180,10 @@ def spread(values: Any, blocks: Any, start: Any, out: Any) -> Any:
 
 @loop(ANY_ORDER)
 def moments(x: Any, x_hat: Any, abs_err: Any, sums: Any, counts: Any) -> Any:
-    """Add the sums of a piece to those of its chunk, and keep the magnitudes of errors."""
+    """Add the sums of a piece to those of its chunk, and keep the magnitudes of errors.
+
+    Return the squared errors of values that became 0.
+    """
     err = total = squares = x_err = dot = zero_squares = sq_x_hat = 0.0
     zeroed = i32(0)
     for i in range(x.size):
@@ -195,7 +198,7 @@ def moments(x: Any, x_hat: Any, abs_err: Any, sums: Any, counts: Any) -> Any:
         sq_x_hat += b * b
         zero_squares += e * e if x_hat[i] == ZERO else 0.0
         zeroed = i32(zeroed + i32((x_hat[i] == ZERO) & (x[i] != ZERO)))
-    found = err, total, squares, 0.0, x_err, dot, sq_x_hat, zero_squares
+    found = err, total, squares, 0.0, x_err, dot, sq_x_hat
     for k in range(len(found)):
         sums[k] += found[k]
     counts[0] += zeroed
@@ -332,9 +335,9 @@ def gather(
         counts[chunk, 1] += many
         if beyond:
             counts[chunk, 2] += beyond
-            kept, clip_squares = lost(x_hat[:n], abs_err[:n], clipped[:n])
-            sums[chunk, 7] += kept - zero_squares
+            zero_squares, clip_squares = lost(x_hat[:n], abs_err[:n], clipped[:n])
             sums[chunk, 8] += clip_squares
+        sums[chunk, 7] += zero_squares
         sums[chunk, 9] = max(sums[chunk, 9], value_of(greatest(error_bits[:n])))
         if tables.size:
             count(codes[:n], tables)
@@ -387,13 +390,80 @@ def survey(x: Any, width: Any, maxima: Any, sums: Any) -> Any:
     return value_of(least), value_of(most)
 
 
+@loop()
+def least_magnitude(bits: Any) -> Any:
+    """Return the smallest magnitude that is not 0, inf where there is none."""
+    least = INFINITE
+    for i in range(bits.size):
+        magnitude = i32(bits[i] & MAGNITUDE)
+        least = min(least, magnitude if magnitude != 0 else INFINITE)
+    return np.int32(least).view(np.float32)
+
+
 @entry(_read(f32), i64, f32[:, ::1])
 def bounds(x: Any, width: Any, out: Any) -> Any:
-    """Write the least and the greatest value of each block of `width` values."""
+    """Write the least and the greatest value of each block of `width` values.
+
+    Where `out` has a third row, the smallest magnitude that is not 0 as well.
+    """
     bits = x.view(np.int32)
     for block in range(out.shape[1]):
-        least, most = least_and_greatest(bits[block * width : (block + 1) * width])
+        own = bits[block * width : (block + 1) * width]
+        least, most = least_and_greatest(own)
         out[0, block], out[1, block] = value_of(least), value_of(most)
+        if out.shape[0] > 2:
+            out[2, block] = least_magnitude(own)
+
+
+@entry(_read(f32), i64, BLOCKS, _read(f32), f64[::1])
+def log_ratios(x: Any, start: Any, blocks: Any, largest: Any, out: Any) -> Any:
+    """Write the ratio of the largest magnitude of its block to each magnitude, 1 of those of 0."""
+    lane = np.empty(PIECE, np.float32)
+    for at in range(0, x.size, PIECE):
+        n = min(PIECE, x.size - at)
+        spread(largest, blocks, start + at, lane[:n])
+        for i in range(n):
+            magnitude = abs(f64(x[at + i]))
+            out[at + i] = f64(lane[i]) / magnitude if magnitude != 0.0 else 1.0
+
+
+@entry(_read(f32), i64, BLOCKS, *[_read(f32)] * 3, f64[::1], numba.int16[::1])
+def log_steps(
+    x: Any, start: Any, blocks: Any, steps: Any, magnitudes: Any, zero_points: Any, logs: Any,
+    codes: Any,
+) -> Any:  # fmt: skip
+    """Turn binary logarithms into those of what comes back, and write its codes."""
+    step, magnitude = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
+    zero_point = np.empty(PIECE, np.float32)
+    for at in range(0, x.size, PIECE):
+        n = min(PIECE, x.size - at)
+        spread(steps, blocks, start + at, step[:n])
+        spread(magnitudes, blocks, start + at, magnitude[:n])
+        spread(zero_points, blocks, start + at, zero_point[:n])
+        for i in range(n):
+            own = f64(step[i])
+            k = np.rint(logs[at + i] / own) if own != 0.0 else 0.0
+            k = min(max(k, 0.0), f64(magnitude[i]) - 1.0)
+            code = f64(magnitude[i]) - k
+            code = code if x[at + i] > ZERO else -code
+            code = code if x[at + i] != ZERO else 0.0
+            codes[at + i] = np.int16(i32(code + f64(zero_point[i])))
+            logs[at + i] = k * -own
+
+
+@entry(_read(f32), i64, BLOCKS, _read(f32), _read(f64), f32[::1])
+def log_values(
+    x: Any, start: Any, blocks: Any, largest: Any, powers: Any, x_hat: Any
+) -> Any:  # fmt: skip
+    """Write the largest magnitude times powers of two, with the sign of each value."""
+    lane = np.empty(PIECE, np.float32)
+    for at in range(0, x.size, PIECE):
+        n = min(PIECE, x.size - at)
+        spread(largest, blocks, start + at, lane[:n])
+        for i in range(n):
+            value = f32(powers[at + i] * f64(lane[i]))
+            value = value if x[at + i] > ZERO else -value
+            x_hat[at + i] = value if x[at + i] != ZERO else ZERO
 
 
 @loop()

@@ -89,7 +89,8 @@ class CompiledShare(Share):
     def add(self, start: int, x: FloatArray) -> None:
         """Take the block that begins at element `start` through the format."""
         if self._grid:
-            gone = self._kernel.goes(self._grid, self.trip.fitted(start, start + x.size))
+            fit = self.trip.fitted(start, start + x.size)
+            gone = self._kernel.goes(x, start, self._grid, fit)
         else:
             trip = self._work(start, x)
             gone = self._kernel.came_back(trip, self.trip.n_bits)

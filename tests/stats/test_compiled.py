@@ -1,0 +1,275 @@
+import logging
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+
+from quantlab.formats.blocks import Group, PerChannel, PerTensor
+from quantlab.formats.floats import FixedPoint, Float
+from quantlab.formats.format import Format
+from quantlab.formats.levels import NormalFloat4
+from quantlab.formats.log import Log
+from quantlab.formats.ranges import NUMPY, AbsMax, Mse, Percentile
+from quantlab.formats.scales import FLOAT32, PowerOfTwo, TwoLevel
+from quantlab.formats.uniform import Asymmetric, Symmetric
+from quantlab.sources.tensor import Tensor
+from quantlab.stats import compiled, parallel, stream
+from quantlab.stats.compiled import Kernel, kernel_for, versions
+from quantlab.stats.sums import CHUNK
+from quantlab.stats.survey import survey
+from tests.conftest import measure
+from tests.stats.test_sums import exact
+
+kernel = pytest.importorskip("quantlab.stats.kernel")
+
+E4M3, E5M2 = Float(8, 4, 3, 448.0), Float(8, 5, 2, 57344.0)
+FORMATS = {
+    "sym8": Format(Symmetric(8)),
+    "sym2": Format(Symmetric(2)),
+    "sym16": Format(Symmetric(16)),
+    "sym4 percentile": Format(Symmetric(4), PerTensor(), Percentile(p=99)),
+    "sym4 mse": Format(Symmetric(4), PerTensor(), Mse()),
+    "asym8": Format(Asymmetric(8)),
+    "asym5 clip": Format(Asymmetric(5, "clip")),
+    "asym16 wide_int": Format(Asymmetric(16, "wide_int")),
+    "sym8 channel": Format(Symmetric(8), PerChannel()),
+    "asym4 channel -1": Format(Asymmetric(4), PerChannel(axis=-1, scale="float16")),
+    "sym4 group 32": Format(Symmetric(4), Group(size=32)),
+    "asym4 group 50 mse": Format(Asymmetric(4), Group(size=50, scale="bfloat16"), Mse()),
+    "sym4 group 7 mse": Format(Symmetric(4), Group(size=7), Mse()),
+    "sym3 group 1000 mse": Format(Symmetric(3), Group(size=1000), Mse()),
+    "e4m3": Format(E4M3),
+    "e5m2 group": Format(E5M2, Group(size=100)),
+    "fp4 percentile": Format(Float(4, 2, 1, 6.0), Group(size=64), Percentile(p=90)),
+    "mx/fp4": Format(Float(4, 2, 1, 6.0, 4.0), Group(), AbsMax(), PowerOfTwo()),
+    "mx/int8": Format(FixedPoint(8, 8, 6), Group(), AbsMax(), PowerOfTwo()),
+    "nv/fp4": Format(Float(4, 2, 1, 6.0), Group(size=16), AbsMax(), TwoLevel()),
+    "nf4": Format(NormalFloat4(4)),
+    "nf4 group": Format(NormalFloat4(4), Group(size=64)),
+    "nf4 group mse": Format(NormalFloat4(4), Group(size=64), Mse()),
+    "log8": Format(Log(8)),
+    "log12": Format(Log(12)),
+    "log5 group": Format(Log(5), Group(size=32)),
+}
+RNG = np.random.default_rng(0)
+
+
+def awkward(shape):
+    """Return normals with rows of zeros, of subnormal numbers, of extremes, and of one value."""
+    x = RNG.standard_normal(shape).astype(np.float32)
+    rows = x.reshape(-1, x.shape[-1])
+    rows[0] = 0
+    rows[1] *= np.float32(1e-42)
+    rows[2, ::7] = [3.4e38, -3.4e38][x.size % 2]
+    rows[3] = -0.0
+    rows[4] = np.float32(0.1)
+    rows[5] *= np.float32(1e-30)
+    return x
+
+
+def both(monkeypatch, x, form, **how):
+    """Return what Numba and what NumPy measure."""
+    monkeypatch.setattr(compiled, "SMALL", -1)
+    fast = measure(x, form, **how)
+    monkeypatch.setattr(compiled, "SMALL", 2**62)
+    return fast, measure(x, form, **how)
+
+
+def require_alike(fast, plain):
+    """Hold two entries to each other: sums to 1e-12 of what was summed, the rest to the bit."""
+    measured, expected = fast.pop("measured"), plain.pop("measured")
+    for key, value in expected.items():
+        # What is left of terms that cancel is held to their size; 1 - cos cancels from 1.
+        size = {"bias": expected["mae"], "kl": 1e-3, "one_minus_cos": 1e-3}.get(key, 0)
+        alike = value if value is None else pytest.approx(value, rel=1e-12, abs=1e-12 * size)
+        assert measured[key] == alike, key
+    for key in ("max_err", "n_codes", "err_p50", "err_p95", "zeroed", "clipped", "code_entropy"):
+        assert measured[key] == expected[key], key
+    for key in ("storage", "error_budget"):
+        floats, others = fast.pop(key), plain.pop(key)
+        for name, value in others.items():
+            alike = value if value is None else pytest.approx(value, rel=1e-12, abs=1e-12)
+            assert floats[name] == alike, name
+    assert fast == plain
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("shape", [(40, 999), (8, 4096)])
+def test_both_executions_measure_the_same(name, shape, monkeypatch):
+    require_alike(*both(monkeypatch, awkward(shape), FORMATS[name]))
+
+
+@pytest.mark.parametrize("name", ["sym8", "asym8", "sym16", "sym4 group 32", "e4m3", "log8"])
+@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+def test_sizes_around_every_boundary(name, size, monkeypatch):
+    x = RNG.standard_normal(size).astype(np.float32)
+    require_alike(*both(monkeypatch, x, FORMATS[name], threads=2))
+
+
+@pytest.mark.parametrize("dtype", [">f4", "<f2", ">f2", "<f8"])
+def test_every_dtype_is_measured_as_its_float32(dtype, monkeypatch):
+    x = RNG.standard_normal(5000).astype("<f2").astype(dtype)
+    require_alike(*both(monkeypatch, x, FORMATS["sym8"]))
+
+
+def test_values_that_lie_unaligned_or_strided_are_measured(monkeypatch):
+    octets = np.zeros(4 * 5000 + 1, np.uint8)
+    unaligned = octets[1:].view(np.float32)
+    unaligned[:] = RNG.standard_normal(5000)
+    for x in (unaligned, awkward((50, 600)).T, awkward((50, 600))[:, ::3]):
+        require_alike(*both(monkeypatch, x, FORMATS["sym8"]))
+        require_alike(*both(monkeypatch, x, FORMATS["sym4 group 32"]))
+
+
+def test_every_float16_is_widened():
+    bits = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    found = kernel_for(2**17).reader(Tensor("x", bits))(0, bits.size)
+    expected = bits.astype(np.float32)
+    finite = np.isfinite(expected)
+    assert np.array_equal(found[finite].view(np.uint32), expected[finite].view(np.uint32))
+    assert not np.isfinite(found[~finite]).any()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 4095, 4096, CHUNK + 1, 2 * CHUNK + 3])
+@pytest.mark.parametrize("form", ["sym8", "sym4 group 32"])
+def test_one_bad_value_is_found_wherever_it_stands(bad, place, form):
+    x = np.ones(2 * CHUNK + 4, np.float32)
+    x[place] = bad
+    with pytest.raises(ValueError, match=rf"holds 1 NaN or Inf .* at index \[{place}\]"):
+        measure(x, FORMATS[form], threads=2)
+
+
+@pytest.mark.parametrize("name", ["sym8", "asym4 channel -1", "sym4 group 32", "nf4", "log5 group"])
+def test_threads_and_block_sizes_change_nothing(name, monkeypatch):
+    monkeypatch.setattr(stream, "SAMPLE", 1000)
+    x, found = RNG.standard_normal((257, 1024)).astype(np.float32), []
+    for threads, block in ((1, 1), (2, 1), (3, 2), (2, 8)):
+        monkeypatch.setattr(Kernel, "BLOCK", block * CHUNK)
+        monkeypatch.setattr(parallel, "BLOCK", block * CHUNK)
+        found.append(measure(x, FORMATS[name], threads=threads))
+    assert all(each == found[0] for each in found)
+
+
+@given(
+    arrays(np.float32, 70, elements=st.floats(-9, 9, width=32)),
+    arrays(np.float32, 70, elements=st.sampled_from([-2.0, -0.25, 0.0, 0.25, 7.5])),
+    arrays(bool, 70),
+    st.sampled_from([0, 1e-8, 0.25]),
+)
+def test_each_sum_is_that_of_its_definition(x, x_hat, clipped, rel_threshold):
+    found = gathered(x, x_hat, clipped, rel_threshold)
+    for key, value in exact(x, x_hat, rel_threshold, clipped).items():
+        size = 400 if key in ("err", "x", "x_err", "dot") else 0
+        assert getattr(found, key) == pytest.approx(value, rel=1e-14, abs=1e-14 * size), key
+
+
+def gathered(x, x_hat, clipped, rel_threshold):
+    """Return the sums of values that came back as others, as the loops add them."""
+    from quantlab.formats.element import Trip
+    from quantlab.stats.rank import new_maxima
+    from quantlab.stats.sums import total
+    from quantlab.stats.wanted import Wanted
+
+    loops = kernel_for(2**17)
+    wanted = Wanted(rel_threshold, *new_maxima(x.size), 1, np.empty(x.size, np.float32), None)
+    gone = loops.came_back(Trip(None, x_hat, clipped), None)
+    partial = loops.gather(x, 0, gone, wanted, loops.tables(None))
+    assert np.array_equal(wanted.errors, np.abs(x_hat - x))
+    assert wanted.maxima.max() == x_hat.max()
+    return total([partial], survey(Tensor("x", x), 1, loops).moments)
+
+
+@pytest.mark.parametrize("width", [1, 7, 32, 300, 5000])
+@pytest.mark.parametrize("blocks", [1, 3, 40])
+def test_what_is_reduced_by_block_is_what_numpy_reduces(width, blocks):
+    x = RNG.standard_normal((blocks, width)).astype(np.float32)
+    x[0] = 0
+    reduce = kernel_for(2**17).reductions
+    for least in (False, True):
+        for found, expected in zip(reduce.bounds(x, least), NUMPY.bounds(x, least), strict=True):
+            assert np.array_equal(found, expected)
+    for element in (Symmetric(4), Asymmetric(4), E4M3, NormalFloat4(4)):
+        bounds = NUMPY.bounds(x, False)
+        factors = np.array([[1.0], [0.8], [0.3]])
+        scaled = bounds._replace(lo=bounds.lo * factors, hi=bounds.hi * factors)
+        params = element.fit(scaled, FLOAT32.store).params
+        found = reduce.squared_errors(element, x, params)
+        assert found == pytest.approx(NUMPY.squared_errors(element, x, params), rel=1e-13)
+
+
+def test_the_loops_are_numbered_as_they_are_asked_for():
+    for name in ("GIVEN", "UNIFORM", "FLOAT", "FIXED_POINT", "LEVELS", "LOG", "CHUNK"):
+        assert getattr(kernel, name) == getattr(compiled, name)
+
+
+def test_an_element_that_rounds_in_a_way_of_its_own_is_left_to_numpy(monkeypatch):
+    class Truncated(Symmetric):
+        def round_trip(self, x, params):
+            trip = super().round_trip(x, params)
+            return trip._replace(x_hat=trip.x_hat * np.float32(0.5))
+
+        def reconstruct(self, x, params):
+            return self.round_trip(x, params).x_hat
+
+    x = RNG.standard_normal((70, 1000)).astype(np.float32)
+    form = Format(Truncated(8), Group())
+    assert compiled.grid_of(form.element) is None
+    fast, plain = both(monkeypatch, x, form)
+    assert fast["measured"]["mae"] > 0.1
+    require_alike(fast, plain)
+
+
+def run(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout.split()
+
+
+MEASURE = """
+import sys, numpy as np
+from quantlab import measure
+measure(np.ones({size}, np.float32))
+print("numba" in sys.modules)
+"""
+
+
+def test_small_tensors_do_without_numba():
+    assert run(MEASURE.format(size=2**16)) == ["False"]
+    assert run(MEASURE.format(size=2**16 + 1)) == ["True"]
+
+
+@pytest.mark.parametrize(
+    ("break_it", "said"),
+    [
+        ("find_spec", "pip install 'quantlab[fast]'"),
+        ("import_module", "Numba does not work, so NumPy measures: cannot load"),
+    ],
+)
+def test_numba_that_is_absent_or_broken_is_told_once(break_it, said, monkeypatch, caplog):
+    def broken(name):
+        if break_it == "import_module":
+            raise OSError(f"cannot\nload {name}")
+
+    monkeypatch.setattr(compiled, break_it, broken)
+    compiled._load.cache_clear()
+    try:
+        with caplog.at_level(logging.WARNING, "quantlab"):
+            for _ in range(2):
+                assert kernel_for(2**17) is None
+        assert measure(np.ones(2**17, np.float32), Symmetric(8))["measured"]["mae"] == 0
+        assert versions(2**17) == {}
+    finally:
+        compiled._load.cache_clear()
+    (line,) = [record.getMessage() for record in caplog.records]
+    assert said in line
+    assert "\n" not in line
+
+
+def test_the_version_is_that_of_what_measured():
+    assert versions(2**16) == {}
+    assert list(versions(2**16 + 1)) == ["numba"]

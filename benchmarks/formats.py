@@ -18,22 +18,22 @@ from quantlab.stats.stream import measure
 
 BASE = "sym"
 FORMS: dict[
-    str, tuple[dict[str, Any], int]
+    str, tuple[dict[str, Any], float]
 ] = {  # how each is asked for, and how many times the time of the first it may take
     BASE: ({}, 1),
-    "channel": ({"block": "channel"}, 2),
-    "group 32": ({"block": 32}, 2),
-    "fp8_e4m3": ({"mode": "fp8_e4m3"}, 4),
-    "fp4": ({"mode": "fp4"}, 4),
-    "mx/fp4": ({"mode": "mx/fp4"}, 4),
-    "mx/int8": ({"mode": "mx/int8"}, 4),
-    "nv/fp4": ({"mode": "nv/fp4"}, 4),
-    "nf4": ({"mode": "nf4"}, 6),
-    "nf4, group 64": ({"mode": "nf4", "block": 64}, 6),
-    "log": ({"mode": "log"}, 6),
-    "log, group 32": ({"mode": "log", "block": 32}, 6),
-    "sym 4 bits, mse": ({"n_bits": 4, "range": "mse"}, 40),
-    "sym 4 bits, group 32, mse": ({"n_bits": 4, "block": 32, "range": "mse"}, 40),
+    "channel": ({"block": "channel"}, 1.5),
+    "group 32": ({"block": 32}, 1.5),
+    "fp8_e4m3": ({"mode": "fp8_e4m3"}, 3),
+    "fp4": ({"mode": "fp4"}, 3),
+    "mx/fp4": ({"mode": "mx/fp4"}, 3),
+    "mx/int8": ({"mode": "mx/int8"}, 3),
+    "nv/fp4": ({"mode": "nv/fp4"}, 3),
+    "nf4": ({"mode": "nf4"}, 5),
+    "nf4, group 64": ({"mode": "nf4", "block": 64}, 5),
+    "log": ({"mode": "log"}, 5),
+    "log, group 32": ({"mode": "log", "block": 32}, 5),
+    "sym 4 bits, mse": ({"n_bits": 4, "range": "mse"}, 15),
+    "sym 4 bits, group 32, mse": ({"n_bits": 4, "block": 32, "range": "mse"}, 15),
 }
 ROUNDS = 3
 SIZE = 2**25

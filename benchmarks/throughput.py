@@ -1,8 +1,9 @@
 """What it costs to measure a tensor: ours beside what one would write or pick instead.
 
 All on the same float32 normals, symmetric 8 bits, in one process and in turns; the best of the
-rounds counts. Rows of packages that are not installed say so. Prints two tables, the time of a
-thousand small tensors, and the memory that a 4 GB file takes.
+rounds counts. Rows of packages that are not installed say so. Prints what one tensor takes, how
+that grows with its size, what other dtypes take, the time of a thousand small tensors, what it takes
+to load the compiled loops, and the memory that a 4 GB file takes.
 """
 
 import subprocess
@@ -10,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import lru_cache
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,12 +23,15 @@ from numpy.typing import NDArray
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.sources.tensor import Tensor
+from quantlab.stats import compiled
 from quantlab.stats.stream import measure
 
 Array = NDArray[np.float32]
 
 SIZES = (2**16, 2**20, 2**25)
-LADDER = [10**power for power in range(3, 9)]
+LADDER = [2**power for power in range(10, 28)]
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+EVERY = 2**62  # values, below which no tensor is too large for NumPy
 ROUNDS = 7
 
 
@@ -122,12 +127,38 @@ def ours(threads: int) -> Callable[[Array], Any]:
     return lambda x: measure(Tensor("x", x), Format(Symmetric(8)), threads=threads)
 
 
+def without_numba(threads: int) -> Callable[[Array], Any]:
+    """Return the same from NumPy alone."""
+
+    def work(x: Array) -> Any:
+        small, compiled.SMALL = compiled.SMALL, EVERY
+        try:
+            return ours(threads)(x)
+        finally:
+            compiled.SMALL = small
+
+    return work
+
+
+def copy(x: Array) -> None:
+    """Copy into memory that has been written before."""
+    np.copyto(warm(x.size), x)
+
+
+@lru_cache
+def warm(size: int) -> Array:
+    """Return memory that has been written."""
+    return np.ones(size, np.float32)
+
+
 def contenders() -> dict[str, Callable[[Array], Any]]:
     """Return what is timed, by what it is called in the table."""
     found: dict[str, Callable[[Array], Any]] = {
-        "np.copy": np.copy,
+        "np.copyto": copy,
         "quantlab, 1 thread": ours(1),
         "quantlab, 2 threads": ours(2),
+        "quantlab without Numba, 1 thread": without_numba(1),
+        "quantlab without Numba, 2 threads": without_numba(2),
         "lab script, its five figures": lab_script,
         "lab script, with its two top tens": lab_script_with_rank,
     }
@@ -156,14 +187,14 @@ def compare() -> None:
     work, rng = contenders(), np.random.default_rng(0)
     columns = [best(work, rng.standard_normal(size, np.float32), ROUNDS) for size in SIZES]
     largest = columns[-1]
-    copy, mine = largest["np.copy"], largest["quantlab, 2 threads"]
-    print(f"{'':34}{'ns an element':>27} | at 2^25: {'np.copy':>17} {'quantlab':>9}")
+    one, mine = largest["np.copyto"], largest["quantlab, 2 threads"]
+    print(f"{'':34}{'ns an element':>27} | at 2^25: {'np.copyto':>17} {'quantlab':>9}")
     head = ("2^16", "2^20", "2^25", "| M el/s", "GB/s", "= 1", "= 1")
     print(f"{'':34}" + "".join(f"{title:>9}" for title in head))
     for name in work:
         figures = "".join(f"{column[name]:9.2f}" for column in columns)
         rate = f"{1e3 / largest[name]:9.0f}{4 / largest[name]:9.2f}"
-        print(f"{name:34}{figures}{rate}{largest[name] / copy:9.1f}{largest[name] / mine:9.1f}")
+        print(f"{name:34}{figures}{rate}{largest[name] / one:9.1f}{largest[name] / mine:9.1f}")
     for package in ("torch", "onnxruntime", "gguf"):
         if not find_spec(package):
             print(f"{package} is not installed")
@@ -175,18 +206,43 @@ def ladder() -> None:
     rng = np.random.default_rng(0)
     for size in LADDER:
         x = rng.standard_normal(size, np.float32)
-        row = best({"1": ours(1), "2": ours(2)}, x, 100 if size < 10**5 else 3)
-        print(f"{size:<12,}{row['1']:10.2f}{row['2']:11.2f}")
+        row = best({"1": ours(1), "2": ours(2)}, x, 100 if size < 2**20 else 7)
+        print(f"2^{size.bit_length() - 1:<10}{row['1']:10.2f}{row['2']:11.2f}")
+
+
+def dtypes() -> None:
+    """Print ns an element of other dtypes."""
+    ml_dtypes = import_module("ml_dtypes")
+    x = np.random.default_rng(0).standard_normal(SIZES[-1], np.float32)
+    print("\n2^25 elements, 2 threads   ns an element")
+    for name in DTYPES:
+        stored = x.astype(getattr(ml_dtypes, name, name))
+        print(f"{name:24}{best({name: ours(2)}, stored, ROUNDS)[name]:16.2f}")
+
+
+def loading() -> None:
+    """Print what importing Numba and the compiled loops takes, once they are kept on disk."""
+    code = (
+        "import time, numpy, quantlab.stats.stream; start = time.perf_counter(); import numba; "
+        "loaded = time.perf_counter(); import quantlab.stats.kernel; end = time.perf_counter(); "
+        "print(f'Numba is imported in {loaded - start:.2f} s, its loops in {end - loaded:.2f} s')"
+    )
+    runs = [subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+            for _ in range(3)]  # fmt: skip
+    print(min(run.stdout.strip() for run in runs))
 
 
 def many() -> None:
     """Print what a thousand tensors of a thousand elements take."""
     rng = np.random.default_rng(0)
     tensors = [Tensor(str(i), rng.standard_normal(1000, np.float32)) for i in range(1000)]
-    start = time.perf_counter()
-    for tensor in tensors:
-        measure(tensor, Format(Symmetric(8)), threads=2)
-    print(f"\n1,000 tensors of 1,000 elements: {time.perf_counter() - start:.2f} s")
+    seconds = float("inf")
+    for _ in range(ROUNDS):
+        start = time.perf_counter()
+        for tensor in tensors:
+            measure(tensor, Format(Symmetric(8)), threads=2)
+        seconds = min(seconds, time.perf_counter() - start)
+    print(f"\n1,000 tensors of 1,000 elements: {seconds:.2f} s")
 
 
 MEMORY = """
@@ -234,5 +290,7 @@ def memory() -> None:
 if __name__ == "__main__":
     compare()
     ladder()
+    dtypes()
     many()
+    loading()
     memory()

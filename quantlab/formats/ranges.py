@@ -16,8 +16,8 @@ from quantlab.formats.scales import Array64
 
 T = TypeVar("T")
 CANDIDATES = 80  # ranges that `Mse` tries, each a hundredth of the whole narrower
-ROUND = 8  # of them that many blocks try before one looks which can still win
-ROUNDS = 16  # that one block in many parts is tried in
+ROUND = 16  # of them that many blocks try before one looks which can still win
+ROUNDS = 64  # that one block in many parts is tried in
 SAMPLE = 2**16  # values that guess which will win
 ALIKE = 1e-12  # sums of squares that differ by less may differ by their rounding alone
 SURE = 1e-9  # sums that differ by more do not

@@ -29,7 +29,7 @@ from quantlab.stats.wanted import Wanted
 
 SMALL = 2**16  # values that NumPy measures as fast
 MANY = 16  # blocks that are columns of a matrix; of fewer each is a matrix of its own
-COLUMNS = 2**10  # of that
+COLUMNS = 2**12  # of that
 NO_FLOATS = np.empty(0, np.float32)
 NO_CODES, NO_MASK = np.empty(0, np.int16), np.empty(0, np.bool_)
 ONE_SCALE = np.ones(1, np.float32), np.zeros(1, np.float32)

@@ -21,7 +21,6 @@ numba = import_module("numba")
 
 PIECE = 2**12  # values whose scratch fits the first cache
 CHUNK = 2**16  # values summed before sums are combined exactly
-VECTOR = 16  # values that go through a loop at once
 TABLES = 4  # of counts: equal codes in a row do not wait for each other
 GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS, LOG = range(6)  # how values come back
 SUMS, COUNTS = 10, 3  # columns of what is left of a chunk
@@ -415,16 +414,46 @@ def bounds(x: Any, width: Any, out: Any) -> Any:
             out[2, block] = least_magnitude(own)
 
 
+@loop()
+def ratios_of(x: Any, largest: Any, out: Any) -> Any:
+    """Write how many times as large the largest magnitude is as each, 1 of those of 0."""
+    for i in range(x.size):
+        magnitude = abs(f64(x[i]))
+        out[i] = f64(largest[i]) / magnitude if magnitude != 0.0 else 1.0
+
+
+@loop()
+def steps_of(x: Any, step: Any, magnitudes: Any, zero_point: Any, logs: Any, codes: Any) -> Any:
+    """Round logarithms to whole steps, and write the codes of these."""
+    for i in range(x.size):
+        own, last = f64(step[i]), f64(magnitudes[i]) - 1.0
+        k = np.rint(logs[i] / own) if own != 0.0 else 0.0
+        k = min(max(k, 0.0), last)
+        code = f64(magnitudes[i]) - k
+        code = code if x[i] > ZERO else -code
+        code = code if x[i] != ZERO else 0.0
+        codes[i] = np.int16(i32(code + f64(zero_point[i])))
+        logs[i] = k * -own
+
+
+@loop()
+def values_of(x: Any, largest: Any, powers: Any, x_hat: Any) -> Any:
+    """Write the largest magnitude times powers of two, with the sign of each value."""
+    for i in range(x.size):
+        value = f32(powers[i] * f64(largest[i]))
+        value = value if x[i] > ZERO else -value
+        x_hat[i] = value if x[i] != ZERO else ZERO
+
+
 @entry(_read(f32), i64, BLOCKS, _read(f32), f64[::1])
 def log_ratios(x: Any, start: Any, blocks: Any, largest: Any, out: Any) -> Any:
-    """Write the ratio of the largest magnitude of its block to each magnitude, 1 of those of 0."""
+    """Write what `Log` takes the logarithm of."""
     lane = np.empty(PIECE, np.float32)
     for at in range(0, x.size, PIECE):
-        n = min(PIECE, x.size - at)
-        spread(largest, blocks, start + at, lane[:n])
-        for i in range(n):
-            magnitude = abs(f64(x[at + i]))
-            out[at + i] = f64(lane[i]) / magnitude if magnitude != 0.0 else 1.0
+        stop = min(at + PIECE, x.size)
+        own = lane[: stop - at]
+        spread(largest, blocks, start + at, own)
+        ratios_of(x[at:stop], own, out[at:stop])
 
 
 @entry(_read(f32), i64, BLOCKS, *[_read(f32)] * 3, f64[::1], numba.int16[::1])
@@ -433,37 +462,25 @@ def log_steps(
     codes: Any,
 ) -> Any:  # fmt: skip
     """Turn binary logarithms into those of what comes back, and write its codes."""
-    step, magnitude = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
-    zero_point = np.empty(PIECE, np.float32)
+    lanes = np.empty((3, PIECE), np.float32)
     for at in range(0, x.size, PIECE):
-        n = min(PIECE, x.size - at)
-        spread(steps, blocks, start + at, step[:n])
-        spread(magnitudes, blocks, start + at, magnitude[:n])
-        spread(zero_points, blocks, start + at, zero_point[:n])
-        for i in range(n):
-            own = f64(step[i])
-            k = np.rint(logs[at + i] / own) if own != 0.0 else 0.0
-            k = min(max(k, 0.0), f64(magnitude[i]) - 1.0)
-            code = f64(magnitude[i]) - k
-            code = code if x[at + i] > ZERO else -code
-            code = code if x[at + i] != ZERO else 0.0
-            codes[at + i] = np.int16(i32(code + f64(zero_point[i])))
-            logs[at + i] = k * -own
+        stop = min(at + PIECE, x.size)
+        step, many, zero = lanes[0, : stop - at], lanes[1, : stop - at], lanes[2, : stop - at]
+        spread(steps, blocks, start + at, step)
+        spread(magnitudes, blocks, start + at, many)
+        spread(zero_points, blocks, start + at, zero)
+        steps_of(x[at:stop], step, many, zero, logs[at:stop], codes[at:stop])
 
 
 @entry(_read(f32), i64, BLOCKS, _read(f32), _read(f64), f32[::1])
-def log_values(
-    x: Any, start: Any, blocks: Any, largest: Any, powers: Any, x_hat: Any
-) -> Any:  # fmt: skip
-    """Write the largest magnitude times powers of two, with the sign of each value."""
+def log_values(x: Any, start: Any, blocks: Any, largest: Any, powers: Any, x_hat: Any) -> Any:
+    """Write the values that logarithms came from."""
     lane = np.empty(PIECE, np.float32)
     for at in range(0, x.size, PIECE):
-        n = min(PIECE, x.size - at)
-        spread(largest, blocks, start + at, lane[:n])
-        for i in range(n):
-            value = f32(powers[at + i] * f64(lane[i]))
-            value = value if x[at + i] > ZERO else -value
-            x_hat[at + i] = value if x[at + i] != ZERO else ZERO
+        stop = min(at + PIECE, x.size)
+        own = lane[: stop - at]
+        spread(largest, blocks, start + at, own)
+        values_of(x[at:stop], own, powers[at:stop], x_hat[at:stop])
 
 
 @loop()

@@ -14,6 +14,7 @@ from quantlab.formats.format import Format
 from quantlab.measurement import form_of
 from quantlab.sources.npy import Npy
 from quantlab.sources.tensor import Tensor
+from quantlab.stats.compiled import kernel_for
 from quantlab.stats.stream import measure
 
 BASE = "sym"
@@ -49,10 +50,8 @@ def speed() -> None:
     """Print ns a value and the ratio to the first row, the best of some rounds in turns."""
     x = np.random.default_rng(0).standard_normal((SIZE // 4096, 4096), np.float32)
     seconds = dict.fromkeys(FORMS, float("inf"))
-    for number in range(ROUNDS):
+    for _ in range(ROUNDS):
         for name in FORMS:
-            if number and name.endswith("mse"):
-                continue  # long enough to be timed once
             start = time.perf_counter()
             tensor = Tensor("x", x)
             measure(tensor, form(name).open(tensor), threads=2)
@@ -74,6 +73,7 @@ def peak(name: str, path: str) -> None:
     import threading
 
     (tensor,) = Npy(path).tensors()
+    kernel_for(tensor.size)  # Numba is no memory of a tensor
     before, most, over = anonymous(), [anonymous()], threading.Event()
 
     def watch() -> None:

@@ -2,8 +2,8 @@
 
 All on the same float32 normals, symmetric 8 bits, in one process and in turns; the best of the
 rounds counts. Rows of packages that are not installed say so. Prints what one tensor takes, how
-that grows with its size, what other dtypes take, the time of a thousand small tensors, what it takes
-to load the compiled loops, and the memory that a 4 GB file takes.
+that grows with its size, what other dtypes take, the time of a thousand small tensors, the time to
+load the compiled loops, and the memory that a 4 GB file takes.
 """
 
 import subprocess
@@ -252,6 +252,7 @@ from quantlab.sources.npy import Npy
 from quantlab.stats.stream import measure
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
+from quantlab.stats.compiled import kernel_for
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -263,6 +264,7 @@ def watch():
         time.sleep(0.005)
 
 (tensor,) = Npy(sys.argv[1]).tensors()
+kernel_for(tensor.size)  # Numba is no memory of a tensor
 before = anonymous()
 peak = [before]
 threading.Thread(target=watch, daemon=True).start()

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import sys
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import quantlab
@@ -200,11 +201,18 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 def _versions(then: dict[str, str]) -> str:
     """Say which versions have changed since a record was written."""
-    now = record.versions()
+    now = {name: _installed(name) for name in then} | record.versions()
     changed = [
         f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]
     ]
     return f": it was recorded with {'; '.join(changed)}" if changed else ""
+
+
+def _installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "none"
 
 
 def _tensors(arguments: argparse.Namespace) -> None:

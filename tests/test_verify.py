@@ -236,9 +236,10 @@ def test_a_figure_that_does_not_come_out_again_is_named(sweep):
     assert "tensors.hidden.measured.mae is 0.00" in done.stdout
     assert "now, 0.5 in the record" in done.stdout
     assert done.stdout.endswith(f"{hidden(sweep)} was not reproduced\n")
-    edit(hidden(sweep) / record.NAME, lambda it: it["versions"].update(numpy="1.0"))
+    edit(hidden(sweep) / record.NAME, lambda it: it["versions"].update(numpy="1.0", gone="2.0"))
     done = run_python("-m", "quantlab", "reproduce", hidden(sweep))
     assert "was not reproduced: it was recorded with numpy 1.0, now " in done.stdout
+    assert done.stdout.endswith("; gone 2.0, now none\n")
     assert "Traceback" not in done.stderr
 
 

@@ -80,13 +80,15 @@ class Kernel:
 
     def reader(self, tensor: Tensor) -> Read:
         """Return what reads flat float32 values of a tensor, in C order."""
-        return self._from_float16(tensor) if tensor.array.dtype == np.float16 else tensor.block
+        widen = getattr(self._loops, f"widen_{tensor.dtype}", None)
+        if widen is None:
+            return tensor.block
 
-    def _from_float16(self, tensor: Tensor) -> Read:
         def read(start: int, stop: int) -> FloatArray:
-            stored = _plain(tensor.stored(start, stop)).view(np.uint16)
+            stored = tensor.stored(start, stop)
+            stored = _plain((stored if stored.dtype.isnative else _plain(stored)).view(np.uint16))
             x = np.empty(stored.size, np.float32)
-            self._loops.widen_float16(stored, x)
+            widen(stored, x)
             return x
 
         return read

@@ -543,6 +543,13 @@ def squared_errors(
 
 
 @entry(_read(numba.uint16), f32[::1])
+def widen_bfloat16(stored: Any, out: Any) -> Any:
+    """Write bfloat16 values, given as their bits, as float32, of which they are the upper half."""
+    for i in range(stored.size):
+        out[i] = np.int32(i32(i32(stored[i]) << i32(16))).view(np.float32)
+
+
+@entry(_read(numba.uint16), f32[::1])
 def widen_float16(stored: Any, out: Any) -> Any:
     """Write float16 values, given as their bits, as float32.
 

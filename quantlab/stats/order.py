@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.tensor import Tensor
-from quantlab.stats import parallel, rank
+from quantlab.stats import rank
 from quantlab.stats.survey import Survey
 from quantlab.stats.trips import Through
 
@@ -92,6 +92,6 @@ class Order:
         least = before.values[k - 1]
         if before.values[-1] < least:
             return k
-        starts = range(0, self.tensor.size, parallel.BLOCK)
-        blocks = (self.tensor.block(start, start + parallel.BLOCK) for start in starts)
-        return sum(int(np.count_nonzero(block >= least)) for block in blocks)
+        rows = np.flatnonzero(self.found.maxima >= least)
+        parts = (self._rows(rows[start : start + ROWS])[0] for start in range(0, rows.size, ROWS))
+        return sum(int(np.count_nonzero(x >= least)) for x in parts)

@@ -2,6 +2,7 @@ import logging
 import subprocess
 import sys
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -125,10 +126,12 @@ def test_values_that_lie_unaligned_or_strided_are_measured(monkeypatch):
         require_alike(*both(monkeypatch, x, FORMATS["sym4 group 32"]))
 
 
-def test_every_float16_is_widened():
-    bits = np.arange(2**16, dtype=np.uint16).view(np.float16)
-    found = kernel_for(2**17).reader(Tensor("x", bits))(0, bits.size)
-    expected = bits.astype(np.float32)
+@pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
+def test_every_number_of_16_bits_is_widened(dtype):
+    stored = np.arange(2**16, dtype=np.uint16).view(dtype)
+    found = kernel_for(2**17).reader(Tensor("x", stored))(0, stored.size)
+    with np.errstate(invalid="ignore"):
+        expected = stored.astype(np.float32)
     finite = np.isfinite(expected)
     assert np.array_equal(found[finite].view(np.uint32), expected[finite].view(np.uint32))
     assert not np.isfinite(found[~finite]).any()

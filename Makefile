@@ -71,8 +71,9 @@ bench: .venv/dev ## print the benchmark tables (torch joins in where it is insta
 	@$(BIN)/python benchmarks/aggregate.py
 	@$(BIN)/python benchmarks/plans.py
 
-bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app (5 minutes)
+bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app, and parts beside a whole (8 minutes)
 	@$(BIN)/python benchmarks/sweep.py
+	@$(BIN)/python benchmarks/parts.py
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
 	@$(BIN)/pip install --quiet uv

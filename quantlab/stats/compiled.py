@@ -48,7 +48,7 @@ class Grid(NamedTuple):
     midpoints: FloatArray = NO_FLOATS
 
 
-Gone = tuple[Any, ...]  # how values go through a grid, or have gone
+Arguments = tuple[Any, ...]  # of `kernel.gather`: how values come back
 
 
 class Fitted(NamedTuple):
@@ -108,20 +108,18 @@ class Kernel:
 
     def counts(self, tables: NDArray[np.int64]) -> list[Counts]:
         """Return what was counted."""
+        if not len(tables):
+            return []
         found = tables.sum(axis=0)
         codes = np.flatnonzero(found)
-        return (
-            [Counts((codes - found.size // 2).astype(np.int16), found[codes])]
-            if len(tables)
-            else []
-        )
+        return [Counts((codes - found.size // 2).astype(np.int16), found[codes])]
 
-    def goes(self, x: FloatArray, start: int, grid: Grid, fit: Fitted) -> Gone:
-        """Return how a block goes through a grid, as `kernel.gather` takes it."""
+    def of_grid(self, x: FloatArray, start: int, grid: Grid, fit: Fitted) -> Arguments:
+        """Return the arguments for a block that goes through a grid."""
         layout, first, params = fit
         blocks = layout.row, layout.width, layout.per_row, int(layout.shared), first
         if grid.kind == LOG:
-            return self.came_back(self._through_log(_plain(x), start, blocks, params), grid.n_bits)
+            return self.of_trip(self._through_log(_plain(x), start, blocks, params), grid.n_bits)
         scales, zero_points = (each[0] for each in _scales(params))
         numbers = grid.numbers, grid.levels, grid.midpoints
         return grid.kind, blocks, scales, zero_points, *numbers, NO_FLOATS, NO_CODES, NO_MASK
@@ -141,8 +139,8 @@ class Kernel:
             self._loops.log_values(*of, largest, np.exp2(logs, out=logs), x_hat[here])
         return Trip(codes, x_hat, None)
 
-    def came_back(self, trip: Trip, n_bits: int | None) -> Gone:
-        """Return what values came back as, as `kernel.gather` takes it."""
+    def of_trip(self, trip: Trip, n_bits: int | None) -> Arguments:
+        """Return the arguments for a block that has been through a format."""
         codes = NO_CODES if trip.codes is None else trip.codes.astype(np.int16, copy=False)
         clipped = NO_MASK if trip.clipped is None else trip.clipped
         numbers = _numbers(n_bits or 0), NO_FLOATS, NO_FLOATS
@@ -153,7 +151,7 @@ class Kernel:
         self,
         x: FloatArray,
         start: int,
-        gone: Gone,
+        arguments: Arguments,
         wanted: Wanted,
         tables: NDArray[np.int64],
     ) -> Partial:
@@ -161,7 +159,9 @@ class Kernel:
         n = -(-x.size // CHUNK)
         sums, counts = np.zeros((n, self._loops.SUMS)), np.zeros((n, self._loops.COUNTS), np.int64)
         threshold = rounded_down(wanted.rel_threshold)
-        self._loops.gather(_plain(x), start, *gone, threshold, *wanted[1:5], sums, counts, tables)
+        self._loops.gather(
+            _plain(x), start, *arguments, threshold, *wanted[1:5], sums, counts, tables
+        )
         zeroed, rel_count, clipped = counts.sum(axis=0).tolist()
         return Partial(zeroed, rel_count, clipped, float(sums[:, -1].max()), sums[:, :-1].T)
 

@@ -84,18 +84,18 @@ class CompiledShare(Share):
         super().__init__(trip, wanted)
         self._kernel, self._tables = kernel, kernel.tables(trip.n_bits)
         self._grid = None if wanted.columns else trip.grid
-        self._work = trip.worker(size)
+        self._work = trip.worker(0 if self._grid else size)
 
     def add(self, start: int, x: FloatArray) -> None:
         """Take the block that begins at element `start` through the format."""
         if self._grid:
             fit = self.trip.fitted(start, start + x.size)
-            gone = self._kernel.goes(x, start, self._grid, fit)
+            arguments = self._kernel.of_grid(x, start, self._grid, fit)
         else:
             trip = self._work(start, x)
-            gone = self._kernel.came_back(trip, self.trip.n_bits)
+            arguments = self._kernel.of_trip(trip, self.trip.n_bits)
             self._add_powers(start, x, trip.x_hat)
-        self.partials.append(self._kernel.gather(x, start, gone, self.wanted, self._tables))
+        self.partials.append(self._kernel.gather(x, start, arguments, self.wanted, self._tables))
 
     def counts(self) -> list[Counts]:
         """Return how often codes occur, in parts; nothing where they are not ours."""

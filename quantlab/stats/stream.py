@@ -29,7 +29,7 @@ from quantlab.stats.output_error import ColumnImportance, out_sqnr_db
 from quantlab.stats.rank import new_maxima
 from quantlab.stats.share import CompiledShare, NumpyShare, Share
 from quantlab.stats.sums import CHUNK, Sums, total
-from quantlab.stats.survey import Block, Survey, Surveyor, keep, kept, survey
+from quantlab.stats.survey import Block, Survey, Surveyor, cache, cached, survey
 from quantlab.stats.trips import OneStep, Through, needs_range, trip_of
 from quantlab.stats.wanted import Wanted
 
@@ -59,7 +59,7 @@ def measure(
     if not tensor.size:
         tensor.require_finite()
     kernel = kernel_for(tensor.size)
-    found = survey(tensor, threads, kernel) if needs_range(tensor, form) else kept(tensor)
+    found = survey(tensor, threads, kernel) if needs_range(tensor, form) else cached(tensor)
     trip = trip_of(tensor, form, found, threads, kernel)
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
     gathered = _gather(tensor, trip, found, kernel, rel_threshold, columns, threads, advance)
@@ -130,7 +130,7 @@ def _gather(
     block = kernel.BLOCK if kernel and trip.grid else parallel.BLOCK
     least = parallel.BLOCK if kernel or trip.slow else 0
     parts = parallel.on_threads(part, tensor.size, threads, block, least)
-    found = known or keep(tensor, surveyor.total([look for _, looks in parts for look in looks]))
+    found = known or cache(tensor, surveyor.total([look for _, looks in parts for look in looks]))
     histogram = kernel.histogram if kernel else ErrorHistogram
     return _Gathered(tensor, found, trip, wanted, [share for share, _ in parts], histogram)
 

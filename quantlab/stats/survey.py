@@ -14,7 +14,7 @@ from quantlab.stats.rank import new_maxima, row_maxima
 from quantlab.stats.sums import Array64, Moments, Scratch, moments, stretches, total_moments
 
 KEPT = 2**23  # maxima in all that are kept for other runs of a process
-_kept: dict[Hashable, "Survey"] = {}
+_surveys: dict[Hashable, "Survey"] = {}
 
 
 class Survey(NamedTuple):
@@ -87,7 +87,7 @@ def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey
 
     Raises ValueError, naming the tensor, when it holds what is not a finite float32.
     """
-    known = kept(tensor)
+    known = cached(tensor)
     if known:
         return known
     surveyor = Surveyor(tensor, kernel)
@@ -99,20 +99,20 @@ def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey
 
     least = parallel.BLOCK if kernel else 0
     blocks = parallel.on_threads(part, tensor.size, threads, least=least)
-    return keep(tensor, surveyor.total([block for blocks in blocks for block in blocks]))
+    return cache(tensor, surveyor.total([block for blocks in blocks for block in blocks]))
 
 
-def kept(tensor: Tensor) -> Survey | None:
+def cached(tensor: Tensor) -> Survey | None:
     """Return what is known of the tensor of this name in this state of a file."""
-    return _kept.get((tensor.state, tensor.name)) if tensor.state is not None else None
+    return _surveys.get((tensor.state, tensor.name)) if tensor.state is not None else None
 
 
-def keep(tensor: Tensor, found: Survey) -> Survey:
+def cache(tensor: Tensor, found: Survey) -> Survey:
     """Keep and return what a tensor is like, as long as there is room."""
     if tensor.state is not None:
-        room = KEPT - sum(each.maxima.size for each in _kept.values())
+        room = KEPT - sum(each.maxima.size for each in _surveys.values())
         if found.maxima.size <= room:
-            _kept[tensor.state, tensor.name] = found
+            _surveys[tensor.state, tensor.name] = found
     return found
 
 

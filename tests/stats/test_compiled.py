@@ -180,8 +180,8 @@ def gathered(x, x_hat, clipped, rel_threshold):
 
     loops = kernel_for(2**17)
     wanted = Wanted(rel_threshold, *new_maxima(x.size), 1, np.empty(x.size, np.float32), None)
-    gone = loops.came_back(Trip(None, x_hat, clipped), None)
-    partial = loops.gather(x, 0, gone, wanted, loops.tables(None))
+    arguments = loops.of_trip(Trip(None, x_hat, clipped), None)
+    partial = loops.gather(x, 0, arguments, wanted, loops.tables(None))
     assert np.array_equal(wanted.errors, np.abs(x_hat - x))
     assert wanted.maxima.max() == x_hat.max()
     return total([partial], survey(Tensor("x", x), 1, loops).moments)

@@ -16,7 +16,7 @@ X = np.random.default_rng(0).standard_normal(3 * 2**18 + 5).astype(np.float32)
 
 @pytest.fixture(autouse=True)
 def _nothing_is_known(monkeypatch):
-    monkeypatch.setattr(module, "_kept", {})
+    monkeypatch.setattr(module, "_surveys", {})
 
 
 def looks(monkeypatch):
@@ -56,9 +56,9 @@ def test_a_state_of_a_file_is_looked_at_once(monkeypatch):
 def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
     monkeypatch.setattr(module, "KEPT", 1000)
     survey(Tensor("x", X, state="file"), 1)
-    assert module.kept(Tensor("x", X, state="file"))
+    assert module.cached(Tensor("x", X, state="file"))
     survey(Tensor("y", X, state="file"), 1)
-    assert not module.kept(Tensor("y", X, state="file"))
+    assert not module.cached(Tensor("y", X, state="file"))
 
 
 def test_a_format_that_needs_no_range_first_reads_a_tensor_once(monkeypatch):

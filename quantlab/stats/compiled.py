@@ -223,11 +223,6 @@ class _Histogram(ErrorHistogram):
         self._loops.place_in_bins(self._errors, *of, self._places, counts)
         return counts
 
-    def _between(self, low: int, high: int) -> FloatArray:
-        found = np.empty(self._counts[low : high + 1].sum() + 1, np.float32)
-        self._loops.errors_in_bins(self._errors, self._places, low, high, found)
-        return found[:-1]
-
 
 def grid_of(element: Element) -> Grid | None:
     """Return a grid as the loops take it, None where they do not know how it rounds."""

@@ -42,10 +42,9 @@ class CodeCounts:
             self._count("pairs", codes.view(np.uint16), 2**16)
 
     def _count(self, key: str, places: NDArray[Any], size: int) -> None:
-        found = np.bincount(places, minlength=size)
-        table = self._tables.setdefault(key, found)
-        if table is not found:
-            table += found
+        if key not in self._tables:
+            self._tables[key] = np.zeros(size, np.int64)
+        np.add.at(self._tables[key], places.astype(np.intp, copy=False), 1)
 
     def parts(self) -> list[Counts]:
         """Return the counts so far, in parts."""

@@ -19,7 +19,7 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., Any])
 numba = import_module("numba")
 
-PIECE = 2**12  # values whose scratch fits the first cache
+PIECE = 2**13
 CHUNK = 2**16  # values summed before sums are combined exactly
 TABLES = 4  # of counts: equal codes in a row do not wait for each other
 GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS, LOG = range(6)  # how values come back
@@ -29,7 +29,7 @@ EXPONENT, MAGNITUDE = np.int32(0x7F80_0000), np.int32(0x7FFF_FFFF)  # bits of a 
 LEAST, INFINITE = np.int32(-0x8000_0000), np.int32(0x7F80_0000)
 MANTISSA_BITS = np.int32(23)
 SCALE_UP, NOT_FINITE = np.float32(2.0**112), np.float32(np.inf)
-ANY_ORDER = {"reassoc", "nsz"}
+SUMMED = {"reassoc", "nsz", "contract"}  # sums may be taken in any order, and with fused products
 
 i32, i64, f32, f64 = numba.int32, numba.int64, numba.float32, numba.float64
 
@@ -60,20 +60,39 @@ def entry(*signature: Any, returns: Any = numba.void) -> Callable[[F], F]:
 
 
 @loop()
+def whole_steps(x: Any, scale: Any, zero_point: Any, grid: Any) -> Any:
+    """Round to whole steps; return what comes back, its code, and if that is of another value."""
+    first, qmin, qmax, _, _, _ = grid
+    steps = x / scale if scale != ZERO else ZERO
+    unclipped = np.rint(steps) + zero_point
+    q = min(max(unclipped, qmin), qmax)
+    x_hat = min(max((q - zero_point) * scale, -LARGEST), LARGEST)
+    return x_hat, np.uint16(i32(q - first)), unclipped != q
+
+
+@loop()
 def uniform(
     x: Any, scale: Any, zero_point: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
 ) -> Any:
     """Round to even steps; count what lies beyond the codes."""
-    first, qmin, qmax, _, _, _ = grid
     beyond = i32(0)
     for i in range(x.size):
-        steps = x[i] / scale[i] if scale[i] != ZERO else ZERO
-        unclipped = np.rint(steps) + zero_point[i]
-        q = min(max(unclipped, qmin), qmax)
-        clipped[i] = unclipped != q
-        beyond = i32(beyond + i32(unclipped != q))
-        codes[i] = np.uint16(i32(q - first))
-        x_hat[i] = min(max((q - zero_point[i]) * scale[i], -LARGEST), LARGEST)
+        x_hat[i], codes[i], outside = whole_steps(x[i], scale[i], zero_point[i], grid)
+        clipped[i] = outside
+        beyond = i32(beyond + i32(outside))
+    return beyond
+
+
+@loop()
+def uniform_of_one(
+    x: Any, scale: Any, zero_point: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
+) -> Any:
+    """Round to even steps of one scale."""
+    beyond = i32(0)
+    for i in range(x.size):
+        x_hat[i], codes[i], outside = whole_steps(x[i], scale, zero_point, grid)
+        clipped[i] = outside
+        beyond = i32(beyond + i32(outside))
     return beyond
 
 
@@ -177,50 +196,44 @@ def spread(values: Any, blocks: Any, start: Any, out: Any) -> Any:
             block += 1
 
 
-@loop(ANY_ORDER)
-def moments(x: Any, x_hat: Any, abs_err: Any, sums: Any, counts: Any) -> Any:
+@loop()
+def value_of(ordered: Any) -> Any:
+    """Return the value whose whole number in the order of values is given."""
+    return np.int32(i32(ordered ^ i32((ordered >> i32(31)) & MAGNITUDE))).view(np.float32)
+
+
+@loop(SUMMED)
+def add(x: Any, x_hat: Any, threshold: Any, abs_err: Any, sums: Any, counts: Any) -> Any:
     """Add the sums of a piece to those of its chunk, and keep the magnitudes of errors.
 
-    Return the squared errors of values that became 0.
+    Return the largest of these, and the squared errors of values that became 0.
     """
-    err = total = squares = x_err = dot = zero_squares = sq_x_hat = 0.0
-    zeroed = i32(0)
+    err = total = squares = ratios = x_err = dot = zero_squares = sq_x_hat = 0.0
+    zeroed, above, largest = i32(0), i32(0), i32(0)
     for i in range(x.size):
         difference = x_hat[i] - x[i]
         abs_err[i] = abs(difference)
+        largest = max(largest, i32(np.float32(abs(difference)).view(np.int32)))
         e, a, b = f64(difference), f64(x[i]), f64(x_hat[i])
         err += e
         total += abs(e)
         squares += e * e
+        ratios += abs(e) / abs(a) if abs(x[i]) > threshold else 0.0
         x_err += a * (b - a)
         dot += a * b
         sq_x_hat += b * b
         zero_squares += e * e if x_hat[i] == ZERO else 0.0
         zeroed = i32(zeroed + i32((x_hat[i] == ZERO) & (x[i] != ZERO)))
-    found = err, total, squares, 0.0, x_err, dot, sq_x_hat
+        above = i32(above + i32(abs(x[i]) > threshold))
+    found = err, total, squares, ratios, x_err, dot, sq_x_hat
     for k in range(len(found)):
         sums[k] += found[k]
     counts[0] += zeroed
-    return zero_squares
+    counts[1] += above
+    return value_of(largest), zero_squares
 
 
-@loop(ANY_ORDER)
-def relative_errors(x: Any, abs_err: Any, threshold: Any, ahead: Any) -> Any:
-    """Return their sum and how many there are.
-
-    Division leaves the memory idle, so that the next piece is read meanwhile.
-    """
-    total, count, read = 0.0, i32(0), i32(0)
-    for i in range(x.size):
-        read = i32(read | ahead[i])
-        magnitude = abs(x[i])
-        counts = magnitude > threshold
-        total += f64(abs_err[i]) / f64(magnitude) if counts else 0.0
-        count = i32(count + i32(counts))
-    return total, count, read
-
-
-@loop(ANY_ORDER)
+@loop(SUMMED)
 def lost(x_hat: Any, abs_err: Any, clipped: Any) -> Any:
     """Return the squared errors of values that became 0, and of those beyond the grid."""
     zero_squares = clip_squares = 0.0
@@ -244,22 +257,24 @@ def greatest(bits: Any) -> Any:
 
 
 @loop()
-def value_of(ordered: Any) -> Any:
-    """Return the value whose whole number in the order of values is given."""
-    return np.int32(i32(ordered ^ i32((ordered >> i32(31)) & MAGNITUDE))).view(np.float32)
+def count(codes: Any, ahead: Any, tables: Any) -> Any:
+    """Count the codes of a piece, four at a time where there are so many.
 
-
-@loop()
-def count(codes: Any, tables: Any) -> Any:
-    """Count the codes of a piece, four at a time where there are so many."""
+    Counting leaves the memory idle, so that the next piece, `ahead`, is read meanwhile: what is
+    returned makes that happen.
+    """
     words = codes[: codes.size - codes.size % 4].view(np.uint64)
-    for word in words:
+    read = i32(0)
+    for i in range(words.size):
+        word = words[i]
+        read = i32(read | ahead[4 * i])
         tables[0, word & np.uint64(0xFFFF)] += 1
         tables[1, (word >> np.uint64(16)) & np.uint64(0xFFFF)] += 1
         tables[2, (word >> np.uint64(32)) & np.uint64(0xFFFF)] += 1
         tables[3, word >> np.uint64(48)] += 1
     for code in codes[4 * words.size :]:
         tables[0, code] += 1
+    return read
 
 
 @loop()
@@ -274,6 +289,9 @@ def keep_maxima(bits: Any, at: Any, width: Any, maxima: Any) -> Any:
 @loop()
 def keep_sample(abs_err: Any, start: Any, stride: Any, errors: Any) -> Any:
     """Keep every `stride`-th error, counted from the begin of the tensor."""
+    if stride == 1:
+        errors[start : start + abs_err.size] = abs_err
+        return
     first = -start % stride
     place = (start + first) // stride
     for i in range(first, abs_err.size, stride):
@@ -303,8 +321,8 @@ def gather(
     x_hat, abs_err = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
     codes, clipped = np.empty(PIECE, np.uint16), np.zeros(PIECE, np.bool_)
     scale[:], zero_point[:] = scales[0], zero_points[0]
-    x_hat_bits, error_bits = x_hat.view(np.int32), abs_err.view(np.int32)
-    bits, first, touched = x.view(np.int32), i32(grid[0]), i32(0)
+    bits, x_hat_bits = x.view(np.int32), x_hat.view(np.int32)
+    first, touched = i32(grid[0]), i32(0)
     for at in range(0, x.size, PIECE):
         stop, beyond = min(at + PIECE, x.size), 0
         n, chunk = stop - at, at // CHUNK
@@ -320,26 +338,27 @@ def gather(
                 spread(scales, blocks, start + at, scale[:n])
                 if zero_points.size > 1:
                     spread(zero_points, blocks, start + at, zero_point[:n])
-            beyond = round_trip(
-                kind, x[at:stop], scale[:n], zero_point[:n], grid, levels, midpoints,
-                x_hat[:n], codes[:n], clipped[:n],
-            )  # fmt: skip
-        zero_squares = moments(x[at:stop], x_hat[:n], abs_err[:n], sums[chunk], counts[chunk])
-        ahead = stop if stop + n <= x.size else at
-        ratios, many, read = relative_errors(
-            x[at:stop], abs_err[:n], threshold, bits[ahead : ahead + n]
+            if kind == UNIFORM and scales.size == 1:
+                beyond = uniform_of_one(
+                    x[at:stop], scales[0], zero_points[0], grid, x_hat[:n], codes[:n], clipped[:n]
+                )
+            else:
+                beyond = round_trip(
+                    kind, x[at:stop], scale[:n], zero_point[:n], grid, levels, midpoints,
+                    x_hat[:n], codes[:n], clipped[:n],
+                )  # fmt: skip
+        largest, zero_squares = add(
+            x[at:stop], x_hat[:n], threshold, abs_err[:n], sums[chunk], counts[chunk]
         )
-        touched = i32(touched | read)
-        sums[chunk, 3] += ratios
-        counts[chunk, 1] += many
         if beyond:
             counts[chunk, 2] += beyond
             zero_squares, clip_squares = lost(x_hat[:n], abs_err[:n], clipped[:n])
             sums[chunk, 8] += clip_squares
         sums[chunk, 7] += zero_squares
-        sums[chunk, 9] = max(sums[chunk, 9], value_of(greatest(error_bits[:n])))
+        sums[chunk, 9] = max(sums[chunk, 9], largest)
         if tables.size:
-            count(codes[:n], tables)
+            ahead = stop if stop + n <= x.size else at
+            touched = i32(touched | count(codes[:n], bits[ahead : ahead + n], tables))
         if maxima.size:
             keep_maxima(x_hat_bits[:n], start + at, width, maxima)
         keep_sample(abs_err[:n], start + at, stride, errors)
@@ -356,16 +375,22 @@ def least_and_greatest(bits: Any) -> Any:
     return least, most
 
 
-@loop(ANY_ORDER)
-def powers(x: Any) -> Any:
-    """Return the sum of some values, that of their squares, and how many are 0."""
+@loop(SUMMED)
+def look(x: Any, bits: Any, sums: Any) -> Any:
+    """Return what `least_and_greatest` does; add to the zeros, the sum, and that of squares."""
+    least, most = MAGNITUDE, LEAST
     total, squares, zeros = 0.0, 0.0, i32(0)
     for i in range(x.size):
+        ordered = i32(bits[i] ^ i32((bits[i] >> i32(31)) & MAGNITUDE))
+        least, most = min(least, ordered), max(most, ordered)
         value = f64(x[i])
         total += value
         squares += value * value
         zeros = i32(zeros + i32(x[i] == ZERO))
-    return total, squares, zeros
+    found = f64(zeros), total, squares
+    for k in range(len(found)):
+        sums[k] += found[k]
+    return least, most
 
 
 @entry(_read(f32), i64, f32[::1], f64[:, ::1], returns=numba.types.UniTuple(f32, 2))
@@ -378,14 +403,11 @@ def survey(x: Any, width: Any, maxima: Any, sums: Any) -> Any:
     bits, step = x.view(np.int32), min(width, PIECE)
     least, most = MAGNITUDE, LEAST
     for start in range(0, x.size, step):
-        low, high = least_and_greatest(bits[start : start + step])
+        these = slice(start, start + step)
+        low, high = look(x[these], bits[these], sums[start // CHUNK])
         least, most = min(least, low), max(most, high)
         row = start // width
         maxima[row] = max(maxima[row], value_of(high))
-        total, squares, zeros = powers(x[start : start + step])
-        found = f64(zeros), total, squares
-        for k in range(3):
-            sums[start // CHUNK, k] += found[k]
     return value_of(least), value_of(most)
 
 
@@ -492,7 +514,7 @@ def fill(values: Any, start: Any, out: Any) -> Any:
         out[:] = values[0]
 
 
-@loop(ANY_ORDER)
+@loop(SUMMED)
 def sum_of(values: Any) -> Any:
     """Return the sum of some values."""
     total = 0.0
@@ -576,13 +598,3 @@ def place_in_bins(errors: Any, width: Any, upper: Any, places: Any, counts: Any)
         tables[i % TABLES, places[i]] += 1
     for table in tables:
         counts += table
-
-
-@entry(F32, _read(numba.uint8), numba.uint8, numba.uint8, F32, returns=i64)
-def errors_in_bins(errors: Any, places: Any, low: Any, high: Any, out: Any) -> Any:
-    """Write the errors of some bins, of which there is a place more in `out`."""
-    n = 0
-    for i in range(errors.size):
-        out[n] = errors[i]
-        n += (low <= places[i]) & (places[i] <= high)
-    return n

@@ -8,7 +8,7 @@ cut into blocks or who summed which.
 import math
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quantlab.formats.element import FloatArray
 
 CHUNK = 2**16
-ROW = 2**13  # values of a full chunk that BLAS adds on its own; of more it may ask threads
+ROW = 2**9  # values that are added on their own: of more rows than 500 NumPy gives back the lock
 ONES = np.ones(ROW)
 Mask = NDArray[np.bool_]
 Array64 = NDArray[np.float64]
@@ -66,7 +66,7 @@ class Partial(NamedTuple):
 class Scratch:
     """Memory for the sums of up to `size` flat values."""
 
-    def __init__(self, size: int, rows: int = 4) -> None:
+    def __init__(self, size: int, rows: int = 3) -> None:
         """Allocate `rows` of float64, and two of masks."""
         self._floats = np.empty((rows, size))
         self._masks = np.empty((2, size), bool)
@@ -109,21 +109,21 @@ def partial_sums(
 
     `errors` are ``x_hat - x`` in float32, and their magnitudes, which are overwritten.
     """
-    exact, exact_hat, err, other = scratch.floats(x.size)
+    exact, exact_hat, err = scratch.floats(x.size)
     for target, values in ((exact, x), (exact_hat, x_hat), (err, errors[0])):
         np.copyto(target, values)
-    x_err = _dot(exact, np.subtract(exact_hat, exact, out=other))
     dot, sq_err, sq_x_hat = _dot(exact, exact_hat), _dot(err, err), _dot(exact_hat, exact_hat)
+    x_err = _dot(exact, np.subtract(exact_hat, exact, out=exact_hat))
     sum_err, max_err = _sum(err), float(errors[1].max())
     became_zero, mask = scratch.masks(x.size)
-    np.equal(x_hat, 0, out=became_zero)
-    zeroed = np.count_nonzero(np.logical_and(became_zero, np.not_equal(x, 0, out=mask), out=mask))
+    np.logical_and(np.equal(x_hat, 0, out=became_zero), np.not_equal(x, 0, out=mask), out=mask)
+    zeroed = np.count_nonzero(mask)
     clip_sq_err = zero_sq_err = np.zeros_like(sq_err)
     if clipped is not None:
-        clip_sq_err = _squares(err, clipped, other)
+        clip_sq_err = _squares(err, clipped)
         became_zero &= ~clipped
     if zeroed:
-        zero_sq_err = _squares(err, became_zero, other)
+        zero_sq_err = _squares(err, became_zero)
     below = np.less_equal(np.abs(x, out=errors[1]), rounded_down(rel_threshold), out=mask)
     excluded = int(np.count_nonzero(below))
     if excluded:
@@ -159,18 +159,20 @@ def _sum(a: Array64) -> Array64:
     return np.vecdot(a.reshape(-1, CHUNK // ROW, ROW), ONES).sum(axis=1)
 
 
-def _squares(err: Array64, mask: Mask, scratch: Array64) -> Array64:
+def _squares(err: Array64, mask: Mask) -> Array64:
     """Return the sums of squares in chunks of what a mask holds."""
-    if err.size % CHUNK:
-        return np.square(err[mask]).sum(keepdims=True)
-    masked = np.multiply(err, mask, out=scratch)
-    return _dot(masked, masked)
+    pairs = zip(_chunks(err), _chunks(mask), strict=True)
+    return np.array([np.square(chunk[which]).sum() for chunk, which in pairs])
 
 
 def _count(mask: Mask) -> Array64:
     """Return how much a mask holds in each chunk."""
-    chunks = mask.reshape(1, -1) if mask.size % CHUNK else mask.reshape(-1, CHUNK)
-    return np.array([np.count_nonzero(chunk) for chunk in chunks], np.float64)
+    return np.array([np.count_nonzero(chunk) for chunk in _chunks(mask)], np.float64)
+
+
+def _chunks(values: NDArray[Any]) -> NDArray[Any]:
+    """Return full chunks a row each, or a short one."""
+    return values.reshape(1, -1) if values.size % CHUNK else values.reshape(-1, CHUNK)
 
 
 def total_moments(size: int, columns: Sequence[Array64]) -> Moments:

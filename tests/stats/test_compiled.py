@@ -57,6 +57,7 @@ FORMATS = {
     "log5 group": Format(Log(5), Group(size=32)),
 }
 RNG = np.random.default_rng(0)
+AROUND = [edge + by for edge in (kernel.PIECE, CHUNK) for by in (-1, 0, 1)]
 
 
 def awkward(shape):
@@ -84,8 +85,10 @@ def require_alike(fast, plain):
     """Hold two entries to each other: sums to 1e-12 of what was summed, the rest to the bit."""
     measured, expected = fast.pop("measured"), plain.pop("measured")
     for key, value in expected.items():
-        # What is left of terms that cancel is held to their size; 1 - cos cancels from 1.
-        size = {"bias": expected["mae"], "kl": 1e-3, "one_minus_cos": 1e-3}.get(key, 0)
+        # What is left of terms that cancel is held to their size; 1 - cos cancels from 1, to which
+        # three sums contribute that are exact to 1e-14, and so may a logarithm.
+        sizes = {"bias": expected["mae"], "kl": 1e-3, "one_minus_cos": 1e-2, "sqnr_db": 1e-1}
+        size = sizes.get(key, 0)
         alike = value if value is None else pytest.approx(value, rel=1e-12, abs=1e-12 * size)
         assert measured[key] == alike, key
     for key in ("max_err", "n_codes", "err_p50", "err_p95", "zeroed", "clipped", "code_entropy"):
@@ -99,13 +102,13 @@ def require_alike(fast, plain):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("shape", [(40, 999), (8, 4096)])
+@pytest.mark.parametrize("shape", [(40, 999), (8, kernel.PIECE)])
 def test_both_executions_measure_the_same(name, shape, monkeypatch):
     require_alike(*both(monkeypatch, awkward(shape), FORMATS[name]))
 
 
 @pytest.mark.parametrize("name", ["sym8", "asym8", "sym16", "sym4 group 32", "e4m3", "log8"])
-@pytest.mark.parametrize("size", [1, 4095, 4096, 4097, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK + 5])
+@pytest.mark.parametrize("size", [1, *AROUND, 3 * CHUNK + 5])
 def test_sizes_around_every_boundary(name, size, monkeypatch):
     x = RNG.standard_normal(size).astype(np.float32)
     require_alike(*both(monkeypatch, x, FORMATS[name], threads=2))
@@ -138,7 +141,7 @@ def test_every_number_of_16_bits_is_widened(dtype):
 
 
 @pytest.mark.parametrize("bad", [np.nan, -np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("place", [0, 4095, 4096, CHUNK + 1, 2 * CHUNK + 3])
+@pytest.mark.parametrize("place", [0, kernel.PIECE - 1, kernel.PIECE, CHUNK + 1, 2 * CHUNK + 3])
 @pytest.mark.parametrize("form", ["sym8", "sym4 group 32"])
 def test_one_bad_value_is_found_wherever_it_stands(bad, place, form):
     x = np.ones(2 * CHUNK + 4, np.float32)

@@ -16,7 +16,7 @@ from quantlab.formats.scales import Array64
 
 T = TypeVar("T")
 CANDIDATES = 80  # ranges that `Mse` tries, each a hundredth of the whole narrower
-ROUND = 16  # of them that many blocks try before one looks which can still win
+ROUND = 8  # of them that many blocks try before one looks which can still win
 ROUNDS = 64  # that one block in many parts is tried in
 SAMPLE = 2**16  # values that guess which will win
 ALIKE = 1e-12  # sums of squares that differ by less may differ by their rounding alone
@@ -161,15 +161,16 @@ def _best_of_many(
     """
     best, left = np.zeros(found.lo.size, np.intp), np.arange(found.lo.size)
     some, loss = Bounds(*map(np.ravel, found)), np.full(left.shape, np.inf)
+    narrowest = _params(some, element, store, [CANDIDATES - 1]).scale[0]
     for first in range(0, CANDIDATES, ROUND):
         params = _params(some, element, store, range(first, min(first + ROUND, CANDIDATES)))
         which, least = _first_least(_losses(values, element, params, left))
         better = least < loss * (1 - ALIKE)
         best[left[better]] = first + which[better]
         loss = np.where(better, least, loss)
-        narrowest = _params(some, element, store, [CANDIDATES - 1])
-        keep = ~_loses(some, element, _chosen(params, -1), narrowest.scale[0], loss)
-        left, loss, some = left[keep], loss[keep], Bounds(*(each[keep] for each in some))
+        keep = ~_loses(some, element, _chosen(params, -1), narrowest, loss)
+        left, loss, narrowest = left[keep], loss[keep], narrowest[keep]
+        some = Bounds(*(each[keep] for each in some))
         if not left.size:
             break
     return best.reshape(found.lo.shape)

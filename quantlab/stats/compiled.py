@@ -71,8 +71,6 @@ def _scales(params: Any, choices: int = 1) -> tuple[FloatArray, FloatArray]:
 class Kernel:
     """Calls the loops with arrays of the types that they are compiled for."""
 
-    BLOCK = 2**20  # elements in work at once: the loops cut them, NumPy fits parameters for all
-
     def __init__(self, loops: Any) -> None:
         """Take the module of the loops."""
         self._loops = loops

@@ -20,6 +20,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 numba = import_module("numba")
 
 PIECE = 2**13
+COLUMNS = 2**10  # likewise, of which each may have a scale
 CHUNK = 2**16  # values summed before sums are combined exactly
 TABLES = 4  # of counts: equal codes in a row do not wait for each other
 GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS, LOG = range(6)  # how values come back
@@ -59,40 +60,37 @@ def entry(*signature: Any, returns: Any = numba.void) -> Callable[[F], F]:
     return numba.njit(returns(*signature), nogil=True, error_model="numpy", cache=True)
 
 
-@loop()
-def whole_steps(x: Any, scale: Any, zero_point: Any, grid: Any) -> Any:
-    """Round to whole steps; return what comes back, its code, and if that is of another value."""
-    first, qmin, qmax, _, _, _ = grid
-    steps = x / scale if scale != ZERO else ZERO
-    unclipped = np.rint(steps) + zero_point
-    q = min(max(unclipped, qmin), qmax)
-    x_hat = min(max((q - zero_point) * scale, -LARGEST), LARGEST)
-    return x_hat, np.uint16(i32(q - first)), unclipped != q
+def at(values: Any, i: Any) -> Any:
+    """Return the entry of element `i`, where each has its own, or that of all."""
+
+
+@numba.extending.overload(at, strict=False)
+def _at(values: Any, i: Any) -> Any:  # noqa: ARG001 as `at` has it
+    if isinstance(values, numba.types.Array):
+        return lambda values, i: values[i]
+    return lambda values, i: values  # noqa: ARG005
 
 
 @loop()
 def uniform(
     x: Any, scale: Any, zero_point: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
 ) -> Any:
-    """Round to even steps; count what lies beyond the codes."""
+    """Round to even steps; count what lies beyond the codes. Without `codes` write `x_hat` alone.
+
+    An entry a value in `scale` and `zero_point`, or one of all.
+    """
+    first, qmin, qmax, _, _, _ = grid
     beyond = i32(0)
     for i in range(x.size):
-        x_hat[i], codes[i], outside = whole_steps(x[i], scale[i], zero_point[i], grid)
-        clipped[i] = outside
-        beyond = i32(beyond + i32(outside))
-    return beyond
-
-
-@loop()
-def uniform_of_one(
-    x: Any, scale: Any, zero_point: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
-) -> Any:
-    """Round to even steps of one scale."""
-    beyond = i32(0)
-    for i in range(x.size):
-        x_hat[i], codes[i], outside = whole_steps(x[i], scale, zero_point, grid)
-        clipped[i] = outside
-        beyond = i32(beyond + i32(outside))
+        s, z = at(scale, i), at(zero_point, i)
+        steps = x[i] / s if s != ZERO else ZERO
+        unclipped = np.rint(steps) + z
+        q = min(max(unclipped, qmin), qmax)
+        x_hat[i] = min(max((q - z) * s, -LARGEST), LARGEST)
+        if codes is not None:
+            codes[i] = np.uint16(i32(q - first))
+            clipped[i] = unclipped != q
+            beyond = i32(beyond + i32(unclipped != q))
     return beyond
 
 
@@ -339,7 +337,7 @@ def gather(
                 if zero_points.size > 1:
                     spread(zero_points, blocks, start + at, zero_point[:n])
             if kind == UNIFORM and scales.size == 1:
-                beyond = uniform_of_one(
+                beyond = uniform(
                     x[at:stop], scales[0], zero_points[0], grid, x_hat[:n], codes[:n], clipped[:n]
                 )
             else:
@@ -515,11 +513,12 @@ def fill(values: Any, start: Any, out: Any) -> Any:
 
 
 @loop(SUMMED)
-def sum_of(values: Any) -> Any:
-    """Return the sum of some values."""
+def squares(x: Any, x_hat: Any) -> Any:
+    """Return the sum of squared errors."""
     total = 0.0
-    for i in range(values.size):
-        total += values[i]
+    for i in range(x.size):
+        error = f64(x_hat[i] - x[i])
+        total += error * error
     return total
 
 
@@ -541,27 +540,32 @@ def squared_errors(
     `x` is ``(values, columns)``; `scales` and `out` are ``(choices, columns)`` or ``(choices, 1)``,
     as is `zero_points`.
     """
-    scale, zero_point = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
-    x_hat, totals = np.empty(PIECE, np.float32), np.empty(PIECE, np.float64)
-    codes, clipped = np.empty(PIECE, np.uint16), np.empty(PIECE, np.bool_)
+    lanes, codes = np.empty((3, COLUMNS), np.float32), np.empty(COLUMNS, np.uint16)
+    clipped = np.empty(COLUMNS, np.bool_)
     out[:] = 0
-    for start in range(0, x.shape[1], PIECE):
-        stop = min(start + PIECE, x.shape[1])
+    for start in range(0, x.shape[1], COLUMNS):
+        stop = min(start + COLUMNS, x.shape[1])
         n = stop - start
+        scale, zero_point, x_hat = lanes[0, :n], lanes[1, :n], lanes[2, :n]
         for choice in range(out.shape[0]):
-            fill(scales[choice], start, scale[:n])
-            fill(zero_points[choice], start, zero_point[:n])
-            totals[:n] = 0
+            fill(scales[choice], start, scale)
+            fill(zero_points[choice], start, zero_point)
             for row in range(x.shape[0]):
-                round_trip(
-                    kind, x[row, start:stop], scale[:n], zero_point[:n], grid, levels, midpoints,
-                    x_hat[:n], codes[:n], clipped[:n],
-                )  # fmt: skip
-                add_squares(x[row, start:stop], x_hat[:n], totals[:n])
-            if out.shape[1] > 1:
-                out[choice, start:stop] = totals[:n]
-            else:
-                out[choice, 0] += sum_of(totals[:n])
+                values = x[row, start:stop]
+                if kind == UNIFORM and scales.shape[1] == 1:
+                    of_all = scales[choice, 0], zero_points[choice, 0]
+                    uniform(values, of_all[0], of_all[1], grid, x_hat, None, None)
+                elif kind == UNIFORM:
+                    uniform(values, scale, zero_point, grid, x_hat, None, None)
+                else:
+                    round_trip(
+                        kind, values, scale, zero_point, grid, levels, midpoints,
+                        x_hat, codes[:n], clipped[:n],
+                    )  # fmt: skip
+                if out.shape[1] > 1:
+                    add_squares(values, x_hat, out[choice, start:stop])
+                else:
+                    out[choice, 0] += squares(values, x_hat)
 
 
 @entry(_read(numba.uint16), f32[::1])

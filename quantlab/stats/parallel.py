@@ -19,17 +19,15 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def on_threads(
-    part: Callable[[range], T], size: int, threads: int, block: int = 0, least: int = 0
-) -> list[T]:
+def on_threads(part: Callable[[range], T], size: int, threads: int, least: int = 0) -> list[T]:
     """Give each thread an even share of the blocks, in order, and return what it made of them.
 
-    A share has `least` elements or more, by default `BLOCKS` blocks. Blocks have at most `block`
-    elements, by default `BLOCK`, and begin with a chunk.
+    A share has `least` elements or more, by default `BLOCKS` blocks. Blocks have at most `BLOCK`
+    elements, and begin with a chunk.
     """
     threads = max(1, min(threads, size // (least or BLOCKS * BLOCK)))
     chunks = -(-size // CHUNK)
-    step = min(block or BLOCK, -(-chunks // threads) * CHUNK)
+    step = min(BLOCK, -(-chunks // threads) * CHUNK)
     blocks = -(-size // step)
     ends = [step * (i * blocks // threads) for i in range(threads)] + [size]
     shares = [range(start, stop, step) for start, stop in pairwise(ends)]

@@ -127,9 +127,8 @@ def _gather(
             advance(x.size)
         return share, looks
 
-    block = kernel.BLOCK if kernel and trip.grid else parallel.BLOCK
     least = parallel.BLOCK if kernel or trip.slow else 0
-    parts = parallel.on_threads(part, tensor.size, threads, block, least)
+    parts = parallel.on_threads(part, tensor.size, threads, least)
     found = known or cache(tensor, surveyor.total([look for _, looks in parts for look in looks]))
     histogram = kernel.histogram if kernel else ErrorHistogram
     return _Gathered(tensor, found, trip, wanted, [share for share, _ in parts], histogram)

@@ -98,7 +98,7 @@ def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey
         return [surveyor.look(start, read(start, start + starts.step)) for start in starts]
 
     least = parallel.BLOCK if kernel else 0
-    blocks = parallel.on_threads(part, tensor.size, threads, least=least)
+    blocks = parallel.on_threads(part, tensor.size, threads, least)
     return cache(tensor, surveyor.total([block for blocks in blocks for block in blocks]))
 
 

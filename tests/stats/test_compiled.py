@@ -19,7 +19,7 @@ from quantlab.formats.scales import FLOAT32, PowerOfTwo, TwoLevel
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, parallel, stream
-from quantlab.stats.compiled import Kernel, kernel_for, versions
+from quantlab.stats.compiled import kernel_for, versions
 from quantlab.stats.sums import CHUNK
 from quantlab.stats.survey import survey
 from tests.conftest import measure
@@ -155,7 +155,6 @@ def test_threads_and_block_sizes_change_nothing(name, monkeypatch):
     monkeypatch.setattr(stream, "SAMPLE", 1000)
     x, found = RNG.standard_normal((257, 1024)).astype(np.float32), []
     for threads, block in ((1, 1), (2, 1), (3, 2), (2, 8)):
-        monkeypatch.setattr(Kernel, "BLOCK", block * CHUNK)
         monkeypatch.setattr(parallel, "BLOCK", block * CHUNK)
         found.append(measure(x, FORMATS[name], threads=threads))
     assert all(each == found[0] for each in found)

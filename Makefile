@@ -39,7 +39,7 @@ test: .venv/dev .venv/demo .venv/wheel ## run the test suite
 
 pythons: $(PYTHONS:%=.venv/python%) ## run the fast tests under the other Pythons that are here
 	@for version in $(PYTHONS); do \
-		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q --no-cov $(FAST) $(SLOW:%=--ignore=%) || exit 1; done
+		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q $(FAST) $(SLOW:%=--ignore=%) || exit 1; done
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm

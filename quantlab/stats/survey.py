@@ -91,14 +91,12 @@ def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey
     if known:
         return known
     surveyor = Surveyor(tensor, kernel)
-
     read = kernel.reader(tensor) if kernel else tensor.block
 
     def part(starts: range) -> list[Block]:
         return [surveyor.look(start, read(start, start + starts.step)) for start in starts]
 
-    least = parallel.BLOCK if kernel else 0
-    blocks = parallel.on_threads(part, tensor.size, threads, least)
+    blocks = parallel.on_threads(part, tensor.size, threads)
     return cache(tensor, surveyor.total([block for blocks in blocks for block in blocks]))
 
 

@@ -27,6 +27,7 @@ from quantlab.measurement import form_of, mode_of
 from quantlab.sources.safetensors import Safetensors
 from quantlab.sources.stored.safetensors import SafetensorsFile
 from quantlab.sources.tensor import Tensor
+from quantlab.stats.compiled import kernel_for
 from quantlab.stats.stream import measure
 
 ROOT = Path(__file__).parents[1]
@@ -119,6 +120,7 @@ def kind(name: str, folder: str) -> None:
     """Print time and memory of one kind."""
     (tensor,) = Safetensors(f"{folder}/original.safetensors").tensors()
     stored = SafetensorsFile(f"{folder}/packed.safetensors").open(tensor)
+    kernel_for(tensor.size)  # to load Numba takes the time and memory of no tensor
     before, start = anonymous("self"), time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(measure, tensor, stored, threads=THREADS)
@@ -154,17 +156,17 @@ def run_peak(*arguments: str) -> tuple[float, float]:
 
 
 def whole_files() -> None:
-    """Print the memory of ``run.py`` on files of several GB, beside that on a small tensor."""
+    """Print the memory of ``run.py`` on files of several GB, beside that of a run with Numba."""
     with tempfile.TemporaryDirectory(dir=ROOT / "multirun") as folder:
         for name, ggml in (("F16", None), ("Q4_0", mode_of("ggml/q4_0", None))):
             write(Path(folder, f"{name}.gguf"), ggml)
         size = sum(path.stat().st_size for path in Path(folder).glob("*.gguf"))
         out = f"hydra.sweep.dir={folder}/out"
-        _, base = run_peak("dist=hidden", out)
+        _, base = run_peak("dist=hidden", f"dist.n={2**17}", out)
         asked = f"dist.path={folder}/F16.gguf", f"mode.path={folder}/Q4_0.gguf"
         seconds, peak = run_peak("dist=file/gguf", "mode=file/gguf", *asked, out)
         print(f"\nrun.py on {size / 1e9:.1f} GB: {seconds:.0f} s, {peak - base:.0f} MiB beyond the")
-        print(f"maps and the {base:.0f} MiB of a run of 1,024 values")
+        print(f"maps and the {base:.0f} MiB of a run of 131,072 values")
 
 
 def write(path: Path, ggml: Ggml | None) -> None:

@@ -61,14 +61,15 @@ def entry(*signature: Any, returns: Any = numba.void) -> Callable[[F], F]:
 
 
 def at(values: Any, i: Any) -> Any:
-    """Return the entry of element `i`, where each has its own, or that of all."""
+    """Return the entry of element `i`, or the one that all share, which is no array."""
 
 
-@numba.extending.overload(at, strict=False)
-def _at(values: Any, i: Any) -> Any:  # noqa: ARG001 as `at` has it
-    if isinstance(values, numba.types.Array):
-        return lambda values, i: values[i]
-    return lambda values, i: values  # noqa: ARG005
+def _typed_at(values: Any, _: Any) -> Callable[[Any, Any], Any]:
+    each = isinstance(values, numba.types.Array)
+    return (lambda values, i: values[i]) if each else (lambda values, _: values)
+
+
+numba.extending.overload(at, strict=False)(_typed_at)
 
 
 @loop()

@@ -1,13 +1,13 @@
 """The hot loops, compiled: the round trips of our grids, and what they leave behind in float64.
 
 Each loop says in scalars what its NumPy original says in arrays: `uniform` what the round trip of
-`Uniform` does, to the same bits; `moments` what `partial_sums` does, up to the order of the terms.
+`Uniform` does, to the same bits; `add` what `partial_sums` does, up to the order of the terms.
 They stand in one file, as Numba compiles anew only when the file of an entry point has changed.
 Entry points take what is declared, are compiled when this module is imported for the first time,
 and are kept on disk.
 
-Blocks pass in pieces that fit the first cache, a loop each: so every loop becomes vectors. Round
-trips take no liberty with floating point; sums may be taken in any order.
+Blocks pass in pieces that stay in the cache, a loop for each thing to do: so every loop becomes
+vectors. Round trips take no liberty with floating point; sums may be taken in any order.
 """
 
 from collections.abc import Callable
@@ -19,8 +19,8 @@ import numpy as np
 F = TypeVar("F", bound=Callable[..., Any])
 numba = import_module("numba")
 
-PIECE = 2**13
-COLUMNS = 2**10  # likewise, of which each may have a scale
+PIECE = 2**13  # values whose scratch fits the second cache
+COLUMNS = 2**10  # values that are tried with several scales, whose scratch fits the first
 CHUNK = 2**16  # values summed before sums are combined exactly
 TABLES = 4  # of counts: equal codes in a row do not wait for each other
 GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS, LOG = range(6)  # how values come back
@@ -44,7 +44,6 @@ def _read2(kind: Any) -> Any:
     return numba.types.Array(kind, 2, "C", readonly=True)
 
 
-F32, U8 = f32[::1], numba.uint8[::1]
 BLOCKS = numba.types.UniTuple(i64, 5)
 GRID = numba.types.UniTuple(f32, 6)
 RETURNS = (_read(f32), _read(f32), BLOCKS, _read(f32), _read(f32))
@@ -591,7 +590,7 @@ def widen_float16(stored: Any, out: Any) -> Any:
         out[i] = np.int32(i32(np.float32(value).view(np.int32) | sign)).view(np.float32)
 
 
-@entry(F32, f64, f64, U8, i64[::1])
+@entry(f32[::1], f64, f64, numba.uint8[::1], i64[::1])
 def place_in_bins(errors: Any, width: Any, upper: Any, places: Any, counts: Any) -> Any:
     """Write the bin of each error, 64 of those beyond, and count them; see `histogram`."""
     for i in range(errors.size):

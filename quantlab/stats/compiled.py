@@ -286,7 +286,7 @@ def versions(size: int) -> dict[str, str]:
 def _load() -> Kernel | None:
     """Import the loops; say once why that cannot be."""
     if find_spec(NUMBA) is None:
-        log.warning("NumPy measures, a third as fast as Numba: pip install 'quantlab[fast]'")
+        log.warning("NumPy measures, a fifth as fast as Numba: pip install 'quantlab[fast]'")
         return None
     try:
         return Kernel(import_module("quantlab.stats.kernel"))

@@ -10,7 +10,9 @@ Blocks pass in pieces that stay in the cache, a loop for each thing to do: so ev
 vectors. Round trips take no liberty with floating point; sums may be taken in any order.
 """
 
+import logging
 from collections.abc import Callable
+from functools import cache
 from importlib import import_module
 from typing import Any, TypeVar
 
@@ -18,6 +20,7 @@ import numpy as np
 
 F = TypeVar("F", bound=Callable[..., Any])
 numba = import_module("numba")
+log = logging.getLogger("quantlab")
 
 PIECE = 2**13  # values whose scratch fits the second cache
 COLUMNS = 2**10  # values that are tried with several scales, whose scratch fits the first
@@ -55,8 +58,44 @@ def loop(fastmath: Any = False) -> Callable[[F], F]:
 
 
 def entry(*signature: Any, returns: Any = numba.void) -> Callable[[F], F]:
-    """Return what compiles a function for Python to call."""
-    return numba.njit(returns(*signature), nogil=True, error_model="numpy", cache=True)
+    """Return what compiles a function for Python to call, unless it is on disk."""
+    compile_ = numba.njit(returns(*signature), nogil=True, error_model="numpy", cache=True)
+
+    def compiled(function: F) -> F:
+        made = compile_(function)
+        if made.stats.cache_misses:
+            announce()
+        return made
+
+    return compiled
+
+
+@cache
+def announce() -> None:
+    """Say once why nothing seems to happen."""
+    log.warning("Numba compiles for this machine, once: some ten seconds")
+
+
+@entry(_read(numba.uint16), f32[::1])
+def widen_bfloat16(stored: Any, out: Any) -> Any:
+    """Write bfloat16 values, given as their bits, as float32, of which they are the upper half."""
+    for i in range(stored.size):
+        out[i] = np.int32(i32(i32(stored[i]) << i32(16))).view(np.float32)
+
+
+@entry(_read(numba.uint16), f32[::1])
+def widen_float16(stored: Any, out: Any) -> Any:
+    """Write float16 values, given as their bits, as float32.
+
+    Their bits are those of a float32 whose exponent is 112 too small.
+    """
+    for i in range(stored.size):
+        half = i32(stored[i])
+        magnitude = i32(i32(half & i32(0x7FFF)) << i32(13))
+        value = np.int32(magnitude).view(np.float32) * SCALE_UP
+        value = value if i32(half & i32(0x7C00)) != i32(0x7C00) else NOT_FINITE
+        sign = i32(i32(half & i32(0x8000)) << i32(16))
+        out[i] = np.int32(i32(np.float32(value).view(np.int32) | sign)).view(np.float32)
 
 
 def at(values: Any, i: Any) -> Any:
@@ -566,28 +605,6 @@ def squared_errors(
                     add_squares(values, x_hat, out[choice, start:stop])
                 else:
                     out[choice, 0] += squares(values, x_hat)
-
-
-@entry(_read(numba.uint16), f32[::1])
-def widen_bfloat16(stored: Any, out: Any) -> Any:
-    """Write bfloat16 values, given as their bits, as float32, of which they are the upper half."""
-    for i in range(stored.size):
-        out[i] = np.int32(i32(i32(stored[i]) << i32(16))).view(np.float32)
-
-
-@entry(_read(numba.uint16), f32[::1])
-def widen_float16(stored: Any, out: Any) -> Any:
-    """Write float16 values, given as their bits, as float32.
-
-    Their bits are those of a float32 whose exponent is 112 too small.
-    """
-    for i in range(stored.size):
-        half = i32(stored[i])
-        magnitude = i32(i32(half & i32(0x7FFF)) << i32(13))
-        value = np.int32(magnitude).view(np.float32) * SCALE_UP
-        value = value if i32(half & i32(0x7C00)) != i32(0x7C00) else NOT_FINITE
-        sign = i32(i32(half & i32(0x8000)) << i32(16))
-        out[i] = np.int32(i32(np.float32(value).view(np.int32) | sign)).view(np.float32)
 
 
 @entry(f32[::1], f64, f64, numba.uint8[::1], i64[::1])

@@ -248,6 +248,27 @@ def test_small_tensors_do_without_numba():
     assert run(MEASURE.format(size=2**16 + 1)) == ["True"]
 
 
+FRESH = """
+from quantlab.stats.kernel import entry, i64
+
+@entry(i64, returns=i64)
+def twice(x):
+    return 2 * x
+
+@entry(i64, returns=i64)
+def thrice(x):
+    return 3 * x
+"""
+
+
+def test_what_takes_seconds_to_compile_is_announced_once(tmp_path):
+    path = tmp_path / "fresh.py"
+    path.write_text(FRESH)
+    run = [subprocess.run([sys.executable, path], capture_output=True, text=True) for _ in range(2)]
+    assert [each.stderr.count("Numba compiles") for each in run] == [1, 0]
+    assert not any(each.returncode for each in run)
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [

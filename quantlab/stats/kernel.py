@@ -592,8 +592,8 @@ def squared_errors(
             for row in range(x.shape[0]):
                 values = x[row, start:stop]
                 if kind == UNIFORM and scales.shape[1] == 1:
-                    of_all = scales[choice, 0], zero_points[choice, 0]
-                    uniform(values, of_all[0], of_all[1], grid, x_hat, None, None)
+                    one = scales[choice, 0]
+                    uniform(values, one, zero_points[choice, 0], grid, x_hat, None, None)
                 elif kind == UNIFORM:
                     uniform(values, scale, zero_point, grid, x_hat, None, None)
                 else:

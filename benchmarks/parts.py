@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 WIDTH, LAYERS, VOCABULARY = 1024, 24, 30522
 FORMAT = ["mode=asym", "n_bits=4", "block=group", "range=mse"]
 PARTS = ["dist.parts=4", "dist.part=range(4)", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-ROUNDS = 2
+ROUNDS = 3
 
 
 def main() -> None:

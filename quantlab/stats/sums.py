@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quantlab.formats.element import FloatArray
 
 CHUNK = 2**16
-ROW = 2**9  # values that are added on their own: of more rows than 500 NumPy gives back the lock
+ROW = 2**9  # values added on their own: of more than 500 rows NumPy releases the lock of Python
 ONES = np.ones(ROW)
 Mask = NDArray[np.bool_]
 Array64 = NDArray[np.float64]

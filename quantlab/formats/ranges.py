@@ -21,6 +21,8 @@ ROUNDS = 64  # that one block in many parts is tried in
 SAMPLE = 2**16  # values that guess which will win
 ALIKE = 1e-12  # sums of squares that differ by less may differ by their rounding alone
 SURE = 1e-9  # sums that differ by more do not
+ROUNDED = 1 + 1e-6  # times a float32, and products of it are not above
+FAR = 2.0**30  # steps that no grid has
 ALL = slice(None)
 NARROW = 256  # values of a block; NumPy reduces so few slowly
 SIGN = np.uint32(0x8000_0000)
@@ -161,14 +163,15 @@ def _best_of_many(
     """
     best, left = np.zeros(found.lo.size, np.intp), np.arange(found.lo.size)
     some, loss = Bounds(*map(np.ravel, found)), np.full(left.shape, np.inf)
-    narrowest = _params(some, element, store, [CANDIDATES - 1]).scale[0]
+    last = _params(some, element, store, [CANDIDATES - 1])
+    ends, narrowest = _ends(element, last), last.scale[0]
     for first in range(0, CANDIDATES, ROUND):
         params = _params(some, element, store, range(first, min(first + ROUND, CANDIDATES)))
         which, least = _first_least(_losses(values, element, params, left))
         better = least < loss * (1 - ALIKE)
         best[left[better]] = first + which[better]
         loss = np.where(better, least, loss)
-        keep = ~_loses(some, element, _chosen(params, -1), narrowest, loss)
+        keep = ~_loses(some, ends, params.scale[-1], narrowest, loss)
         left, loss, narrowest = left[keep], loss[keep], narrowest[keep]
         some = Bounds(*(each[keep] for each in some))
         if not left.size:
@@ -189,20 +192,28 @@ def _losses(values: Values, element: Element, params: Any, left: NDArray[np.intp
 
 
 def _loses(
-    found: Bounds, element: Element, params: Any, narrowest: Any, least: Array64
+    found: Bounds, ends: Array64, scale: FloatArray, narrowest: FloatArray, least: Array64
 ) -> NDArray[np.bool_]:
     """Say of which blocks every narrower range loses more than `least`.
 
-    A value beyond a grid comes back as its end, and the smaller the scale the further from it; it
-    is so for symmetric grids, unless the scale falls below float32 and becomes 1.
+    A value beyond the `ends` of a grid comes back as one of them, and the smaller the scale the
+    further from it, unless the scale falls below float32 and becomes 1.
     """
-    ends = np.stack([found.lo, found.hi], axis=-1).astype(np.float32)
-    trip = element.round_trip(ends, per_value(params))
-    if trip.clipped is None or not element.symmetric:
-        return np.zeros(least.shape, bool)
-    beyond = np.where(trip.clipped, np.subtract(trip.x_hat, ends, dtype=np.float64), 0)
-    loss = np.square(beyond).max(axis=-1)
-    return (loss > least * (1 + SURE)) & (narrowest <= params.scale)
+    low, high = ends[:, None] * scale
+    beyond = np.maximum(np.maximum(low - found.lo, found.hi - high), 0)
+    return (np.square(beyond) > least * (1 + SURE)) & (narrowest <= scale)
+
+
+def _ends(element: Element, params: Any) -> Array64:
+    """Return the least and the greatest value of a grid with a scale of 1, or hardly beyond.
+
+    It is for symmetric grids that no value comes back from beyond them.
+    """
+    if not element.symmetric:
+        return np.array([-np.inf, np.inf])
+    one = _chosen(params, (slice(1), slice(1)))._replace(scale=np.ones((1, 1), np.float32))
+    ends = element.reconstruct(np.array([[[-FAR, FAR]]], np.float32), per_value(one))
+    return ends.ravel().astype(np.float64) * ROUNDED
 
 
 @dataclass(frozen=True)

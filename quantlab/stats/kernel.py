@@ -215,22 +215,20 @@ def round_trip(
 
 @loop()
 def spread(values: Any, blocks: Any, start: Any, out: Any) -> Any:
-    """Write the entry of its block for each element from `start` on."""
+    """Write the entry of its block for each element from `start` on: of whole blocks at once."""
     row, width, per_row, shared, first = blocks
-    at, within = 0, start % row
-    block, line = within // width, start // row
+    at = 0
     while at < out.size:
-        end = min((block + 1) * width, row)
-        many = min(end - within, out.size - at)
-        value = values[block - first if shared else line * per_row + block - first]
-        run = out[at : at + many]
-        for i in range(many):
-            run[i] = value
-        at, within = at + many, within + many
-        if within == row:
-            within, block, line = 0, 0, line + 1
-        elif within == end:
-            block += 1
+        line, within = divmod(start + at, row)
+        block, inside = divmod(within, width)
+        entry = block - first if shared else line * per_row + block - first
+        rest = min(row - within, out.size - at)
+        whole = rest // width if inside == 0 else 0
+        for n in range(whole):
+            out[at + n * width : at + (n + 1) * width] = values[entry + n]
+        if whole == 0:
+            out[at : at + min(rest, width - inside)] = values[entry]
+        at += whole * width or min(rest, width - inside)
 
 
 @loop()
@@ -404,12 +402,15 @@ def gather(
 
 @loop()
 def least_and_greatest(bits: Any) -> Any:
-    """Return the ends of some values, as whole numbers of the order of the values."""
-    least, most = MAGNITUDE, LEAST
+    """Return the ends of some values, as whole numbers of the order of the values.
+
+    Two maxima of few values are found several times as fast as a minimum and a maximum.
+    """
+    least, most = LEAST, LEAST
     for i in range(bits.size):
         ordered = i32(bits[i] ^ i32((bits[i] >> i32(31)) & MAGNITUDE))
-        least, most = min(least, ordered), max(most, ordered)
-    return least, most
+        least, most = max(least, i32(~ordered)), max(most, ordered)
+    return i32(~least), most
 
 
 @loop(SUMMED)
@@ -469,8 +470,8 @@ def bounds(x: Any, width: Any, out: Any) -> Any:
         own = bits[block * width : (block + 1) * width]
         least, most = least_and_greatest(own)
         out[0, block], out[1, block] = value_of(least), value_of(most)
-        if out.shape[0] > 2:
-            out[2, block] = least_magnitude(own)
+    for block in range(out.shape[1] if out.shape[0] > 2 else 0):
+        out[2, block] = least_magnitude(bits[block * width : (block + 1) * width])
 
 
 @loop()

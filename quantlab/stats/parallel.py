@@ -7,11 +7,17 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
+
 from quantlab.stats.sums import CHUNK
 
 BLOCK = 4 * CHUNK  # elements in work at once: many for the interpreter, few enough for the cache
 BLOCKS = 4  # of them pay for a thread of their own
 T = TypeVar("T")
+
+# After this is freed, glibc keeps the memory of smaller arrays for those of the next block. Else it
+# returns them to the system, which clears each page anew: mallopt(3), M_MMAP_THRESHOLD.
+np.empty(2**24, np.uint8)
 
 
 def usable_cores() -> int:

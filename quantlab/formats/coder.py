@@ -7,9 +7,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.blocks import PART, Batch, Layout, Piece, Read
-from quantlab.formats.element import Fit, FloatArray, Trip, per_value
+from quantlab.formats.element import (
+    Fit,
+    FloatArray,
+    NotFiniteError,
+    Trip,
+    code_dtype,
+    per_value,
+)
 from quantlab.formats.format import Format
 from quantlab.formats.ranges import ALL, NUMPY, Reductions, Values, union
+from quantlab.formats.uniform import code_range
 
 T = TypeVar("T")
 Run = Callable[[Callable[[Any], Any], list[Any]], list[Any]]  # like map, on threads or not
@@ -84,7 +92,7 @@ class Coder:
         def each(function: Callable[[FloatArray], T], of: slice = ALL) -> list[T]:
             return run(lambda piece: function(self._blocks_of(piece)), batch.pieces[of])
 
-        return self.choose(Values(batch.count, each, self.reduce))
+        return self.choose(Values(batch.count, each, self.reduce, len(batch.pieces)))
 
     def _blocks_of(self, piece: Piece) -> FloatArray:
         """Return the values of a piece, a row a block."""
@@ -92,9 +100,11 @@ class Coder:
         return np.moveaxis(x, 1, 0).reshape(piece.blocks, -1) if self.layout.shared else x[0]
 
     def choose(self, values: Values) -> Fit:
-        """Choose the parameters of blocks by all their values."""
+        """Choose the parameters of blocks by all their values; raises NotFiniteError."""
         element = self.form.element
         found = union(values.each(lambda x: self.reduce.bounds(x, element.least)))
+        if not np.isfinite(found.absmax).all():
+            raise NotFiniteError
         chosen = self.form.range.choose(found, values, element, self.store)
         fit = element.fit(chosen, self.store)
         empty = (fit.params.scale == 0) & (found.absmax > 0)  # also where the range chosen is 0
@@ -111,12 +121,10 @@ class Coder:
         return Scales.of(self.fit) if self.fit else NO_SCALES
 
     def fitted(self, start: int, stop: int) -> tuple[int, Any, Scales]:
-        """Return the parameters of the blocks of a stretch, one entry each.
+        """Return the parameters of the blocks of a stretch, one entry each, chosen in place.
 
         Before them the number of the first, after them what scales begin in the stretch.
         """
-        if self.fit is not None:
-            return 0, self.fit.params, NO_SCALES
         first, scales = self.layout.number(start), NO_SCALES
         pieces = list(self.layout.pieces(start, stop))
         fits = [self._fitted(piece)[0] for piece in pieces]
@@ -134,13 +142,14 @@ class Coder:
 
     def round_trip(self, start: int, stop: int) -> tuple[Trip, Scales]:
         """Take elements `start` to `stop` to codes and back; say what scales begin there."""
-        size, code = stop - start, np.int8 if self.form.n_bits <= 8 else np.int16
-        codes: Any = np.empty(size, code)
+        size = stop - start
+        codes: Any = np.empty(size, code_dtype(self.form.n_bits))
         x_hat = np.empty(size, np.float32)
         clipped, scales = None, NO_SCALES
         for piece, part in self._pieces(start, stop):
             fit, x = self._fitted(piece)
             trip = self.form.element.round_trip(x, per_value(fit.params))
+            _require_codes(trip.codes, self.form.n_bits)
             scales |= self._new_scales(piece, fit, part)
             _put(codes, trip.codes, piece, start)
             _put(x_hat, trip.x_hat, piece, start)
@@ -178,6 +187,17 @@ class Coder:
         rows, blocks = np.arange(piece.rows)[:, None], np.arange(piece.blocks)
         begins = piece.start + rows * piece.stride + blocks * piece.width
         return Scales.of(fit, (begins >= part.start) & (begins < part.stop))
+
+
+def _require_codes(codes: Any, n_bits: int) -> None:
+    """Raise ValueError where an element has codes beyond its width, of which none are counted."""
+    qmin, qmax = code_range(n_bits)
+    least, greatest = int(codes.min()), int(codes.max())
+    if least < qmin or greatest > qmax:
+        raise ValueError(
+            f"the mode has codes from {least} to {greatest}, and those of {n_bits} bits are from "
+            f"{qmin} to {qmax}: shift them, or give it the width that it has"
+        )
 
 
 def one_by_one(function: Callable[[Any], Any], items: list[Any]) -> list[Any]:

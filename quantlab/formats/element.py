@@ -23,6 +23,10 @@ class ContradictionError(ValueError):
     """Settings that are fine alone and do not go together."""
 
 
+class NotFiniteError(ValueError):
+    """Blocks hold a value that is not finite; which, their tensor knows."""
+
+
 class Bounds(NamedTuple):
     """The least and greatest value of blocks; `least` is the smallest magnitude that is not 0.
 
@@ -78,7 +82,10 @@ class Element(Protocol):
         """Choose the parameters of blocks from their bounds."""
 
     def round_trip(self, x: FloatArray, params: Any) -> Trip:
-        """Take values to codes and back; `params` broadcast to the shape of `x`."""
+        """Take values to codes and back; `params` broadcast to the shape of `x`.
+
+        Codes are from ``-2 ** (n_bits - 1)`` to ``2 ** (n_bits - 1) - 1``.
+        """
 
     def reconstruct(self, x: FloatArray, params: Any) -> FloatArray:
         """Return what values come back as, without their codes."""
@@ -151,6 +158,11 @@ def require_width(n_bits: int, own: int, what: str) -> None:
         raise ContradictionError(
             f"n_bits must be {own}, the width of {what}, got {n_bits!r}: leave it out"
         )
+
+
+def code_dtype(n_bits: int) -> Any:
+    """Return the type of codes: int8 up to 8 bits, int16 above."""
+    return np.int8 if n_bits <= 8 else np.int16
 
 
 def some(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:

@@ -17,12 +17,14 @@ from quantlab.formats.element import (
     ScaledGrid,
     Store,
     Trip,
+    code_dtype,
     fit_scale,
     in_units,
     require_width,
     some,
     times_scale,
 )
+from quantlab.formats.uniform import code_range
 
 EXPONENT = 0x7F80_0000  # of a float32
 MANTISSA_BITS = 23
@@ -44,9 +46,16 @@ class Float(ScaledGrid):
     reach: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError when `n_bits` is another width than that of the grid."""
+        """Raise ValueError when `n_bits` is not the width of the grid, or it has no `largest`."""
         own = 1 + self.exponent_bits + self.mantissa_bits
-        require_width(self.n_bits, own, f"fp{own}_e{self.exponent_bits}m{self.mantissa_bits}")
+        name = f"fp{own}_e{self.exponent_bits}m{self.mantissa_bits}"
+        require_width(self.n_bits, own, name)
+        _, qmax = code_range(own)
+        if self.largest <= 0 or self.largest_code > qmax:
+            raise ValueError(
+                f"mode.largest={self.largest!r} is no number of {name}: give one above 0, with a "
+                f"code of {qmax} at most"
+            )
 
     @property
     def min_exponent(self) -> int:
@@ -78,7 +87,7 @@ class Float(ScaledGrid):
             np.clip(steps, -largest_code, largest_code, out=steps)
             np.clip(value, -self.largest, self.largest, out=value)
         x_hat = times_scale(value, params.scale, self.largest)
-        return Trip(steps.astype(np.int8), x_hat, clipped)
+        return Trip(steps.astype(code_dtype(self.n_bits)), x_hat, clipped)
 
     def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
         """Return what values come back as."""
@@ -127,4 +136,5 @@ class FixedPoint(ScaledGrid):
         steps = np.rint(in_units(x, params.scale) * one)
         codes = np.clip(steps, -qmax, qmax)
         clipped = some(codes != steps)
-        return Trip(codes.astype(np.int8), times_scale(codes / one, params.scale, 2.0), clipped)
+        x_hat = times_scale(codes / one, params.scale, 2.0)
+        return Trip(codes.astype(code_dtype(self.n_bits)), x_hat, clipped)

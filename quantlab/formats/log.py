@@ -6,7 +6,16 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.element import Bounds, Codes, ContradictionError, Fit, FloatArray, Store, Trip
+from quantlab.formats.element import (
+    Bounds,
+    Codes,
+    ContradictionError,
+    Fit,
+    FloatArray,
+    Store,
+    Trip,
+    code_dtype,
+)
 from quantlab.formats.uniform import code_range
 
 
@@ -91,7 +100,7 @@ class Log:
         steps = np.copysign(params.magnitudes - k, x)
         np.putmask(steps, zero, 0)
         steps += params.zero_point
-        return steps.astype(np.int8) if self.n_bits <= 8 else steps.astype(np.int16)
+        return steps.astype(code_dtype(self.n_bits))
 
     def reconstruct(self, x: FloatArray, params: LogParams) -> FloatArray:
         """Return what values come back as."""

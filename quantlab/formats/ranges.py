@@ -32,13 +32,14 @@ SIGN = np.uint32(0x8000_0000)
 class Values:
     """The values of some blocks, `count` a block, and `each` to call something with them.
 
-    ``each(f)`` returns what `f` makes of every part of them, an array ``(blocks, values)``, in
+    ``each(f)`` returns what `f` makes of each of their `parts`, an array ``(blocks, values)``, in
     order. `reduce` says who does the sums.
     """
 
     count: int
     each: "Each"
     reduce: "Reductions" = field(default_factory=lambda: NUMPY)
+    parts: int = 1
 
 
 class Each(Protocol):
@@ -141,7 +142,7 @@ def _best_of_one(found: Bounds, values: Values, element: Element, store: Store) 
     guess = int(np.argmin(losses(left, -(-values.count // SAMPLE))))
     limit = losses([guess]) * (1 + SURE)
     lost = np.zeros((CANDIDATES, 1))
-    for part in _parts(len(values.each(len))):
+    for part in _parts(values.parts):
         lost[left] += losses(left, of=part)
         left = [i for i in left if lost[i] <= limit]
     lost[np.delete(np.arange(CANDIDATES), left)] = np.inf

@@ -5,7 +5,7 @@ Codes and values equal those of `quant` bit for bit, but for the sign of a zero.
 
 import numpy as np
 
-from quantlab.formats.element import Codes, FloatArray, Trip, some
+from quantlab.formats.element import Codes, FloatArray, Trip, code_dtype, some
 from quantlab.formats.uniform import (
     Params,
     code_range,
@@ -25,7 +25,7 @@ class RoundTrip:
         self._saturating = saturating
         self._steps = np.empty(size, np.float32)
         self._shifted = np.empty(size, np.float32)
-        self._codes: Codes = np.empty(size, np.int8) if n_bits <= 8 else np.empty(size, np.int16)
+        self._codes: Codes = np.empty(size, code_dtype(n_bits))
 
     def __call__(self, x: FloatArray) -> Trip:
         """Return the codes of a block and the values they stand for."""

@@ -29,6 +29,7 @@ from quantlab.formats.element import (
     FloatArray,
     Store,
     Trip,
+    code_dtype,
     in_units,
     some,
     times_scale,
@@ -113,7 +114,7 @@ def saturate(unclipped: FloatArray, n_bits: int) -> Codes:
     """Clip to the code range and store as int8 up to 8 bits, as int16 above."""
     qmin, qmax = code_range(n_bits)
     q = np.minimum(np.maximum(unclipped, qmin), qmax)
-    return q.astype(np.int8) if n_bits <= 8 else q.astype(np.int16)
+    return q.astype(code_dtype(n_bits))
 
 
 def quantize(x: ArrayLike, params: Params, n_bits: int) -> Codes:
@@ -158,8 +159,7 @@ class Uniform(ABC):
         """Take values to codes and back, bit for bit as `quantize` and `dequantize` do."""
         unclipped = self._unclipped(x, params)
         q = np.clip(unclipped, *code_range(self.n_bits))
-        codes: Codes = q.astype(np.int8) if self.n_bits <= 8 else q.astype(np.int16)
-        clipped = some(unclipped != q)
+        codes, clipped = q.astype(code_dtype(self.n_bits)), some(unclipped != q)
         return Trip(codes, self._values(q, params), clipped)
 
     def reconstruct(self, x: FloatArray, params: Params) -> FloatArray:

@@ -228,7 +228,7 @@ def mapped(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int
     """Map values that lie as they are in a file."""
     state = file_state(path)
     values = np.ndarray(shape, dtype, buffer=_whole_file(state), offset=offset)
-    return Tensor(name, values, state)
+    return Tensor(name, values, (*state, offset, shape, str(dtype)))
 
 
 @lru_cache(maxsize=16)

@@ -21,7 +21,8 @@ class Tensor:
     """Values of any float dtype, byte order and layout, under a name.
 
     Elements are counted in C order. `state` identifies what the values were read from, e.g. a
-    file's path, size and time of change; tensors of one state and name are hashed once.
+    file's path, size and time of change, and where they lie in it; tensors of one state and name
+    are hashed once.
     """
 
     name: str

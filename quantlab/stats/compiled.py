@@ -5,7 +5,8 @@ Numba is imported when the first tensor is large enough to pay for it, and never
 
 import logging
 from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
+from functools import cache, cached_property
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -17,10 +18,11 @@ from numpy.typing import NDArray
 from quantlab.formats.blocks import Layout, Read
 from quantlab.formats.element import Bounds, Element, FloatArray, Trip
 from quantlab.formats.floats import MANTISSA_BITS, FixedPoint, Float
+from quantlab.formats.format import Chosen
 from quantlab.formats.levels import BEYOND, MIDPOINTS, NF4, NormalFloat4
-from quantlab.formats.log import Log, LogParams
+from quantlab.formats.log import Log
 from quantlab.formats.ranges import NUMPY, Reductions
-from quantlab.formats.uniform import Uniform, code_range
+from quantlab.formats.uniform import Asymmetric, Symmetric, Uniform, code_range
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.counts import Counts
 from quantlab.stats.histogram import BINS, ErrorHistogram
@@ -51,12 +53,30 @@ class Grid(NamedTuple):
 Arguments = tuple[Any, ...]  # of `kernel.gather`: how values come back
 
 
-class Fitted(NamedTuple):
+@dataclass(frozen=True)
+class Fitted:
     """A layout, and the parameters of its blocks from number `first` on."""
 
     layout: Layout
     first: int
     params: Any
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The blocks as the loops take them."""
+        layout = self.layout
+        return layout.row, layout.width, layout.per_row, int(layout.shared), self.first
+
+    @cached_property
+    def scales(self) -> tuple[FloatArray, FloatArray]:
+        """Scales and zero points as the loops take them."""
+        scales, zero_points = _scales(self.params)
+        return scales[0], zero_points[0]
+
+    @cached_property
+    def of_log(self) -> list[FloatArray]:
+        """The parameters of `Log` as the loops take them."""
+        return [np.ravel(each).astype(np.float32) for each in self.params]
 
 
 def _scales(params: Any, choices: int = 1) -> tuple[FloatArray, FloatArray]:
@@ -114,24 +134,19 @@ class Kernel:
 
     def of_grid(self, x: FloatArray, start: int, grid: Grid, fit: Fitted) -> Arguments:
         """Return the arguments for a block that goes through a grid."""
-        layout, first, params = fit
-        blocks = layout.row, layout.width, layout.per_row, int(layout.shared), first
         if grid.kind == LOG:
-            return self.of_trip(self._through_log(_plain(x), start, blocks, params), grid.n_bits)
-        scales, zero_points = (each[0] for each in _scales(params))
+            return self.of_trip(self._through_log(_plain(x), start, fit), grid.n_bits)
         numbers = grid.numbers, grid.levels, grid.midpoints
-        return grid.kind, blocks, scales, zero_points, *numbers, NO_FLOATS, NO_CODES, NO_MASK
+        return grid.kind, fit.blocks, *fit.scales, *numbers, NO_FLOATS, NO_CODES, NO_MASK
 
-    def _through_log(
-        self, x: FloatArray, start: int, blocks: tuple[int, ...], params: LogParams
-    ) -> Trip:
+    def _through_log(self, x: FloatArray, start: int, fit: Fitted) -> Trip:
         """Do what `Log.round_trip` does, with the same two functions of NumPy."""
-        largest, *of_steps = (np.ravel(each).astype(np.float32) for each in params)
+        largest, *of_steps = fit.of_log
         codes, x_hat = np.empty(x.size, np.int16), np.empty(x.size, np.float32)
         scratch = np.empty(min(x.size, CHUNK))
         for at in range(0, x.size, CHUNK):
             here = slice(at, at + CHUNK)
-            of, logs = (x[here], start + at, blocks), scratch[: x[here].size]
+            of, logs = (x[here], start + at, fit.blocks), scratch[: x[here].size]
             self._loops.log_ratios(*of, largest, logs)
             self._loops.log_steps(*of, *of_steps, np.log2(logs, out=logs), codes[here])
             self._loops.log_values(*of, largest, np.exp2(logs, out=logs), x_hat[here])
@@ -223,8 +238,8 @@ class _Histogram(ErrorHistogram):
 
 
 def grid_of(element: Element) -> Grid | None:
-    """Return a grid as the loops take it, None where they do not know how it rounds."""
-    known = _GRIDS.get(type(element).round_trip)
+    """Return a grid as the loops take it, None where they do not know it: a subclass may differ."""
+    known = _GRIDS.get(type(element))
     return known(element) if known else None
 
 
@@ -264,11 +279,13 @@ def _log(element: Log) -> Grid:
 
 
 _GRIDS: dict[Any, Callable[[Any], Grid]] = {
-    Uniform.round_trip: _uniform,
-    Float.round_trip: _float,
-    FixedPoint.round_trip: _fixed_point,
-    NormalFloat4.round_trip: _levels,
-    Log.round_trip: _log,
+    Symmetric: _uniform,
+    Asymmetric: _uniform,
+    Chosen: _uniform,
+    Float: _float,
+    FixedPoint: _fixed_point,
+    NormalFloat4: _levels,
+    Log: _log,
 }
 
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any, TypeVar
@@ -31,14 +31,18 @@ def on_threads(part: Callable[[range], T], size: int, threads: int, least: int =
     A share has `least` elements or more, by default `BLOCKS` blocks. Blocks have at most `BLOCK`
     elements, and begin with a chunk.
     """
-    threads = max(1, min(threads, size // (least or BLOCKS * BLOCK)))
+    n = max(1, min(threads, size // (least or BLOCKS * BLOCK)))
     chunks = -(-size // CHUNK)
-    step = min(BLOCK, -(-chunks // threads) * CHUNK)
+    step = min(BLOCK, -(-chunks // n) * CHUNK)
     blocks = -(-size // step)
-    ends = [step * (i * blocks // threads) for i in range(threads)] + [size]
+    ends = [step * (i * blocks // n) for i in range(n)] + [size]
     shares = [range(start, stop, step) for start, stop in pairwise(ends)]
-    others = [_pool(threads - 1).submit(part, share) for share in shares[1:]]
-    return [part(shares[0]), *(each.result() for each in others)]
+    others = [_pool(threads).submit(part, share) for share in shares[1:]]
+    try:
+        first = part(shares[0])
+    finally:
+        wait(others)  # they use the tensor
+    return [first, *(each.result() for each in others)]
 
 
 def mapped(function: Callable[[Any], T], items: list[Any], threads: int) -> list[T]:

@@ -1,9 +1,10 @@
 """The hot loop: a tensor -> its range -> the round trip of every block -> figures.
 
-Two passes read a tensor block by block, on threads, in scratch that fits the cache; formats that
-choose their parameters by more than the range add passes of their own. What a block leaves behind
-does not depend on the blocks or threads around it, and is combined in the order of the tensor, so
-the figures are the same bytes for any number of threads and any size of block.
+A pass reads a tensor block by block, on threads, in scratch that fits the cache. Another comes
+before it where parameters depend on the range of the whole, and more where on more than that. What
+a block leaves behind does not depend on the blocks or threads around it, and is combined in the
+order of the tensor, so the figures are the same bytes for any number of threads and any size of
+block.
 """
 
 import math
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.codec import Reconstruction
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import FloatArray, NotFiniteError
 from quantlab.formats.format import Format
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import metrics, parallel, storage
@@ -123,7 +124,10 @@ def _gather(
             x = read(start, start + starts.step)
             if known is None:
                 looks.append(surveyor.look(start, x))
-            share.add(start, x)
+            try:
+                share.add(start, x)
+            except NotFiniteError:  # in a block that ends later
+                tensor.require_finite()
             advance(x.size)
         return share, looks
 

@@ -138,7 +138,8 @@ def partial_sums(
 @lru_cache
 def rounded_down(threshold: float) -> np.float32:
     """Return the largest float32 that is not above a threshold: a float32 is above both or none."""
-    rounded = np.float32(threshold)
+    with np.errstate(over="ignore"):
+        rounded = np.float32(threshold)
     return rounded if float(rounded) <= threshold else np.nextafter(rounded, np.float32(-np.inf))
 
 

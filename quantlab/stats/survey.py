@@ -15,6 +15,7 @@ from quantlab.stats.sums import Array64, Moments, Scratch, moments, stretches, t
 
 KEPT = 2**23  # maxima in all that are kept for other runs of a process
 _surveys: dict[Hashable, "Survey"] = {}
+_room = KEPT
 
 
 class Survey(NamedTuple):
@@ -107,10 +108,10 @@ def cached(tensor: Tensor) -> Survey | None:
 
 def cache(tensor: Tensor, found: Survey) -> Survey:
     """Keep and return what a tensor is like, as long as there is room."""
-    if tensor.state is not None:
-        room = KEPT - sum(each.maxima.size for each in _surveys.values())
-        if found.maxima.size <= room:
-            _surveys[tensor.state, tensor.name] = found
+    global _room
+    if tensor.state is not None and found.maxima.size <= _room:
+        _room -= found.maxima.size
+        _surveys[tensor.state, tensor.name] = found
     return found
 
 

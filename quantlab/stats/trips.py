@@ -150,6 +150,7 @@ class AnySteps:
             kernel.reductions if kernel else NUMPY,
         )
         self.grid: Grid | None = grid_of(form.element)
+        self._known = Fitted(layout, 0, self.coder.known_params)
         self.step: float | None = None
         even = isinstance(form.element, Uniform)
         self.no_step = MANY.format(n=self.n_scales) if even and self.n_scales > 1 else UNEVEN
@@ -167,6 +168,8 @@ class AnySteps:
 
     def fitted(self, start: int, stop: int) -> Fitted:
         """Return the parameters of the blocks that some elements are in; keep the scales met."""
+        if self.coder.layout.surveyed:
+            return self._known
         first, params, scales = self.coder.fitted(start, stop)
         self._found.append(scales)
         return Fitted(self.coder.layout, first, params)

@@ -28,6 +28,12 @@ whole = arrays(
 )
 
 
+@pytest.mark.parametrize("largest", [12, 8, 0, -6])
+def test_a_number_that_the_grid_has_not_is_no_largest(largest):
+    with pytest.raises(ValueError, match=f"largest={largest} is no number of fp4_e2m1: give one"):
+        Float(4, 2, 1, largest)
+
+
 def unscaled(element, y):
     return element.round_trip(y, Scaled(np.float32(1)))
 

@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quantlab.sources.onnx import Onnx, graph
+from quantlab.stats.survey import survey
 from tests.sources.samples import X, read
 
 KINDS = {
@@ -56,6 +57,17 @@ def test_data_in_a_file_beside_the_model(tmp_path, kind):
     made = external("w", X.shape, "deep/w.data", kind, **about)
     found = read(Onnx(save(tmp_path / "m.onnx", made)))["w"]
     np.testing.assert_array_equal(found, stored.astype(np.float32), strict=True)
+
+
+def test_models_that_share_a_file_have_tensors_of_their_own(tmp_path):
+    (tmp_path / "w.data").write_bytes(np.stack([X, 100 * X]).astype(np.float32).tobytes())
+    models = [
+        save(tmp_path / f"{n}.onnx", external("w", X.shape, "w.data", offset=n * 4 * X.size))
+        for n in (0, 1)
+    ]
+    (first,), (second,) = (list(Onnx(path).tensors()) for path in models)
+    assert first.sha256() != second.sha256()
+    assert survey(second, 1).hi == pytest.approx(100 * survey(first, 1).hi)
 
 
 def test_what_onnx_itself_writes_apart(tmp_path):

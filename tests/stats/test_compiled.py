@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
+from quantlab.formats.element import ScaledGrid, Trip, fit_scale, in_units
 from quantlab.formats.floats import FixedPoint, Float
 from quantlab.formats.format import Format
 from quantlab.formats.levels import NormalFloat4
@@ -208,7 +209,7 @@ def test_what_is_reduced_by_block_is_what_numpy_reduces(width, blocks):
 
 
 def test_the_loops_are_numbered_as_they_are_asked_for():
-    for name in ("GIVEN", "UNIFORM", "FLOAT", "FIXED_POINT", "LEVELS", "LOG", "CHUNK"):
+    for name in ("GIVEN", "UNIFORM", "FLOAT", "FIXED_POINT", "CHUNK"):
         assert getattr(kernel, name) == getattr(compiled, name)
 
 
@@ -227,6 +228,41 @@ def test_an_element_that_rounds_in_a_way_of_its_own_is_left_to_numpy(monkeypatch
     fast, plain = both(monkeypatch, x, form)
     assert fast["measured"]["mae"] > 0.1
     require_alike(fast, plain)
+
+
+def test_an_element_that_counts_steps_in_a_way_of_its_own_is_left_to_numpy(monkeypatch):
+    class Truncated(Symmetric):
+        def _unclipped(self, x, params):
+            return np.trunc(in_units(x, params.scale))
+
+    x = RNG.standard_normal((70, 1000)).astype(np.float32)
+    fast, plain = both(monkeypatch, x, Format(Truncated(4), Group()))
+    assert fast["measured"]["sqnr_db"] < 15  # and with rounding 20
+    require_alike(fast, plain)
+
+
+def test_a_grid_of_sixteen_bits_has_all_its_codes_in_both(monkeypatch):
+    x = RNG.standard_normal(compiled.SMALL + 1).astype(np.float32)
+    fast, plain = both(monkeypatch, x, Format(Float(16, 5, 10, 65504.0)))
+    assert plain["measured"]["n_codes"] > 10_000
+    require_alike(fast, plain)
+
+
+@pytest.mark.parametrize("size", [100, compiled.SMALL + 1])
+def test_codes_beyond_the_width_of_an_element_are_refused(size):
+    class Unsigned(ScaledGrid):
+        n_bits = 4
+
+        def fit(self, bounds, store):
+            return fit_scale(bounds.absmax / 7, store)
+
+        def round_trip(self, x, params):
+            codes = np.rint(x / params.scale) + 8
+            return Trip(codes.astype(np.int8), (codes - 8) * params.scale, None)
+
+    x = np.linspace(-1, 1, size, dtype=np.float32)
+    with pytest.raises(ValueError, match="codes from 1 to 15, and those of 4 bits are"):
+        measure(x, Format(Unsigned()))
 
 
 def run(code):

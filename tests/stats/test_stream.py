@@ -7,6 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.formats import uniform
+from quantlab.formats.blocks import PerChannel
+from quantlab.formats.format import Format
+from quantlab.formats.log import Log
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.stats import compiled, parallel, rank, stream
 from quantlab.stats.sums import CHUNK
@@ -147,6 +150,16 @@ def test_the_range_of_a_long_tensor_finds_the_one_bad_value():
     x[3 * CHUNK + 5] = np.nan
     with pytest.raises(ValueError, match=rf"1 NaN or Inf .* at index \[{3 * CHUNK + 5}\]"):
         measure(x, Symmetric(8), threads=2)
+
+
+@pytest.mark.parametrize("size", [3_000, 3_000 * 200])
+@pytest.mark.parametrize("element", [Symmetric(8), Asymmetric(8), Log(8)])
+def test_a_bad_value_in_a_block_that_ends_in_another_stretch_is_found(element, size):
+    x = RNG.standard_normal((size // 3000, 3000)).astype(np.float32)
+    place = min(263_000, size - 1)  # stretches of 2**18 values end within a row
+    x.reshape(-1)[place] = np.nan
+    with pytest.raises(ValueError, match=rf"1 NaN or Inf .* at index \[{place // 3000}, "):
+        measure(x, Format(element, PerChannel()))
 
 
 def exact_cosine(x, x_hat):

@@ -54,7 +54,7 @@ def test_a_state_of_a_file_is_looked_at_once(monkeypatch):
 
 
 def test_no_more_is_kept_than_there_is_room_for(monkeypatch):
-    monkeypatch.setattr(module, "KEPT", 1000)
+    monkeypatch.setattr(module, "_room", 1000)
     survey(Tensor("x", X, state="file"), 1)
     assert module.cached(Tensor("x", X, state="file"))
     survey(Tensor("y", X, state="file"), 1)

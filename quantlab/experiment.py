@@ -58,7 +58,12 @@ class Experiment:
     def run(self) -> Outcome:
         """Measure each tensor; one that cannot be measured costs none of the others."""
         versions = dict(self.form.versions) if isinstance(self.form, Codec) else {}
-        outcome = Outcome(skipped=self._skipped(), format=self.form.describe(), versions=versions)
+        outcome = Outcome(
+            skipped=self._skipped(),
+            format=self.form.describe(),
+            versions=versions,
+            listing=self.dist.listing(),
+        )
         with tqdm(
             total=self.dist.n_bytes(), unit="B", unit_scale=True, delay=1, disable=None, leave=False
         ) as bar:

@@ -49,9 +49,12 @@ class Claim(NamedTuple):
 
 def division(dist: Any) -> Division | None:
     """Return which part a source's config asks for; None of a source that cannot be divided."""
-    if not isinstance(dist, Mapping) or not all(type(dist.get(key)) is int for key in KEYS):
+    if not isinstance(dist, Mapping) or not all(key in dist for key in KEYS):
         return None
-    return Division(*(dist[key] for key in KEYS))
+    part, parts = (dist[key] for key in KEYS)
+    if type(parts) is not int or not (part is None or type(part) is int):
+        return None
+    return Division(part or 0, parts)
 
 
 def without_part(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,6 +66,11 @@ def without_part(config: Mapping[str, Any]) -> dict[str, Any]:
 def of_division(override: str) -> bool:
     """Return whether an override has the key that divides a source, or chooses a part."""
     return override.lstrip("+").partition("=")[0] in OVERRIDES
+
+
+def undivided(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Return the overrides of a run without those that divide its source."""
+    return tuple(each for each in overrides if not of_division(each))
 
 
 def claim(directory: str, dist: str, config: Mapping[str, Any]) -> Claim:

@@ -6,6 +6,7 @@ once.
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,23 +17,30 @@ from quantlab.records.division import (
     claim,
     division,
     require_apart,
+    undivided,
     without_part,
 )
-from quantlab.records.record import Record
+from quantlab.records.record import Record, has_effect
 from quantlab.records.run import Run
 
 
 class Gap(NamedTuple):
-    """The parts that a source, divided into `parts`, lacks in some format."""
+    """The parts that are lacking of a source in one format: of `parts` those that it `lacks`.
+
+    `overrides` are those of its runs, without what divides it.
+    """
 
     dist: str
+    overrides: tuple[str, ...]
     parts: int
     lacks: tuple[int, ...]
 
     @property
     def source(self) -> str:
-        """What the source is called."""
-        return f"{self.dist} in {self.parts} parts"
+        """What was divided."""
+        said = (each for each in self.overrides if has_effect(each))
+        settings = [each for each in said if not each.startswith("dist=")]
+        return " ".join([self.dist, *settings, f"in {self.parts} parts"])
 
     @property
     def override(self) -> str:
@@ -42,20 +50,42 @@ class Gap(NamedTuple):
     @property
     def fault(self) -> str:
         """What is wrong."""
-        listed = ", ".join(map(str, self.lacks))
-        return f"part{'s' if len(self.lacks) > 1 else ''} {listed} without a record"
+        return f"part{'s' if len(self.lacks) > 1 else ''} {_spans(self.lacks)} without a record"
 
     @property
     def reason(self) -> str:
         """What is wrong, and what to do."""
-        return f"{self.fault}: repeat the sweep in this directory with {self.override}"
+        return f"{self.fault}: repeat its sweep in this directory with {self.override}"
 
 
-def require_runs_apart(runs: Sequence[Run], directory: Path) -> None:
-    """Raise ValueError where two runs below a directory measure the same tensors in parts."""
-    if any(_is_part(run) for run in runs):
-        known = [(run.directory, run.record) for run in runs if run.record]
-        require_apart((claim(name, one["dist"], one["config"]) for name, one in known), directory)
+def _spans(numbers: Sequence[int]) -> str:
+    """Return ascending numbers as text, those that follow each other as one span."""
+    place = count()
+    spans = [[*span] for _, span in groupby(numbers, lambda n: n - next(place))]
+    return ", ".join(
+        f"{one[0]} to {one[-1]}" if len(one) > 2 else ", ".join(map(str, one)) for one in spans
+    )
+
+
+def require_consistent(runs: Sequence[Run], directory: Path) -> None:
+    """Raise ValueError where runs below a directory measure parts that do not make up a whole.
+
+    They measure the same tensors, or the source listed others when one of them was measured.
+    """
+    if not any(_is_part(run) for run in runs):
+        return
+    known = [(run.directory, run.record) for run in runs if run.record]
+    require_apart((claim(name, one["dist"], one["config"]) for name, one in known), directory)
+    first: dict[str, Run] = {}
+    for run in runs:
+        if run.record and "listing" in run.record:
+            one = first.setdefault(_question(run), run)
+            if one.record and one.record["listing"] != run.record["listing"]:
+                raise ValueError(
+                    f"the file listed other tensors for {directory / one.directory} than for "
+                    f"{directory / run.directory}: repeat their sweep in this directory with "
+                    f"dist.part=range({_division(run).parts})"
+                )
 
 
 def no_settings(records: Sequence[Record]) -> set[str]:
@@ -74,17 +104,18 @@ def combined(runs: Sequence[Run]) -> list[Run]:
 
 
 def gaps(runs: Sequence[Run]) -> list[Gap]:
-    """Return which divided sources lack parts."""
-    there: dict[str, set[Division]] = {}
+    """Return where parts are lacking of a divided source in some format."""
+    there: dict[str, list[Run]] = {}
     for run in runs:
         if run.record and _is_part(run):
-            there.setdefault(_question(run), set()).add(_division(run))
-    lacking: dict[tuple[str, int], set[int]] = {}
-    for question, found in there.items():
-        parts = next(iter(found)).parts
-        if lacks := set(range(parts)) - {each.part for each in found}:
-            lacking.setdefault((question.split()[0], parts), set()).update(lacks)
-    return [Gap(*source, tuple(sorted(lacks))) for source, lacks in lacking.items()]
+            there.setdefault(_question(run), []).append(run)
+    return [gap for found in there.values() if (gap := _gap(found)).lacks]
+
+
+def _gap(found: Sequence[Run]) -> Gap:
+    one, parts = found[0].record or {}, _division(found[0]).parts
+    lacks = set(range(parts)) - {_division(run).part for run in found}
+    return Gap(one["dist"], undivided(one["overrides"]), parts, tuple(sorted(lacks)))
 
 
 def missing(runs: Sequence[Run]) -> dict[str, str]:

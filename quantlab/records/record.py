@@ -39,7 +39,8 @@ class Outcome:
 
     `format` says how they were stored, as each row of results.csv has it; empty where none was.
     `versions` are of packages that figures depend on beside those of every run; `unmeasured` says
-    how tensors without figures are stored in a file.
+    how tensors without figures are stored in a file. `listing` identifies the list of tensors of
+    which a part was measured, None where all are.
     """
 
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -48,6 +49,7 @@ class Outcome:
     unmeasured: dict[str, dict[str, Any]] = field(default_factory=dict)
     format: dict[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
+    listing: str | None = None
 
 
 def keep(
@@ -77,7 +79,7 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         error = f"{type(reason).__name__}: {reason}"
     interrupt.require_none()  # a run that was cut short is missing, it has not failed
     return {
-        "key": run_key(config, outcome.tensors, outcome.skipped),
+        "key": run_key(config, outcome.tensors, outcome.skipped, outcome.listing),
         "status": "failed" if error else "completed",
         "error": error,
         "format": outcome.format,
@@ -85,6 +87,7 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         "failed": outcome.failed,
         "skipped": outcome.skipped,
         "unmeasured": outcome.unmeasured,
+        **({"listing": outcome.listing} if outcome.listing else {}),
         "versions": versions() | dict(outcome.versions),
         "started": started.isoformat(),
         "seconds": time.perf_counter() - clock,
@@ -100,11 +103,15 @@ def _failures(outcome: Outcome) -> str | None:
 
 
 def run_key(
-    config: dict[str, Any], tensors: dict[str, dict[str, Any]], skipped: dict[str, str]
+    config: dict[str, Any],
+    tensors: dict[str, dict[str, Any]],
+    skipped: dict[str, str],
+    listing: str | None = None,
 ) -> str:
     """Return the sha256 of what a run's result depends on: its settings and its tensors.
 
-    Of a tensor it takes its name and what of `IDENTITY` it has; of those left out the reason.
+    Of a tensor it takes its name and what of `IDENTITY` it has; of those left out the reason. A
+    part of a source depends on the `listing` of the whole.
     Settings count as the oldest version that had them wrote them: a module that moves, or a group
     of options that is new, changes no key.
     """
@@ -113,7 +120,8 @@ def run_key(
         for name, tensor in tensors.items()
     ]
     settings = {key: value for key, value in config.items() if has_effect(key)}
-    content = json.dumps([as_first_asked(settings), kept, skipped], sort_keys=True, allow_nan=False)
+    parts = [as_first_asked(settings), kept, skipped, *([listing] if listing else [])]
+    content = json.dumps(parts, sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -63,7 +63,7 @@ def _run(path: Path, directory: Path) -> Run:
 
 def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[str]]:
     """Return the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
-    parts.require_runs_apart(runs, directory)
+    parts.require_consistent(runs, directory)
     records = [run.record for run in parts.combined(runs) if run.record]
     axes = swept_axes(records)
     table = tidy(records, axes)

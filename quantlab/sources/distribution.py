@@ -25,6 +25,10 @@ class Distribution(Protocol):
         """Return where each tensor of a divided source stands in it; nothing of a whole one."""
         return {}
 
+    def listing(self) -> str | None:
+        """Return what identifies the list of tensors that is divided; None of a whole source."""
+        return None
+
     def skipped(self) -> dict[str, str]:
         """Return the tensors that are left out, with the reason."""
         return {}

@@ -5,6 +5,8 @@ at a time. To add a format: a module with a subclass of `File`, its suffix in `S
 in ``readers.py``, and a yaml in ``conf/dist/file/`` whose ``_target_`` names it.
 """
 
+import hashlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
@@ -72,8 +74,8 @@ class File(Distribution, ABC):
     """A file of named tensors, of which shell-style patterns choose some.
 
     Without `include` every floating-point tensor is chosen. The chosen tensors are divided into
-    `parts` of about as many bytes, of which `part`, counted from 0, is opened. Raises ValueError,
-    naming the file, when it is missing or is not of its format.
+    `parts` of about as many bytes, of which `part`, counted from 0, is opened; where there is one,
+    it may be None. Raises ValueError, naming the file, when it is missing or is not of its format.
     """
 
     path: str
@@ -81,7 +83,7 @@ class File(Distribution, ABC):
     exclude: Patterns = None
     expected: Expected | None = None
     parts: int = 1
-    part: int = 0
+    part: int | None = None
 
     format: ClassVar[str]
     needs: ClassVar[Sequence[str]] = ()
@@ -136,7 +138,7 @@ class File(Distribution, ABC):
         return {entry.name: part for entry, part in zip(chosen, parts, strict=True)}
 
     def _of_part(self, entry: Entry) -> bool:
-        return self._part_of.get(entry.name) == self.part
+        return self._part_of.get(entry.name) == (self.part or 0)
 
     def tensors(self) -> Iterator[Tensor]:
         """Open the tensors of the part one by one; one that cannot be read says so if measured."""
@@ -157,6 +159,11 @@ class File(Distribution, ABC):
     def places(self) -> dict[str, int]:
         """Return where each tensor of a divided file stands in it; nothing of a whole one."""
         return {each.name: n for n, each in enumerate(self.entries)} if self.parts > 1 else {}
+
+    def listing(self) -> str | None:
+        """Return the sha256 of what a divided file lists; None of a whole one."""
+        listed = [[each.name, each.dtype, each.shape, each.n_bytes] for each in self.entries]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest() if self.parts > 1 else None
 
     def skipped(self) -> dict[str, str]:
         """Return why each other tensor is left out."""

@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from quantlab.records import division, record
 from quantlab.sweep.job import run_environment, settings
+from quantlab.sweep.resume import is_numbered
 
 Job = list[str]  # the overrides of one run
 
@@ -35,22 +36,27 @@ def require_apart(
     """Raise ValueError where runs, or what a directory holds, measure the same tensors in parts.
 
     Only a sweep of parts, or into a directory with names of parts, is looked at: whatever else
-    there may be, the aggregate refuses too.
+    there may be, the aggregate refuses too. What stands in directories that are numbered may be
+    written over.
     """
-    found = {path.parent: path for path in record.find(directory)}
+    numbered = is_numbered(config)
+    found = {} if numbered else {path.parent: path for path in record.find(directory)}
     typed = any(division.of_division(each) for job in jobs for each in job)
     if not typed and not any(division.SUFFIX.search(each.name) for each in found):
         return
-    asked = [_claim(loader.load_sweep_config(config, job)) for job in jobs]
+    asked = [
+        _claim(loader.load_sweep_config(config, job), str(n) if numbered else None)
+        for n, job in enumerate(jobs)
+    ]
     again = {directory / each.directory for each in asked}
     others = (path for where, path in found.items() if where not in again)
     division.require_apart([*_recorded(others, directory), *asked], directory)
 
 
-def _claim(config: DictConfig) -> division.Claim:
+def _claim(config: DictConfig, number: str | None) -> division.Claim:
     with run_environment(config):
         dist = config.hydra.runtime.choices.dist
-        return division.claim(config.hydra.sweep.subdir, dist, settings(config))
+        return division.claim(number or config.hydra.sweep.subdir, dist, settings(config))
 
 
 def _recorded(paths: Iterator[Path], directory: Path) -> Iterator[division.Claim]:

@@ -29,7 +29,7 @@ from quantlab.formats.format import Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
-from quantlab.records.division import WHOLE, division, of_division, without_part
+from quantlab.records.division import WHOLE, division, undivided, without_part
 from quantlab.records.renames import DEFAULTS, current_name, with_current_names
 from quantlab.report.settings import report_settings
 from quantlab.sources.file import file_state
@@ -182,7 +182,7 @@ def run_name(*, _root_: DictConfig) -> str:
     choices, overrides = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
     asked, part = sorted(each for each in overrides if record.has_effect(each)), ""
     if divided := division(_root_.get("dist")):
-        asked = [each for each in asked if not of_division(each)]
+        asked = [*undivided(asked)]
         part = divided.suffix
     width = "" if _root_.n_bits is None else f"-{_root_.n_bits}bit"
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}{width}")

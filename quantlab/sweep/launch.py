@@ -18,6 +18,7 @@ from tqdm import tqdm
 from quantlab import interrupt
 from quantlab.errors import INTERRUPTED, error_sentence
 from quantlab.records import disk, record
+from quantlab.records.division import undivided
 from quantlab.report.bar import Bar
 from quantlab.report.settings import report_settings
 from quantlab.report.texts import Texts
@@ -117,13 +118,14 @@ def _finish(
     from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
     from quantlab.report.terminal import sweep_summary
 
-    failed, gap = 0, None
+    failed, gaps = 0, []
     try:
         done = aggregate(directory, bar, t)
         print(f"\n{sweep_summary(done.findings, done.files, t)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
-        gap = next(iter(done.gaps), None)
+        wholes = {undivided(each) for each in asked}
+        gaps = [each for each in done.gaps if each.overrides in wholes]
     except ValueError as error:  # resuming would end here too
         if not stopped:
             raise
@@ -137,9 +139,10 @@ def _finish(
         advice = "to finish the sweep, run" if stopped else "to retry them, run"
         print(f"quantlab: {why}; {advice}: {_resume_command(directory)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
-    if gap:
+    if gaps:
+        gap, others = gaps[0], len(gaps) - 1
         command = _resume_command(directory, gap.override)
-        why = f"{gap.source}: {gap.fault}"
+        why = f"{gap.source}: {gap.fault}{f', and {others} others lack parts' if others else ''}"
         print(f"quantlab: {why}; to finish the sweep, run: {command}", file=sys.stderr)
         raise SystemExit(1)
 

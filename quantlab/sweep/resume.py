@@ -35,8 +35,8 @@ def _state(config: DictConfig, path: Path) -> str:
         return "unreadable"
     if one["status"] == "failed":
         return "failed"
-    tensors, skipped = build(config).identify()
-    key = record.run_key(settings(config), tensors, skipped)
+    experiment = build(config)
+    key = record.run_key(settings(config), *experiment.identify(), experiment.dist.listing())
     return "complete" if one["key"] == key else "changed"
 
 

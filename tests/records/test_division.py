@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from quantlab.records.division import (
+    WHOLE,
     Division,
     claim,
     division,
@@ -23,6 +24,7 @@ def test_what_cannot_be_divided_has_no_division(dist):
 
 def test_a_division_is_in_the_config_of_a_source_and_in_the_name_of_its_runs():
     assert division(config(1, 4)["dist"]) == Division(1, 4)
+    assert division(config(None, 1)["dist"]) == WHOLE
     assert without_part(config(1, 4)) == {"dist": {"path": "w.npy"}, "n_bits": 8}
     assert [Division(1, 4).suffix, Division(0, 1).suffix] == ["-part-1-of-4", ""]
     typed = ["dist.part=1", "+dist.parts=4", "dist.path=parts", "dist.party=1", "part=1"]

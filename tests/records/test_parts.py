@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -28,8 +29,8 @@ def outcome(measured, skipped=(), failed=()):
     )
 
 
-def keep_part(directory, part, of, found, n_bits=8, job=0):
-    keep(directory, n_bits, job, lambda: found, dist={"part": part, "parts": of})
+def keep_part(directory, part, of, found, n_bits=8, job=0, **config):
+    keep(directory, n_bits, job, lambda: found, dist={"part": part, "parts": of}, **config)
 
 
 def tensors(directory):
@@ -61,18 +62,41 @@ def test_a_combination_stands_where_its_first_part_does(tmp_path):
 
 
 def test_lacking_parts_are_a_failure_that_says_what_to_do(tmp_path):
-    keep_part(tmp_path / "a", 1, 4, outcome([3]))
-    keep_part(tmp_path / "b", 0, 4, outcome([4]), n_bits=4)
-    keep_part(tmp_path / "c", 1, 4, outcome([3]), n_bits=4)
+    keep_part(tmp_path / "a", 1, 4, outcome([3]), seed=8)
+    keep_part(tmp_path / "b", 0, 4, outcome([4]), seed=4)
+    keep_part(tmp_path / "c", 1, 4, outcome([3]), seed=4)
     done = aggregate(tmp_path)
-    assert done.gaps == [parts.Gap("hidden", 4, (0, 2, 3))]
-    why = (
-        "parts 0, 2, 3 without a record: repeat the sweep in this directory with dist.part=range(4)"
-    )
-    assert f"hidden in 4 parts failed: {why}\n" in printed(done)
+    assert [(each.parts, each.lacks) for each in done.gaps] == [(4, (0, 2, 3)), (4, (2, 3))]
+    why = "without a record: repeat its sweep in this directory with dist.part=range(4)"
+    failures = {
+        "hidden seed=8 in 4 parts": f"parts 0, 2, 3 {why}",
+        "hidden seed=4 in 4 parts": f"parts 2, 3 {why}",
+    }
+    for source, reason in failures.items():
+        assert f"{source} failed: {reason}\n" in printed(done)
     verdict = json.loads((tmp_path / "verdict.json").read_text())
-    assert (verdict["meets"], verdict["failures"]) == (False, {"hidden in 4 parts": why})
+    assert (verdict["meets"], verdict["failures"]) == (False, failures)
     assert json.loads((tmp_path / "manifest.json").read_text())["missing"] == verdict["failures"]
+
+
+def test_parts_that_follow_each_other_are_named_as_a_span():
+    lacks = (0, 1, 2, 3, 5, 7, 8, 10, 11, 12)
+    gap = parts.Gap("hidden", ("dist=hidden", "threads=1", "n_bits=4"), 13, lacks)
+    assert gap.source == "hidden n_bits=4 in 13 parts"
+    assert gap.fault == "parts 0 to 3, 5, 7, 8, 10 to 12 without a record"
+    assert gap._replace(lacks=(2,)).fault == "part 2 without a record"
+
+
+def test_parts_of_a_file_that_has_changed_since_are_refused(tmp_path):
+    one, other = (outcome([place]) for place in (0, 1))
+    keep_part(tmp_path / "a", 0, 2, replace(one, listing="0" * 64))
+    keep_part(tmp_path / "b", 1, 2, replace(other, listing="0" * 64))
+    keep_part(tmp_path / "c", 0, 2, replace(one, listing="1" * 64), n_bits=4)  # a sweep of its own
+    assert len(aggregate(tmp_path).gaps) == 1
+    keep_part(tmp_path / "d", 1, 2, replace(other, listing="2" * 64), n_bits=4)
+    said = r"listed other tensors for .*/c than for .*/d: repeat .* with dist.part=range\(2\)"
+    with pytest.raises(ValueError, match=said):
+        aggregate(tmp_path)
 
 
 @pytest.mark.parametrize(

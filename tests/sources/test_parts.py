@@ -35,6 +35,11 @@ def test_the_largest_goes_first_and_the_order_of_the_file_decides_between_equals
         (0, 0, r"dist\.parts must be a whole number of 1 or more, got 0"),
         (0, 1.5, "1 or more, got 1.5"),
         (0, None, "1 or more, got None"),
+        (
+            None,
+            4,
+            r"dist\.parts=4 takes dist\.part=range\(4\) in a sweep, or the number of one part",
+        ),
         (2, 1, r"dist\.part=2 takes dist\.parts=N, the number of parts: add it"),
     ],
 )
@@ -42,6 +47,7 @@ def test_a_part_that_cannot_be_is_refused(part, parts, said):
     with pytest.raises(ValueError, match=said):
         require_part(part, parts)
     require_part(0, 1)
+    require_part(None, 1)
     require_part(3, 4)
 
 

@@ -118,13 +118,47 @@ def test_a_sweep_of_some_parts_fails_with_the_command_that_finishes_it(source, t
     done = run(*sweep, "dist.part=range(11)")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(
-        "quantlab: file/npz in 12 parts: part 11 without a record; to finish the sweep, run: "
-    )
+    assert line.startswith(f"quantlab: file/npz {' '.join(source[1:])} in 12 parts: part 11 ")
+    assert " without a record; to finish the sweep, run: " in line
     assert line.endswith(f"dist.parts=12 hydra.sweep.dir={tmp_path} 'dist.part=range(12)'")
     done = run(*sweep, "dist.part=range(12)")
     assert (done.returncode, done.stderr) == (0, "")
     assert "resuming: 11 complete, 1 missing; 1 to do" in done.stdout
+
+
+def test_a_sweep_answers_for_its_own_parts_alone(source, tmp_path):
+    sweep = ["-m", *source, "dist.parts=2", f"hydra.sweep.dir={tmp_path}"]
+    assert run(*sweep, "dist.part=0", "n_bits=4").returncode == 1
+    done = run(*sweep, "dist.part=range(2)", "n_bits=8")
+    assert (done.returncode, done.stderr) == (0, "")
+    path = source[1]
+    assert f"file/npz {path} dist.exclude=w3 n_bits=4 in 2 parts failed: part 1 " in done.stdout
+
+
+def test_parts_into_numbered_directories(source, tmp_path):
+    sweep = ["-m", *source, "dist.parts=2", f"hydra.sweep.dir={tmp_path}"]
+    numbered = "hydra.sweep.subdir=${hydra.job.num}"
+    for _ in range(2):  # the second sweep writes over the first
+        done = run(*sweep, "dist.part=range(2)", numbered)
+        assert (done.returncode, done.stderr) == (0, "")
+    done = run(*sweep, "dist.part=0,0,1", "dist.parts=2,3", numbered)
+    assert "would measure the same tensors" in done.stderr
+
+
+def test_all_parts_are_measured_again_once_a_file_lists_another_tensor(tmp_path):
+    path = tmp_path / "w.npz"
+    arrays = {name: np.ones(size, np.float32) for name, size in {"a": 30, "b": 20}.items()}
+    sweep = ["-m", "dist=file/npz", f"dist.path={path}", "dist.parts=2"]
+    sweep += [f"hydra.sweep.dir={tmp_path}/s"]
+    np.savez(path, **arrays)
+    run(*sweep, "dist.part=0")
+    np.savez(path, **arrays, c=np.ones(1, np.float32))
+    done = run(*sweep, "dist.part=1")
+    (line,) = done.stderr.splitlines()
+    assert (done.returncode, "the file listed other tensors for" in line) == (1, True)
+    done = run(*sweep, "dist.part=range(2)")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "resuming: 1 complete, 1 changed; 1 to do" in done.stdout
 
 
 def test_a_part_without_a_tensor_fails_only_where_the_whole_would(source):

@@ -3,12 +3,10 @@
 import argparse
 import shlex
 import sys
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import quantlab
 from quantlab.errors import report_user_errors
-from quantlab.records import record
 from quantlab.report.listing import listing, stored_listing
 from quantlab.report.settings import composed_settings, verdict_settings
 from quantlab.report.terminal import sweep_summary
@@ -191,28 +189,13 @@ def _verify(arguments: argparse.Namespace) -> None:
 def _reproduce(arguments: argparse.Namespace) -> None:
     from quantlab.verify import reproduce
 
-    one, differing = reproduce(arguments.directory)
+    differing, changed = reproduce(arguments.directory)
     if differing:
         print("\n".join(differing))
-        print(f"{arguments.directory} was not reproduced{_versions(one['versions'])}")
+        why = f": it was recorded with {'; '.join(changed)}" if changed else ""
+        print(f"{arguments.directory} was not reproduced{why}")
         raise SystemExit(1)
     print(f"{arguments.directory}: reproduced, every figure bit for bit")
-
-
-def _versions(then: dict[str, str]) -> str:
-    """Say which versions have changed since a record was written."""
-    now = {name: _installed(name) for name in then} | record.versions()
-    changed = [
-        f"{name} {then.get(name)}, now {now[name]}" for name in now if then.get(name) != now[name]
-    ]
-    return f": it was recorded with {'; '.join(changed)}" if changed else ""
-
-
-def _installed(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "none"
 
 
 def _tensors(arguments: argparse.Namespace) -> None:

@@ -1,7 +1,7 @@
 """Whether a sweep still matches its manifest, and whether a run comes out again."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,10 +157,11 @@ def _result_faults(path: Path, expected: Any, older: bool) -> Iterator[str]:
         yield f"{path}: {where} is {written}, the records say {recorded}"
 
 
-def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
-    """Run the config of a run directory again, and return its record and what comes out otherwise.
+def reproduce(directory: Path) -> tuple[list[str], list[str]]:
+    """Run the config of a run directory again, and return what comes out otherwise.
 
-    Raises ValueError when there is no record of this schema, or its config makes no experiment.
+    After it the versions that differ, of packages that figures depend on. Raises ValueError when
+    there is no record of this schema, or its config makes no experiment.
     """
     if not (directory / record.NAME).exists():
         raise ValueError(f"{directory} holds no {record.NAME}: name the directory of one run")
@@ -175,9 +176,18 @@ def reproduce(directory: Path) -> tuple[record.Record, list[str]]:
     kept = {key: one[key] for key in OUTCOME}
     if one["schema"] == OLDEST:
         outcome, kept = without_new(outcome), without_new(kept)
-    return one, [
+    differing = [
         f"{where} is {now} now, {before} in the record"
         for where, now, before in differences(outcome, kept)
+    ]
+    return differing, _changed_versions(one["versions"], again["versions"])
+
+
+def _changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} {then.get(name, 'none')}, now {now.get(name, 'none')}"
+        for name in dict.fromkeys([*then, *now])
+        if then.get(name) != now.get(name)
     ]
 
 

@@ -303,7 +303,7 @@ def versions(size: int) -> dict[str, str]:
 def _load() -> Kernel | None:
     """Import the loops; say once why that cannot be."""
     if find_spec(NUMBA) is None:
-        log.warning("NumPy measures, a fifth as fast as Numba: pip install 'quantlab[fast]'")
+        log.warning("NumPy measures, a fifth as fast as Numba on large tensors: pip install numba")
         return None
     try:
         return Kernel(import_module("quantlab.stats.kernel"))

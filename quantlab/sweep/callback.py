@@ -8,6 +8,7 @@ from omegaconf import DictConfig
 
 from quantlab.errors import report_user_errors
 from quantlab.records import record
+from quantlab.records.division import division
 from quantlab.report.settings import report_settings
 from quantlab.sweep.job import make_directory, require_valid
 
@@ -31,6 +32,9 @@ class Single(Callback):
         directory = Path(config.hydra.runtime.output_dir)
         if one["tensors"]:
             print(run_summary(one, bar, t))
+        part = division(one["config"].get("dist"))
+        if part and part.parts > 1:
+            print(t("run_of_part", **part._asdict(), n=len(one["tensors"])))
         if one["tensors"] or not one["error"]:  # a part of a source may be empty
             print(t("run_written", record=directory / record.NAME, directory=directory))
         if one["error"]:

@@ -308,7 +308,7 @@ def test_what_takes_seconds_to_compile_is_announced_once(tmp_path):
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
-        ("find_spec", "pip install 'quantlab[fast]'"),
+        ("find_spec", "pip install numba"),
         ("import_module", "Numba does not work, so NumPy measures: cannot load"),
     ],
 )

@@ -103,11 +103,12 @@ class Coder:
         """Choose the parameters of blocks by all their values; raises NotFiniteError."""
         element = self.form.element
         found = union(values.each(lambda x: self.reduce.bounds(x, element.least)))
-        if not np.isfinite(found.absmax).all():
+        absmax = found.absmax
+        if not np.isfinite(absmax).all():
             raise NotFiniteError
         chosen = self.form.range.choose(found, values, element, self.store)
         fit = element.fit(chosen, self.store)
-        empty = (fit.params.scale == 0) & (found.absmax > 0)  # also where the range chosen is 0
+        empty = (fit.params.scale == 0) & (absmax > 0)  # also where the range chosen is 0
         return fit._replace(vanished=fit.vanished | empty)
 
     @property

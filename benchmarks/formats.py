@@ -36,7 +36,7 @@ FORMS: dict[
     "sym 4 bits, mse": ({"n_bits": 4, "range": "mse"}, 15),
     "sym 4 bits, group 32, mse": ({"n_bits": 4, "block": 32, "range": "mse"}, 15),
 }
-ROUNDS = 3
+ROUNDS = 9
 SIZE = 2**25
 MEMORY_SIZE = 2**26
 

@@ -25,15 +25,21 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def on_threads(part: Callable[[range], T], size: int, threads: int, least: int = 0) -> list[T]:
+def on_threads(
+    part: Callable[[range], T],
+    size: int,
+    threads: int,
+    least: int,
+    block: int,
+) -> list[T]:
     """Give each thread an even share of the blocks, in order, and return what it made of them.
 
-    A share has `least` elements or more, by default `BLOCKS` blocks. Blocks have at most `BLOCK`
-    elements, and begin with a chunk.
+    A share has `least` elements or more. Blocks have at most `block` elements, and begin with a
+    chunk.
     """
-    n = max(1, min(threads, size // (least or BLOCKS * BLOCK)))
+    n = max(1, min(threads, size // least))
     chunks = -(-size // CHUNK)
-    step = min(BLOCK, -(-chunks // n) * CHUNK)
+    step = min(block, -(-chunks // n) * CHUNK)
     blocks = -(-size // step)
     ends = [step * (i * blocks // n) for i in range(n)] + [size]
     shares = [range(start, stop, step) for start, stop in pairwise(ends)]

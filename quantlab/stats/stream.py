@@ -20,7 +20,7 @@ from quantlab.formats.codec import Reconstruction
 from quantlab.formats.element import FloatArray, NotFiniteError
 from quantlab.formats.format import Format
 from quantlab.sources.tensor import Tensor
-from quantlab.stats import metrics, parallel, storage
+from quantlab.stats import compiled, metrics, parallel, storage
 from quantlab.stats.compiled import Kernel, kernel_for
 from quantlab.stats.counts import Counts, merge, to_bins
 from quantlab.stats.histogram import ErrorHistogram
@@ -131,8 +131,9 @@ def _gather(
             advance(x.size)
         return share, looks
 
-    least = parallel.BLOCK if kernel or trip.slow else 0
-    parts = parallel.on_threads(part, tensor.size, threads, least)
+    least = parallel.BLOCK if kernel or trip.slow else parallel.BLOCKS * parallel.BLOCK
+    block = compiled.BLOCK if kernel else parallel.BLOCK
+    parts = parallel.on_threads(part, tensor.size, threads, least, block)
     found = known or cache(tensor, surveyor.total([look for _, looks in parts for look in looks]))
     histogram = kernel.histogram if kernel else ErrorHistogram
     return _Gathered(tensor, found, trip, wanted, [share for share, _ in parts], histogram)

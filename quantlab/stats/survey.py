@@ -8,7 +8,7 @@ import numpy as np
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.tensor import Tensor
-from quantlab.stats import parallel
+from quantlab.stats import compiled, parallel
 from quantlab.stats.compiled import Kernel
 from quantlab.stats.rank import new_maxima, row_maxima
 from quantlab.stats.sums import Array64, Moments, Scratch, moments, stretches, total_moments
@@ -97,7 +97,9 @@ def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey
     def part(starts: range) -> list[Block]:
         return [surveyor.look(start, read(start, start + starts.step)) for start in starts]
 
-    blocks = parallel.on_threads(part, tensor.size, threads)
+    block = compiled.BLOCK if kernel else parallel.BLOCK
+    least = parallel.BLOCKS * parallel.BLOCK
+    blocks = parallel.on_threads(part, tensor.size, threads, least, block)
     return cache(tensor, surveyor.total([block for blocks in blocks for block in blocks]))
 
 

@@ -154,9 +154,10 @@ def test_one_bad_value_is_found_wherever_it_stands(bad, place, form):
 @pytest.mark.parametrize("name", ["sym8", "asym4 channel -1", "sym4 group 32", "nf4", "log5 group"])
 def test_threads_and_block_sizes_change_nothing(name, monkeypatch):
     monkeypatch.setattr(stream, "SAMPLE", 1000)
+    monkeypatch.setattr(parallel, "BLOCK", CHUNK)  # so that each chunk may have its thread
     x, found = RNG.standard_normal((257, 1024)).astype(np.float32), []
     for threads, block in ((1, 1), (2, 1), (3, 2), (2, 8)):
-        monkeypatch.setattr(parallel, "BLOCK", block * CHUNK)
+        monkeypatch.setattr(compiled, "BLOCK", block * CHUNK)
         found.append(measure(x, FORMATS[name], threads=threads))
     assert all(each == found[0] for each in found)
 

@@ -162,8 +162,10 @@ class File(Distribution, ABC):
 
     def listing(self) -> str | None:
         """Return the sha256 of what a divided file lists; None of a whole one."""
+        if self.parts == 1:
+            return None
         listed = [[each.name, each.dtype, each.shape, each.n_bytes] for each in self.entries]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest() if self.parts > 1 else None
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
     def skipped(self) -> dict[str, str]:
         """Return why each other tensor is left out."""

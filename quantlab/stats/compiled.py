@@ -30,9 +30,7 @@ from quantlab.stats.sums import CHUNK, Array64, Partial, rounded_down
 from quantlab.stats.wanted import Wanted
 
 SMALL = 2**16  # values that NumPy measures as fast
-BLOCK = (
-    2**19
-)  # elements in work at once: twice as many as for NumPy, as Python costs a larger share
+BLOCK = 2**19  # elements in work at once: more than for NumPy, as Python costs a larger share
 MANY = 16  # blocks that are columns of a matrix; of fewer each is a matrix of its own
 COLUMNS = 2**12  # of that
 NO_FLOATS = np.empty(0, np.float32)

@@ -35,9 +35,10 @@ class Order:
         `certified` says that a width that must keep them is one of this format.
         """
         before = rank.top(*self._rows(rank.leading(self.found.maxima, k + 1)), k + 1)
-        before_back = self._back(before.values, before.indices)
         x, indices = self._rows(rank.leading(self._maxima_back(k), k))
-        after = rank.top(self._back(x, indices), indices, k)
+        both = np.concatenate([before.values, x]), np.concatenate([before.indices, indices])
+        back, n = self._back(*both), before.values.size
+        before_back, after = back[:n], rank.top(back[n:], indices, k)
         above, at_edge = self._count_beside(after.values[-1])
         answers = rank.stability(
             before,

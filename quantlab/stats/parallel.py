@@ -45,10 +45,10 @@ def on_threads(
     shares = [range(start, stop, step) for start, stop in pairwise(ends)]
     others = [_pool(threads).submit(part, share) for share in shares[1:]]
     try:
-        first = part(shares[0])
-    finally:
+        return [part(shares[0]), *(each.result() for each in others)]
+    except BaseException:
         wait(others)  # they use the tensor
-    return [first, *(each.result() for each in others)]
+        raise
 
 
 def mapped(function: Callable[[Any], T], items: list[Any], threads: int) -> list[T]:

@@ -29,6 +29,7 @@ from quantlab.formats.uniform import code_range
 EXPONENT = 0x7F80_0000  # of a float32
 MANTISSA_BITS = 23
 BIAS = 127
+ROUNDED = 103  # the greatest exponent of which float32 has a step 2^23 times as large
 
 
 @dataclass(frozen=True)
@@ -46,15 +47,18 @@ class Float(ScaledGrid):
     reach: float | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError when `n_bits` is not the width of the grid, or it has no `largest`."""
+        """Raise ValueError when `n_bits` is not the width of the grid, or `largest` not in it."""
         own = 1 + self.exponent_bits + self.mantissa_bits
         name = f"fp{own}_e{self.exponent_bits}m{self.mantissa_bits}"
         require_width(self.n_bits, own, name)
-        _, qmax = code_range(own)
-        if self.largest <= 0 or self.largest_code > qmax:
+        code_range(own)  # raises where codes have no such width
+        most = min(self.min_exponent + 2**self.exponent_bits - 2, ROUNDED + self.mantissa_bits)
+        steps = self._steps if isinstance(self.largest, int | float) else 0
+        if not (steps >= 1 and steps % 1 == 0 and self._binade <= most):
             raise ValueError(
-                f"mode.largest={self.largest!r} is no number of {name}: give one above 0, with a "
-                f"code of {qmax} at most"
+                f"mode.largest={self.largest!r} is no number of {name}: give one from "
+                f"{2.0 ** (self.min_exponent - self.mantissa_bits):g} to "
+                f"{(2 - 2.0**-self.mantissa_bits) * 2.0**most:g}"
             )
 
     @property
@@ -107,11 +111,19 @@ class Float(ScaledGrid):
         return binade, shift, y
 
     @property
+    def _binade(self) -> int:
+        """The exponent of the greatest number, or that of the least normal one if it is smaller."""
+        return max(int(np.frexp(self.largest)[1]) - 1, self.min_exponent)
+
+    @property
+    def _steps(self) -> float:
+        """The greatest number in steps of its binade."""
+        return float(np.ldexp(self.largest, self.mantissa_bits - self._binade))
+
+    @property
     def largest_code(self) -> int:
         """The code of the greatest number."""
-        fraction, exponent = np.frexp(self.largest)
-        mantissa = int(fraction * 2 ** (self.mantissa_bits + 1))
-        return mantissa + (int(exponent) - 1 - self.min_exponent) * 2**self.mantissa_bits
+        return int(self._steps) + (self._binade - self.min_exponent) * 2**self.mantissa_bits
 
 
 @dataclass(frozen=True)

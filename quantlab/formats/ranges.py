@@ -12,7 +12,10 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import BATCH
 from quantlab.formats.element import Bounds, Element, FloatArray, Store, per_value
+from quantlab.formats.floats import FixedPoint, Float
+from quantlab.formats.levels import NormalFloat4
 from quantlab.formats.scales import Array64
+from quantlab.formats.uniform import Symmetric
 
 T = TypeVar("T")
 CANDIDATES = 80  # ranges that `Mse` tries, each a hundredth of the whole narrower
@@ -22,7 +25,8 @@ SAMPLE = 2**16  # values that guess which will win
 ALIKE = 1e-12  # sums of squares that differ by less may differ by their rounding alone
 SURE = 1e-9  # sums that differ by more do not
 ROUNDED = 1 + 1e-6  # times a float32, and products of it are not above
-FAR = 2.0**30  # steps that no grid has
+FAR = 2.0**111  # beyond every grid, and a float32 in units of every step
+SCALED = Symmetric, Float, FixedPoint, NormalFloat4  # grids whose ends are multiples of the scale
 ALL = slice(None)
 NARROW = 256  # values of a block; NumPy reduces so few slowly
 SIGN = np.uint32(0x8000_0000)
@@ -193,25 +197,27 @@ def _losses(values: Values, element: Element, params: Any, left: NDArray[np.intp
 
 
 def _loses(
-    found: Bounds, ends: Array64, scale: FloatArray, narrowest: FloatArray, least: Array64
+    found: Bounds, ends: Array64 | None, scale: FloatArray, narrowest: FloatArray, least: Array64
 ) -> NDArray[np.bool_]:
     """Say of which blocks every narrower range loses more than `least`.
 
     A value beyond the `ends` of a grid comes back as one of them, and the smaller the scale the
     further from it, unless the scale falls below float32 and becomes 1.
     """
+    if ends is None:
+        return np.zeros(least.shape, bool)
     low, high = ends[:, None] * scale
     beyond = np.maximum(np.maximum(low - found.lo, found.hi - high), 0)
     return (np.square(beyond) > least * (1 + SURE)) & (narrowest <= scale)
 
 
-def _ends(element: Element, params: Any) -> Array64:
+def _ends(element: Element, params: Any) -> Array64 | None:
     """Return the least and the greatest value of a grid with a scale of 1, or hardly beyond.
 
-    It is for symmetric grids that no value comes back from beyond them.
+    None of a grid of which it is not known that its ends are multiples of the scale.
     """
-    if not element.symmetric:
-        return np.array([-np.inf, np.inf])
+    if type(element) not in SCALED:
+        return None
     one = _chosen(params, (slice(1), slice(1)))._replace(scale=np.ones((1, 1), np.float32))
     ends = element.reconstruct(np.array([[[-FAR, FAR]]], np.float32), per_value(one))
     return ends.ravel().astype(np.float64) * ROUNDED

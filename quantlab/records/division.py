@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantlab.records.record import run_key
+from quantlab.records.record import has_effect, run_key
 
 KEYS = ("part", "parts")  # of a source
 SUFFIX = re.compile(r"-part-\d+-of-\d+$")
@@ -69,8 +69,8 @@ def of_division(override: str) -> bool:
 
 
 def undivided(overrides: Iterable[str]) -> tuple[str, ...]:
-    """Return the overrides of a run without those that divide its source."""
-    return tuple(each for each in overrides if not of_division(each))
+    """Return the overrides of a run that choose figures, sorted; none that divides its source."""
+    return tuple(sorted(each for each in overrides if has_effect(each) and not of_division(each)))
 
 
 def claim(directory: str, dist: str, config: Mapping[str, Any]) -> Claim:

@@ -20,14 +20,14 @@ from quantlab.records.division import (
     undivided,
     without_part,
 )
-from quantlab.records.record import Record, has_effect
+from quantlab.records.record import Record
 from quantlab.records.run import Run
 
 
 class Gap(NamedTuple):
     """The parts that are lacking of a source in one format: of `parts` those that it `lacks`.
 
-    `overrides` are those of its runs, without what divides it.
+    `overrides` are those of its runs that choose figures, sorted, without what divides it.
     """
 
     dist: str
@@ -38,8 +38,7 @@ class Gap(NamedTuple):
     @property
     def source(self) -> str:
         """What was divided."""
-        said = (each for each in self.overrides if has_effect(each))
-        settings = [each for each in said if not each.startswith("dist=")]
+        settings = [each for each in self.overrides if not each.startswith("dist=")]
         return " ".join([self.dist, *settings, f"in {self.parts} parts"])
 
     @property

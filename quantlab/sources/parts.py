@@ -9,10 +9,10 @@ def require_part(part: Any, parts: Any) -> None:
     """Raise ValueError unless `part` is one of ``0 .. parts - 1``; of one part it may be None."""
     if type(parts) is not int or parts < 1:
         raise ValueError(f"dist.parts must be a whole number of 1 or more, got {parts!r}")
-    if parts == 1 and part not in (None, 0):
-        raise ValueError(f"dist.part={part!r} takes dist.parts=N, the number of parts: add it")
-    if parts == 1:
+    if parts == 1 and part in (None, 0):
         return
+    if parts == 1:
+        raise ValueError(f"dist.part={part!r} takes dist.parts=N, the number of parts: add it")
     if part is None:
         raise ValueError(
             f"dist.parts={parts} takes dist.part=range({parts}) in a sweep, or the number of one "

@@ -217,18 +217,20 @@ def round_trip(
 def spread(values: Any, blocks: Any, start: Any, out: Any) -> Any:
     """Write the entry of its block for each element from `start` on: of whole blocks at once."""
     row, width, per_row, shared, first = blocks
-    at = 0
+    at, line, within = 0, start // row, start % row
     while at < out.size:
-        line, within = divmod(start + at, row)
         block, inside = divmod(within, width)
         entry = block - first if shared else line * per_row + block - first
         rest = min(row - within, out.size - at)
         whole = rest // width if inside == 0 else 0
         for n in range(whole):
             out[at + n * width : at + (n + 1) * width] = values[entry + n]
+        many = whole * width or min(rest, width - inside)
         if whole == 0:
-            out[at : at + min(rest, width - inside)] = values[entry]
-        at += whole * width or min(rest, width - inside)
+            out[at : at + many] = values[entry]
+        at, within = at + many, within + many
+        if within == row:
+            line, within = line + 1, 0
 
 
 @loop()

@@ -147,9 +147,8 @@ def bound_ratio(e: Evidence) -> float:
 def one_minus_cos(e: Evidence) -> float:
     """1 - cos_sim without its cancellation: (|err|^2 - (|x_hat| - |x|)^2) / (2 |x| |x_hat|)."""
     norms = _product_of_norms(e)
-    if e.sums.sq_err > 1e-3 * min(
-        e.sums.sq_x, e.sq_x_hat
-    ):  # three digits cancel at most, as published
+    # Of larger errors three digits cancel at most, and so they have been published.
+    if e.sums.sq_err > 1e-3 * min(e.sums.sq_x, e.sq_x_hat):
         return max(0.0, 1 - e.sums.dot / norms)
     radial = 2 * e.sums.x_err + e.sums.sq_err  # |x_hat|^2 - |x|^2
     longer = radial / (math.sqrt(e.sums.sq_x) + math.sqrt(e.sq_x_hat))

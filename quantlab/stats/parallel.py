@@ -1,10 +1,11 @@
 """Work on the blocks of a tensor, shared among threads, and what it makes of them in order."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import lru_cache
-from itertools import pairwise
+from itertools import pairwise, takewhile
+from threading import Event
 from typing import Any, TypeVar
 
 import numpy as np
@@ -26,7 +27,7 @@ def usable_cores() -> int:
 
 
 def on_threads(
-    part: Callable[[range], T],
+    part: Callable[[Iterable[int], int], T],
     size: int,
     threads: int,
     least: int,
@@ -34,8 +35,8 @@ def on_threads(
 ) -> list[T]:
     """Give each thread an even share of the blocks, in order, and return what it made of them.
 
-    A share has `least` elements or more. Blocks have at most `block` elements, and begin with a
-    chunk.
+    ``part(starts, step)`` takes blocks of `step` elements at most, by where they begin: with a
+    chunk. A share has `least` elements or more, and ends early where another has failed.
     """
     n = max(1, min(threads, size // least))
     chunks = -(-size // CHUNK)
@@ -43,9 +44,18 @@ def on_threads(
     blocks = -(-size // step)
     ends = [step * (i * blocks // n) for i in range(n)] + [size]
     shares = [range(start, stop, step) for start, stop in pairwise(ends)]
-    others = [_pool(threads).submit(part, share) for share in shares[1:]]
+    failed = Event()
+
+    def work(share: range) -> T:
+        try:
+            return part(takewhile(lambda _: not failed.is_set(), share), step)
+        except BaseException:
+            failed.set()
+            raise
+
+    others = [_pool(threads).submit(work, share) for share in shares[1:]]
     try:
-        return [part(shares[0]), *(each.result() for each in others)]
+        return [work(shares[0]), *(each.result() for each in others)]
     except BaseException:
         wait(others)  # they use the tensor
         raise

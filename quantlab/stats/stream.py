@@ -8,7 +8,7 @@ block.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -114,14 +114,14 @@ def _gather(
     surveyor = Surveyor(tensor, kernel)
     read = kernel.reader(tensor) if kernel else tensor.block
 
-    def part(starts: range) -> tuple[Share, list[Block]]:
-        size = min(starts.step, tensor.size)
+    def part(starts: Iterable[int], step: int) -> tuple[Share, list[Block]]:
+        size = min(step, tensor.size)
         share: Share = (
             CompiledShare(trip, wanted, size, kernel) if kernel else NumpyShare(trip, wanted, size)
         )
         looks = []
         for start in starts:
-            x = read(start, start + starts.step)
+            x = read(start, start + step)
             if known is None:
                 looks.append(surveyor.look(start, x))
             try:

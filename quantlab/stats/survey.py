@@ -1,7 +1,7 @@
 """What a tensor is like before any round trip."""
 
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -94,8 +94,8 @@ def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey
     surveyor = Surveyor(tensor, kernel)
     read = kernel.reader(tensor) if kernel else tensor.block
 
-    def part(starts: range) -> list[Block]:
-        return [surveyor.look(start, read(start, start + starts.step)) for start in starts]
+    def part(starts: Iterable[int], step: int) -> list[Block]:
+        return [surveyor.look(start, read(start, start + step)) for start in starts]
 
     block = compiled.BLOCK if kernel else parallel.BLOCK
     least = parallel.BLOCKS * parallel.BLOCK

@@ -5,11 +5,10 @@ from functools import cache
 from pathlib import Path
 
 from hydra.core.config_loader import ConfigLoader
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
 
 from quantlab.records import division, record
 from quantlab.sweep.job import run_environment, settings
-from quantlab.sweep.resume import is_numbered
 
 Job = list[str]  # the overrides of one run
 
@@ -36,27 +35,24 @@ def require_apart(
     """Raise ValueError where runs, or what a directory holds, measure the same tensors in parts.
 
     Only a sweep of parts, or into a directory with names of parts, is looked at: whatever else
-    there may be, the aggregate refuses too. What stands in directories that are numbered may be
-    written over.
+    there may be, the aggregate refuses too.
     """
-    numbered = is_numbered(config)
-    found = {} if numbered else {path.parent: path for path in record.find(directory)}
+    found = {path.parent: path for path in record.find(directory)}
     typed = any(division.of_division(each) for job in jobs for each in job)
     if not typed and not any(division.SUFFIX.search(each.name) for each in found):
         return
-    asked = [
-        _claim(loader.load_sweep_config(config, job), str(n) if numbered else None)
-        for n, job in enumerate(jobs)
-    ]
+    asked = [_claim(loader.load_sweep_config(config, job), n) for n, job in enumerate(jobs)]
     again = {directory / each.directory for each in asked}
     others = (path for where, path in found.items() if where not in again)
     division.require_apart([*_recorded(others, directory), *asked], directory)
 
 
-def _claim(config: DictConfig, number: str | None) -> division.Claim:
+def _claim(config: DictConfig, number: int) -> division.Claim:
+    with open_dict(config):
+        config.hydra.job.num, config.hydra.job.id = number, str(number)
     with run_environment(config):
         dist = config.hydra.runtime.choices.dist
-        return division.claim(number or config.hydra.sweep.subdir, dist, settings(config))
+        return division.claim(config.hydra.sweep.subdir, dist, settings(config))
 
 
 def _recorded(paths: Iterator[Path], directory: Path) -> Iterator[division.Claim]:

@@ -142,7 +142,7 @@ def _finish(
     if gaps:
         gap, others = gaps[0], len(gaps) - 1
         command = _resume_command(directory, gap.override)
-        why = f"{gap.source}: {gap.fault}{f', and {others} others lack parts' if others else ''}"
+        why = f"{gap.source}: {gap.fault}{f', and {others} more' if others else ''}"
         print(f"quantlab: {why}; to finish the sweep, run: {command}", file=sys.stderr)
         raise SystemExit(1)
 

@@ -28,10 +28,21 @@ whole = arrays(
 )
 
 
-@pytest.mark.parametrize("largest", [12, 8, 0, -6])
+@pytest.mark.parametrize("largest", [12, 8, 7, 0.25, 0, -6, np.inf, np.nan, "6"])
 def test_a_number_that_the_grid_has_not_is_no_largest(largest):
-    with pytest.raises(ValueError, match=f"largest={largest} is no number of fp4_e2m1: give one"):
+    with pytest.raises(ValueError, match=r"is no number of fp4_e2m1: give one from 0\.5 to 6"):
         Float(4, 2, 1, largest)
+
+
+def test_a_grid_may_end_at_any_of_its_numbers():
+    ends = np.array([[-500, 500]], np.float32)
+    for code in range(1, 127):
+        largest = float(np.uint8(code).view(ml_dtypes.float8_e4m3fn))
+        element = Float(8, 4, 3, largest)
+        codes = unscaled(element, ends).codes
+        assert (element.largest_code, codes.tolist()) == (code, [[-code, code]])
+    with pytest.raises(ValueError, match=r"of fp16_e8m7: give one from 9\.18\d*e-41 to 2\.58"):
+        Float(16, 8, 7, 3.39e38)
 
 
 def unscaled(element, y):

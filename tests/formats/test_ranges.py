@@ -6,10 +6,11 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.formats import blocks, coder, ranges
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
-from quantlab.formats.element import Bounds
+from quantlab.formats.element import Bounds, ScaledGrid, Trip, fit_scale, per_value
+from quantlab.formats.floats import Float
 from quantlab.formats.format import Format
 from quantlab.formats.ranges import AbsMax, Mse, Percentile, Values
-from quantlab.formats.scales import FLOAT32
+from quantlab.formats.scales import FLOAT16, FLOAT32
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from tests.formats import oracle
 
@@ -31,12 +32,14 @@ def tiny_limits(monkeypatch):
     monkeypatch.setattr(coder, "PART", 16)
 
 
-def chosen(range_, x, element, parts=1):
+def chosen(range_, x, element, parts=1, scale_type=FLOAT32):
     """Return what a range chooses for rows that come in some parts."""
     pieces = np.array_split(x, min(parts, x.shape[1]), axis=1)
-    rows = Values(x.shape[1], lambda function, _=None: [function(piece) for piece in pieces])
+    rows = Values(
+        x.shape[1], lambda function, _=None: [function(each) for each in pieces], parts=len(pieces)
+    )
     found = Bounds(x.min(1).astype(float), x.max(1).astype(float), np.full(len(x), np.inf))
-    return range_.choose(found, rows, element, FLOAT32.store)
+    return range_.choose(found, rows, element, scale_type.store)
 
 
 @given(values, st.floats(50.001, 100) | st.sampled_from([99.9, 100, 75]), st.integers(1, 3))
@@ -154,3 +157,42 @@ def test_a_bad_percentile_is_named(p):
     message = rf"^range\.p must be a number above 50, up to 100, got {p!r}$"
     with pytest.raises(ValueError, match=message):
         Percentile(p=p)
+
+
+def brute_force(x, element):
+    """Return the best of eighty ranges for each row, by the squared errors of all."""
+    absmax, tried = np.abs(x).max(axis=1).astype(float), 1 - np.arange(80) / 100
+    losses = []
+    for factor in tried:
+        ends = factor * absmax
+        params = element.fit(Bounds(-ends, ends, np.inf), FLOAT32.store).params
+        error = element.round_trip(x, per_value(params)).x_hat.astype(float) - x
+        losses.append(np.square(error).sum(axis=1))
+    return tried[np.argmin(losses, axis=0)] * absmax
+
+
+class Mixed(ScaledGrid):
+    """Even steps, fewer of them for blocks that reach far: its ends do not grow with the scale."""
+
+    n_bits = 4
+
+    def fit(self, bounds, store):
+        return fit_scale(bounds.absmax / 7, store)
+
+    def round_trip(self, x, params):
+        most = np.where(params.scale > 0.2, 3, 7)
+        codes = np.clip(np.rint(x / params.scale), -most, most)
+        return Trip(codes.astype(np.int8), (codes * params.scale).astype(np.float32), None)
+
+
+@pytest.mark.parametrize("element", [Mixed(), Symmetric(3), Float(16, 8, 7, 2.0**110)])
+def test_no_range_is_given_up_that_could_win(element):
+    x = np.random.default_rng(0).standard_normal((300, 32)).astype(np.float32)
+    best = chosen(Mse(), x, element)
+    np.testing.assert_allclose(np.maximum(-best.lo, best.hi), brute_force(x, element), rtol=1e-12)
+
+
+@pytest.mark.parametrize("element", [Asymmetric(8), Symmetric(4)])
+def test_scales_that_vanish_are_searched_in_silence(element):
+    x = np.random.default_rng(0).normal(0, 1e-9, (4, 64)).astype(np.float32)
+    assert chosen(Mse(), x, element, scale_type=FLOAT16).hi.shape == (4,)

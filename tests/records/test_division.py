@@ -9,6 +9,7 @@ from quantlab.records.division import (
     division,
     of_division,
     require_apart,
+    undivided,
     without_part,
 )
 
@@ -27,6 +28,8 @@ def test_a_division_is_in_the_config_of_a_source_and_in_the_name_of_its_runs():
     assert division(config(None, 1)["dist"]) == WHOLE
     assert without_part(config(1, 4)) == {"dist": {"path": "w.npy"}, "n_bits": 8}
     assert [Division(1, 4).suffix, Division(0, 1).suffix] == ["-part-1-of-4", ""]
+    asked = ["threads=2", "n_bits=4", "dist.part=1", "+dist.parts=4", "dist=file/npy"]
+    assert undivided(asked) == ("dist=file/npy", "n_bits=4")
     typed = ["dist.part=1", "+dist.parts=4", "dist.path=parts", "dist.party=1", "part=1"]
     assert [of_division(each) for each in typed] == [True, True, False, False, False]
 

@@ -81,7 +81,7 @@ def test_lacking_parts_are_a_failure_that_says_what_to_do(tmp_path):
 
 def test_parts_that_follow_each_other_are_named_as_a_span():
     lacks = (0, 1, 2, 3, 5, 7, 8, 10, 11, 12)
-    gap = parts.Gap("hidden", ("dist=hidden", "threads=1", "n_bits=4"), 13, lacks)
+    gap = parts.Gap("hidden", ("dist=hidden", "n_bits=4"), 13, lacks)
     assert gap.source == "hidden n_bits=4 in 13 parts"
     assert gap.fault == "parts 0 to 3, 5, 7, 8, 10 to 12 without a record"
     assert gap._replace(lacks=(2,)).fault == "part 2 without a record"

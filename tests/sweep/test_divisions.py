@@ -118,7 +118,7 @@ def test_a_sweep_of_some_parts_fails_with_the_command_that_finishes_it(source, t
     done = run(*sweep, "dist.part=range(11)")
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"quantlab: file/npz {' '.join(source[1:])} in 12 parts: part 11 ")
+    assert line.startswith(f"quantlab: file/npz dist.exclude=w3 {source[1]} in 12 parts: part 11 ")
     assert " without a record; to finish the sweep, run: " in line
     assert line.endswith(f"dist.parts=12 hydra.sweep.dir={tmp_path} 'dist.part=range(12)'")
     done = run(*sweep, "dist.part=range(12)")
@@ -128,11 +128,13 @@ def test_a_sweep_of_some_parts_fails_with_the_command_that_finishes_it(source, t
 
 def test_a_sweep_answers_for_its_own_parts_alone(source, tmp_path):
     sweep = ["-m", *source, "dist.parts=2", f"hydra.sweep.dir={tmp_path}"]
-    assert run(*sweep, "dist.part=0", "n_bits=4").returncode == 1
+    assert run(*sweep, "dist.part=0", "n_bits=4", "mode=sym").returncode == 1
+    again = run("-m", "mode=sym", "n_bits=4", "threads=2", *sweep[1:], "dist.part=0")
+    assert (again.returncode, "part 1 without a record" in again.stderr) == (1, True)
     done = run(*sweep, "dist.part=range(2)", "n_bits=8")
     assert (done.returncode, done.stderr) == (0, "")
-    path = source[1]
-    assert f"file/npz {path} dist.exclude=w3 n_bits=4 in 2 parts failed: part 1 " in done.stdout
+    settings = f"dist.exclude=w3 {source[1]} mode=sym n_bits=4"
+    assert f"file/npz {settings} in 2 parts failed: part 1 " in done.stdout
 
 
 def test_parts_into_numbered_directories(source, tmp_path):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from quantlab.plans.mixture import Plan, Planned, meets
 from quantlab.records.manifest import UNKNOWN
 from quantlab.report.numbers import NULL, format_number, format_size, percent
-from quantlab.report.sentences import grouped_by_reason
+from quantlab.report.sentences import failure_sentences
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import printable
 
@@ -37,8 +37,7 @@ def sentences(plan: Plan, t: Texts) -> Iterator[str]:
     yield from _bar_sentences(plan, t) if plan.bar else _noise_sentences(plan, t)
     if plan.found.failures:
         yield t("failures", n=len(plan.found.failures))
-        for who, why in grouped_by_reason(plan.found.failures, t):
-            yield t("failed", who=who, why=why)
+        yield from failure_sentences(plan.found.failures, t)
     unknown = [each for each in plan.tensors if each.tensor.dtype == UNKNOWN]
     if unknown:
         yield t("plan_unknown", n=len(unknown), names=_names(unknown, t))

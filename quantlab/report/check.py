@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from quantlab.records.aggregated import Aggregated
 from quantlab.report.bar import Bar
-from quantlab.report.sentences import criterion_text, grouped_by_reason, missed_text
+from quantlab.report.sentences import criterion_text, failure_sentences, missed_text
 from quantlab.report.tensor_verdict import TensorVerdict, tensor_verdicts
 from quantlab.report.texts import Texts
 
@@ -17,18 +17,13 @@ def check(found: Aggregated, bar: Bar, t: Texts) -> tuple[bool, list[str]]:
     judged = tensor_verdicts(found.rows, found.levels, bar)
     failing = [each for each in judged if not each.meets]
     criteria = "; ".join(criterion_text(key, asked, t) for key, asked in bar.criteria.items())
-    lines = [*_failures(found, t), *_misses(failing, bar, t)]
+    lines = [*failure_sentences(found.failures, t), *_misses(failing, bar, t)]
     words = {"n": len(judged), "criteria": criteria}
     if failing or found.failures:
         failed = [t("failures", n=len(found.failures))] if found.failures else []
         text = t("check_failed", **words, missing=len(failing))
         return False, [*lines, "; ".join([text, *failed])]
     return True, [t("check_passed", **words)]
-
-
-def _failures(found: Aggregated, t: Texts) -> Iterator[str]:
-    for who, why in grouped_by_reason(found.failures, t):
-        yield t("failed", who=who, why=why)
 
 
 def _misses(failing: list[TensorVerdict], bar: Bar, t: Texts) -> Iterator[str]:

@@ -7,7 +7,7 @@ from rich.table import Table
 from quantlab.report.console import render, table
 from quantlab.report.diff import Change, Diff
 from quantlab.report.numbers import MEASURED, format_number
-from quantlab.report.sentences import grouped_by_reason, rank_text
+from quantlab.report.sentences import failure_sentences, rank_text
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import label
 
@@ -72,8 +72,7 @@ def _cheapest(found: Diff, t: Texts) -> Iterator[str]:
 
 
 def _gone(found: Diff, t: Texts) -> Iterator[str]:
-    for who, why in grouped_by_reason(found.failures, t):
-        yield t("failed", who=who, why=why)
+    yield from failure_sentences(found.failures, t)
     if found.missing:
         names = ", ".join(map(label, found.missing[:NAMED]))
         more = len(found.missing) - NAMED

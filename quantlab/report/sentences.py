@@ -198,6 +198,11 @@ def grouped_by_reason(
     ]
 
 
+def failure_sentences(reasons: Mapping[str, str], t: Texts) -> list[str]:
+    """Return what failed, by what it is called, each reason once."""
+    return [t("failed", who=who, why=why) for who, why in grouped_by_reason(reasons, t)]
+
+
 def underflow_sentences(counts: Mapping[str, int], t: Texts) -> Iterator[str]:
     """Yield which tensors, of those given, lost values to 0 before they were quantized."""
     found = [(name, n) for name, n in counts.items() if n]

@@ -19,7 +19,7 @@ from quantlab.report.prediction_table import is_predicted
 from quantlab.report.sentences import (
     answers,
     bar_text,
-    grouped_by_reason,
+    failure_sentences,
     rank_text,
     sentences,
     skipped_sentences,
@@ -196,10 +196,10 @@ def storage_overview(found: Sequence[TensorFormats], t: Texts) -> Table:
 def _failures(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
     if len(reasons) > 1:
         yield t("failures", n=len(reasons))
-    grouped = grouped_by_reason(reasons, t)
-    yield from (t("failed", who=who, why=why) for who, why in grouped[:LONGEST])
-    if len(grouped) > LONGEST:
-        yield t("more_lines", n=len(grouped) - LONGEST)
+    said = failure_sentences(reasons, t)
+    yield from said[:LONGEST]
+    if len(said) > LONGEST:
+        yield t("more_lines", n=len(said) - LONGEST)
 
 
 def _level_cells(row: Row, levels: Sequence[str]) -> tuple[str, ...]:

@@ -29,7 +29,8 @@ from quantlab.formats.uniform import code_range
 EXPONENT = 0x7F80_0000  # of a float32
 MANTISSA_BITS = 23
 BIAS = 127
-ROUNDED = 103  # the greatest exponent of which float32 has a step 2^23 times as large
+# A number of this exponent, plus the bits of the mantissa, can be doubled and shifted in float32.
+SHIFTABLE = BIAS - MANTISSA_BITS - 1
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Float(ScaledGrid):
         name = f"fp{own}_e{self.exponent_bits}m{self.mantissa_bits}"
         require_width(self.n_bits, own, name)
         code_range(own)  # raises where codes have no such width
-        most = min(self.min_exponent + 2**self.exponent_bits - 2, ROUNDED + self.mantissa_bits)
+        most = min(self.min_exponent + 2**self.exponent_bits - 2, SHIFTABLE + self.mantissa_bits)
         steps = self._steps if isinstance(self.largest, int | float) else 0
         if not (steps >= 1 and steps % 1 == 0 and self._binade <= most):
             raise ValueError(

@@ -24,9 +24,9 @@ ROUNDS = 64  # that one block in many parts is tried in
 SAMPLE = 2**16  # values that guess which will win
 ALIKE = 1e-12  # sums of squares that differ by less may differ by their rounding alone
 SURE = 1e-9  # sums that differ by more do not
-ROUNDED = 1 + 1e-6  # times a float32, and products of it are not above
-FAR = 2.0**111  # beyond every grid, and a float32 in units of every step
-SCALED = Symmetric, Float, FixedPoint, NormalFloat4  # grids whose ends are multiples of the scale
+MARGIN = 1 + 1e-6  # covers the rounding of an end of a grid times a scale, in float32
+FAR = 2.0**111  # beyond the numbers of every grid, and still finite in the steps of any
+PROPORTIONAL = Symmetric, Float, FixedPoint, NormalFloat4  # their ends are multiples of the scale
 ALL = slice(None)
 NARROW = 256  # values of a block; NumPy reduces so few slowly
 SIGN = np.uint32(0x8000_0000)
@@ -216,11 +216,11 @@ def _ends(element: Element, params: Any) -> Array64 | None:
 
     None of a grid of which it is not known that its ends are multiples of the scale.
     """
-    if type(element) not in SCALED:
+    if type(element) not in PROPORTIONAL:
         return None
     one = _chosen(params, (slice(1), slice(1)))._replace(scale=np.ones((1, 1), np.float32))
     ends = element.reconstruct(np.array([[[-FAR, FAR]]], np.float32), per_value(one))
-    return ends.ravel().astype(np.float64) * ROUNDED
+    return ends.ravel().astype(np.float64) * MARGIN
 
 
 @dataclass(frozen=True)

@@ -75,16 +75,19 @@ def require_consistent(runs: Sequence[Run], directory: Path) -> None:
         return
     known = [(run.directory, run.record) for run in runs if run.record]
     require_apart((claim(name, one["dist"], one["config"]) for name, one in known), directory)
-    first: dict[str, Run] = {}
-    for run in runs:
-        if run.record and "listing" in run.record:
-            one = first.setdefault(_question(run), run)
-            if one.record and one.record["listing"] != run.record["listing"]:
-                raise ValueError(
-                    f"the file listed other tensors for {directory / one.directory} than for "
-                    f"{directory / run.directory}: repeat their sweep in this directory with "
-                    f"dist.part=range({_division(run).parts})"
-                )
+    for group in _grouped(runs):
+        _require_one_listing(group, directory)
+
+
+def _require_one_listing(group: Sequence[Run], directory: Path) -> None:
+    one, *others = [run for run in group if run.record and "listing" in run.record] or [group[0]]
+    for run in others:
+        if run.record and one.record and run.record["listing"] != one.record["listing"]:
+            raise ValueError(
+                f"the file listed other tensors for {directory / one.directory} than for "
+                f"{directory / run.directory}: repeat their sweep in this directory with "
+                f"dist.part=range({_division(run).parts})"
+            )
 
 
 def no_settings(records: Sequence[Record]) -> set[str]:
@@ -96,19 +99,21 @@ def no_settings(records: Sequence[Record]) -> set[str]:
 
 def combined(runs: Sequence[Run]) -> list[Run]:
     """Return runs in their order, the parts of one source as one run in the place of the first."""
+    return [_joined(group) if _is_part(group[0]) else group[0] for group in _grouped(runs)]
+
+
+def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
+    """Return runs in their order, the parts of one source together, and each other run alone."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
         groups.setdefault(_question(run) if _is_part(run) else run.directory, []).append(run)
-    return [_joined(group) if _is_part(group[0]) else group[0] for group in groups.values()]
+    return [*groups.values()]
 
 
 def gaps(runs: Sequence[Run]) -> list[Gap]:
     """Return where parts are lacking of a divided source in some format."""
-    there: dict[str, list[Run]] = {}
-    for run in runs:
-        if run.record and _is_part(run):
-            there.setdefault(_question(run), []).append(run)
-    return [gap for found in there.values() if (gap := _gap(found)).lacks]
+    divided = [group for group in _grouped(runs) if _is_part(group[0])]
+    return [gap for parts in divided if (gap := _gap(parts)).lacks]
 
 
 def _gap(found: Sequence[Run]) -> Gap:

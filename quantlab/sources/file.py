@@ -164,8 +164,7 @@ class File(Distribution, ABC):
         """Return the sha256 of what a divided file lists; None of a whole one."""
         if self.parts == 1:
             return None
-        listed = [[each.name, each.dtype, each.shape, each.n_bytes] for each in self.entries]
-        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.stored_sizes()).encode()).hexdigest()
 
     def skipped(self) -> dict[str, str]:
         """Return why each other tensor is left out."""

@@ -15,11 +15,12 @@ from quantlab.formats.ggml import Importance
 from quantlab.records.record import Outcome
 from quantlab.sources.distribution import Distribution
 from quantlab.sources.stored.file import Bound
-from quantlab.sources.tensor import Tensor, label
+from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, metrics, rank
 from quantlab.stats.predict import predict
 from quantlab.stats.readings import better_reading
 from quantlab.stats.stream import measure
+from quantlab.text import label
 
 SAME = 0.5  # the cosine below which two tensors are not the same
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.conf import CONF
 from quantlab.formats import uniform
 from quantlab.formats.blocks import Block, Group, PerChannel, PerTensor, UnfitError
 from quantlab.formats.codec import Codec, Reconstruction
@@ -22,9 +23,6 @@ from quantlab.stats.parallel import usable_cores
 from quantlab.stats.stream import measure as measure_tensor
 
 NAME = "x"
-PACKAGE = Path(__file__).parent
-INSTALLED = PACKAGE / "conf"  # in a wheel; a clone has it at the top
-CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 BLOCKS: dict[str, type[PerTensor | PerChannel]] = {"tensor": PerTensor, "channel": PerChannel}
 RANGES: dict[str, type[Range]] = {"absmax": AbsMax, "mse": Mse, "percentile": Percentile}
 

@@ -12,7 +12,7 @@ from quantlab.records import disk
 from quantlab.records.aggregated import Aggregated
 from quantlab.records.manifest import UNKNOWN
 from quantlab.report.texts import Texts
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 
 def artefacts(

@@ -5,7 +5,7 @@ from quantlab.plans.mixture import Plan, meets
 from quantlab.plans.options import Option
 from quantlab.plans.slots import Slots
 from quantlab.report.bar import Bar
-from quantlab.report.numbers import format_size
+from quantlab.text import format_size
 
 
 def within_budget(found: Slots, budget: int) -> Plan:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from quantlab.plans.options import Option, Slot, option
 from quantlab.plans.runtimes.runtime import Runtime
 from quantlab.sources.patterns import matches, near_misses
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 
 def parse_keep(text: str, formats: Sequence[str]) -> tuple[str, str]:

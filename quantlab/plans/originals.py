@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from quantlab.records.aggregated import Aggregated
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from quantlab.plans.sentences import (
     tensor_rows,
 )
 from quantlab.report import plots
-from quantlab.report.numbers import format_number
 from quantlab.report.template import template
 from quantlab.report.texts import Texts
+from quantlab.text import format_number
 
 NAMED = 6  # formats that the description of a picture names
 

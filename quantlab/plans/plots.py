@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from quantlab.plans.mixture import Mixture, Plan
 from quantlab.report.plots import COLOURS, INK, LABEL, figure
 from quantlab.report.texts import Texts
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 HEIGHT, LINE = 3.4, 0.17  # inches, of a picture and of a line of its legend
 WIDE = 11.0  # inches, of the strip along the layers

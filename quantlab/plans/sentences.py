@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from quantlab.plans.mixture import Plan, Planned, meets
 from quantlab.records.manifest import UNKNOWN
-from quantlab.report.numbers import NULL, format_number, format_size, percent
+from quantlab.report.numbers import percent
 from quantlab.report.sentences import failure_sentences
 from quantlab.report.texts import Texts
-from quantlab.sources.tensor import printable
+from quantlab.text import NULL, format_number, format_size, printable
 
 FEW = 5  # tensors that one line names
 NAMED = 3  # tensors that a sentence names

@@ -7,7 +7,7 @@ from quantlab.plans.mixture import Plan
 from quantlab.plans.sentences import answer, count_heads, count_rows, sentences
 from quantlab.report.console import render, table
 from quantlab.report.texts import Texts
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 LONGEST = 40  # formats
 FORMAT = 40  # characters

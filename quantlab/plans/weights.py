@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from quantlab.sources.patterns import near_misses
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 HEAD = ["tensor", "alpha"]
 

@@ -139,11 +139,6 @@ def has_effect(key: str) -> bool:
     return re.split(r"[.=]", key.lstrip("+~"), maxsplit=1)[0] not in WITHOUT_EFFECT
 
 
-def as_text(value: Any) -> str:
-    """Return a setting as text; what is none already as JSON."""
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def read(path: Path) -> Record:
     """Read a record back, brought to what is written today but for its `schema`.
 

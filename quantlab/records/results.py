@@ -13,6 +13,7 @@ from quantlab.records import disk, parts, record
 from quantlab.records.record import Record
 from quantlab.records.row import Row, group_rows
 from quantlab.records.run import Run
+from quantlab.text import as_text
 
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 FORMAT = ["block", "block_size", "scale_dtype", "range"]  # how it was stored, in each row
@@ -101,9 +102,7 @@ def swept_axes(records: list[Record]) -> list[str]:
     keys = {key for each in records for key in _overrides(each)}
     keys = {key for key in keys - {*FACTORS} - OF_FORMAT if record.has_effect(key)}
     keys -= parts.no_settings(records)
-    return sorted(
-        key for key in keys if len({record.as_text(_setting(r, key)) for r in records}) > 1
-    )
+    return sorted(key for key in keys if len({as_text(_setting(r, key)) for r in records}) > 1)
 
 
 def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
@@ -174,7 +173,7 @@ def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
     for row in table.to_dict("records"):
         node = nested
         for level in levels:
-            node = node.setdefault(record.as_text(row[level]), {})
+            node = node.setdefault(as_text(row[level]), {})
         node.update({figure: row[figure] for figure in figures})
     return nested
 
@@ -184,7 +183,7 @@ def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directories: list
     rows = cast("list[Row]", table[levels].to_dict("records"))
     for first, *others in group_rows(rows, levels):
         if others:
-            twice = ", ".join(f"{level}={record.as_text(rows[first][level])}" for level in levels)
+            twice = ", ".join(f"{level}={as_text(rows[first][level])}" for level in levels)
             raise ValueError(
                 f"two runs are of {twice}: {directories[first]} and {directories[others[0]]}; "
                 f"remove one, then quantlab aggregate {directories[first].parent}"

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from quantlab.records.record import as_text
+from quantlab.text import as_text
 
 Row = Mapping[str, Any]  # the figures of one tensor in one run, under their keys
 

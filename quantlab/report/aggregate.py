@@ -13,10 +13,10 @@ from quantlab.records.run import Run
 from quantlab.report import page, tensor_verdict
 from quantlab.report.bar import Bar
 from quantlab.report.findings import Findings, TensorEntry, choose_details, choose_histogram
-from quantlab.report.numbers import NULL
 from quantlab.report.tensor_verdict import tensor_verdicts, verdict_json
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import verdicts
+from quantlab.text import NULL
 
 
 class Aggregate(NamedTuple):

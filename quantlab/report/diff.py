@@ -7,12 +7,11 @@ from functools import cached_property
 from typing import Any
 
 from quantlab.records.aggregated import Aggregated
-from quantlab.records.record import as_text
 from quantlab.records.row import Row
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import format_name
 from quantlab.report.tensor_verdict import tensor_levels, tensor_verdicts
-from quantlab.sources.tensor import label
+from quantlab.text import as_text, label
 
 TOLERANCE = 0.1  # dB; rounding in another order moves a figure by less than 1e-6
 

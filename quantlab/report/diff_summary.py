@@ -6,10 +6,10 @@ from rich.table import Table
 
 from quantlab.report.console import render, table
 from quantlab.report.diff import Change, Diff
-from quantlab.report.numbers import MEASURED, format_number
+from quantlab.report.numbers import MEASURED
 from quantlab.report.sentences import failure_sentences, rank_text
 from quantlab.report.texts import Texts
-from quantlab.sources.tensor import label
+from quantlab.text import format_number, label
 
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
 FORMAT = 24  # characters

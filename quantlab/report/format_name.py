@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
-from quantlab.records.record import as_text
 from quantlab.records.row import Row
-from quantlab.report.numbers import NULL
+from quantlab.text import NULL, as_text
 
 FORMAT = ("mode", "n_bits", "block", "block_size", "scale_dtype", "range")  # what a format is
 GROUPS = ("mode", "block", "range")  # whose further settings, like range.p, belong to a format

@@ -3,10 +3,9 @@
 from collections.abc import Sequence
 
 from quantlab.report.console import render, table
-from quantlab.report.numbers import format_number, format_size
 from quantlab.sources.file import Entry
 from quantlab.sources.stored.file import StoredFile
-from quantlab.sources.tensor import label
+from quantlab.text import format_number, format_size, label
 
 
 def listing(entries: Sequence[Entry]) -> str:

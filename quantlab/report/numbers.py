@@ -5,8 +5,8 @@ from itertools import pairwise
 from typing import Any
 
 from quantlab.report.texts import Texts
+from quantlab.text import NULL, format_number
 
-NULL = "–"  # what stands for a figure that does not exist
 MEASURED = {  # the figures that a terminal shows, as it shows them
     "mae": ".2e",
     "max_err": ".2e",
@@ -27,26 +27,6 @@ def percent(share: float | None, t: Texts, digits: int = 3) -> str:
 def format_figure(value: Any, spec: str, t: Texts) -> str:
     """Return a figure as text; the spec ``%`` is a share."""
     return percent(value, t) if spec == "%" else format_number(value, spec)
-
-
-def format_number(value: Any, spec: str) -> str:
-    """Format a number; null is a dash, anything else is itself."""
-    if value is None:
-        return NULL
-    return format(value, spec) if type(value) in (int, float) else str(value)
-
-
-def format_size(n_bytes: float) -> str:
-    """Return a size in the unit that leaves one to three digits before the point.
-
-    >>> format_size(1234567)
-    '1.23 MB'
-    """
-    for unit in ("B", "kB", "MB"):
-        if n_bytes < 999.5:
-            return f"{n_bytes:.3g} {unit}"
-        n_bytes /= 1000
-    return f"{n_bytes:.3g} GB"
 
 
 def format_widths(tried: Sequence[int], t: Texts) -> str:

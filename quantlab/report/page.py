@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from quantlab.report import plots
 from quantlab.report.findings import Findings
 from quantlab.report.format_name import has_formats
-from quantlab.report.numbers import format_number, format_widths
+from quantlab.report.numbers import format_widths
 from quantlab.report.prediction_table import PREDICTED, prediction_table
 from quantlab.report.sentences import (
     answers,
@@ -39,7 +39,7 @@ from quantlab.report.template import template
 from quantlab.report.tensor_detail import TensorDetail, tensor_detail
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality, row_name
-from quantlab.sources.tensor import printable
+from quantlab.text import format_number, printable
 
 SENTENCES, MOST = 12, 200  # sentences before the fold, and of single tensors behind it
 HEAT = 40  # rows of the heat table before the fold

@@ -20,7 +20,7 @@ from quantlab.records.row import Row
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import Verdict
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 Entry = dict[str, Any]  # what a record says of one tensor
 

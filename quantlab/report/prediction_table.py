@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from quantlab.records.row import Row
-from quantlab.report.numbers import NULL, format_figure
+from quantlab.report.numbers import format_figure
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import row_name
+from quantlab.text import NULL
 
 PREDICTED = {
     "scale": ".3g",

@@ -6,12 +6,12 @@ from typing import Any
 from quantlab.records.record import Record, figures
 from quantlab.report.bar import Bar
 from quantlab.report.console import render, table
-from quantlab.report.numbers import RATIOS, format_number, ratio_cells
+from quantlab.report.numbers import RATIOS, ratio_cells
 from quantlab.report.sentences import bar_text, skipped_sentences, underflow_sentences
 from quantlab.report.stored import stored_rows, stored_sentences
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
-from quantlab.sources.tensor import label
+from quantlab.text import format_number, label
 
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
 

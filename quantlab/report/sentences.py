@@ -10,7 +10,7 @@ from quantlab.report.format_name import is_plain
 from quantlab.report.numbers import format_widths, percent
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import INT8, Verdict
-from quantlab.sources.tensor import label, printable
+from quantlab.text import label, printable
 
 REASONS = 4  # of an answer; more nobody reads
 SKIPPED = 3  # tensors left out, or with values that underflow, that are named

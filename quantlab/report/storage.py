@@ -8,13 +8,12 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import format_name, has_formats
 from quantlab.report.tensor_verdict import tensor_levels
 from quantlab.report.verdict import quality
-from quantlab.sources.tensor import printable
+from quantlab.text import as_text, printable
 
 
 class Offer(NamedTuple):

@@ -13,7 +13,7 @@ from quantlab.report.label_places import Box, around, place_labels
 from quantlab.report.plots import COLOURS, DB_A_BIT, INK, LABEL, figure
 from quantlab.report.storage import Offer, TensorFormats, front, medians
 from quantlab.report.texts import Texts
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 NAMED = 12  # formats of the front that are named; a telephone has room for no more
 BEATEN, BEST = COLOURS[:2]

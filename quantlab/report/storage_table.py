@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from quantlab.report.numbers import NULL, format_number
 from quantlab.report.storage import Choices, Offer, TensorFormats, choices, front, medians
 from quantlab.report.texts import Texts
+from quantlab.text import NULL, format_number
 
 BITS, SQNR = ".4g", ".2f"
 FORMATS = 5  # of a source that a sentence names

@@ -7,14 +7,12 @@ from functools import cached_property
 from math import inf
 from statistics import median
 
-from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
-from quantlab.report.numbers import NULL, format_number, format_size
 from quantlab.report.sentences import grouped_by_reason
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
-from quantlab.sources.tensor import printable
+from quantlab.text import NULL, as_text, format_number, format_size, printable
 
 TYPES = 6  # of a file that a sentence names
 BITS, SQNR = ".4g", ".2f"

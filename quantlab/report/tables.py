@@ -12,7 +12,7 @@ from quantlab.report.numbers import format_figure
 from quantlab.report.sentences import rank_text
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import Verdict, quality
-from quantlab.sources.tensor import printable
+from quantlab.text import printable
 
 SHADES, FULL = 12, 60.0  # shades of the heat table; the SQNR in dB from which on it is lightest
 FIGURES = {

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.records import disk
-from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import format_name, is_of_format
 from quantlab.report.verdict import quality
-from quantlab.sources.tensor import printable
+from quantlab.text import as_text, printable
 
 NAME = "verdict.json"
 SCHEMA = 1

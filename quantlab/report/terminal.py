@@ -14,7 +14,7 @@ from quantlab.report.bar import Bar
 from quantlab.report.console import Cell, render, table
 from quantlab.report.findings import Findings
 from quantlab.report.format_name import has_formats, level_text, with_format
-from quantlab.report.numbers import MEASURED, NULL, RATIOS, format_number, ratio_cells
+from quantlab.report.numbers import MEASURED, RATIOS, ratio_cells
 from quantlab.report.prediction_table import is_predicted
 from quantlab.report.sentences import (
     answers,
@@ -31,7 +31,7 @@ from quantlab.report.storage_table import storage_heads, storage_sentences, stor
 from quantlab.report.stored import stored_sentences
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
-from quantlab.sources.tensor import label
+from quantlab.text import NULL, format_number, label
 
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
 FEW = 12  # predictions, likewise

@@ -5,11 +5,10 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from quantlab.records.record import as_text
 from quantlab.records.row import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import FORMAT, has_setting, varied_choices
-from quantlab.sources.tensor import printable
+from quantlab.text import as_text, printable
 
 INT8 = 8  # the width that the lab's question is about
 

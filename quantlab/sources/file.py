@@ -24,7 +24,8 @@ from quantlab.sources.distribution import Distribution
 from quantlab.sources.expected import Expected
 from quantlab.sources.parts import divide, require_part
 from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_names
-from quantlab.sources.tensor import Tensor, label, printable
+from quantlab.sources.tensor import Tensor
+from quantlab.text import label, printable
 
 SUFFIXES = {
     ".npy": "npy",

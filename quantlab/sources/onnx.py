@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.sources.file import BadFileError, Entry, File, file_state, mapped
-from quantlab.sources.tensor import Tensor, label
+from quantlab.sources.tensor import Tensor
+from quantlab.text import label
 
 FLOATS = ("FLOAT", "DOUBLE", "FLOAT16", "BFLOAT16", "FLOAT8E4M3FN", "FLOAT8E5M2")
 NIBBLES = ("UINT4", "INT4")  # two codes a byte

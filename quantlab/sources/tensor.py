@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats import uniform
 from quantlab.formats.element import FloatArray
+from quantlab.text import label
 
 READ = 2**20  # elements hashed or searched at once
 _hashes: dict[Hashable, str] = {}
@@ -116,21 +117,6 @@ class Tensor:
             values = np.ascontiguousarray(self.stored(start, start + READ))
             digest.update(values.view(np.uint8).data)
         return digest.hexdigest()
-
-
-def printable(name: str) -> str:
-    """Return a name whose characters all have a shape, others escaped."""
-    return name if name.isprintable() else ascii(name)[1:-1]
-
-
-def label(name: str, longest: int = 48) -> str:
-    """Return a tensor's name that fits a line and can play no tricks on a terminal.
-
-    Of a name with too many characters the middle goes: tensors differ at the end.
-    """
-    name = printable(name)
-    head = (longest - 8) // 2
-    return name if len(name) <= longest else f"{name[:head]}…{name[head + 1 - longest :]}"
 
 
 def _not_finite(block: FloatArray) -> NDArray[np.intp]:

@@ -10,8 +10,8 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from quantlab import interrupt
+from quantlab.conf import CONF
 from quantlab.errors import report_user_errors
-from quantlab.measurement import CONF
 from quantlab.records.record import Record
 from quantlab.sweep import job
 

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from quantlab.sources.tensor import Tensor, label
+from quantlab.sources.tensor import Tensor
 
 X = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
 
@@ -35,9 +35,3 @@ def test_values_that_underflow_are_counted():
 
 def test_a_finite_tensor_is_no_error():
     Tensor("x", X).require_finite()
-
-
-def test_a_label_fits_a_line_and_plays_no_tricks():
-    assert label("encoder.weight") == "encoder.weight"
-    assert label("w\x1b[2J") == r"w\x1b[2J"
-    assert label("a" * 20 + "x" * 300 + "b" * 27) == "a" * 20 + "…" + "b" * 27

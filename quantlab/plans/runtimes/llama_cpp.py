@@ -16,7 +16,7 @@ from quantlab.plans.originals import Original
 from quantlab.plans.runtimes.runtime import Runtime, Taken
 from quantlab.records.row import Row
 from quantlab.sources.names import gguf_name
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 AS_STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 BY_FILE = "file/gguf"  # the source and the mode whose names and types are llama.cpp's

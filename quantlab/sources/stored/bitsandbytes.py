@@ -27,7 +27,8 @@ from quantlab.sources.stored.tensor import (
     require_parts,
     row_width,
 )
-from quantlab.sources.tensor import Tensor, label
+from quantlab.sources.tensor import Tensor
+from quantlab.text import label
 
 Magnitudes = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 METHODS = ("bitsandbytes",)

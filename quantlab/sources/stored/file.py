@@ -27,7 +27,7 @@ from quantlab.sources.names import (
     shift,
 )
 from quantlab.sources.stored.tensor import StoredTensor, Which
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 
 @dataclass(frozen=True)

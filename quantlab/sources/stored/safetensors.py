@@ -18,7 +18,7 @@ from quantlab.sources.stored import (
 )
 from quantlab.sources.stored.file import StoredFile
 from quantlab.sources.stored.tensor import Config, StoredTensor, dense
-from quantlab.sources.tensor import label
+from quantlab.text import label
 
 DECODERS = (awq, gptq, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
 LARGEST = 2**24  # bytes of a config.json

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Read, Shape
 from quantlab.formats.element import FloatArray
-from quantlab.sources.tensor import Tensor, label
+from quantlab.sources.tensor import Tensor
+from quantlab.text import label
 
 LONG = 2**16  # values of a row that is decoded once, and not for every stretch of it
 Which = NDArray[np.int64]  # rows of a tensor, by their numbers

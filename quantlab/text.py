@@ -1,0 +1,57 @@
+"""Names and numbers as text, for errors, terminals and pages alike."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+NULL = "–"  # what stands for a figure that does not exist
+
+
+def printable(name: str) -> str:
+    """Escape the characters of a name that a terminal cannot show."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def label(name: str, max_chars: int = 48) -> str:
+    """Shorten a tensor's name to fit a line, with every character printable.
+
+    The middle of a long name is cut: tensors differ at the end.
+    """
+    name = printable(name)
+    head = (max_chars - 8) // 2
+    return name if len(name) <= max_chars else f"{name[:head]}…{name[head + 1 - max_chars :]}"
+
+
+def first_few(items: Sequence[str], limit: int, more: Callable[[int], str]) -> list[str]:
+    """List at most `limit` items, then one text that counts the others.
+
+    >>> first_few(["a", "b", "c", "d"], 2, lambda n: f"and {n} more")
+    ['a', 'b', 'and 2 more']
+    """
+    rest = len(items) - limit
+    return [*items[:limit], *([more(rest)] if rest > 0 else ())]
+
+
+def as_text(value: Any) -> str:
+    """Format a setting: a string as it is, anything else as JSON."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def format_number(value: Any, spec: str) -> str:
+    """Format a number by a format spec; None is a dash, anything else is itself."""
+    if value is None:
+        return NULL
+    return format(value, spec) if type(value) in (int, float) else str(value)
+
+
+def format_size(n_bytes: float) -> str:
+    """Format a size in the unit that leaves one to three digits before the point.
+
+    >>> format_size(1234567)
+    '1.23 MB'
+    """
+    for unit in ("B", "kB", "MB"):
+        if n_bytes < 999.5:
+            return f"{n_bytes:.3g} {unit}"
+        n_bytes /= 1000
+    return f"{n_bytes:.3g} GB"

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from quantlab.formats.codec import Codec
-from quantlab.formats.format import Format
+from quantlab.formats.format import Codec, Format
 from quantlab.measurement import form_of
 from quantlab.sources.npy import Npy
 from quantlab.sources.tensor import Tensor

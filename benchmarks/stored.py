@@ -20,8 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from quantlab.formats.codec import Codec
-from quantlab.formats.format import Format
+from quantlab.formats.format import Codec, Format
 from quantlab.formats.ggml import Ggml
 from quantlab.measurement import form_of, mode_of
 from quantlab.sources.safetensors import Safetensors

@@ -8,9 +8,8 @@ from typing import Any
 from tqdm import tqdm
 
 from quantlab.formats.blocks import UnfitError
-from quantlab.formats.codec import Codec, Reconstruction
 from quantlab.formats.element import FloatArray
-from quantlab.formats.format import Format
+from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
 from quantlab.records.record import Outcome
 from quantlab.sources.distribution import Distribution
@@ -61,7 +60,7 @@ class Experiment:
         versions = dict(self.form.versions) if isinstance(self.form, Codec) else {}
         outcome = Outcome(
             skipped=self._skipped(),
-            format=self.form.describe(),
+            format=self.form.columns(),
             versions=versions,
             listing=self.dist.listing(),
         )

@@ -11,8 +11,7 @@ from numpy.typing import NDArray
 from quantlab.conf import CONF
 from quantlab.formats import uniform
 from quantlab.formats.blocks import Block, Group, PerChannel, PerTensor, UnfitError
-from quantlab.formats.codec import Codec, Reconstruction
-from quantlab.formats.format import Format, compose
+from quantlab.formats.format import Codec, Format, Reconstruction, compose
 from quantlab.formats.ranges import AbsMax, Mse, Percentile, Range
 from quantlab.records import record
 from quantlab.report.bar import Bar

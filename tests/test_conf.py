@@ -58,7 +58,7 @@ def test_a_type_of_ggml_meets_a_matrix(name, tmp_path):
 @pytest.mark.parametrize("block", options("block"))
 def test_every_block_meets_every_range(block, covered):
     form = built("mode=asym", "n_bits=4", f"block={block}", f"range={covered}").form
-    assert form.describe() == {
+    assert form.columns() == {
         "block": block,
         "block_size": 32 if block == "group" else None,
         "scale_dtype": "float32",

@@ -1,29 +1,207 @@
-"""A storage format: an element grid, blocks that share a scale, its range, and its type.
+"""A storage format: which codes a tensor takes, what shares a scale, and what it costs.
 
-The four are chosen independently, and none knows another's insides; what they make of a tensor is
-put together in `coder`.
+A `Format` is four independent choices: an element grid, blocks that share a scale, the range that
+a scale covers, and the type it is stored in. A `Codec` stores whole tensors by rules of its own:
+those of a library, or of a file that is quantized already. `FormatSpec` is the identity of either.
 """
 
-from collections.abc import Callable
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from quantlab.formats.blocks import Block, Layout, PerTensor
-from quantlab.formats.codec import Codec, Values
+from quantlab.formats.blocks import Block, Layout, PerTensor, Read, Shape
 from quantlab.formats.element import (
     Bounds,
     ContradictionError,
     Element,
     Fit,
+    FloatArray,
     Store,
 )
 from quantlab.formats.ranges import AbsMax, Range
 from quantlab.formats.scales import ScaleType, scale_type
-from quantlab.formats.uniform import Params, Uniform
+from quantlab.formats.uniform import MODES, Params, Uniform, mode_name
+from quantlab.text import as_text
 
 PLAIN = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
+CHOICES = ("mode", "block", "range")  # config groups that make a format
+
+
+@dataclass(frozen=True)
+class FormatSpec:
+    """The identity of a format: equal specs store a tensor in the same codes.
+
+    `mode` is the option of ``conf/mode``; `settings` are those of mode, block and range that differ
+    from their options' own, by their keys in the config, such as ``("block.axis", 1)``. `name` is
+    to read: the mode, its width unless the mode fixes it, and every choice that is not the default.
+
+    >>> FormatSpec.of("asym", 4, PLAIN | {"block": "group", "block_size": 32}, {}).name
+    'asym 4 bits, group 32'
+    """
+
+    mode: str
+    n_bits: int | None
+    block: str | None
+    block_size: int | None
+    scale_dtype: str | None
+    range: str | None
+    settings: tuple[tuple[str, Any], ...] = ()
+    name: str = field(default="", compare=False)
+
+    @classmethod
+    def of(
+        cls,
+        mode: str,
+        n_bits: int | None,
+        columns: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        *,
+        fixes_width: bool = False,
+    ) -> "FormatSpec":
+        """Make the spec of a mode whose format has these `columns`, see `Format.columns`."""
+        width = "" if fixes_width or n_bits is None else f" {n_bits} bits"
+        choices = [] if "/" in mode else _choice_names(columns)
+        changes = [f"{key}={as_text(value)}" for key, value in sorted(settings.items())]
+        return cls(
+            mode,
+            n_bits,
+            **{key: columns[key] for key in PLAIN},
+            settings=_hashable(settings),
+            name=", ".join([f"{mode}{width}", *choices, *changes]),
+        )
+
+    @classmethod
+    def from_json(cls, spec: Mapping[str, Any]) -> "FormatSpec":
+        """Make a spec from its `to_json`."""
+        return cls(**{**spec, "settings": _hashable(spec["settings"])})
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> "FormatSpec":
+        """Make the spec of a row of results.csv."""
+        return cls(
+            MODE_OPTIONS.get(row["mode"], row["mode"]),
+            row["n_bits"],
+            **{key: row.get(key) for key in PLAIN},
+            settings=_hashable(json.loads(row["settings"] or "{}")),
+            name=row["format"],
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the fields as plain JSON values."""
+        return {**self.__dict__, "settings": dict(self.settings)}
+
+    def columns(self) -> dict[str, Any]:
+        """Return what a row of results.csv has beside ``mode`` and ``n_bits``."""
+        settings = json.dumps(dict(self.settings), sort_keys=True) if self.settings else None
+        return {
+            **{key: getattr(self, key) for key in PLAIN},
+            "settings": settings,
+            "format": self.name,
+        }
+
+    def setting(self, key: str, default: Any = None) -> Any:
+        """Return the value of a setting, `default` where it is that of the option."""
+        return dict(self.settings).get(key, default)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether this is a format of the lab: integers with one float32 scale over the range."""
+        plain = all(getattr(self, key) == value for key, value in PLAIN.items())
+        return self.mode in MODES and plain and not self.settings
+
+
+MODE_OPTIONS = {mode_name(option): option for option in MODES}
+
+
+def is_format_column(column: str) -> bool:
+    """Whether a column of results.csv, or a key of a config, is part of a format's identity."""
+    return column in ("n_bits", *PLAIN, "settings") or column.partition(".")[0] in CHOICES
+
+
+def _choice_names(columns: Mapping[str, Any]) -> list[str]:
+    """Name what is chosen beside mode and width, defaults left out."""
+    chosen = {key: columns[key] for key in PLAIN if columns[key] not in (None, PLAIN[key])}
+    size = chosen.pop("block_size", None)
+    if size is not None and chosen.get("block") == "group":
+        chosen["block"] = f"group {size}"
+    return [str(choice) for choice in chosen.values()]
+
+
+def _hashable(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
+    """Sort settings by key; lists and mappings become JSON text."""
+    scalars = (str, int, float, bool)
+    return tuple(
+        (key, value if isinstance(value, scalars) else json.dumps(value, sort_keys=True))
+        for key, value in sorted(settings.items())
+    )
+
+
+class NamedTensor(Protocol):
+    """A named tensor, as a codec sees it."""
+
+    @property
+    def name(self) -> str:
+        """The name."""
+
+    @property
+    def shape(self) -> Shape:
+        """The shape."""
+
+    def block(self, start: int, stop: int) -> FloatArray:
+        """Return elements `start` to `stop`, flat in C order."""
+
+
+@dataclass(frozen=True)
+class Reconstruction:
+    """What one tensor comes back as.
+
+    `read` returns float32 elements `start` to `stop`, flat in C order, whatever thread asks;
+    `dtype` names the type that holds them, and `bits` is the size of all that is stored. Of what
+    is stored in a file there is the `sha256`, and the name of the file is `source`. `readings` are
+    other known readings of the same words, by what they suppose, `rearranged` those that put values
+    in other places; `remark` is what is wrong with the file itself. `slow` says that a thread pays
+    for few values.
+    """
+
+    read: Read
+    dtype: str
+    bits: int
+    sha256: str | None = None
+    source: str = ""
+    readings: Mapping[str, Read] = field(default_factory=dict)
+    rearranged: Mapping[str, Read] = field(default_factory=dict)
+    remark: str | None = None
+    slow: bool = False
+
+
+class Codec(ABC):
+    """Stores whole tensors; `versions` are those of the packages that its values depend on."""
+
+    n_bits: int | None
+    versions: Mapping[str, str] = {}
+
+    @abstractmethod
+    def open(self, tensor: NamedTensor) -> Reconstruction:
+        """Return what a tensor comes back as.
+
+        Raises UnfitError where it is not stored, ValueError where it is and something is wrong.
+        """
+
+    def bind(self, source: Any) -> "Codec":  # noqa: ARG002 files look for its tensors
+        """Return the codec for the tensors of one source."""
+        return self
+
+    def unmatched(self) -> Mapping[str, str]:
+        """Return what is stored and not of the source it is bound to, with the reason."""
+        return {}
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns that describe a format of ours: all null."""
+        return dict.fromkeys(PLAIN)
 
 
 class Quantizer(Protocol):
@@ -96,7 +274,7 @@ class Format:
                 "float32 a block: leave it out"
             )
 
-    def open(self, tensor: Values) -> "Format":
+    def open(self, tensor: NamedTensor) -> "Format":
         """Return the format, which is the same for every tensor; raises UnfitError."""
         self.block.layout(tensor.shape)
         return self
@@ -114,10 +292,10 @@ class Format:
     @property
     def plain(self) -> bool:
         """Whether there is one float32 scale over the whole range, as in the lab."""
-        return self.describe() == PLAIN
+        return self.columns() == PLAIN
 
-    def describe(self) -> dict[str, Any]:
-        """Return the format in full, as each row of results.csv has it."""
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of results.csv that describe a format, but for mode and width."""
         return {
             "block": self.block.name,
             "block_size": self.block.block_size,

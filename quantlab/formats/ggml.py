@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Shape, UnfitError
-from quantlab.formats.codec import Codec, Reconstruction, Values
 from quantlab.formats.element import ContradictionError, FloatArray, require_width
+from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 
 Octets = NDArray[np.uint8]
 PACKAGE = "xllamacpp"
@@ -71,7 +71,7 @@ class Ggml(Codec):
     def _takes_imatrix(self) -> bool:
         return bool(self._ggml.ggml_quantize_requires_imatrix(self._number))
 
-    def open(self, tensor: Values) -> Reconstruction:
+    def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return a tensor as the library gives it back; raises UnfitError as llama.cpp does."""
         self._require_rows(tensor.shape)
         known = self.imatrix.of(tensor.name, tensor.shape) if self.imatrix else None
@@ -117,7 +117,7 @@ class _Rows:
     it, some types look at the whole row.
     """
 
-    def __init__(self, ggml: Ggml, tensor: Values, importance: FloatArray | None) -> None:
+    def __init__(self, ggml: Ggml, tensor: NamedTensor, importance: FloatArray | None) -> None:
         self.ggml, self.tensor, self.importance = ggml, tensor, importance
         block = ggml._traits.block
         self.row = block if importance is None else tensor.shape[-1]

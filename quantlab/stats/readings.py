@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Read
-from quantlab.formats.codec import Reconstruction
+from quantlab.formats.format import Reconstruction
 from quantlab.sources.tensor import Tensor
 
 STRETCHES, LENGTH = 16, 2**12  # of a tensor that is looked at

@@ -16,9 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.codec import Reconstruction
 from quantlab.formats.element import FloatArray, NotFiniteError
-from quantlab.formats.format import Format
+from quantlab.formats.format import Format, Reconstruction
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, metrics, parallel, storage
 from quantlab.stats.compiled import Kernel, kernel_for

@@ -12,10 +12,9 @@ from numpy.typing import NDArray
 
 from quantlab.formats import uniform
 from quantlab.formats.blocks import Layout
-from quantlab.formats.codec import Reconstruction
 from quantlab.formats.coder import NO_SCALES, Coder, Scales
 from quantlab.formats.element import FloatArray, Trip, per_value
-from quantlab.formats.format import Format
+from quantlab.formats.format import Format, Reconstruction
 from quantlab.formats.ranges import NUMPY
 from quantlab.formats.roundtrip import RoundTrip, saturates
 from quantlab.formats.uniform import Params, Uniform

@@ -24,8 +24,7 @@ from omegaconf.errors import InterpolationToMissingValueError
 
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
-from quantlab.formats.codec import Codec
-from quantlab.formats.format import Format, compose
+from quantlab.formats.format import Codec, Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record

@@ -471,14 +471,14 @@ def test_bits_per_value_of_q8_0_are_those_of_ggml():
 
 
 def test_the_format_describes_itself():
-    assert Format(Symmetric(4), Group(7, scale="float16"), Mse()).describe() == {
+    assert Format(Symmetric(4), Group(7, scale="float16"), Mse()).columns() == {
         "block": "group",
         "block_size": 7,
         "scale_dtype": "float16",
         "range": "mse",
     }
-    assert FORMATS["nv/fp4"].describe()["scale_dtype"] == "float8_e4m3"
-    assert Format(Log(4)).describe()["range"] is None
+    assert FORMATS["nv/fp4"].columns()["scale_dtype"] == "float8_e4m3"
+    assert Format(Log(4)).columns()["range"] is None
 
 
 # Errors.

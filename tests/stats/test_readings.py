@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from quantlab.formats.codec import Reconstruction
+from quantlab.formats.format import Reconstruction
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.readings import COLUMNS, FAR, FITS, LENGTH, NEAR, STRETCHES, better_reading
 

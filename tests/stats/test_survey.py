@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 
 from quantlab.formats.blocks import Group
-from quantlab.formats.codec import Reconstruction
-from quantlab.formats.format import Format
+from quantlab.formats.format import Format, Reconstruction
 from quantlab.formats.scales import TwoLevel
 from quantlab.formats.uniform import Symmetric
 from quantlab.sources.tensor import Tensor

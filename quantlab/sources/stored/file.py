@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantlab.formats.blocks import Read, UnfitError
-from quantlab.formats.codec import Codec, Reconstruction, Values
 from quantlab.formats.element import ContradictionError
+from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 from quantlab.sources.file import BadFileError, Entry, readable, require_file, require_packages
 from quantlab.sources.names import (
     PERMUTED,
@@ -91,13 +91,13 @@ class StoredFile(Codec):
         """Return the codec of a source: each of its tensors with the stored one."""
         return Bound(self, source)
 
-    def open(self, tensor: Values) -> Reconstruction:
+    def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return what a tensor comes back as, the one that is stored under its name."""
         if tensor.name not in self.tensors:
             raise UnfitError(f"{self.file_name} has no such tensor")
         return self.reconstruction(tensor, Pair(self.tensors[tensor.name]))
 
-    def reconstruction(self, tensor: Values, pair: Pair) -> Reconstruction:
+    def reconstruction(self, tensor: NamedTensor, pair: Pair) -> Reconstruction:
         """Return a tensor as it is stored; raises ValueError where it is another, or damaged."""
         stored = pair.tensor
         where = f"tensor '{label(tensor.name)}' in {self.path}"
@@ -159,7 +159,7 @@ class Bound(Codec):
                     "original, mode.path the quantized file"
                 )
 
-    def open(self, tensor: Values) -> Reconstruction:
+    def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return what a tensor comes back as."""
         pair = self.pairs.get(tensor.name) or self._pairs([tensor.name]).get(tensor.name)
         if pair is None:

@@ -152,10 +152,10 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
-    from quantlab.records import aggregated
+    from quantlab.records.table import read_aggregate
     from quantlab.report.check import check
 
-    found = aggregated.read(arguments.directory)
+    found = read_aggregate(arguments.directory)
     passed, lines = check(found, *verdict_settings(arguments.directory, arguments.settings))
     print("\n".join(lines))
     if not passed:
@@ -163,11 +163,11 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
-    from quantlab.records import aggregated
+    from quantlab.records.table import read_aggregate
     from quantlab.report.diff import diff, require_tolerance
     from quantlab.report.diff_summary import diff_summary
 
-    before, after = (aggregated.read(each) for each in arguments.directories)
+    before, after = (read_aggregate(each) for each in arguments.directories)
     bar, t = verdict_settings(after.directory, arguments.settings)
     tolerance = require_tolerance(arguments.tolerance)
     found = diff(before, after, bar)

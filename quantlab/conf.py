@@ -1,7 +1,66 @@
-"""Where the configs are: beside the package in a clone, inside it in a wheel."""
+"""Where the configs are, and what an option of a config group says.
 
+They stand beside the package in a clone, inside it in a wheel; a ``--config-dir`` adds a folder.
+"""
+
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).parent
 INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
+FOLDERS = [CONF]
+INSTRUCTIONS = ("_target_", "_partial_")  # to Hydra; they are no settings
+
+
+def add_folder(folder: Path) -> None:
+    """Look for options in another folder too."""
+    if folder not in FOLDERS:
+        FOLDERS.append(folder)
+
+
+def load_option(group: str, option: str) -> dict[str, Any] | None:
+    """Load the yaml of an option, such as ``mode/mx/fp4``, or None if there is no such file.
+
+    Values are unresolved. What the bases in its ``defaults`` say stands below what it says itself.
+    """
+    paths = (folder / group / f"{option}.yaml" for folder in FOLDERS)
+    path = next((path for path in paths if path.is_file()), None)
+    return None if path is None else _load(path)
+
+
+def changed_settings(group: str, option: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """List the settings in which a config differs from its option, by their dotted keys.
+
+    All of them if the option has no yaml.
+    """
+    of_option = load_option(group, option) or {}
+    defaults = dict(_leaves(group, of_option.get(group, of_option)))
+    return {
+        key: value
+        for key, value in _leaves(group, config)
+        if key not in defaults or defaults[key] != value
+    }
+
+
+def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(f"{prefix}.{key}", value)
+        elif key not in INSTRUCTIONS:
+            yield f"{prefix}.{key}", value
+
+
+@cache
+def _load(path: Path) -> dict[str, Any]:
+    from omegaconf import OmegaConf  # which importing this module does without
+
+    content: Any = OmegaConf.load(path)
+    bases = [base for base in content.pop("defaults", []) if str(base).startswith("/base/")]
+    merged = OmegaConf.merge(
+        *(OmegaConf.load(CONF / f"{base[1:]}.yaml") for base in bases), content
+    )
+    plain: Any = OmegaConf.to_container(merged)
+    return plain

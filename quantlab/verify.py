@@ -8,10 +8,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from quantlab.plans.faults import plan_faults, plan_files
-from quantlab.records import disk, record, results, schema
+from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
-from quantlab.records.upgrade import OLDEST, known_to, without_new
+from quantlab.records.older import OLDEST, known_to, without_new
+from quantlab.records.table import collect, nest, tabulate
 from quantlab.sweep.job import add_import_path, build
 
 OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
@@ -47,8 +48,8 @@ def faults(directory: Path) -> Iterator[str]:
     for name in sorted(TABLES - manifest["artefacts"].keys()):
         yield f"{path} does not list {name}: it should"
     try:
-        runs = results.collect(directory)
-        table, levels = results.tabulate(runs, directory)
+        runs = collect(directory)
+        table, levels = tabulate(runs, directory)
     except ValueError as reason:
         yield str(reason)
         return
@@ -58,7 +59,7 @@ def faults(directory: Path) -> Iterator[str]:
     yield from (run.error for run in runs if run.record is None and run.error)
     if not run_faults:
         older = manifest["schema"] < manifests.SCHEMA
-        yield from _result_faults(directory / "results.json", results.nest(table, levels), older)
+        yield from _result_faults(directory / "results.json", nest(table, levels), older)
 
 
 def _read(path: Path, name: str) -> Any:

@@ -11,7 +11,7 @@ from quantlab.plans.runtimes.registry import runtime
 from quantlab.plans.slots import Request
 from quantlab.plans.summary import plan_summary
 from quantlab.plans.weights import read_weights
-from quantlab.records import aggregated
+from quantlab.records.table import read_aggregate
 from quantlab.report.settings import verdict_settings
 
 ASKED = ("bits", "size", "bar", "recipe", "by", "weights", "keep", "same")
@@ -22,7 +22,7 @@ def run(directory: Path, settings: Sequence[str], options: Mapping[str, Any], co
 
     `options` are those of the command line, by their names; nothing is written where one is wrong.
     """
-    found = aggregated.read(directory)
+    found = read_aggregate(directory)
     bar, t = verdict_settings(directory, settings)
     names, path = tensor_names(found), options["weights"]
     known = format_names(found)

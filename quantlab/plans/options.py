@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from quantlab.plans.originals import Original
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 from quantlab.report.format_name import FORMAT
 
 OF_FORMAT = (*FORMAT, "stored_dtype")  # what of a row says how its tensor is stored

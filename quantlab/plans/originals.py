@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantlab.records.aggregated import Aggregated
+from quantlab.records.table import Aggregated
 from quantlab.text import label
 
 

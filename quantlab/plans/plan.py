@@ -13,8 +13,7 @@ from quantlab.plans.runtimes.registry import runtime
 from quantlab.plans.slots import SQNR, Request, find_slots
 from quantlab.plans.table import plan_table
 from quantlab.plans.weights import read_weights, require_weights
-from quantlab.records import aggregated
-from quantlab.records.aggregated import Aggregated
+from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import format_name
 from quantlab.report.settings import verdict_settings
@@ -73,7 +72,7 @@ def plan(
         Where the directory is no sweep, the budget is below what there is, or a name, pattern,
         format or weight is unknown.
     """
-    found = aggregated.read(Path(directory))
+    found = read_aggregate(Path(directory))
     if isinstance(weights, str | Path):
         weights = read_weights(Path(weights), tensor_names(found))
     kept = tuple((keep or {}).items())

@@ -8,8 +8,8 @@ from quantlab.plans.constraints import kept, merged, require_patterns
 from quantlab.plans.options import Option, Part, Slot, option, relative_error
 from quantlab.plans.originals import Original, originals
 from quantlab.plans.runtimes.runtime import Runtime, bits_of
-from quantlab.records.aggregated import Aggregated
-from quantlab.records.row import Row
+from quantlab.records.record import Row
+from quantlab.records.table import Aggregated
 from quantlab.report.format_name import format_name
 from quantlab.report.tensor_verdict import tensor_levels
 

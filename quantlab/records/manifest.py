@@ -13,8 +13,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from quantlab.records import disk, parts, record
-from quantlab.records.record import Record
-from quantlab.records.run import Run
+from quantlab.records.record import Record, Run
 
 # 3 did not list tensors, 2 stood beside results without storage, 1 had no hashes of Hydra's files
 SCHEMA = 4

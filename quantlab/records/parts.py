@@ -20,8 +20,7 @@ from quantlab.records.division import (
     undivided,
     without_part,
 )
-from quantlab.records.record import Record
-from quantlab.records.run import Run
+from quantlab.records.record import Record, Run
 
 
 class Gap(NamedTuple):

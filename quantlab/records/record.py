@@ -1,4 +1,4 @@
-"""The record of one run: what was asked, what came out, kept whole or not at all."""
+"""The record of one run: its config, its outcome, written whole or not at all."""
 
 import hashlib
 import json
@@ -6,19 +6,19 @@ import os
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import quantlab
 from quantlab import interrupt
 from quantlab.records import disk, schema
-from quantlab.records.renames import as_first_asked, with_current_names
-from quantlab.records.upgrade import OLDEST, upgraded
+from quantlab.records.older import OLDEST, as_first_asked, upgraded, with_current_names
+from quantlab.text import as_text
 
 # 5 had no sizes of what was not measured, 4 no stored formats, 3 one scale a tensor and no storage
 SCHEMA = 6
@@ -208,3 +208,23 @@ def find(directory: Path) -> Iterator[Path]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"it holds {name}, which is not JSON")
+
+
+class Run(NamedTuple):
+    """One run directory, relative to its sweep; `record` and its hash are None where unreadable."""
+
+    directory: str
+    sha256: str | None
+    record: Record | None
+    error: str | None
+
+
+Row = Mapping[str, Any]  # the figures of one tensor in one run, under their keys
+
+
+def group_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[list[int]]:
+    """Return where the rows stand that agree in some levels, in the order of the first of them."""
+    found: dict[tuple[str, ...], list[int]] = {}
+    for n, row in enumerate(rows):
+        found.setdefault(tuple(as_text(row[level]) for level in levels), []).append(n)
+    return list(found.values())

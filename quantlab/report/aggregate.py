@@ -7,9 +7,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from quantlab.records import disk, manifest, parts, record, results
-from quantlab.records.row import Row
-from quantlab.records.run import Run
+from quantlab.records import disk, manifest, parts, record
+from quantlab.records.record import Row, Run
+from quantlab.records.table import collect, run_directories, tables, tabulate
 from quantlab.report import page, tensor_verdict
 from quantlab.report.bar import Bar
 from quantlab.report.findings import Findings, TensorEntry, choose_details, choose_histogram
@@ -39,10 +39,10 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
     of a run. Raises ValueError when there is no record, or when two records answer for the same
     combination.
     """
-    runs = results.collect(directory)
-    table, levels = results.tabulate(runs, directory)
+    runs = collect(directory)
+    table, levels = tabulate(runs, directory)
     rows = cast("list[Row]", table.to_dict("records"))
-    artefacts = results.tables(table, levels, ["; ".join(bar.missed(row)) for row in rows])
+    artefacts = tables(table, levels, ["; ".join(bar.missed(row)) for row in rows])
     origin = manifest.from_directory(directory, runs, levels)
     provenance = _provenance(runs, origin, artefacts, t)
     findings = _findings(runs, directory, rows, levels, bar, provenance)
@@ -69,7 +69,7 @@ def _findings(
     bar: Bar,
     provenance: Mapping[str, str],
 ) -> Findings:
-    directories = results.run_directories(runs, directory)
+    directories = run_directories(runs, directory)
     records = [run.record for run in parts.combined(runs) if run.record]
     failures = {_run_label(run): run.error for run in runs if run.error}
     return Findings(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any
 
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 
 
 @dataclass(frozen=True, kw_only=True)

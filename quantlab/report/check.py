@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from quantlab.records.aggregated import Aggregated
+from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
 from quantlab.report.sentences import criterion_text, failure_sentences, missed_text
 from quantlab.report.tensor_verdict import TensorVerdict, tensor_verdicts

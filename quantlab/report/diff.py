@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from quantlab.records.aggregated import Aggregated
-from quantlab.records.row import Row
+from quantlab.records.record import Row
+from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import format_name
 from quantlab.report.tensor_verdict import tensor_levels, tensor_verdicts

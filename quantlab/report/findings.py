@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from quantlab.records.row import Row, group_rows
+from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.storage import TensorFormats, tensor_formats
 from quantlab.report.stored import StoredRows, stored_rows

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 from quantlab.text import NULL, as_text
 
 FORMAT = ("mode", "n_bits", "block", "block_size", "scale_dtype", "range")  # what a format is

@@ -16,7 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import Verdict

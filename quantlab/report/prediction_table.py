@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 from quantlab.report.numbers import format_figure
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import row_name

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import is_plain
 from quantlab.report.numbers import format_widths, percent

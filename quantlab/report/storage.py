@@ -8,7 +8,7 @@ from functools import cached_property
 from statistics import median
 from typing import NamedTuple
 
-from quantlab.records.row import Row, group_rows
+from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import format_name, has_formats
 from quantlab.report.tensor_verdict import tensor_levels

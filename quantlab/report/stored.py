@@ -7,7 +7,7 @@ from functools import cached_property
 from math import inf
 from statistics import median
 
-from quantlab.records.row import Row, group_rows
+from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.sentences import grouped_by_reason
 from quantlab.report.texts import Texts

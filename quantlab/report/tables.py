@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import matplotlib as mpl
 
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import has_formats, level_text
 from quantlab.report.numbers import format_figure

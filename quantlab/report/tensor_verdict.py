@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantlab.records import disk
-from quantlab.records.row import Row, group_rows
+from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import format_name, is_of_format
 from quantlab.report.verdict import quality

@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from quantlab.records.row import Row, group_rows
+from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.console import Cell, render, table
 from quantlab.report.findings import Findings

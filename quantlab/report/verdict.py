@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from quantlab.records.row import Row, group_rows
+from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import FORMAT, has_setting, varied_choices
 from quantlab.text import as_text, printable

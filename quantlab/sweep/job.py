@@ -29,7 +29,7 @@ from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
 from quantlab.records.division import WHOLE, division, undivided, without_part
-from quantlab.records.renames import DEFAULTS, current_name, with_current_names
+from quantlab.records.older import DEFAULTS, current_name, with_current_names
 from quantlab.report.settings import report_settings
 from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix

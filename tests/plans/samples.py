@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from quantlab.records.aggregated import Aggregated
+from quantlab.records.table import Aggregated
 
 FORMATS = {  # of a name the mode, width, block and size of its row
     "sym 4 bits, group 32": ("symmetric", 4, "group", 32),

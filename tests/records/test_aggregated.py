@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 import quantlab
-from quantlab.records import aggregated
+from quantlab.records.table import read_aggregate
 from tests.conftest import ROOT, aggregate
 from tests.report.test_page import many
 
@@ -12,7 +12,7 @@ from tests.report.test_page import many
 def test_rows_are_those_of_the_aggregate(tmp_path):
     many(tmp_path, ["a.weight", "b"])
     written = aggregate(tmp_path).findings.rows
-    found = aggregated.read(tmp_path)
+    found = read_aggregate(tmp_path)
     for row, one in zip(found.rows, written, strict=True):
         assert {key: row[key] for key in one} == dict(one)
         assert {type(row[key]) for key in one} <= {str, int, float, bool, type(None)}
@@ -24,7 +24,7 @@ def test_rows_are_those_of_the_aggregate(tmp_path):
 def test_the_committed_sweeps_are_read_without_their_records(tmp_path):
     for name in ("results.csv", "results.json", "manifest.json"):
         shutil.copy(ROOT / "multirun" / "remedies" / name, tmp_path)
-    assert len(aggregated.read(tmp_path).rows) == 105
+    assert len(read_aggregate(tmp_path).rows) == 105
 
 
 @pytest.mark.parametrize(
@@ -41,14 +41,14 @@ def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
         shutil.copy(ROOT / "multirun" / "lab" / each, tmp_path)
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match="quantlab aggregate") as caught:
-        aggregated.read(tmp_path)
+        read_aggregate(tmp_path)
     assert said in str(caught.value)
 
 
 def test_a_manifest_of_an_older_version_lists_no_tensors(tmp_path):
     old = ROOT / "tests" / "data" / "schema3" / "lab"
     with pytest.raises(ValueError, match="is of an older version and lists no tensors: quantlab"):
-        aggregated.read(shutil.copytree(old, tmp_path / "lab"))
+        read_aggregate(shutil.copytree(old, tmp_path / "lab"))
 
 
 def test_the_verdict_is_a_table(lab_sweep):
@@ -67,10 +67,10 @@ def test_a_run_without_figures_has_its_reason(tmp_path):
     for run, (status, error) in zip(manifest["runs"], lost, strict=False):
         run |= {"status": status, "error": error}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
-    assert list(aggregated.read(tmp_path).failures.values()) == ["no disk", "unreadable", "torn"]
+    assert list(read_aggregate(tmp_path).failures.values()) == ["no disk", "unreadable", "torn"]
 
 
 def test_what_is_no_directory_is_named(tmp_path):
     for path in (tmp_path / "none", ROOT / "README.md"):
         with pytest.raises(ValueError, match="is not a directory: give the directory of a sweep"):
-            aggregated.read(path)
+            read_aggregate(path)

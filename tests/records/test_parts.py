@@ -8,7 +8,7 @@ from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import parts
 from quantlab.records.record import Outcome
-from quantlab.records.results import collect
+from quantlab.records.table import collect
 from quantlab.sources.lab import Hidden
 from tests.conftest import aggregate, printed
 from tests.report.test_aggregate import keep

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 import quantlab
-from quantlab.records import table
+from quantlab.records.table import load
 from tests.conftest import ROOT, aggregate, measure
 from tests.report.test_aggregate import keep
 
@@ -49,7 +49,7 @@ def test_every_column_has_its_dtype_and_is_documented(loaded):
     for key in ("top_merged", "top_swapped", "top_bits_sufficient"):
         assert kinds.pop(key) == "Int64"
     assert set(kinds.values()) == {"float64"}
-    words = set(re.findall(r"\w+", table.load.__doc__))
+    words = set(re.findall(r"\w+", load.__doc__))
     assert set(loaded.columns) <= words
 
 

@@ -10,7 +10,7 @@ from playwright.sync_api import sync_playwright
 from quantlab.plans.page import page as plan_page
 from quantlab.plans.plan import make_plan
 from quantlab.plans.slots import Request
-from quantlab.records import aggregated
+from quantlab.records.table import read_aggregate
 from quantlab.report import page as pages
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, aggregate
@@ -211,7 +211,7 @@ def planned(request, tmp_path_factory):
         source = directory
         many(directory, [f"blocks.{n}.attention.weight" for n in range(120)])
         aggregate(directory)
-    found = aggregated.read(source)
+    found = read_aggregate(source)
     plan = make_plan(found, Request(), bits=9)
     (directory / "plan.html").write_bytes(plan_page(plan, "quantlab plan", "0" * 64, Texts("en")))
     return directory

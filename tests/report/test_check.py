@@ -5,7 +5,7 @@ from hypothesis import assume, given
 
 from quantlab.plans.plan import make_plan
 from quantlab.plans.slots import Request
-from quantlab.records.aggregated import Aggregated
+from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
 from quantlab.report.check import check
 from quantlab.report.tensor_verdict import tensor_verdicts

@@ -6,7 +6,7 @@ from typing import Any
 from quantlab.plans.options import OF_FORMAT
 from quantlab.plans.runtimes.runtime import Runtime, Taken
 from quantlab.records import disk
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 
 
 class Generic(Runtime):

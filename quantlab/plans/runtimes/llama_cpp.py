@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from quantlab.formats.ggml import NUMBERS
 from quantlab.plans.originals import Original
 from quantlab.plans.runtimes.runtime import Runtime, Taken
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 from quantlab.sources.names import gguf_name
 from quantlab.text import label
 

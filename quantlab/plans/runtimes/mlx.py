@@ -19,7 +19,7 @@ from quantlab.plans.runtimes.runtime import (
     module_name,
 )
 from quantlab.records import disk
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 
 BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PRESETS = {"mx/fp4": ("mxfp4", 32, 4), "mx/fp8_e4m3": ("mxfp8", 32, 8)}

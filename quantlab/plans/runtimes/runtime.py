@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from quantlab.plans.originals import Original
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 
 
 class Taken(NamedTuple):

@@ -19,7 +19,7 @@ from quantlab.plans.runtimes.runtime import (
     module_name,
 )
 from quantlab.records import disk
-from quantlab.records.row import Row
+from quantlab.records.record import Row
 
 INTEGERS = {"symmetric": "SYMMETRIC", "asymmetric": "ASYMMETRIC"}
 FLOATS = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}

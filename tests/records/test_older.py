@@ -16,13 +16,13 @@ from omegaconf import OmegaConf
 
 import quantlab
 from quantlab.records import record
-from quantlab.records.renames import (
+from quantlab.records.older import (
     CURRENT,
     ORIGINAL,
+    known_to,
     with_current_names,
     with_original_names,
 )
-from quantlab.records.upgrade import known_to
 from quantlab.sweep.job import build
 from tests.conftest import ROOT, run, run_python
 

@@ -1,0 +1,152 @@
+"""Records and configs of older versions, brought to today's.
+
+A config names its classes under ``_target_``, and a run's key is a hash of its config. Both outlive
+a module that moves: old names are read as today's, and keys are made of the oldest name there is,
+so that the same question keeps its key. Whoever moves a class appends its new name to `NAMES`.
+
+A figure that an older version did not measure, and that cannot be derived, is null with the reason.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, cast
+
+from quantlab.formats.format import PLAIN
+
+NAMES = (  # of a class, the oldest first and today's last
+    ("quantlab.dist.Hidden", "quantlab.sources.lab.Hidden"),
+    ("quantlab.dist.TenseLogits", "quantlab.sources.lab.TenseLogits"),
+    ("quantlab.dist.VerbProbs", "quantlab.sources.lab.VerbProbs"),
+    ("quantlab.files.Gguf", "quantlab.sources.gguf.Gguf"),
+    ("quantlab.files.Npy", "quantlab.sources.npy.Npy"),
+    ("quantlab.files.Npz", "quantlab.sources.npz.Npz"),
+    ("quantlab.files.Safetensors", "quantlab.sources.safetensors.Safetensors"),
+    ("quantlab.predict.LognormalShares", "quantlab.sources.expected.LognormalShares"),
+    ("quantlab.predict.Normal", "quantlab.sources.expected.Normal"),
+    ("quantlab.predict.Uniform", "quantlab.sources.expected.Uniform"),
+    ("quantlab.quant.Asymmetric", "quantlab.formats.uniform.Asymmetric"),
+    ("quantlab.quant.Symmetric", "quantlab.formats.uniform.Symmetric"),
+)
+CURRENT = {old: names[-1] for names in NAMES for old in names[:-1]}
+ORIGINAL = {later: names[0] for names in NAMES for later in names[1:]}
+
+
+def current_name(target: str) -> str:
+    """Return what the class of an old name is called today; any other name as it is."""
+    return CURRENT.get(target, target)
+
+
+DEFAULTS = {  # what groups that schema 3 did not have do when nobody chooses
+    "block": {"_target_": "quantlab.formats.blocks.PerTensor", "scale": "float32"},
+    "range": {"_target_": "quantlab.formats.ranges.AbsMax"},
+}
+
+
+def as_first_asked(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a config as the oldest version that could ask the same would have written it.
+
+    Classes have their oldest names, groups that are newer are left out where they have their
+    defaults, and so are beliefs in words, which change no figure.
+    """
+    kept = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
+    if isinstance(metrics := kept.get("metrics"), dict) and metrics.get("imatrix") is None:
+        kept["metrics"] = {key: value for key, value in metrics.items() if key != "imatrix"}
+    renamed = with_original_names(kept)
+    dist = renamed.get("dist")
+    if isinstance(dist, dict) and isinstance(dist.get("expected"), dict):
+        beliefs = {key: value for key, value in dist["expected"].items() if key != "remedies"}
+        renamed["dist"] = dist | {"expected": beliefs}
+    return cast("dict[str, Any]", renamed)
+
+
+def with_current_names(config: Any) -> Any:
+    """Return a config, in plain containers, with its classes under today's names."""
+    return _renamed(config, CURRENT)
+
+
+def with_original_names(config: Any) -> Any:
+    """Return a config, in plain containers, with its classes under their oldest names."""
+    return _renamed(config, ORIGINAL)
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        return {
+            key: names.get(each, each)
+            if key == "_target_" and isinstance(each, str)
+            else _renamed(each, names)
+            for key, each in value.items()
+        }
+    return [_renamed(each, names) for each in value] if isinstance(value, list) else value
+
+
+OLDEST = 3
+REASON = "recorded with schema 3"
+BUDGET = ("clip_share", "zero_share", "round_share")
+NARROW = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
+SINCE_4 = ("underflowed", "storage", "error_budget")  # keys of a tensor
+
+
+def upgraded(record: Any) -> Any:
+    """Return a record, as JSON has it, with what schema 3 lacks; any other as it is."""
+    try:
+        if record["schema"] != OLDEST:
+            return record
+        tensors = {name: _upgraded(each, record) for name, each in record["tensors"].items()}
+    except (AttributeError, KeyError, TypeError):
+        return record  # its schema says what is wrong with it
+    return record | {"format": PLAIN if tensors else {}, "tensors": tensors}
+
+
+def _upgraded(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    missing = [key for key in BUDGET if tensor["measured"]["max_err"]]
+    narrow = tensor["dtype"] in NARROW  # nothing of these underflows in float32
+    if not narrow:
+        missing.append("underflowed")
+    return tensor | {
+        "reasons": tensor["reasons"] | dict.fromkeys(missing, REASON),
+        "underflowed": 0 if narrow else None,
+        "storage": _storage(tensor, record),
+        "error_budget": dict.fromkeys(BUDGET),
+    }
+
+
+def _storage(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
+    """Return what one float32 scale costs, and a zero point unless it is 0 by the mode's rule."""
+    n_bits, params = record["n_bits"], tensor["params"]
+    wide = record["config"]["mode"].get("zero_point") == "wide_int"
+    zero_point = 0 if record["mode"] == "symmetric" else 32 if wide else n_bits
+    bits = n_bits + (32 + zero_point) / tensor["n_elements"]
+    sqnr_db = tensor["measured"]["sqnr_db"]
+    lo, hi = tensor["range"]
+    vanished = params.get("scale_replaced") and 0 < max(-lo, hi) < 0.5
+    return {
+        "bits_per_value": bits,
+        "bits_above_bound": None if sqnr_db is None else bits - sqnr_db / (20 * math.log10(2)),
+        "n_scales": 1,
+        "scale_min": params["scale"],
+        "scale_max": params["scale"],
+        "scales_saturated": 0,
+        "scales_vanished": int(bool(vanished)),
+    }
+
+
+def without_new(outcome: dict[str, Any]) -> dict[str, Any]:
+    """Return what a record says of its outcome, but for what schema 3 did not say."""
+    tensors = {}
+    for name, tensor in outcome["tensors"].items():
+        reasons = {key: why for key, why in tensor["reasons"].items() if why != REASON}
+        kept = {key: value for key, value in tensor.items() if key not in SINCE_4}
+        tensors[name] = kept | {"reasons": reasons}
+    return outcome | {"tensors": tensors}
+
+
+def known_to(older: Any, results: Any) -> Any:
+    """Return results.json but for new figures and their reasons, which an older one lacks."""
+    if not (isinstance(older, dict) and isinstance(results, dict)):
+        return results
+    kept = {key: known_to(older[key], value) for key, value in results.items() if key in older}
+    if isinstance(kept.get("reasons"), str):
+        reasons = [each for each in kept["reasons"].split("; ") if not each.endswith(REASON)]
+        kept["reasons"] = "; ".join(reasons) or None
+    return kept

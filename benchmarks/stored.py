@@ -22,7 +22,7 @@ from safetensors.numpy import save_file
 
 from quantlab.formats.format import Codec, Format
 from quantlab.formats.ggml import Ggml
-from quantlab.measurement import form_of, mode_of
+from quantlab.measurement import form_of, load_mode
 from quantlab.sources.safetensors import Safetensors
 from quantlab.sources.stored.safetensors import SafetensorsFile
 from quantlab.sources.tensor import Tensor
@@ -67,7 +67,7 @@ def types() -> None:
     sym = best(partial(timed, tensor, form_of("sym")))
     print(f"{'2^24 values, ns a value':28}{'measured':>10}{'library':>10}{'sym':>8}{'ratio':>8}")
     for name in TYPES:
-        ggml = mode_of(f"ggml/{name}", None)
+        ggml = load_mode(f"ggml/{name}", None)
         taken = best(partial(timed, tensor, ggml))
         alone = best(partial(library, ggml, x))
         figures = (1e9 * each / SIZE for each in (taken, alone, sym))
@@ -157,7 +157,7 @@ def run_peak(*arguments: str) -> tuple[float, float]:
 def whole_files() -> None:
     """Print the memory of ``run.py`` on files of several GB, beside that of a run with Numba."""
     with tempfile.TemporaryDirectory(dir=ROOT / "multirun") as folder:
-        for name, ggml in (("F16", None), ("Q4_0", mode_of("ggml/q4_0", None))):
+        for name, ggml in (("F16", None), ("Q4_0", load_mode("ggml/q4_0", None))):
             write(Path(folder, f"{name}.gguf"), ggml)
         size = sum(path.stat().st_size for path in Path(folder).glob("*.gguf"))
         out = f"hydra.sweep.dir={folder}/out"

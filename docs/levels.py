@@ -25,7 +25,7 @@ GRIDS = {
 
 def levels(mode: str, n_bits: int | None) -> np.ndarray:
     """Return the values of a grid whose block reaches from -1 to 1, its least magnitude 1/64."""
-    element = as_element(measurement.mode_of(mode, n_bits))
+    element = as_element(measurement.load_mode(mode, n_bits))
     x = np.linspace(-1, 1, 2**16 + 1, dtype=np.float32)
     bounds = Bounds(*(np.array([end]) for end in (-1.0, 1.0, 1 / 64)))
     params = element.fit(bounds, FLOAT32.store).params

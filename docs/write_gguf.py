@@ -14,14 +14,14 @@ import gguf
 import numpy as np
 
 from quantlab.formats.blocks import UnfitError
-from quantlab.measurement import mode_of
+from quantlab.measurement import load_mode
 from quantlab.sources.safetensors import Safetensors
 from quantlab.sources.tensor import Tensor
 
 
 def write(path: Path, tensors: Iterable[Tensor], kind: str | None) -> None:
     """Write tensors in float16, or in a type of ggml."""
-    ggml = mode_of(f"ggml/{kind}", None) if kind else None
+    ggml = load_mode(f"ggml/{kind}", None) if kind else None
     writer = gguf.GGUFWriter(path, "checkpoint")
     for tensor in tensors:
         x = tensor.block(0, tensor.size).reshape(tensor.shape)

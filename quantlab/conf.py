@@ -21,6 +21,13 @@ def add_folder(folder: Path) -> None:
         FOLDERS.append(folder)
 
 
+def option_names(group: str) -> list[str]:
+    """List the options of a config group, those of groups below it included."""
+    folders = (folder / group for folder in FOLDERS)
+    paths = ((folder, path) for folder in folders for path in folder.rglob("*.yaml"))
+    return sorted({path.relative_to(folder).with_suffix("").as_posix() for folder, path in paths})
+
+
 def load_option(group: str, option: str) -> dict[str, Any] | None:
     """Load the yaml of an option, such as ``mode/mx/fp4``, or None if there is no such file.
 

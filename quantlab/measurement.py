@@ -2,17 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from numbers import Integral
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.conf import CONF
+from quantlab.conf import load_option, option_names
 from quantlab.formats import uniform
-from quantlab.formats.blocks import Block, Group, PerChannel, PerTensor, UnfitError
+from quantlab.formats.blocks import UnfitError
 from quantlab.formats.format import Codec, Format, Reconstruction, compose
-from quantlab.formats.ranges import AbsMax, Mse, Percentile, Range
 from quantlab.records import record
 from quantlab.report.bar import Bar
 from quantlab.report.run_summary import run_summary
@@ -22,8 +20,6 @@ from quantlab.stats.parallel import usable_cores
 from quantlab.stats.stream import measure as measure_tensor
 
 NAME = "x"
-BLOCKS: dict[str, type[PerTensor | PerChannel]] = {"tensor": PerTensor, "channel": PerChannel}
-RANGES: dict[str, type[Range]] = {"absmax": AbsMax, "mse": Mse, "percentile": Percentile}
 
 
 class Measurement(Mapping[str, Any]):
@@ -65,11 +61,11 @@ class Measurement(Mapping[str, Any]):
 
 def measure(
     x: Any,
-    mode: str = "sym",
+    mode: Any = "sym",
     n_bits: int | None = None,
-    block: str | int = "tensor",
+    block: Any = "tensor",
     scale: str = "float32",
-    range: str | Range = "absmax",
+    range: Any = "absmax",
 ) -> Any:
     """Measure what it costs to store an array, or each array of a mapping.
 
@@ -80,11 +76,12 @@ def measure(
         float32. A mapping of names to arrays, such as a state_dict, gives a table.
     mode
         A name in ``conf/mode``, such as ``"sym"``, ``"asym"``, ``"log"``, ``"nf4"``, ``"mx/fp4"``,
-        ``"ggml/q4_k"``.
+        ``"ggml/q4_k"``; or an element grid or quantizer of your own, as docs/extending.md has it.
     n_bits
         Width of the codes; without it 8, or the width that the mode fixes.
     block
-        ``"tensor"``, ``"channel"`` for a scale each index of the first axis, or the size of groups.
+        ``"tensor"``, ``"channel"`` for a scale each index of the first axis, the size of groups, or
+        an object of `quantlab.formats.blocks`.
     scale
         The type that scales are stored in: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
     range
@@ -116,7 +113,8 @@ def measure(
     return _measure(x, mode, form, NAME)
 
 
-def _measure(x: Any, mode: str, form: Format | Codec, name: str) -> Measurement:
+def _measure(x: Any, mode: Any, form: Format | Codec, name: str) -> Measurement:
+    mode = mode if isinstance(mode, str) else type(mode).__name__
     array = Tensor(name, as_array(x, name))
     try:
         opened = form.open(array)
@@ -146,50 +144,51 @@ def as_array(x: Any, name: str = NAME) -> NDArray[Any]:
 
 
 def form_of(
-    mode: str = "sym",
+    mode: Any = "sym",
     n_bits: int | None = None,
-    block: str | int = "tensor",
+    block: Any = "tensor",
     scale: str = "float32",
-    range: str | Range = "absmax",
+    range: Any = "absmax",
 ) -> Format | Codec:
-    """Return the format that `measure` measures; raises ValueError where there is none such."""
-    return compose(mode_of(mode, n_bits), _block(block, scale), _range(range))
+    """Make the format that `measure` measures; raises ValueError if a choice is unknown."""
+    return compose(load_mode(mode, n_bits), _block(block, scale), _range(range))
 
 
-def mode_of(name: str, n_bits: int | None) -> Any:
-    """Return a mode by its yaml, with its own width unless another is asked for."""
+def load_mode(mode: Any, n_bits: int | None = None) -> Any:
+    """Make an element grid; without `n_bits` of the width that the mode fixes, or of 8 bits."""
+    if not isinstance(mode, str):
+        return mode
+    width = (_load_option("mode", mode).get("n_bits") or 8) if n_bits is None else n_bits
+    return _instantiate_option("mode", mode, n_bits=width)
+
+
+def _block(block: Any, scale: str) -> Any:
+    if isinstance(block, Integral) and not isinstance(block, bool):
+        return _instantiate_option("block", "group", size=int(block), scale=scale)
+    if hasattr(block, "layout"):
+        return block
+    return _instantiate_option("block", block, scale=scale)
+
+
+def _range(range: Any) -> Any:
+    return range if hasattr(range, "choose") else _instantiate_option("range", range)
+
+
+def _load_option(group: str, option: Any) -> dict[str, Any]:
+    found = load_option(group, option) if isinstance(option, str) else None
+    if found is None or option.startswith("file/"):
+        names = [name for name in option_names(group) if not name.startswith("file/")]
+        sizes = ", or a size of groups" if group == "block" else ""
+        raise ValueError(f"{group} must be one of {', '.join(names)}{sizes}, got {option!r}")
+    return found
+
+
+def _instantiate_option(group: str, option: str, **settings: Any) -> Any:
     from hydra.errors import InstantiationException  # which importing this module does without
     from hydra.utils import instantiate
-    from omegaconf import OmegaConf
 
-    folder = CONF / "mode"
-    paths = {each.relative_to(folder).with_suffix("").as_posix(): each for each in _modes(folder)}
-    if name not in paths:
-        raise ValueError(f"mode must be one of {', '.join(sorted(paths))}, got {name!r}")
-    config: Any = OmegaConf.load(paths[name])
-    width = config.get("n_bits", 8) if n_bits is None else n_bits
+    config = _load_option(group, option)
     try:
-        return instantiate(config.get("mode", config), n_bits=width)
+        return instantiate(config.get(group, config), **settings)
     except InstantiationException as error:
         raise ValueError(*(error.__cause__ or error).args) from None
-
-
-def _modes(folder: Path) -> Iterator[Path]:
-    """Yield the modes but for those that take a file."""
-    return (path for path in folder.rglob("*.yaml") if path.parent.name != "file")
-
-
-def _block(block: str | int, scale: str) -> Block:
-    if isinstance(block, Integral) and not isinstance(block, bool):
-        return Group(size=int(block), scale=scale)
-    if block not in BLOCKS:
-        raise ValueError(f"block must be {' or '.join(BLOCKS)}, or a size of groups, got {block!r}")
-    return BLOCKS[block](scale=scale)
-
-
-def _range(name: str | Range) -> Range:
-    if not isinstance(name, str) and hasattr(name, "choose"):
-        return name
-    if not isinstance(name, str) or name not in RANGES:
-        raise ValueError(f"range must be one of {', '.join(RANGES)}, got {name!r}")
-    return RANGES[name]()

@@ -21,7 +21,7 @@ CHANGED = "has changed: its sha256 is not the one in the manifest"
 ABSENT = "absent"  # what stands where a key is missing
 LONGEST = 80  # characters of a value that a sentence has room for
 TABLES = {"results.json", "results.csv"}
-OUTCOME = ("key", "status", "error", "format", "tensors", "failed", "skipped")
+OUTCOME = ("key", "status", "error", "spec", "tensors", "failed", "skipped")
 
 
 def faults(directory: Path) -> Iterator[str]:
@@ -172,7 +172,7 @@ def reproduce(directory: Path) -> tuple[list[str], list[str]]:
         add_import_path(OmegaConf.load(composed).hydra)
     config = DictConfig(one["config"])
     build(config)  # files that are gone are a mistake, not another outcome
-    again = record.perform(lambda: build(config).run(), one["config"])
+    again = record.perform(lambda: build(config).run(), one["config"], one["mode"], one["n_bits"])
     outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))
     kept = {key: one[key] for key in OUTCOME}
     if one["schema"] == OLDEST:

@@ -1,15 +1,12 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
+from quantlab.conf import CONF, load_option
 from quantlab.formats.ggml import NUMBERS
 from quantlab.sweep import job
-
-CONF = Path(__file__).parents[1] / "conf"
 
 
 def options(group):
@@ -69,11 +66,11 @@ def test_every_block_meets_every_range(block, covered):
 @pytest.mark.parametrize("group", ["block", "range"])
 def test_all_options_of_a_group_have_the_same_keys(group):
     # Hydra holds block.size=32 against the default option before it takes the one chosen.
-    keys = {tuple(OmegaConf.load(path)) for path in (CONF / group).glob("*.yaml")}
+    keys = {frozenset(load_option(group, path.stem)) for path in (CONF / group).glob("*.yaml")}
     assert len(keys) == 1
 
 
 def test_every_file_can_be_divided():
     for path in (CONF / "dist" / "file").glob("*.yaml"):
-        dist = OmegaConf.load(path).dist
-        assert (dist.parts, dist.part) == (1, None), path
+        dist = load_option("dist", f"file/{path.stem}")["dist"]
+        assert (dist["parts"], dist["part"]) == (1, None), path

@@ -50,7 +50,11 @@ def test_whole_numbers_are_numbers():
             "n_bits must be 4, the width of nf4, got 8",
         ),
         (X, {"mode": "mx/fp4", "block": 32}, "block=group does not go with a mode that fixes"),
-        (X, {"block": "row"}, "block must be tensor or channel, or a size of groups, got 'row'"),
+        (
+            X,
+            {"block": "row"},
+            "block must be one of channel, group, tensor, or a size of groups, got 'row'",
+        ),
         (X, {"block": 0}, "block.size must be a whole number of 1 or more, got 0"),
         (X, {"range": "max"}, "range must be one of absmax, mse, percentile, got 'max'"),
         (X, {"scale": "int8"}, "block.scale must be one of float32, float16, bfloat16, got 'int8'"),

@@ -8,7 +8,7 @@ those of a library, or of a file that is quantized already. `FormatSpec` is the 
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ from quantlab.text import as_text
 
 PLAIN = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
 CHOICES = ("mode", "block", "range")  # config groups that make a format
+FILE = "mode.path"  # the setting that names a file which is quantized already
 
 
 @dataclass(frozen=True)
@@ -64,15 +65,15 @@ class FormatSpec:
     ) -> "FormatSpec":
         """Make the spec of a mode whose format has these `columns`, see `Format.columns`."""
         width = "" if fixes_width or n_bits is None else f" {n_bits} bits"
-        choices = [] if "/" in mode else _choice_names(columns)
-        changes = [f"{key}={as_text(value)}" for key, value in sorted(settings.items())]
-        return cls(
-            mode,
-            n_bits,
-            **{key: columns[key] for key in PLAIN},
-            settings=_hashable(settings),
-            name=", ".join([f"{mode}{width}", *choices, *changes]),
-        )
+        choices = {key: columns[key] for key in PLAIN}
+        spec = cls(mode, n_bits, **choices, settings=_hashable(settings))
+        return spec.with_element(str(settings.get(FILE, f"{mode}{width}")))
+
+    def with_element(self, element: str) -> "FormatSpec":
+        """Name the spec after what stands for mode and width, such as the name of a file."""
+        choices = [] if "/" in self.mode else _choice_names(self.__dict__)
+        changes = [f"{key}={as_text(value)}" for key, value in self.settings if key != FILE]
+        return replace(self, name=", ".join([element, *choices, *changes]))
 
     @classmethod
     def from_json(cls, spec: Mapping[str, Any]) -> "FormatSpec":
@@ -98,7 +99,7 @@ class FormatSpec:
         """Return what a row of results.csv has beside ``mode`` and ``n_bits``."""
         settings = json.dumps(dict(self.settings), sort_keys=True) if self.settings else None
         return {
-            **{key: getattr(self, key) for key in PLAIN},
+            **{key: self.__dict__[key] for key in PLAIN},
             "settings": settings,
             "format": self.name,
         }
@@ -110,7 +111,7 @@ class FormatSpec:
     @property
     def is_plain(self) -> bool:
         """Whether this is a format of the lab: integers with one float32 scale over the range."""
-        plain = all(getattr(self, key) == value for key, value in PLAIN.items())
+        plain = all(self.__dict__[key] == value for key, value in PLAIN.items())
         return self.mode in MODES and plain and not self.settings
 
 

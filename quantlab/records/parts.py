@@ -151,7 +151,7 @@ def _joined(parts: Sequence[Run]) -> Run:
     keys = ("tensors", "identities", "directories", "failed", "unmeasured")
     whole = records[0] | {key: merged(key) for key in keys}
     whole["config"] = without_part(whole["config"])
-    whole["format"] = next((one["format"] for one in records if one["format"]), {})
+    whole["spec"] = next((one["spec"] for one in records if one["spec"]), None)
     skipped = merged("skipped")
     whole["skipped"] = {name: skipped[name] for name in [*_left_out_of_all(records), *skipped]}
     return parts[0]._replace(record=whole)
@@ -165,5 +165,5 @@ def _places(one: Record) -> dict[str, int]:
 
 def _left_out_of_all(records: Sequence[Record]) -> list[str]:
     """Return the tensors that every part leaves out, as no format changes that they are."""
-    every = [one["skipped"] for one in records if one["format"]]  # the others failed before
+    every = [one["skipped"] for one in records if one["spec"]]  # the others failed before
     return [name for name in every[0] if all(name in each for each in every)] if every else []

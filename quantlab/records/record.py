@@ -16,13 +16,17 @@ import numpy as np
 
 import quantlab
 from quantlab import interrupt
+from quantlab.conf import changed_settings, load_option
+from quantlab.formats.format import MODE_OPTIONS, FormatSpec
 from quantlab.records import disk, schema
 from quantlab.records.older import OLDEST, as_first_asked, upgraded, with_current_names
 from quantlab.text import as_text
 
-# 5 had no sizes of what was not measured, 4 no stored formats, 3 one scale a tensor and no storage
-SCHEMA = 6
+# 6 had the columns of a format and no spec, 5 no sizes of what was not measured, 4 no stored
+# formats, 3 one scale a tensor and no storage
+SCHEMA = 7
 NAME = "record.json"
+COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
 WITHOUT_EFFECT = {"threads", "resume", "report"}  # settings that change no figure
 IDENTITY = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256")
 LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
@@ -37,7 +41,7 @@ Record = dict[str, Any]
 class Outcome:
     """What became of each tensor: its figures, why it failed, or why it was left out.
 
-    `format` says how they were stored, as each row of results.csv has it; empty where none was.
+    `format` has the columns of results.csv that describe their format; empty if there is none.
     `versions` are of packages that figures depend on beside those of every run; `unmeasured` says
     how tensors without figures are stored in a file. `listing` identifies the list of tensors of
     which a part was measured, None where all are.
@@ -61,12 +65,19 @@ def keep(
     ``dist, mode, n_bits, job, overrides``. Raises OSError when the record cannot be written.
     """
     disk.clear(directory)
-    record = {"schema": SCHEMA, **asked, "config": config, **perform(work, config)}
+    record = {
+        "schema": SCHEMA,
+        **asked,
+        "config": config,
+        **perform(work, config, asked["mode"], asked["n_bits"]),
+    }
     disk.write(directory / NAME, disk.to_json(record))
     return record
 
 
-def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, Any]:
+def perform(
+    work: Callable[[], Outcome], config: dict[str, Any], mode: str, n_bits: int | None
+) -> dict[str, Any]:
     """Do the work of a run and return what its record says of the outcome."""
     started, clock = datetime.now(UTC), time.perf_counter()
     outcome, error = Outcome(), None
@@ -82,7 +93,7 @@ def perform(work: Callable[[], Outcome], config: dict[str, Any]) -> dict[str, An
         "key": run_key(config, outcome.tensors, outcome.skipped, outcome.listing),
         "status": "failed" if error else "completed",
         "error": error,
-        "format": outcome.format,
+        "spec": _spec_json(mode, n_bits, config, outcome.format),
         "tensors": outcome.tensors,
         "failed": outcome.failed,
         "skipped": outcome.skipped,
@@ -125,6 +136,29 @@ def run_key(
     return hashlib.sha256(content.encode()).hexdigest()
 
 
+def format_spec(
+    mode: str, n_bits: int | None, config: Mapping[str, Any], columns: Mapping[str, Any]
+) -> FormatSpec:
+    """Make the spec of a run's format.
+
+    `mode` is as results call it, `config` that of the run, `columns` those of its format.
+    """
+    option = MODE_OPTIONS.get(mode, mode)
+    settings = changed_settings("mode", option, config.get("mode", {}))
+    for group in ("block", "range"):  # schema 3 had neither; a codec has none
+        if group in config and columns[group]:
+            settings |= changed_settings(group, columns[group], config[group])
+    settings = {key: value for key, value in settings.items() if key not in COLUMN_SETTINGS}
+    fixes_width = "n_bits" in (load_option("mode", option) or {})
+    return FormatSpec.of(option, n_bits, columns, settings, fixes_width=fixes_width)
+
+
+def _spec_json(
+    mode: str, n_bits: int | None, config: Mapping[str, Any], columns: Mapping[str, Any]
+) -> dict[str, Any] | None:
+    return format_spec(mode, n_bits, config, columns).to_json() if columns else None
+
+
 def versions() -> dict[str, str]:
     """Return the versions that a figure may depend on."""
     return {
@@ -159,6 +193,9 @@ def read(path: Path) -> Record:
         schema.require("record", record)
     except ValueError as reason:
         raise ValueError(f"{path} is no record of a run: {reason}") from None
+    if "spec" not in record:
+        columns = record.pop("format")
+        record["spec"] = _spec_json(record["mode"], record["n_bits"], record["config"], columns)
     return record | {"config": with_current_names(record["config"])}
 
 

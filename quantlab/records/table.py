@@ -10,13 +10,15 @@ from typing import Any, NamedTuple, cast
 import pandas as pd
 from tqdm import tqdm
 
+from quantlab.formats.format import PLAIN, FormatSpec
 from quantlab.records import disk, parts, record, schema
 from quantlab.records.record import Record, Row, Run, group_rows
 from quantlab.text import as_text
 
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
-FORMAT = ["block", "block_size", "scale_dtype", "range"]  # how it was stored, in each row
-OF_FORMAT = {"block", "block.size", "block.scale", "range"}  # settings that these columns say
+FORMAT = list(PLAIN)  # columns of the format that may nest results.json
+FORMAT_SETTINGS = {"block", "range", *record.COLUMN_SETTINGS}  # settings that these columns say
+BAR = "bar_"  # what the columns of a run's bar begin with
 
 
 def collect(directory: Path) -> list[Run]:
@@ -99,7 +101,7 @@ def _sweep_order(run: Run) -> tuple[Any, ...]:
 def swept_axes(records: list[Record]) -> list[str]:
     """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
     keys = {key for each in records for key in _overrides(each)}
-    keys = {key for key in keys - {*FACTORS} - OF_FORMAT if record.has_effect(key)}
+    keys = {key for key in keys - {*FACTORS} - FORMAT_SETTINGS if record.has_effect(key)}
     keys -= parts.no_settings(records)
     return sorted(key for key in keys if len({as_text(_setting(r, key)) for r in records}) > 1)
 
@@ -108,8 +110,10 @@ def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
     """Return one row a tensor and run: the factors, the axes, then every figure; null is None."""
     files = file_names(records)
     rows = [row for each in records for row in _rows(each, axes, files)]
-    keys = (key for row in rows for key in row if key not in FORMAT)
-    columns = list(dict.fromkeys([*FACTORS, *axes, *keys, *FORMAT]))
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    figures = [key for key in keys if key not in FORMAT and not is_context(key)]
+    columns = [*FACTORS, *axes, *figures, *FORMAT, *filter(is_context, keys)]
+    columns = list(dict.fromkeys(columns))
     cells = [[row.get(column) for column in columns] for row in rows]
     return pd.DataFrame(cells, columns=columns, dtype=object)  # object: ints stay ints beside nulls
 
@@ -136,14 +140,27 @@ def _rows(one: Record, axes: list[str], files: dict[str, str]) -> list[dict[str,
     factors = {"dist": one["dist"], "mode": one["mode"], "n_bits": one["n_bits"]}
     settings = {axis: _setting(one, axis) for axis in axes}
     file = files.get(str(_setting(one, "mode.path")))
+    bar = _setting(one, "report.bar") or {}
     return [
         factors
         | {"tensor": name}
         | settings
         | (figures | {"stored_file": file} if file else figures)
-        | one["format"]
+        | _format_columns(one["spec"], file)
+        | {f"{BAR}{key}": value for key, value in bar.items()}
         for name, figures in one["tensors"].items()
     ]
+
+
+def is_context(column: str) -> bool:
+    """Whether a column of results.csv is no figure: it identifies the format, or is of the bar."""
+    return column in ("settings", "format") or column.startswith(BAR)
+
+
+def _format_columns(spec: Mapping[str, Any], file: str | None) -> dict[str, Any]:
+    """List the columns of a format; a stored `file` is called by its name."""
+    format_spec = FormatSpec.from_json(spec)
+    return (format_spec.with_element(file) if file else format_spec).columns()
 
 
 def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
@@ -168,7 +185,8 @@ def _varied_format(table: pd.DataFrame, axes: list[str]) -> list[str]:
 def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
     """Return the figures of each row under its levels, outermost first."""
     nested: dict[str, Any] = {}
-    figures = table.columns.difference([*FACTORS, *levels], sort=False)
+    context = filter(is_context, table.columns)
+    figures = table.columns.difference([*FACTORS, *levels, *context], sort=False)
     for row in table.to_dict("records"):
         node = nested
         for level in levels:
@@ -237,8 +255,8 @@ def read_aggregate(directory: Path) -> Aggregated:
         sha256 = disk.digest(directory / "results.json")
     except (OSError, ValueError, RecursionError) as reason:
         raise ValueError(f"{path} cannot be read ({reason}): {again}") from None
-    if manifest["schema"] < TENSORS_SINCE:
-        raise ValueError(f"{path} is of an older version and lists no tensors: {again}")
+    if manifest["schema"] < TENSORS_SINCE or "format" not in table:
+        raise ValueError(f"{path} is of an older version: {again}")
     failures = {
         run["directory"]: run["error"] or run["status"]
         for run in manifest["runs"]
@@ -257,7 +275,7 @@ def rows(table: pd.DataFrame) -> list[Row]:
 
 TEXT = (
     "dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range", "stored_dtype",
-    "stored_file", "remark", "missed",
+    "stored_file", "remark", "settings", "format", "missed",
 )  # fmt: skip
 
 
@@ -306,6 +324,11 @@ def load(directory: str | Path) -> pd.DataFrame:
     predicted_sqnr_db, predicted_landmark,
     predicted_landmark_rel_err
     reasons                                   why figures are missing
+    settings                                  those of mode, block and range that differ from their
+                                              options' own, as JSON
+    format                                    the name of the format
+    bar_top_order, bar_rel_err, bar_sqnr_db   criteria of the bar that the run is judged by; missing
+                                              where nothing is demanded
     remark                                    what is wrong with what is stored
     missed                                    criteria of the bar that a row does not meet; missing
                                               where it meets all
@@ -327,6 +350,8 @@ def load(directory: str | Path) -> pd.DataFrame:
     floats = {
         column: "float64"
         for column, dtype in table.dtypes.items()
-        if dtype == "Float64" or (column not in TEXT and table[column].isna().all())
+        if dtype == "Float64"
+        or (column not in TEXT and table[column].isna().all())
+        or (dtype == "Int64" and str(column).startswith(BAR))
     }
     return table.astype(floats).fillna({"tensor": ""})

@@ -22,6 +22,7 @@ from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import InterpolationToMissingValueError
 
+from quantlab.conf import add_folder
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
 from quantlab.formats.format import Codec, Format, compose
@@ -136,6 +137,7 @@ def add_import_path(hydra: Any) -> None:
     for source in hydra.runtime.config_sources:
         if source.provider == "command-line" and source.path not in sys.path:
             sys.path.append(source.path)
+            add_folder(Path(source.path))
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from quantlab.experiment import Experiment
-from quantlab.formats.format import Format
+from quantlab.formats.format import PLAIN, Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import parts
 from quantlab.records.record import Outcome
@@ -25,7 +25,7 @@ def outcome(measured, skipped=(), failed=()):
         {str(place): "no" for place in failed},
         {str(place): "left out" for place in skipped},
         without,
-        {"block": "tensor"},
+        PLAIN,
     )
 
 

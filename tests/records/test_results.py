@@ -4,12 +4,14 @@ import json
 import pytest
 
 from quantlab.experiment import Experiment
-from quantlab.formats.format import Format
+from quantlab.formats.format import PLAIN, Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records.record import Outcome
 from quantlab.sources.lab import Hidden
 from tests.conftest import aggregate
 from tests.report.test_aggregate import keep
+
+CONTEXT = ["settings", "format", "bar_top_order", "bar_rel_err", "bar_sqnr_db"]
 
 
 def results(directory):
@@ -35,7 +37,7 @@ def test_every_swept_axis_is_one_more_level(tmp_path):
 
 def test_several_tensors_are_a_level(tmp_path):
     one = Experiment(Hidden(1, 50, 0), Format(Symmetric(8)), 10, 1e-8, 1).run().tensors["hidden"]
-    keep(tmp_path / "a", work=lambda: Outcome({"w/1": one, "w 2": one}))
+    keep(tmp_path / "a", work=lambda: Outcome({"w/1": one, "w 2": one}, format=PLAIN))
     aggregate(tmp_path)
     assert list(results(tmp_path)["hidden"]["symmetric"]) == ["w/1", "w 2"]
 
@@ -49,7 +51,7 @@ def test_the_csv_holds_what_the_json_holds(lab_sweep):
     assert len(rows) == 6
     for row in rows:
         figures = nested[row["dist"]][row["mode"]]
-        assert list(row)[4:] == [*figures, "missed"]
+        assert list(row)[4:] == [*figures, *CONTEXT, "missed"]
         for key, value in figures.items():
             assert row[key] == ("" if value is None else str(value)), key
 

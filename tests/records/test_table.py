@@ -35,10 +35,12 @@ def test_every_column_has_its_dtype_and_is_documented(loaded):
         "block",
         "scale_dtype",
         "range",
+        "settings",
+        "format",
         "missed",
     ):
         assert kinds.pop(key) == "string"
-    for key in ("top_same_set", "top_same_order", "top_order_kept"):
+    for key in ("top_same_set", "top_same_order", "top_order_kept", "bar_top_order"):
         assert kinds.pop(key) == "boolean"
     for key in ("scale_replaced", "zero_point_clipped"):
         assert kinds.pop(key) == "boolean"
@@ -54,13 +56,14 @@ def test_every_column_has_its_dtype_and_is_documented(loaded):
 
 
 def test_a_tensor_may_be_called_na_or_1(tmp_path):
+    from quantlab.formats.format import PLAIN
     from quantlab.formats.uniform import Symmetric
     from quantlab.records.record import Outcome
 
     x = np.float32([1, 2, 3])
     entry = measure(x, Symmetric(8)) | {"sha256": "0" * 64, "predicted": None}
     names = ["NA", "1", "null", "nan", "", "a\rb", "a,b"]
-    keep(tmp_path / "a", work=lambda: Outcome(dict.fromkeys(names, entry)))
+    keep(tmp_path / "a", work=lambda: Outcome(dict.fromkeys(names, entry), format=PLAIN))
     aggregate(tmp_path)
     assert quantlab.load(tmp_path)["tensor"].tolist() == names
 

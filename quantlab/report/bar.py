@@ -8,6 +8,8 @@ from typing import Any
 
 from quantlab.records.record import Row
 
+COLUMN = "bar_"  # what the columns of a row's bar begin with
+
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
@@ -43,6 +45,12 @@ class Bar:
         if not isinstance(asked, Mapping) or not asked.keys() <= set(known):
             raise ValueError(f"report.bar takes {', '.join(known)}, got {asked!r}")
         return cls(**{key: asked.get(key) for key in known})
+
+    @classmethod
+    def from_row(cls, row: Row) -> "Bar":
+        """Make the bar of the run that a row is from; the default bar if the row has none."""
+        criteria = {field.name: row.get(f"{COLUMN}{field.name}") for field in fields(cls)}
+        return cls(**criteria) if any(value is not None for value in criteria.values()) else cls()
 
     @cached_property
     def criteria(self) -> dict[str, Any]:

@@ -27,7 +27,8 @@ def row(tensor, form, bits, sqnr_db, size=1000, **change):
         "block": block, "block_size": block_size, "scale_dtype": "float32", "range": "absmax",
         "bits_per_value": bits, "n_elements": size, "sqnr_db": sqnr_db, "dtype": "float32",
         "max_err": 0.1, "rel_err": 0.001, "top_order_kept": True, "top_k": 5, "zeroed": 0.0,
-        "n_scales": size // (block_size or size), "out_sqnr_db": None,
+        "n_scales": size // (block_size or size), "out_sqnr_db": None, "settings": None,
+        "format": form,
     } | stored | change  # fmt: skip
 
 

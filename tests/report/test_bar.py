@@ -3,16 +3,15 @@ import re
 from dataclasses import asdict
 
 import pytest
-from omegaconf import OmegaConf
 
+from quantlab.conf import load_option
 from quantlab.report.bar import Bar
-from tests.conftest import ROOT
 
 GOOD = {"top_order_kept": True, "rel_err": 0.01, "sqnr_db": 30.0, "max_err": 0.5}
 
 
-def test_the_default_is_that_of_the_config():
-    assert OmegaConf.load(ROOT / "conf" / "config.yaml").report.bar == asdict(Bar())
+def test_the_default_is_that_of_the_lab():
+    assert asdict(Bar()) == load_option("bar", "lab")
 
 
 @pytest.mark.parametrize(

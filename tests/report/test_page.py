@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 import quantlab
+from quantlab.formats.format import PLAIN
 from quantlab.records.record import Outcome
 from quantlab.report import page, prediction_table
 from quantlab.report.aggregate import aggregate as collect
@@ -132,7 +133,7 @@ def many(directory, names):
             | {"sha256": "0" * 64, "predicted": None}
             for name in names
         }
-        outcome = Outcome(tensors, skipped={f"skipped {HOSTILE}": HOSTILE})
+        outcome = Outcome(tensors, skipped={f"skipped {HOSTILE}": HOSTILE}, format=PLAIN)
         keep(directory / str(n_bits), n_bits, n_bits, work=lambda outcome=outcome: outcome)
 
 

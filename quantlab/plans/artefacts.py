@@ -9,7 +9,7 @@ from quantlab.plans.runtimes.registry import RUNTIMES
 from quantlab.plans.runtimes.runtime import Taken
 from quantlab.plans.table import plan_json, plan_table, to_csv
 from quantlab.records import disk
-from quantlab.records.manifest import UNKNOWN
+from quantlab.records.older import UNKNOWN
 from quantlab.records.table import Aggregated
 from quantlab.report.texts import Texts
 from quantlab.text import label

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from quantlab.plans.mixture import Plan, Planned, meets
-from quantlab.records.manifest import UNKNOWN
+from quantlab.records.older import UNKNOWN
 from quantlab.report.numbers import percent
 from quantlab.report.sentences import failure_sentences
 from quantlab.report.texts import Texts

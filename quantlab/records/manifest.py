@@ -17,8 +17,7 @@ from quantlab.records.record import Record, Run
 
 # 3 did not list tensors, 2 stood beside results without storage, 1 had no hashes of Hydra's files
 SCHEMA = 4
-UNKNOWN = "unknown"  # the dtype of a tensor that an older version left out, without its size
-UNSIZED = {"dtype": UNKNOWN, "shape": [0], "n_bytes": 0}
+SIZE = ("dtype", "shape", "n_bytes")  # of a tensor without figures
 
 
 def manifest(
@@ -121,12 +120,11 @@ def _tensors(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
 
 
 def _unmeasured(one: Record) -> dict[str, dict[str, Any]]:
-    """Return the tensors without figures; of some older schemas are no sizes known."""
+    """Describe the tensors without figures."""
     reasons = {**one["skipped"], **one["failed"]}
-    sizes = one.get("unmeasured", dict.fromkeys(reasons, UNSIZED))
     return {
-        name: {**{key: each[key] for key in UNSIZED}, "sha256": None, "reason": reasons[name]}
-        for name, each in sizes.items()
+        name: {**{key: tensor[key] for key in SIZE}, "sha256": None, "reason": reasons[name]}
+        for name, tensor in one["unmeasured"].items()
     }
 
 
@@ -134,7 +132,7 @@ def _in_order(one: Record, without: Mapping[str, Any]) -> list[str]:
     """Return the names of a record's tensors in the order of their source."""
     names = list(one["identities"])
     for name in without:
-        places = one.get("unmeasured", {}).get(name, {})
+        places = one["unmeasured"].get(name, {})
         names.insert(places.get("place", len(names)), name)
     return names
 

@@ -82,15 +82,20 @@ def _renamed(value: Any, names: Mapping[str, str]) -> Any:
 
 OLDEST = 3
 REASON = "recorded with schema 3"
+UNKNOWN = "unknown"  # the dtype of a tensor that was left out, without its size, until schema 5
+UNSIZED = {"dtype": UNKNOWN, "shape": [0], "n_bytes": 0}
 BUDGET = ("clip_share", "zero_share", "round_share")
 NARROW = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 SINCE_4 = ("underflowed", "storage", "error_budget")  # keys of a tensor
 
 
 def upgraded(record: Any) -> Any:
-    """Return a record, as JSON has it, with what schema 3 lacks; any other as it is."""
+    """Bring a record, as JSON has it, to schema 6; a later one is returned as it is."""
     try:
-        if record["schema"] != OLDEST:
+        if record["schema"] < 6:
+            reasons = {**record["skipped"], **record["failed"]}
+            record = {"unmeasured": dict.fromkeys(reasons, UNSIZED)} | record
+        if record["schema"] > OLDEST:
             return record
         tensors = {name: _upgraded(each, record) for name, each in record["tensors"].items()}
     except (AttributeError, KeyError, TypeError):

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 
 import numpy as np
 
@@ -20,6 +20,7 @@ from quantlab.conf import changed_settings, load_option
 from quantlab.formats.format import MODE_OPTIONS, FormatSpec
 from quantlab.records import disk, schema
 from quantlab.records.older import OLDEST, as_first_asked, upgraded, with_current_names
+from quantlab.stats.result import Count, Result, Sha256
 from quantlab.text import as_text
 
 # 6 had the columns of a format and no spec, 5 no sizes of what was not measured, 4 no stored
@@ -34,7 +35,60 @@ LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of
 IDENTIFIED = ("dtype", "shape", "sha256")  # what of a tensor a manifest has
 STORED = ("stored_dtype", "stored_file", "remark")  # of a tensor in a codec
 
-Record = dict[str, Any]
+Record = dict[str, Any]  # a RecordFile, brought to today's schema
+
+
+class UnmeasuredTensor(TypedDict):
+    """A tensor without figures, as its file stores it: the `place`-th of the file, if known."""
+
+    dtype: str
+    shape: list[Count]
+    n_bytes: Count
+    place: NotRequired[Count]
+
+
+class FormatJson(TypedDict):
+    """A `FormatSpec` as JSON."""
+
+    mode: str
+    n_bits: int | None
+    block: str | None
+    block_size: int | None
+    scale_dtype: str | None
+    range: str | None
+    settings: dict[str, Any]
+    name: str
+
+
+class RecordFile(TypedDict):
+    """The record of one run.
+
+    `spec` is null where no format could be made. `job` is which run of its sweep it is, from 0,
+    null of a run that stands alone; `config` is the resolved config without Hydra's part; `failed`
+    are tensors that could not be measured, `skipped` those that were left out, each with the
+    reason; `unmeasured` says how both are stored. `listing` is the sha256 of the names, types,
+    shapes and sizes in a file of which a part was measured.
+    """
+
+    schema: Literal[3, 4, 5, 6, 7]
+    key: Sha256
+    status: Literal["completed", "failed"]
+    error: str | None
+    dist: str
+    mode: str
+    n_bits: Any
+    job: int | None
+    overrides: list[str]
+    config: dict[str, Any]
+    spec: FormatJson | None
+    tensors: dict[str, Result]
+    failed: dict[str, str]
+    skipped: dict[str, str]
+    unmeasured: dict[str, UnmeasuredTensor]
+    listing: NotRequired[Sha256]
+    versions: dict[str, str]
+    started: Annotated[str, ("format", "date-time")]
+    seconds: Annotated[float, ("minimum", 0)]
 
 
 @dataclass(frozen=True)
@@ -189,14 +243,21 @@ def read(path: Path) -> Record:
     if isinstance(record, dict) and isinstance(record.get("schema"), int):
         _require_schema(path, record["schema"])
     try:
-        record = upgraded(record)
-        schema.require("record", record)
+        record = _with_spec(upgraded(record))
+        schema.require(RecordFile, record)
     except ValueError as reason:
         raise ValueError(f"{path} is no record of a run: {reason}") from None
-    if "spec" not in record:
-        columns = record.pop("format")
-        record["spec"] = _spec_json(record["mode"], record["n_bits"], record["config"], columns)
     return record | {"config": with_current_names(record["config"])}
+
+
+def _with_spec(record: Any) -> Any:
+    """Replace the columns of a format, which records had until schema 6, by its spec."""
+    try:
+        about = record["mode"], record["n_bits"], record["config"], record["format"]
+        others = {key: value for key, value in record.items() if key != "format"}
+        return others | {"spec": _spec_json(*about)}
+    except (AttributeError, KeyError, TypeError):
+        return record  # of today's schema, or its schema says what is wrong with it
 
 
 def _require_schema(path: Path, found: int) -> None:

@@ -13,7 +13,8 @@ def read(name):
 
 
 def test_the_versions_are_those_of_the_code():
-    assert read("record")["properties"]["schema"]["enum"][-1] == record.SCHEMA
+    of_record = schema.from_type(record.RecordFile)
+    assert of_record["properties"]["schema"]["enum"][-1] == record.SCHEMA
     assert read("manifest")["properties"]["schema"]["enum"][-1] == manifest.SCHEMA
 
 
@@ -22,12 +23,14 @@ def test_what_a_sweep_writes_follows_its_schema(lab_sweep):
     for name in ("manifest", "results"):
         schema.require(name, json.loads((directory / f"{name}.json").read_bytes()))
     for path in directory.glob("*/record.json"):
-        schema.require("record", json.loads(path.read_bytes()))
+        schema.require(record.RecordFile, json.loads(path.read_bytes()))
 
 
-@pytest.mark.parametrize("name", ["record", "manifest"])
-def test_every_key_is_asked_for(lab_sweep, name):
-    path = next(lab_sweep[0].rglob(f"{name}.json"))
+@pytest.mark.parametrize(
+    ("file", "name"), [("record.json", record.RecordFile), ("manifest.json", "manifest")]
+)
+def test_every_key_is_demanded(lab_sweep, file, name):
+    path = next(lab_sweep[0].rglob(file))
     content = json.loads(path.read_bytes())
     for key in content:
         with pytest.raises(ValueError, match="it must contain"):
@@ -58,4 +61,4 @@ def test_a_wrong_figure_is_named(lab_sweep, place, wrong):
         node = node[key]
     node[last] = wrong
     with pytest.raises(ValueError, match=rf"^tensors\.hidden\.{'.'.join(place)}"):
-        schema.require("record", content)
+        schema.require(record.RecordFile, content)

@@ -4,7 +4,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.1
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13
 FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
-SLOW := $(addprefix tests/,formats/test_ggml.py sources/test_fuzz.py sources/stored)
+SLOW := $(addprefix tests/,formats/test_ggml.py sources/test_fuzz.py sources/kinds)
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
 .PHONY: help lab remedies levels demo test pythons lint mutants bench bench-sweep slurm llama chromium ray lock clean

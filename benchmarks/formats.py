@@ -11,7 +11,7 @@ import numpy as np
 
 from quantlab.formats.format import Codec, Format
 from quantlab.measurement import form_of
-from quantlab.sources.npy import Npy
+from quantlab.sources.numpy import Npy
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.compiled import kernel_for
 from quantlab.stats.stream import measure

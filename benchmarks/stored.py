@@ -23,8 +23,7 @@ from safetensors.numpy import save_file
 from quantlab.formats.format import Codec, Format
 from quantlab.formats.ggml import Ggml
 from quantlab.measurement import form_of, load_mode
-from quantlab.sources.safetensors import Safetensors
-from quantlab.sources.stored.safetensors import SafetensorsFile
+from quantlab.sources.safetensors import Safetensors, SafetensorsFile
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.compiled import kernel_for
 from quantlab.stats.stream import measure

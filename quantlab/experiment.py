@@ -12,8 +12,8 @@ from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
 from quantlab.records.record import Outcome
-from quantlab.sources.distribution import Distribution
-from quantlab.sources.stored.file import Bound
+from quantlab.sources.pairing import Bound
+from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, metrics, rank
 from quantlab.stats.predict import predict
@@ -32,7 +32,7 @@ class Experiment:
     the time it takes and nothing else; `importance` is that of the columns of tensors.
     """
 
-    dist: Distribution
+    dist: Source
     form: Format | Codec
     k: int
     rel_threshold: float

@@ -15,12 +15,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantlab.sources.distribution import Distribution
+from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 
 
 @dataclass(frozen=True)
-class Laplace(Distribution):
+class Laplace(Source):
     seed: int
     expected: None = None
 

@@ -285,10 +285,10 @@ _target_: broken.Broken
 """
 BROKEN_CODE = """
 import numpy as np
-from quantlab.sources.distribution import Distribution
+from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 
-class Broken(Distribution):
+class Broken(Source):
     expected = None
     def tensors(self):
         yield Tensor("weights", np.array([1, np.nan, np.inf], np.float32))

@@ -18,14 +18,32 @@ NAMES = (  # of a class, the oldest first and today's last
     ("quantlab.dist.TenseLogits", "quantlab.sources.lab.TenseLogits"),
     ("quantlab.dist.VerbProbs", "quantlab.sources.lab.VerbProbs"),
     ("quantlab.files.Gguf", "quantlab.sources.gguf.Gguf"),
-    ("quantlab.files.Npy", "quantlab.sources.npy.Npy"),
-    ("quantlab.files.Npz", "quantlab.sources.npz.Npz"),
+    ("quantlab.files.Npy", "quantlab.sources.npy.Npy", "quantlab.sources.numpy.Npy"),
+    ("quantlab.files.Npz", "quantlab.sources.npz.Npz", "quantlab.sources.numpy.Npz"),
     ("quantlab.files.Safetensors", "quantlab.sources.safetensors.Safetensors"),
-    ("quantlab.predict.LognormalShares", "quantlab.sources.expected.LognormalShares"),
-    ("quantlab.predict.Normal", "quantlab.sources.expected.Normal"),
-    ("quantlab.predict.Uniform", "quantlab.sources.expected.Uniform"),
+    (
+        "quantlab.predict.LognormalShares",
+        "quantlab.sources.expected.LognormalShares",
+        "quantlab.sources.source.ExpectedLognormalShares",
+    ),
+    (
+        "quantlab.predict.Normal",
+        "quantlab.sources.expected.Normal",
+        "quantlab.sources.source.ExpectedNormal",
+    ),
+    (
+        "quantlab.predict.Uniform",
+        "quantlab.sources.expected.Uniform",
+        "quantlab.sources.source.ExpectedUniform",
+    ),
     ("quantlab.quant.Asymmetric", "quantlab.formats.uniform.Asymmetric"),
     ("quantlab.quant.Symmetric", "quantlab.formats.uniform.Symmetric"),
+    ("quantlab.sources.stored.gguf.GgufFile", "quantlab.sources.gguf.GgufFile"),
+    ("quantlab.sources.stored.onnx.OnnxFile", "quantlab.sources.onnx.OnnxFile"),
+    (
+        "quantlab.sources.stored.safetensors.SafetensorsFile",
+        "quantlab.sources.safetensors.SafetensorsFile",
+    ),
 )
 CURRENT = {old: names[-1] for names in NAMES for old in names[:-1]}
 ORIGINAL = {later: names[0] for names in NAMES for later in names[1:]}

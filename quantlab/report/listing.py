@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 
 from quantlab.report.console import render, table
-from quantlab.sources.file import Entry
-from quantlab.sources.stored.file import StoredFile
+from quantlab.sources.file import FileEntry
+from quantlab.sources.pairing import StoredFile
 from quantlab.text import format_number, format_size, label
 
 
-def listing(entries: Sequence[Entry]) -> str:
+def listing(entries: Sequence[FileEntry]) -> str:
     """Return what a file of tensors holds, a line each, chosen or why not."""
     rows = [
         (label(each.name), str(list(each.shape)), each.dtype, f"{each.size:,}", _choice(each))
@@ -41,5 +41,5 @@ def stored_listing(file: StoredFile) -> str:
     )
 
 
-def _choice(entry: Entry) -> str:
+def _choice(entry: FileEntry) -> str:
     return f"left out: {entry.skip_reason}" if entry.skip_reason else "chosen"

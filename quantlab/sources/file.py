@@ -14,16 +14,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache, partial
+from heapq import heapify, heapreplace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.sources.distribution import Distribution
-from quantlab.sources.expected import Expected
-from quantlab.sources.parts import divide, require_part
 from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_names
+from quantlab.sources.source import Expected, Source
 from quantlab.sources.tensor import Tensor
 from quantlab.text import label, printable
 
@@ -39,7 +38,7 @@ PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True)
-class Entry:
+class FileEntry:
     """A tensor as its file describes it, with the bytes that it takes there.
 
     `skip_reason` is the reason why it is not measured.
@@ -71,7 +70,7 @@ class _Unreadable(Tensor):
 
 
 @dataclass(frozen=True)
-class File(Distribution, ABC):
+class File(Source, ABC):
     """A file of named tensors, of which shell-style patterns choose some.
 
     Without `include` every floating-point tensor is chosen. The chosen tensors are divided into
@@ -117,11 +116,11 @@ class File(Distribution, ABC):
                     )
 
     @abstractmethod
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[FileEntry]:
         """Yield every tensor of the file."""
 
     @cached_property
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[FileEntry]:
         """Every tensor of the file, chosen or with the reason why not."""
         with readable(self.path, self.format):
             entries = [self._choose(entry) for entry in self._entries()]
@@ -138,7 +137,7 @@ class File(Distribution, ABC):
         parts = divide([entry.n_bytes for entry in chosen], self.parts)
         return {entry.name: part for entry, part in zip(chosen, parts, strict=True)}
 
-    def _of_part(self, entry: Entry) -> bool:
+    def _of_part(self, entry: FileEntry) -> bool:
         return self._part_of.get(entry.name) == (self.part or 0)
 
     def tensors(self) -> Iterator[Tensor]:
@@ -150,7 +149,7 @@ class File(Distribution, ABC):
         others = (each for each in self.entries if not each.skip_reason and not self._of_part(each))
         return map(self._opened, others)
 
-    def _opened(self, entry: Entry) -> Tensor:
+    def _opened(self, entry: FileEntry) -> Tensor:
         try:
             with readable(self.path, self.format):
                 return entry.open()
@@ -187,7 +186,7 @@ class File(Distribution, ABC):
         """Return the size of the tensors of the part as stored."""
         return sum(entry.n_bytes for entry in self.entries if self._of_part(entry))
 
-    def _choose(self, entry: Entry) -> Entry:
+    def _choose(self, entry: FileEntry) -> FileEntry:
         reason = entry.skip_reason
         if self.include is not None and not matches(entry.name, self.include):
             reason = "not in dist.include"
@@ -257,12 +256,12 @@ def mapped_entry(
     n_bytes: int,
     *,
     is_quantized: bool = False,
-) -> Entry:
+) -> FileEntry:
     """Describe values of a `kind` of the file's own, left out `otherwise` than with a dtype."""
     open_ = partial(mapped, name, dtype, shape, path, offset)
     if dtype is None:
-        return Entry(name, shape, kind, open_, otherwise, n_bytes, is_quantized)
-    return Entry(name, shape, dtype.name, open_, None, n_bytes)
+        return FileEntry(name, shape, kind, open_, otherwise, n_bytes, is_quantized)
+    return FileEntry(name, shape, dtype.name, open_, None, n_bytes)
 
 
 def file_state(path: str) -> tuple[str, int, int]:
@@ -280,3 +279,41 @@ def require_packages(needs: Sequence[str], path: str, extra: str) -> None:
             raise ValueError(
                 f"reading {path} takes the package {package}: pip install 'quantlab[{extra}]'"
             ) from None
+
+
+def require_part(part: Any, parts: Any) -> None:
+    """Raise ValueError unless `part` is one of ``0 .. parts - 1``; of one part it may be None."""
+    if type(parts) is not int or parts < 1:
+        raise ValueError(f"dist.parts must be a whole number of 1 or more, got {parts!r}")
+    if parts == 1 and part in (None, 0):
+        return
+    if parts == 1:
+        raise ValueError(f"dist.part={part!r} takes dist.parts=N, the number of parts: add it")
+    if part is None:
+        raise ValueError(
+            f"dist.parts={parts} takes dist.part=range({parts}) in a sweep, or the number of one "
+            "part: add it"
+        )
+    if type(part) is not int or not 0 <= part < parts:
+        raise ValueError(
+            f"dist.part must be a whole number from 0 to {parts - 1} with dist.parts={parts}, "
+            f"got {part!r}"
+        )
+
+
+def divide(sizes: Sequence[int], parts: int) -> list[int]:
+    """Return the part of each size, the sums of the parts about even.
+
+    The largest goes first, into the part that holds least; the first one where several are equal.
+
+    >>> divide([5, 9, 4, 4], 2)
+    [1, 0, 1, 0]
+    """
+    found = [0] * len(sizes)
+    loads = [(0, part) for part in range(min(parts, len(sizes)))]  # any more parts stay empty
+    heapify(loads)
+    for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
+        load, part = loads[0]
+        found[n] = part
+        heapreplace(loads, (load + sizes[n], part))
+    return found

@@ -4,12 +4,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from math import prod
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from quantlab.sources.file import BadFileError, Entry, File, file_state, mapped, mapped_entry
+from quantlab.formats.element import FloatArray
+from quantlab.sources.file import BadFileError, File, FileEntry, file_state, mapped, mapped_entry
+from quantlab.sources.kinds.decoding import StoredTensor, Which, dense, take
 from quantlab.sources.names import Architecture
+from quantlab.sources.pairing import StoredFile
 from quantlab.sources.tensor import Tensor
 
 INTEGERS = ("I8", "I16", "I32", "I64")
@@ -71,7 +75,7 @@ class Gguf(File):
         """Return what the file says of its model."""
         return contents(self.path).architecture
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[FileEntry]:
         for each in contents(self.path).tensors:
             quantized = each.dtype is None and each.kind not in INTEGERS
             reason = f"{each.kind} is {'quantized already' if quantized else NO_FLOAT}"
@@ -153,3 +157,48 @@ def _counts(value: Any) -> tuple[int, ...]:
 def _value(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
     return field.contents() if field else None
+
+
+class GgufFile(StoredFile):
+    """A GGUF file; each tensor has a type of its own."""
+
+    format = "gguf"
+    needs = ("gguf", "ml_dtypes")
+
+    @property
+    def file_name(self) -> str:
+        """The name of the file, which mostly says what it is."""
+        return Path(self.path).name
+
+    def architecture(self) -> Architecture:
+        """Return what the file says of its model."""
+        return contents(self.path).architecture
+
+    def _stored(self) -> list[StoredTensor]:
+        return [_stored(each) for each in contents(self.path).tensors if each.is_decodable]
+
+
+def _stored(tensor: GgufTensor) -> StoredTensor:
+    if tensor.dtype is not None:
+        return dense(tensor.open(), tensor.kind)
+    part = tensor.raw()
+    octets = part.array
+
+    def rows(which: Which) -> FloatArray:
+        return _dequantize(take(octets, which), tensor.kind)
+
+    def elements(start: int, stop: int) -> FloatArray:
+        first, last = start // tensor.block, -(-stop // tensor.block)
+        flat = octets.reshape(-1, tensor.block_bytes)[first:last]
+        values = _dequantize(flat, tensor.kind).reshape(-1)
+        return values[start - first * tensor.block : stop - first * tensor.block]
+
+    return StoredTensor(tensor.name, tensor.shape, tensor.kind, (part,), rows, elements)
+
+
+def _dequantize(octets: Any, kind: str) -> FloatArray:
+    import gguf
+
+    with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
+        values = gguf.quants.dequantize(octets, gguf.GGMLQuantizationType[kind])
+    return values.astype(np.float32, copy=False)

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantlab.sources.distribution import Distribution
-from quantlab.sources.expected import Expected
+from quantlab.sources.source import Expected, Source
 from quantlab.sources.tensor import Tensor
 
 
 @dataclass(frozen=True)
-class TenseLogits(Distribution):
+class TenseLogits(Source):
     """Logits of a five-tense classifier: the lab's literal vector, or a batch of rows.
 
     `batch` rows of 5 are uniform in [-3, 5]; without it the shape is (5,).
@@ -45,7 +44,7 @@ class TenseLogits(Distribution):
 
 
 @dataclass(frozen=True)
-class VerbProbs(Distribution):
+class VerbProbs(Source):
     """Probabilities of `n` verb forms: exp(Normal(0, sigma)), normalised in float32."""
 
     seed: int
@@ -68,7 +67,7 @@ class VerbProbs(Distribution):
 
 
 @dataclass(frozen=True)
-class Hidden(Distribution):
+class Hidden(Source):
     """Hidden activations: `n` draws of Normal(0, 1).
 
     `skip` normals are drawn first and thrown away: in the lab they went to the verb forms.

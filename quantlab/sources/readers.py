@@ -3,15 +3,11 @@
 from pathlib import Path
 
 from quantlab.sources.file import SUFFIXES, File, require_file
-from quantlab.sources.gguf import Gguf
-from quantlab.sources.npy import Npy
-from quantlab.sources.npz import Npz
-from quantlab.sources.onnx import Onnx
-from quantlab.sources.safetensors import Safetensors
-from quantlab.sources.stored.file import StoredFile
-from quantlab.sources.stored.gguf import GgufFile
-from quantlab.sources.stored.onnx import OnnxFile
-from quantlab.sources.stored.safetensors import SafetensorsFile
+from quantlab.sources.gguf import Gguf, GgufFile
+from quantlab.sources.numpy import Npy, Npz
+from quantlab.sources.onnx import Onnx, OnnxFile
+from quantlab.sources.pairing import StoredFile
+from quantlab.sources.safetensors import Safetensors, SafetensorsFile
 
 READERS: dict[str, type[File]] = {each.format: each for each in (Npy, Npz, Safetensors, Gguf, Onnx)}
 DECODERS: dict[str, type[StoredFile]] = {

@@ -16,7 +16,7 @@ from quantlab.formats.coder import Coder
 from quantlab.formats.element import per_value
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Uniform
-from quantlab.sources.expected import Expected
+from quantlab.sources.source import Expected
 
 GRID = 4096  # quantiles
 

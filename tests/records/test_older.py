@@ -121,7 +121,7 @@ def test_old_names_are_found_behind_interpolations_too(home):
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=[searched, "dist=linked", belief])
     before = OmegaConf.to_container(cfg)
-    assert type(build(cfg).dist.expected).__module__ == "quantlab.sources.expected"
+    assert type(build(cfg).dist.expected).__module__ == "quantlab.sources.source"
     assert OmegaConf.to_container(cfg) == before
 
 

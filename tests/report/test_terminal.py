@@ -78,9 +78,9 @@ def test_no_figure_is_cut(piped):
 
 def test_long_names_are_folded():
     from quantlab.report.listing import listing
-    from quantlab.sources.file import Entry
+    from quantlab.sources.file import FileEntry
 
-    entry = Entry("w" * 48, (2, 3), "float32", lambda: None, skip_reason="because " * 20)
+    entry = FileEntry("w" * 48, (2, 3), "float32", lambda: None, skip_reason="because " * 20)
     lines = listing([entry]).splitlines()
     assert max(map(len, lines)) <= WIDTH
     assert "".join(lines).count("because") == 20

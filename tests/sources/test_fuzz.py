@@ -15,8 +15,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quantlab.sources.readers import DECODERS, READERS
+from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, vector, write
 from tests.sources.samples import X
-from tests.sources.stored.samples import BESIDE, DATA, FILE, NORM, vector, write
 
 SECONDS, BYTES = 2, 2**26  # that a damaged file of some kB may take
 ROUNDS = 12

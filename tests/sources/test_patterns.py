@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quantlab.sources import npz
+from quantlab.sources import numpy
 from quantlab.sources.safetensors import Safetensors
 from tests.sources.samples import X, read, write_safetensors
 
@@ -52,4 +52,4 @@ def test_a_pattern_that_yaml_took_for_something_else_is_named(tmp_path, key, giv
     with pytest.raises(
         ValueError, match=rf"^dist\.{key} takes names or patterns, got .*: quote it"
     ):
-        npz.Npz(str(tmp_path / "x.npz"), **{key: given})
+        numpy.Npz(str(tmp_path / "x.npz"), **{key: given})

@@ -1,11 +1,15 @@
 import json
+import pickle
 
 import ml_dtypes
 import numpy as np
+import pytest
 from safetensors import TensorSpec, serialize_file
 
-from quantlab.sources.safetensors import Safetensors
-from tests.sources.samples import X, read, write_safetensors
+from quantlab.sources.file import PICKLED
+from quantlab.sources.safetensors import LARGEST, Safetensors, SafetensorsFile
+from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, save, vector, write
+from tests.sources.samples import X, read, write_raw, write_safetensors
 
 
 def test_safetensors_of_every_dtype_without_torch(tmp_path):
@@ -49,3 +53,178 @@ def test_a_sharded_checkpoint_is_one_source(tmp_path):
     found = read(Safetensors(str(index)))
     assert list(found) == ["first", "second"]
     assert np.array_equal(found["second"], X + 1)
+
+
+VECTORS = sorted(path.parent for path in DATA.glob("*/model.safetensors"))
+
+
+def stored(folder):
+    (tensor,) = SafetensorsFile(str(folder / "model.safetensors")).tensors.values()
+    return tensor
+
+
+def decoded(tensor):
+    return tensor.reader(tensor.rows)(0, tensor.size).reshape(tensor.shape)
+
+
+@pytest.mark.parametrize("folder", VECTORS, ids=lambda path: path.name)
+def test_a_decoder_equals_the_package_bit_for_bit(folder):
+    tensor, expected = stored(folder), np.load(folder / "expected.npz")
+    assert tensor.fault is None
+    assert tensor.remark is None
+    np.testing.assert_array_equal(decoded(tensor), expected[tensor.name], strict=True)
+    assert 8 * sum(part.array.nbytes for part in tensor.parts) == tensor.bits
+
+
+@pytest.mark.parametrize("folder", VECTORS, ids=lambda path: path.name)
+def test_any_stretch_and_any_rows_are_those_of_the_whole(folder):
+    tensor, rng = stored(folder), np.random.default_rng(0)
+    whole, read = decoded(tensor), tensor.reader(tensor.rows)
+    for _ in range(20):
+        start, stop = sorted(rng.integers(0, tensor.size + 1, 2))
+        if start < stop:
+            np.testing.assert_array_equal(read(start, stop), whole.reshape(-1)[start:stop])
+    flat = whole.reshape(-1, whole.shape[-1])
+    which = rng.permutation(len(flat))[:5]
+    np.testing.assert_array_equal(tensor.rows(which), flat[which])
+
+
+def test_there_is_a_vector_of_every_decoder():
+    kinds = {stored(folder).dtype.split()[0] for folder in VECTORS}
+    assert kinds >= {"AWQ", "GPTQ", "compressed-tensors", "bitsandbytes", "MLX", "MXFP4", "fp8"}
+
+
+@pytest.mark.parametrize("folder", VECTORS, ids=lambda path: path.name)
+def test_a_checkpoint_in_several_files_is_one(tmp_path, folder):
+    parts, config = vector(folder.name)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    weights = {}
+    for number, (part, array) in enumerate((parts | {BESIDE: NORM}).items()):
+        name = write(tmp_path / f"{number}.safetensors", {part: array})
+        weights |= dict.fromkeys(Safetensors(name).skipped(), f"{number}.safetensors")
+        weights |= dict.fromkeys(
+            (each.name for each in Safetensors(name).entries), f"{number}.safetensors"
+        )
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weights}))
+    found = dict(SafetensorsFile(str(index)).tensors)
+    np.testing.assert_array_equal(decoded(found.pop(BESIDE)), NORM)
+    ((name, tensor),) = found.items()
+    np.testing.assert_array_equal(decoded(tensor), np.load(folder / "expected.npz")[name])
+
+
+def test_one_damaged_tensor_costs_none_of_the_others(tmp_path):
+    good, _ = vector("awq-g32")
+    bad, _ = vector("ct-pack-4-sym")
+    bad = {f"model.layers.1.{part}": array for part, array in bad.items()}
+    bad["model.layers.1.weight_shape"] = np.array([3, 5])
+    found = SafetensorsFile(write(tmp_path / FILE, good | bad | {BESIDE: NORM})).tensors
+    faults = {name: tensor.fault for name, tensor in found.items() if tensor.fault}
+    assert list(faults) == ["model.layers.1.weight"]
+    assert len(found) == 3
+
+
+def test_an_empty_tensor_beside_them_is_no_harm(tmp_path):
+    parts, _ = vector("awq-g32")
+    for empty in (np.empty(0, np.float32), np.empty((0, 4), np.float16), np.empty(0, np.int32)):
+        path = write(tmp_path / FILE, parts | {"model.empty": empty})
+        assert len(SafetensorsFile(path).tensors) == 1 + (empty.dtype != np.int32)
+    assert SafetensorsFile(write(tmp_path / FILE, {"model.empty": empty})).tensors == {}
+
+
+@pytest.mark.parametrize("kind", ["F4", "F6_E2M3", "C64"])
+def test_a_dtype_that_numpy_lacks_costs_none_of_the_others(tmp_path, kind):
+    size = {"F4": 4, "F6_E2M3": 6, "C64": 64}[kind]
+    header = {
+        "odd": {"dtype": kind, "shape": [8], "data_offsets": [0, size]},
+        "w": {"dtype": "F32", "shape": [1], "data_offsets": [size, size + 4]},
+    }
+    path = write_raw(tmp_path / FILE, header, bytes(size + 4))
+    assert "w" in SafetensorsFile(path).tensors
+
+
+CONFIGS = {
+    "no JSON": (b"{", r"stands beside a config.json that is no JSON \("),
+    "no UTF-8": (b'{"a": "\xff"}', r"stands beside a config.json that is no JSON \("),
+    "too deep": (b"[" * 200_000, r"stands beside a config.json that is no JSON \("),
+    "endless digits": (b"9" * 5000, r"stands beside a config.json that is no JSON \("),
+    "too long": (b" " * (LARGEST + 1), f"stands beside a config.json of {LARGEST + 1} bytes"),
+    "a list of settings": (
+        b'{"quantization_config": [4]}',
+        "stands beside a config.json whose quantization_config is no mapping",
+    ),
+    "an unknown method": (
+        b'{"quantization_config": {"quant_method": "exl2"}}',
+        "is quantized by 'exl2', says config.json, which cannot be decoded: known are awq, "
+        "bitsandbytes, compressed-tensors, fbgemm_fp8, finegrained_fp8, fp8, gptq, mlx, mxfp4$",
+    ),
+    "a method that is none": (
+        b'{"quantization_config": {"quant_method": ["awq"]}}',
+        r"is quantized by \['awq'\], says config.json",
+    ),
+    "a method without end": (
+        b'{"quantization_config": {"quant_method": "' + b"x" * 100_000 + b'"}}',
+        "is quantized by",
+    ),
+    "a method of two lines": (
+        b'{"quantization_config": {"quant_method": "a\\nb\\u001b[2J"}}',
+        r"is quantized by 'a\\nb\\x1b\[2J'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("content", "said"), CONFIGS.values(), ids=CONFIGS)
+def test_a_config_that_cannot_be_read_is_one_sentence(tmp_path, content, said):
+    path = save(tmp_path, "awq-g32")
+    (tmp_path / "config.json").write_bytes(content)
+    with pytest.raises(ValueError, match=said) as caught:
+        SafetensorsFile(path)
+    assert str(caught.value).startswith(path)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("content", ["[]", "[1]", "null", "3", '"text"', "{}", '{"a": NaN}'])
+def test_a_config_that_says_nothing_is_none(tmp_path, content):
+    path = save(tmp_path, "awq-g32")
+    (tmp_path / "config.json").write_text(content)
+    tensor = SafetensorsFile(path).tensors["model.layers.0.mlp.down_proj.weight"]
+    np.testing.assert_array_equal(
+        decoded(tensor), np.load(DATA / "awq-g32/expected.npz")[tensor.name]
+    )
+
+
+@pytest.mark.parametrize("bits", ["\x1b[2J", "two\nlines", "x" * 100_000, [[4]] * 10_000])
+def test_a_config_plays_no_tricks_on_a_terminal(tmp_path, bits):
+    config = {"quantization_config": {"quant_method": "awq", "bits": bits}}
+    path = save(tmp_path, "awq-g32", config=lambda _: config)
+    remark = SafetensorsFile(path).tensors["model.layers.0.mlp.down_proj.weight"].remark
+    assert remark.startswith("config.json says bits ")
+    assert remark.isprintable()
+    assert len(remark) < 300
+
+
+class Bomb:
+    """What runs code where it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("a pickle was loaded",))
+
+
+@pytest.mark.parametrize("suffix", PICKLED)
+@pytest.mark.parametrize("reader", [Safetensors, SafetensorsFile])
+def test_a_pickle_is_refused_and_never_loaded(tmp_path, reader, suffix):
+    path = tmp_path / f"model{suffix}"
+    path.write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(ValueError, match="convert it to safetensors") as caught:
+        reader(str(path))
+    assert str(caught.value).startswith(f"{path} holds pickled objects, which run code")
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "json", "h5", "msgpack", "tar"])
+def test_a_pickle_under_another_name_is_no_tensor_file(tmp_path, suffix):
+    path = tmp_path / f"model.{suffix}"
+    path.write_bytes(pickle.dumps(Bomb()))
+    for reader in (Safetensors, SafetensorsFile):
+        with pytest.raises(ValueError, match="is no safetensors file, or is cut off or damaged"):
+            reader(str(path))

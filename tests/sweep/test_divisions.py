@@ -13,7 +13,7 @@ from quantlab.formats.blocks import PerChannel
 from quantlab.formats.format import Format, as_element
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import record
-from quantlab.sources.npz import Npz
+from quantlab.sources.numpy import Npz
 from tests.conftest import run, run_python, start, wait_for_records
 
 FORMATS = ["mode=sym,asym", "n_bits=4,8", "block=channel", "block.axis=1"]

@@ -1,8 +1,10 @@
-"""One array as NumPy saves it, memory-mapped."""
+"""Files of NumPy: one array, memory-mapped, and zips of arrays."""
 
 import math
 import os
+import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -10,7 +12,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy_format
 
-from quantlab.sources.file import BadFileError, Entry, File, file_state
+from quantlab.sources.file import BadFileError, File, FileEntry, file_state
 from quantlab.sources.tensor import Tensor
 
 HEADER = 2**16  # bytes that describe one array; a longer text was not written by NumPy
@@ -21,7 +23,7 @@ class Npy(File):
 
     format = "npy"
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[FileEntry]:
         with Path(self.path).open("rb") as file:
             shape, dtype = read_header(file)
             needed, held = file.tell() + math.prod(shape) * dtype.itemsize, os.fstat(file.fileno())
@@ -55,7 +57,7 @@ def read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
 
 def array_entry(
     name: str, shape: tuple[int, ...], dtype: np.dtype[Any], open_: Callable[[str], Tensor]
-) -> Entry:
+) -> FileEntry:
     """Describe an array by what its header says; `open_` opens it by its name."""
     reason = None
     if dtype.hasobject:
@@ -63,4 +65,44 @@ def array_entry(
     elif dtype.kind != "f":
         reason = f"{dtype.name} is no floating-point type"
     n_bytes = math.prod(shape) * dtype.itemsize
-    return Entry(name, shape, dtype.name, partial(open_, name), reason, n_bytes)
+    return FileEntry(name, shape, dtype.name, partial(open_, name), reason, n_bytes)
+
+
+@dataclass(frozen=True)
+class Npz(File):
+    """A zip of arrays as NumPy saves it; each is read into memory in its turn.
+
+    `max_bytes` bounds the size that a member may declare, as a small file can unpack to a huge one.
+    """
+
+    max_bytes: int = 2**32
+
+    format = "npz"
+
+    def _entries(self) -> Iterator[FileEntry]:
+        with zipfile.ZipFile(self.path) as archive:
+            for member in archive.infolist():
+                name = member.filename.removesuffix(".npy")
+                if name == member.filename:
+                    yield FileEntry(
+                        name, (), "unknown", partial(self._open, name), "it is no array"
+                    )
+                    continue
+                with archive.open(member) as file:
+                    shape, dtype = read_header(file)
+                    held = member.file_size - file.tell()
+                if not dtype.hasobject and math.prod(shape) * dtype.itemsize > held:
+                    raise BadFileError(f"has a member {name} too short for its shape {shape}")
+                entry = array_entry(name, shape, dtype, self._open)
+                if member.file_size > self.max_bytes:
+                    reason = (
+                        f"it unpacks to {member.file_size} bytes, above the limit of "
+                        f"{self.max_bytes}: raise dist.max_bytes if you trust it"
+                    )
+                    entry = replace(entry, skip_reason=reason)
+                yield entry
+
+    def _open(self, name: str) -> Tensor:
+        with zipfile.ZipFile(self.path) as archive, archive.open(f"{name}.npy") as file:
+            values = npy_format.read_array(file, allow_pickle=False)
+        return Tensor(name, values, file_state(self.path))

@@ -1,16 +1,15 @@
-"""What is believed of a tensor before it is seen: its range and power, from parameters alone.
-
-To add a belief: a subclass of `Expected` here, and a ``_target_`` below ``expected`` in the yaml of
-the distribution that it is about. Nothing here looks at a tensor.
-"""
+"""What a run measures: a source of named tensors."""
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
+
+from quantlab.sources.tensor import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,8 +37,47 @@ class Expected(ABC):
         """Return the root mean square to expect."""
 
 
+class Source(Protocol):
+    """A source of named tensors."""
+
+    @property
+    def expected(self) -> Expected | None:
+        """What is believed of the tensors before they are seen, if anything is."""
+
+    def tensors(self) -> Iterator[Tensor]:
+        """Yield each tensor."""
+
+    def others(self) -> Iterator[Tensor]:
+        """Yield the tensors that other runs measure, where the source is divided into parts."""
+        return iter(())
+
+    def places(self) -> dict[str, int]:
+        """Return where each tensor of a divided source stands in it; nothing of a whole one."""
+        return {}
+
+    def listing(self) -> str | None:
+        """Return what identifies the list of tensors that is divided; None of a whole source."""
+        return None
+
+    def skipped(self) -> dict[str, str]:
+        """Return the tensors that are left out, with the reason."""
+        return {}
+
+    def stored_sizes(self) -> dict[str, dict[str, Any]]:
+        """Return ``dtype, shape, n_bytes, place`` of each stored tensor, measured or not."""
+        return {}
+
+    def n_bytes(self) -> int | None:
+        """Return how much there is to read, if that is known beforehand."""
+        return None
+
+    def require_tensors(self) -> None:
+        """Raise ValueError when there is nothing to measure."""
+        return  # a source that is no file always has something
+
+
 @dataclass(frozen=True, kw_only=True)
-class Uniform(Expected):
+class ExpectedUniform(Expected):
     """Values that fill [low, high] evenly."""
 
     low: float
@@ -60,7 +98,7 @@ class Uniform(Expected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Normal(Expected):
+class ExpectedNormal(Expected):
     """`n` draws of Normal(0, sigma)."""
 
     n: int
@@ -81,7 +119,7 @@ class Normal(Expected):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LognormalShares(Expected):
+class ExpectedLognormalShares(Expected):
     """`n` draws of exp(Normal(0, sigma)) divided by their sum, n exp(sigma^2 / 2) on average."""
 
     n: int

@@ -4,8 +4,8 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from quantlab.sources.stored.safetensors import SafetensorsFile
-from tests.sources.stored.samples import (
+from quantlab.sources.safetensors import SafetensorsFile
+from tests.sources.kinds.samples import (
     decoded,
     expected,
     fault,

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.tensor import (
+from quantlab.sources.kinds.decoding import (
     FLOATS,
     Config,
     MisfitError,

@@ -6,8 +6,7 @@ import warnings
 import numpy as np
 
 from quantlab.experiment import Experiment
-from quantlab.sources.safetensors import Safetensors, raw_tensors
-from quantlab.sources.stored.safetensors import SafetensorsFile
+from quantlab.sources.safetensors import Safetensors, SafetensorsFile, raw_tensors
 from tests.conftest import ROOT
 from tests.sources.samples import write_raw, write_safetensors
 

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 import numpy as np
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.packing import FP4, nibbles, unpack
-from quantlab.sources.stored.tensor import (
+from quantlab.sources.kinds.decoding import (
     BYTES,
     FLOATS,
+    FP4,
     WORDS,
     Config,
     MisfitError,
@@ -22,9 +22,11 @@ from quantlab.sources.stored.tensor import (
     bases,
     contradiction,
     guarded,
+    nibbles,
     parts_of,
     require_parts,
     take,
+    unpack,
     whole,
 )
 from quantlab.sources.tensor import Tensor

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.packing import unpack, words_of
-from quantlab.sources.stored.tensor import (
+from quantlab.sources.kinds.decoding import (
     FLOATS,
     INTEGERS,
     WORDS,
@@ -28,7 +27,9 @@ from quantlab.sources.stored.tensor import (
     guarded,
     parts_of,
     require_parts,
+    unpack,
     whole,
+    words_of,
 )
 from quantlab.sources.tensor import Tensor
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from quantlab.sources.expected import LognormalShares, Normal, Uniform
+from quantlab.sources.source import ExpectedLognormalShares, ExpectedNormal, ExpectedUniform
 
 SAID = {"landmark": 1.0, "words": ""}
 
@@ -9,10 +9,10 @@ SAID = {"landmark": 1.0, "words": ""}
 @pytest.mark.parametrize(
     ("believed", "draw"),
     [
-        (Uniform(low=-3, high=5, **SAID), lambda rng: rng.uniform(-3, 5, 10**5)),
-        (Normal(n=1024, sigma=2, **SAID), lambda rng: rng.normal(0, 2, 1024)),
+        (ExpectedUniform(low=-3, high=5, **SAID), lambda rng: rng.uniform(-3, 5, 10**5)),
+        (ExpectedNormal(n=1024, sigma=2, **SAID), lambda rng: rng.normal(0, 2, 1024)),
         (
-            LognormalShares(n=600, sigma=0.5, **SAID),
+            ExpectedLognormalShares(n=600, sigma=0.5, **SAID),
             lambda rng: (v := np.exp(rng.normal(0, 0.5, 600))) / v.sum(),
         ),
     ],

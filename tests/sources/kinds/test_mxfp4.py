@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.sources.samples import write_safetensors
-from tests.sources.stored.samples import (
+from tests.sources.kinds.samples import (
     BESIDE,
     FILE,
     NORM,
@@ -14,6 +13,7 @@ from tests.sources.stored.samples import (
     save,
     told,
 )
+from tests.sources.samples import write_safetensors
 
 NAME = "model.layers.0.mlp.experts.gate_up_proj"
 BLOCKS, SCALES = f"{NAME}_blocks", f"{NAME}_scales"

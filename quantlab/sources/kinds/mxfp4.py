@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import numpy as np
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.packing import FP4
-from quantlab.sources.stored.tensor import (
+from quantlab.sources.kinds.decoding import (
     BYTES,
+    FP4,
     Config,
     MisfitError,
     StoredTensor,

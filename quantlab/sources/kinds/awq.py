@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.tensor import (
+from quantlab.sources.kinds.decoding import (
     FLOATS,
     WORDS,
     Config,

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.stored.packing import FP4, nibbles, unpack, words_of
-from quantlab.sources.stored.tensor import (
+from quantlab.sources.kinds.decoding import (
     BYTES,
     FLOATS,
+    FP4,
     INTEGERS,
     WORDS,
     Config,
@@ -26,10 +26,13 @@ from quantlab.sources.stored.tensor import (
     bases,
     contradiction,
     guarded,
+    nibbles,
     parts_of,
     require_parts,
     take,
+    unpack,
     whole,
+    words_of,
 )
 from quantlab.sources.tensor import Tensor
 

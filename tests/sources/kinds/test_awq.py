@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from tests.sources.stored.samples import (
+from tests.sources.kinds.samples import (
     decoded,
     expected,
     fault,

@@ -17,7 +17,8 @@ import numpy as np
 from quantlab.formats.blocks import Read, UnfitError
 from quantlab.formats.element import ContradictionError
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
-from quantlab.sources.file import BadFileError, Entry, readable, require_file, require_packages
+from quantlab.sources.file import BadFileError, FileEntry, readable, require_file, require_packages
+from quantlab.sources.kinds.decoding import StoredTensor, Which
 from quantlab.sources.names import (
     PERMUTED,
     Architecture,
@@ -26,7 +27,6 @@ from quantlab.sources.names import (
     row_order,
     shift,
 )
-from quantlab.sources.stored.tensor import StoredTensor, Which
 from quantlab.text import label
 
 
@@ -148,7 +148,7 @@ class Bound(Codec):
         self.pairs = self._pairs([entry.name for entry in entries])
         self._require_original(source, entries)
 
-    def _require_original(self, source: Any, entries: Sequence[Entry]) -> None:
+    def _require_original(self, source: Any, entries: Sequence[FileEntry]) -> None:
         """Raise ValueError where the source is quantized itself and the file is not."""
         for each in entries:
             pair = self.pairs.get(each.name)

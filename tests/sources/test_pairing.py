@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 
 from quantlab.experiment import Experiment
-from quantlab.sources.gguf import Gguf
-from quantlab.sources.safetensors import Safetensors
-from quantlab.sources.stored.gguf import GgufFile
-from quantlab.sources.stored.safetensors import SafetensorsFile
+from quantlab.sources.gguf import Gguf, GgufFile
+from quantlab.sources.safetensors import Safetensors, SafetensorsFile
 from tests.sources import samples
 from tests.sources.samples import write_safetensors
 from tests.tiny_llama import permute

@@ -248,7 +248,7 @@ def many() -> None:
 MEMORY = """
 import sys, threading, time
 from pathlib import Path
-from quantlab.sources.npy import Npy
+from quantlab.sources.numpy import Npy
 from quantlab.stats.stream import measure
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric

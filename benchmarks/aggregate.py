@@ -14,7 +14,7 @@ from quantlab.experiment import Experiment
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records.disk import to_json
-from quantlab.records.record import NAME, keep
+from quantlab.records.record import NAME, run_and_write
 from quantlab.sources.lab import VerbProbs
 
 AGGREGATE = """
@@ -48,7 +48,7 @@ def main() -> None:
 def _records(folder: Path, n: int) -> None:
     experiment = Experiment(VerbProbs(42, 600, 1.5), Format(Symmetric(8)), 10, 1e-8, 1)
     asked = {"dist": "verb_probs", "mode": "symmetric", "n_bits": 8}
-    one = keep(folder, experiment.run, {"seed": 42}, job=0, overrides=[], **asked)
+    one = run_and_write(folder, experiment.run, {"seed": 42}, job=0, overrides=[], **asked)
     (folder / NAME).unlink()
     for seed in range(n):
         one |= {"job": seed, "overrides": [f"seed={seed}"], "config": {"seed": seed}}

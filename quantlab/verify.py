@@ -11,7 +11,7 @@ from quantlab.plans.faults import plan_faults, plan_files
 from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
-from quantlab.records.older import OLDEST, known_to, without_new
+from quantlab.records.older import OLDEST, common_figures, without_new
 from quantlab.records.table import collect, nest, tabulate
 from quantlab.sweep.job import add_import_path, build
 
@@ -153,7 +153,7 @@ def _result_faults(path: Path, expected: Any, older: bool) -> Iterator[str]:
         return
     from_records = json.loads(disk.to_json(expected))
     if older:
-        from_records = known_to(content, from_records)
+        from_records = common_figures(content, from_records)
     for where, written, recorded in differences(content, from_records):
         yield f"{path}: {where} is {written}, the records say {recorded}"
 
@@ -172,7 +172,9 @@ def reproduce(directory: Path) -> tuple[list[str], list[str]]:
         add_import_path(OmegaConf.load(composed).hydra)
     config = DictConfig(one["config"])
     build(config)  # files that are gone are a mistake, not another outcome
-    again = record.perform(lambda: build(config).run(), one["config"], one["mode"], one["n_bits"])
+    again = record.run_outcome(
+        lambda: build(config).run(), one["config"], one["mode"], one["n_bits"]
+    )
     outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))
     kept = {key: one[key] for key in OUTCOME}
     if one["schema"] == OLDEST:

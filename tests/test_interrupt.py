@@ -53,7 +53,7 @@ def test_ctrl_c_that_a_library_turns_into_another_error(tmp_path, monkeypatch):
     try:
         interrupt.listen()
         with pytest.raises(KeyboardInterrupt):
-            record.keep(tmp_path, turned, {}, mode="symmetric", n_bits=8)
+            record.run_and_write(tmp_path, turned, {}, mode="symmetric", n_bits=8)
         with pytest.raises(SystemExit) as ended, report_user_errors():
             raise AttributeError("flags")
         assert ended.value.code == 130

@@ -119,7 +119,7 @@ MODE_OPTIONS = {mode_name(option): option for option in MODES}
 
 
 def is_format_column(column: str) -> bool:
-    """Whether a column of results.csv, or a key of a config, is part of a format's identity."""
+    """Test whether a column of results.csv, or a key of a config, identifies a format."""
     return column in ("n_bits", *PLAIN, "settings") or column.partition(".")[0] in CHOICES
 
 

@@ -12,7 +12,7 @@ TEMPORARY = "partial"  # the suffix of a file that is being written
 
 
 def to_json(value: Any) -> bytes:
-    """Return indented UTF-8 JSON; NaN and Inf, which JSON does not know, raise ValueError."""
+    """Encode as indented UTF-8 JSON; NaN and Inf, which JSON does not know, raise ValueError."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     return text.encode(errors="backslashreplace")  # a file's name need not be Unicode
 
@@ -34,13 +34,13 @@ def write(path: Path, content: bytes) -> None:
 
 
 def clear(directory: Path) -> None:
-    """Remove what processes that were killed left of their writes; no other may be writing here."""
+    """Remove partial files of processes that were killed; nobody else may be writing here."""
     for temporary in directory.glob(f".*.{TEMPORARY}"):
         temporary.unlink(missing_ok=True)
 
 
 def digest(path: Path) -> str:
-    """Return the sha256 of a file."""
+    """Compute the sha256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -58,5 +58,5 @@ def visible_files(directory: Path) -> Iterator[Path]:
 
 
 def is_inside(path: Path, directory: Path) -> bool:
-    """Return whether a path, its links followed, leads into a directory."""
+    """Test whether a path, its links followed, leads into a directory."""
     return path.resolve().is_relative_to(directory.resolve())

@@ -1,4 +1,4 @@
-"""Where a sweep's figures come from: what ran, with what, and the sha256 of everything."""
+"""The manifest of a sweep: its command, runs, tensors and environment, and every sha256."""
 
 import hashlib
 import os
@@ -23,7 +23,7 @@ SIZE = ("dtype", "shape", "n_bytes")  # of a tensor without figures
 def manifest(
     origin: Mapping[str, Any], hydra: Mapping[str, str], artefacts: Mapping[str, bytes]
 ) -> dict[str, Any]:
-    """Return the provenance of a sweep: its `origin`, its files, and where this is."""
+    """Put a manifest together: the `origin` of a sweep, hashes of its files, its environment."""
     return {
         "schema": SCHEMA,
         **origin,
@@ -35,7 +35,7 @@ def manifest(
 
 
 def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
-    """Return what of a manifest depends on the sweep's directory alone."""
+    """Describe a sweep by its directory alone: command, levels, runs, tensors, times."""
     records = [run.record for run in runs if run.record]
     whole = [run.record for run in parts.combined(runs) if run.record]
     missing = parts.missing(runs)
@@ -45,13 +45,13 @@ def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) 
         "runs": [_describe(run) for run in runs],
         **({"missing": missing} if missing else {}),
         "tensors": list(_tensors(whole)),
-        "start": min((each["started"] for each in records), default=None),
-        "end": max((_end(each) for each in records), default=None),
+        "start": min((content["started"] for content in records), default=None),
+        "end": max((_end(content) for content in records), default=None),
     }
 
 
 def hydra_files(directory: Path) -> dict[str, str]:
-    """Return the sha256 of what Hydra wrote: the config of the sweep, those of its runs, logs."""
+    """Hash what Hydra wrote: the config of the sweep, those of its runs, logs."""
     paths = [directory / "multirun.yaml", *directory.glob(".hydra/*"), *directory.glob("*.log")]
     for path in directory.rglob(".hydra"):  # also where a run was stopped before its record
         if path.parent != directory:
@@ -64,9 +64,9 @@ def hydra_files(directory: Path) -> dict[str, str]:
 
 
 def _command(directory: Path, records: Sequence[Record]) -> str | None:
-    """Return the command line of the sweep, or of the one run that stands alone."""
+    """Find the command line of a sweep, or of a run that stands alone."""
     for path in (directory / "multirun.yaml", directory / ".hydra" / "hydra.yaml"):
-        if path.exists():  # Hydra's own note of a sweep, or of a run
+        if path.exists():  # as Hydra noted it
             return _command_of(OmegaConf.load(path).hydra)
     if len(records) == 1:
         return shlex.join(["python", "run.py", *records[0]["overrides"]])
@@ -74,19 +74,19 @@ def _command(directory: Path, records: Sequence[Record]) -> str | None:
 
 
 def _command_of(settings: Any) -> str:
-    typed: Any = OmegaConf.to_container(settings.overrides)
-    flags = ["-m"] if "hydra.mode=MULTIRUN" in typed["hydra"] else []
-    hydra = [each for each in typed["hydra"] if not each.startswith("hydra.mode=")]
+    overrides: Any = OmegaConf.to_container(settings.overrides)
+    flags = ["-m"] if "hydra.mode=MULTIRUN" in overrides["hydra"] else []
+    hydra = [text for text in overrides["hydra"] if not text.startswith("hydra.mode=")]
     program = ["python", "run.py"] if settings.job.name == "run" else ["quantlab", "run"]
-    return shlex.join([*program, *flags, *_config_flags(settings), *typed["task"], *hydra])
+    return shlex.join([*program, *flags, *_config_flags(settings), *overrides["task"], *hydra])
 
 
 def _config_flags(settings: Any) -> list[str]:
-    """Return the flags that chose another config than ours."""
+    """Reconstruct the flags that chose another config than ours."""
     name, sources = settings.job.config_name, settings.runtime.config_sources
     named = [] if name == "config" else ["--config-name", name]
-    added = [each.path for each in sources if each.provider == "command-line"]
-    return named + [flag for path in added for flag in ("--config-dir", path)]
+    folders = [source.path for source in sources if source.provider == "command-line"]
+    return named + [flag for path in folders for flag in ("--config-dir", path)]
 
 
 def _describe(run: Run) -> dict[str, Any]:
@@ -104,46 +104,48 @@ def _tensors(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
 
     Tensors of one name that differ, as those of two seeds do, are tensors of their own.
     """
-    measured: dict[tuple[str, str], dict[str, Any]] = {}
-    for one in records:
-        for name, each in one["identities"].items():
-            measured.setdefault((one["dist"], name), {}).setdefault(each["sha256"], each)
+    measured: dict[tuple[str, str], dict[str | None, Any]] = {}
+    for content in records:
+        for name, identity in content["identities"].items():
+            variants = measured.setdefault((content["dist"], name), {})
+            variants.setdefault(identity["sha256"], identity)
     seen = set()
-    for one in records:
-        without = _unmeasured(one)
-        for name in _in_order(one, without):
-            key = one["dist"], name
+    for content in records:
+        without = _unmeasured(content)
+        for name in _in_order(content, without):
+            key = content["dist"], name
             if key not in seen:
                 seen.add(key)
-                found = measured[key].values() if key in measured else [without[name]]
-                yield from ({"dist": one["dist"], "name": name, **each} for each in found)
+                variants = measured.get(key) or {None: without[name]}
+                about = {"dist": content["dist"], "name": name}
+                yield from (about | identity for identity in variants.values())
 
 
-def _unmeasured(one: Record) -> dict[str, dict[str, Any]]:
+def _unmeasured(content: Record) -> dict[str, dict[str, Any]]:
     """Describe the tensors without figures."""
-    reasons = {**one["skipped"], **one["failed"]}
+    reasons = {**content["skipped"], **content["failed"]}
     return {
         name: {**{key: tensor[key] for key in SIZE}, "sha256": None, "reason": reasons[name]}
-        for name, tensor in one["unmeasured"].items()
+        for name, tensor in content["unmeasured"].items()
     }
 
 
-def _in_order(one: Record, without: Mapping[str, Any]) -> list[str]:
-    """Return the names of a record's tensors in the order of their source."""
-    names = list(one["identities"])
+def _in_order(content: Record, without: Mapping[str, Any]) -> list[str]:
+    """Order the names of a record's tensors as their source does."""
+    names = list(content["identities"])
     for name in without:
-        places = one["unmeasured"].get(name, {})
+        places = content["unmeasured"].get(name, {})
         names.insert(places.get("place", len(names)), name)
     return names
 
 
-def _end(one: Record) -> str:
-    started = datetime.fromisoformat(one["started"])
-    return (started + timedelta(seconds=one["seconds"])).isoformat()
+def _end(content: Record) -> str:
+    started = datetime.fromisoformat(content["started"])
+    return (started + timedelta(seconds=content["seconds"])).isoformat()
 
 
 def _cpu() -> str:
-    """Return the processor's name and how many of them there are."""
+    """Name the processor, and how many of them there are."""
     name = platform.processor()
     with_names = Path("/proc/cpuinfo")  # Linux, where platform has no name to give
     if with_names.exists():
@@ -153,7 +155,7 @@ def _cpu() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    """Return the commit of this code and whether files beside the sweeps differ from it.
+    """Find the commit of this code, and whether files beside the sweeps differ from it.
 
     An installed copy has none, also where its environment stands inside some other repository.
     """

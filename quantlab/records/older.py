@@ -50,52 +50,47 @@ ORIGINAL = {later: names[0] for names in NAMES for later in names[1:]}
 
 
 def current_name(target: str) -> str:
-    """Return what the class of an old name is called today; any other name as it is."""
+    """Translate an old name of a class to today's; any other name is returned as it is."""
     return CURRENT.get(target, target)
 
 
-DEFAULTS = {  # what groups that schema 3 did not have do when nobody chooses
+DEFAULTS = {  # of the groups that schema 3 did not have
     "block": {"_target_": "quantlab.formats.blocks.PerTensor", "scale": "float32"},
     "range": {"_target_": "quantlab.formats.ranges.AbsMax"},
 }
 
 
-def as_first_asked(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a config as the oldest version that could ask the same would have written it.
+def oldest_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Rewrite a config as the oldest version that had its settings would have written it.
 
-    Classes have their oldest names, groups that are newer are left out where they have their
-    defaults, and so are beliefs in words, which change no figure.
+    Classes get their oldest names. Newer groups are left out where they have their defaults, and so
+    are expectations in words, which change no figure.
     """
-    kept = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
-    if isinstance(metrics := kept.get("metrics"), dict) and metrics.get("imatrix") is None:
-        kept["metrics"] = {key: value for key, value in metrics.items() if key != "imatrix"}
-    renamed = with_original_names(kept)
+    older = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
+    if isinstance(metrics := older.get("metrics"), dict) and metrics.get("imatrix") is None:
+        older["metrics"] = {key: value for key, value in metrics.items() if key != "imatrix"}
+    renamed = _renamed(older, ORIGINAL)
     dist = renamed.get("dist")
     if isinstance(dist, dict) and isinstance(dist.get("expected"), dict):
-        beliefs = {key: value for key, value in dist["expected"].items() if key != "remedies"}
-        renamed["dist"] = dist | {"expected": beliefs}
+        expected = {key: value for key, value in dist["expected"].items() if key != "remedies"}
+        renamed["dist"] = dist | {"expected": expected}
     return cast("dict[str, Any]", renamed)
 
 
 def with_current_names(config: Any) -> Any:
-    """Return a config, in plain containers, with its classes under today's names."""
+    """Rename the classes in a config, in plain containers, to today's names."""
     return _renamed(config, CURRENT)
-
-
-def with_original_names(config: Any) -> Any:
-    """Return a config, in plain containers, with its classes under their oldest names."""
-    return _renamed(config, ORIGINAL)
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:
     if isinstance(value, dict):
         return {
-            key: names.get(each, each)
-            if key == "_target_" and isinstance(each, str)
-            else _renamed(each, names)
-            for key, each in value.items()
+            key: names.get(node, node)
+            if key == "_target_" and isinstance(node, str)
+            else _renamed(node, names)
+            for key, node in value.items()
         }
-    return [_renamed(each, names) for each in value] if isinstance(value, list) else value
+    return [_renamed(node, names) for node in value] if isinstance(value, list) else value
 
 
 OLDEST = 3
@@ -115,7 +110,7 @@ def upgraded(record: Any) -> Any:
             record = {"unmeasured": dict.fromkeys(reasons, UNSIZED)} | record
         if record["schema"] > OLDEST:
             return record
-        tensors = {name: _upgraded(each, record) for name, each in record["tensors"].items()}
+        tensors = {name: _upgraded(tensor, record) for name, tensor in record["tensors"].items()}
     except (AttributeError, KeyError, TypeError):
         return record  # its schema says what is wrong with it
     return record | {"format": PLAIN if tensors else {}, "tensors": tensors}
@@ -135,7 +130,7 @@ def _upgraded(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _storage(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
-    """Return what one float32 scale costs, and a zero point unless it is 0 by the mode's rule."""
+    """Compute the storage of one float32 scale, and of a zero point unless the mode has none."""
     n_bits, params = record["n_bits"], tensor["params"]
     wide = record["config"]["mode"].get("zero_point") == "wide_int"
     zero_point = 0 if record["mode"] == "symmetric" else 32 if wide else n_bits
@@ -155,21 +150,21 @@ def _storage(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
 
 
 def without_new(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record says of its outcome, but for what schema 3 did not say."""
+    """Reduce the outcome in a record to what schema 3 had."""
     tensors = {}
     for name, tensor in outcome["tensors"].items():
         reasons = {key: why for key, why in tensor["reasons"].items() if why != REASON}
-        kept = {key: value for key, value in tensor.items() if key not in SINCE_4}
-        tensors[name] = kept | {"reasons": reasons}
+        older = {key: value for key, value in tensor.items() if key not in SINCE_4}
+        tensors[name] = older | {"reasons": reasons}
     return outcome | {"tensors": tensors}
 
 
-def known_to(older: Any, results: Any) -> Any:
-    """Return results.json but for new figures and their reasons, which an older one lacks."""
+def common_figures(older: Any, results: Any) -> Any:
+    """Reduce results.json to the figures that an older one has, and their reasons."""
     if not (isinstance(older, dict) and isinstance(results, dict)):
         return results
-    kept = {key: known_to(older[key], value) for key, value in results.items() if key in older}
-    if isinstance(kept.get("reasons"), str):
-        reasons = [each for each in kept["reasons"].split("; ") if not each.endswith(REASON)]
-        kept["reasons"] = "; ".join(reasons) or None
-    return kept
+    common = {k: common_figures(older[k], value) for k, value in results.items() if k in older}
+    if isinstance(common.get("reasons"), str):
+        reasons = [text for text in common["reasons"].split("; ") if not text.endswith(REASON)]
+        common["reasons"] = "; ".join(reasons) or None
+    return common

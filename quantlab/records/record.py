@@ -19,7 +19,7 @@ from quantlab import interrupt
 from quantlab.conf import changed_settings, load_option
 from quantlab.formats.format import MODE_OPTIONS, FormatSpec
 from quantlab.records import disk, schema
-from quantlab.records.older import OLDEST, as_first_asked, upgraded, with_current_names
+from quantlab.records.older import OLDEST, oldest_config, upgraded, with_current_names
 from quantlab.stats.result import Count, Result, Sha256
 from quantlab.text import as_text
 
@@ -28,12 +28,11 @@ from quantlab.text import as_text
 SCHEMA = 7
 NAME = "record.json"
 COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
-WITHOUT_EFFECT = {"threads", "resume", "report"}  # settings that change no figure
-IDENTITY = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256")
-LARGEST = 2**30  # bytes; the record of a hundred thousand tensors takes half of it
-
-IDENTIFIED = ("dtype", "shape", "sha256")  # what of a tensor a manifest has
-STORED = ("stored_dtype", "stored_file", "remark")  # of a tensor in a codec
+WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
+KEY_PARTS = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256")
+MAX_BYTES = 2**30  # the record of a hundred thousand tensors takes half of it
+MANIFEST_KEYS = ("dtype", "shape", "sha256")  # of a tensor
+CODEC_KEYS = ("stored_dtype", "stored_file", "remark")  # of a tensor that a codec stores
 
 Record = dict[str, Any]  # a RecordFile, brought to today's schema
 
@@ -93,7 +92,7 @@ class RecordFile(TypedDict):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of each tensor: its figures, why it failed, or why it was left out.
+    """The outcome of a run: the result of each tensor, or why it failed or was left out.
 
     `format` has the columns of results.csv that describe their format; empty if there is none.
     `versions` are of packages that figures depend on beside those of every run; `unmeasured` says
@@ -110,29 +109,29 @@ class Outcome:
     listing: str | None = None
 
 
-def keep(
-    directory: Path, work: Callable[[], Outcome], config: dict[str, Any], **asked: Any
+def run_and_write(
+    directory: Path, work: Callable[[], Outcome], config: dict[str, Any], **identity: Any
 ) -> Record:
-    """Do the work of a run and write its record, also when the work fails in part or whole.
+    """Run `work` and write the record of its outcome, also if it fails in part or whole.
 
-    `config` is the resolved config in plain containers; `asked` says which run this is:
-    ``dist, mode, n_bits, job, overrides``. Raises OSError when the record cannot be written.
+    `config` is the resolved config in plain containers; `identity` has ``dist, mode, n_bits, job,
+    overrides``. Raises OSError if the record cannot be written.
     """
     disk.clear(directory)
     record = {
         "schema": SCHEMA,
-        **asked,
+        **identity,
         "config": config,
-        **perform(work, config, asked["mode"], asked["n_bits"]),
+        **run_outcome(work, config, identity["mode"], identity["n_bits"]),
     }
     disk.write(directory / NAME, disk.to_json(record))
     return record
 
 
-def perform(
+def run_outcome(
     work: Callable[[], Outcome], config: dict[str, Any], mode: str, n_bits: int | None
 ) -> dict[str, Any]:
-    """Do the work of a run and return what its record says of the outcome."""
+    """Run `work` and describe its outcome, as a record does."""
     started, clock = datetime.now(UTC), time.perf_counter()
     outcome, error = Outcome(), None
     try:
@@ -160,11 +159,11 @@ def perform(
 
 
 def _failures(outcome: Outcome) -> str | None:
-    failed, n = len(outcome.failed), len(outcome.failed) + len(outcome.tensors)
-    if not failed:
+    n_failed, n_tensors = len(outcome.failed), len(outcome.failed) + len(outcome.tensors)
+    if not n_failed:
         return None
     reasons = "; ".join(outcome.failed.values())
-    return reasons if n == 1 else f"{failed} of {n} tensors failed: {reasons}"
+    return reasons if n_tensors == 1 else f"{n_failed} of {n_tensors} tensors failed: {reasons}"
 
 
 def run_key(
@@ -173,19 +172,19 @@ def run_key(
     skipped: dict[str, str],
     listing: str | None = None,
 ) -> str:
-    """Return the sha256 of what a run's result depends on: its settings and its tensors.
+    """Hash what a run's figures depend on, its settings and its tensors, as a sha256.
 
-    Of a tensor it takes its name and what of `IDENTITY` it has; of those left out the reason. A
-    part of a source depends on the `listing` of the whole.
-    Settings count as the oldest version that had them wrote them: a module that moves, or a group
-    of options that is new, changes no key.
+    A tensor counts by its name and those of `KEY_PARTS` that it has, a tensor that was left out by
+    the reason, a part of a source also by the `listing` of the whole. Settings count as the oldest
+    version that had them wrote them: a module that moves, or a new group of options, changes no
+    key.
     """
-    kept = [
-        {"name": name, **{key: tensor[key] for key in IDENTITY if key in tensor}}
+    identities = [
+        {"name": name, **{key: tensor[key] for key in KEY_PARTS if key in tensor}}
         for name, tensor in tensors.items()
     ]
     settings = {key: value for key, value in config.items() if has_effect(key)}
-    parts = [as_first_asked(settings), kept, skipped, *([listing] if listing else [])]
+    parts = [oldest_config(settings), identities, skipped, *([listing] if listing else [])]
     content = json.dumps(parts, sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -214,7 +213,7 @@ def _spec_json(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that a figure may depend on."""
+    """List the versions of what every figure may depend on."""
     return {
         "quantlab": quantlab.__version__,
         "python": platform.python_version(),
@@ -223,17 +222,17 @@ def versions() -> dict[str, str]:
 
 
 def has_effect(key: str) -> bool:
-    """Return whether a setting, given by its dotted key or as an override, can change a figure."""
+    """Test whether a setting, given by its dotted key or as an override, can change a figure."""
     return re.split(r"[.=]", key.lstrip("+~"), maxsplit=1)[0] not in WITHOUT_EFFECT
 
 
 def read(path: Path) -> Record:
-    """Read a record back, brought to what is written today but for its `schema`.
+    """Read a record, brought to today's schema; `schema` still says which one it was written with.
 
-    Raises ValueError, naming the file, when it is not a record of a schema that can be.
+    Raises ValueError, naming the file, if it is no record, or of a schema that cannot be read.
     """
     try:
-        if path.stat().st_size > LARGEST:
+        if path.stat().st_size > MAX_BYTES:
             raise ValueError("it is larger than any record")
         record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
     except OSError as reason:
@@ -260,15 +259,15 @@ def _with_spec(record: Any) -> Any:
         return record  # of today's schema, or its schema says what is wrong with it
 
 
-def _require_schema(path: Path, found: int) -> None:
-    if found > SCHEMA:
-        raise ValueError(f"{path} has schema {found}, newer than {SCHEMA}: update quantlab")
-    if found < OLDEST:
-        raise ValueError(f"{path} has schema {found}, older than {OLDEST}: run it again")
+def _require_schema(path: Path, version: int) -> None:
+    if version > SCHEMA:
+        raise ValueError(f"{path} has schema {version}, newer than {SCHEMA}: update quantlab")
+    if version < OLDEST:
+        raise ValueError(f"{path} has schema {version}, older than {OLDEST}: run it again")
 
 
-def figures(tensor: dict[str, Any]) -> dict[str, Any]:
-    """Return what a record says of a tensor as one row of figures."""
+def figures(tensor: Mapping[str, Any]) -> dict[str, Any]:
+    """Flatten a `Result` to the figures of one row."""
     lo, hi = tensor["range"]
     predicted = tensor["predicted"] or {}
     return {
@@ -284,24 +283,22 @@ def figures(tensor: dict[str, Any]) -> dict[str, Any]:
         "underflowed": tensor["underflowed"],
         **tensor["storage"],
         **tensor["error_budget"],
-        **{key: tensor[key] for key in STORED if key in tensor},
+        **{key: tensor[key] for key in CODEC_KEYS if key in tensor},
     }
 
 
 def find(directory: Path) -> Iterator[Path]:
-    """Yield what is named as a record below a directory, sorted, also where it cannot be one.
+    """Yield every path named record.json below a directory, sorted.
 
-    Links to directories are not followed: a record behind one is not of this sweep, and is yielded
-    to be reported. Hidden directories are Hydra's and its launchers'.
+    Links to directories are not followed, but a record right behind one is yielded, to be reported:
+    it is not of this sweep. Hidden directories are Hydra's and its launchers'.
     """
-    for where, folders, files in os.walk(directory):
-        folders[:] = sorted(each for each in folders if not each.startswith("."))
-        here = Path(where)
+    for root, folders, files in os.walk(directory):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
         if NAME in files or NAME in folders:
-            yield here / NAME
-        for each in folders:
-            if (here / each).is_symlink() and (here / each / NAME).exists():
-                yield here / each / NAME
+            yield Path(root, NAME)
+        links = (Path(root, name) for name in folders if Path(root, name).is_symlink())
+        yield from (link / NAME for link in links if (link / NAME).exists())
 
 
 def _refuse_constant(name: str) -> None:
@@ -309,7 +306,7 @@ def _refuse_constant(name: str) -> None:
 
 
 class Run(NamedTuple):
-    """One run directory, relative to its sweep; `record` and its hash are None where unreadable."""
+    """A run directory, relative to its sweep; `record` and its sha256 are None if unreadable."""
 
     directory: str
     sha256: str | None
@@ -321,8 +318,8 @@ Row = Mapping[str, Any]  # the figures of one tensor in one run, under their key
 
 
 def group_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[list[int]]:
-    """Return where the rows stand that agree in some levels, in the order of the first of them."""
-    found: dict[tuple[str, ...], list[int]] = {}
+    """Group the indices of rows that agree in some levels, groups in the order of their firsts."""
+    groups: dict[tuple[str, ...], list[int]] = {}
     for n, row in enumerate(rows):
-        found.setdefault(tuple(as_text(row[level]) for level in levels), []).append(n)
-    return list(found.values())
+        groups.setdefault(tuple(as_text(row[level]) for level in levels), []).append(n)
+    return list(groups.values())

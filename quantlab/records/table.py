@@ -24,10 +24,10 @@ BAR = "bar_"  # what the columns of a run's bar begin with
 def collect(directory: Path) -> list[Run]:
     """Read the record of every run below a directory, in the order of the sweep.
 
-    Of each tensor a record keeps its row of the table, under ``identities`` what identifies it,
-    under ``directories`` where it was measured, and of a divided source its place, under
-    ``places``: ten thousand fit in memory. Raises ValueError when there is no record, or none that
-    can be read.
+    Ten thousand records must fit in memory, so that a tensor is reduced to its row of the table
+    (``tensors``), its dtype, shape and sha256 (``identities``), its run directory
+    (``directories``), and its place in a divided source (``places``). Raises ValueError if there is
+    no record, or none that can be read.
     """
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
@@ -35,36 +35,37 @@ def collect(directory: Path) -> list[Run]:
     if not paths:
         raise ValueError(f"{directory} is not a sweep: it holds no {record.NAME}")
     with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
-        runs = sorted((_run(path, directory) for path in bar), key=_sweep_order)
+        runs = sorted((_read_run(path, directory) for path in bar), key=_sweep_order)
     if not any(run.record for run in runs):
         raise ValueError(f"{directory} is not a sweep: nothing in it can be read: {runs[0].error}")
     return runs
 
 
-def _run(path: Path, directory: Path) -> Run:
-    where = path.parent.relative_to(directory).as_posix()
+def _read_run(path: Path, directory: Path) -> Run:
+    name = path.parent.relative_to(directory).as_posix()
     try:
         if not disk.is_inside(path, directory):
             raise ValueError(f"{path} is a link out of the sweep")
         content = record.read(path)
         sha256 = disk.digest(path)
     except ValueError as reason:
-        why = str(reason).replace(f"{directory}{os.sep}", "")  # the same wherever the sweep is
-        return Run(where, None, None, why)
+        error = str(reason).replace(f"{directory}{os.sep}", "")  # the same wherever the sweep is
+        return Run(name, None, None, error)
+    results = content["tensors"]
     content["identities"] = {
-        name: {key: each[key] for key in record.IDENTIFIED}
-        for name, each in content["tensors"].items()
+        tensor: {key: result[key] for key in record.MANIFEST_KEYS}
+        for tensor, result in results.items()
     }
-    content["directories"] = dict.fromkeys(content["tensors"], where)
+    content["directories"] = dict.fromkeys(results, name)
     content["places"] = {
-        name: each["place"] for name, each in content["tensors"].items() if "place" in each
+        tensor: result["place"] for tensor, result in results.items() if "place" in result
     }
-    content["tensors"] = {name: record.figures(each) for name, each in content["tensors"].items()}
-    return Run(where, sha256, content, content["error"])
+    content["tensors"] = {tensor: record.figures(result) for tensor, result in results.items()}
+    return Run(name, sha256, content, content["error"])
 
 
 def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Return the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
+    """Make the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
     parts.require_consistent(runs, directory)
     records = [run.record for run in parts.combined(runs) if run.record]
     axes = swept_axes(records)
@@ -75,7 +76,7 @@ def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[s
 
 
 def tables(table: pd.DataFrame, levels: list[str], missed: Sequence[str]) -> dict[str, bytes]:
-    """Return results.json, and results.csv with what each row has `missed` of the bar."""
+    """Write results.json, and results.csv with the criteria of the bar that each row `missed`."""
     csv = table.assign(missed=missed).to_csv(index=False, lineterminator="\n")
     return {
         "results.json": disk.to_json(nest(table, levels)),
@@ -84,32 +85,32 @@ def tables(table: pd.DataFrame, levels: list[str], missed: Sequence[str]) -> dic
 
 
 def run_directories(runs: Sequence[Run], directory: Path) -> list[Path]:
-    """Return the run directory of each row of the table."""
+    """List the run directory of each row of the table."""
     records = [run.record for run in parts.combined(runs) if run.record]
-    return [directory / where for one in records for where in one["directories"].values()]
+    return [directory / name for content in records for name in content["directories"].values()]
 
 
 def _sweep_order(run: Run) -> tuple[Any, ...]:
-    """Order runs as they were typed, what cannot be read first."""
+    """Order runs as they were typed, those that cannot be read first."""
     if run.record is None:
         return (-1,)
-    one = run.record
-    n_bits = one["n_bits"] if isinstance(one["n_bits"], int) else 0  # a run may fail for it
-    return one["job"] or 0, one["dist"], one["mode"], n_bits, run.directory
+    job, dist, mode, n_bits = (run.record[key] for key in ("job", "dist", "mode", "n_bits"))
+    n_bits = n_bits if isinstance(n_bits, int) else 0  # a run may fail for it
+    return job or 0, dist, mode, n_bits, run.directory
 
 
 def swept_axes(records: list[Record]) -> list[str]:
-    """Return the overridden keys, beyond `FACTORS`, whose values differ between the records."""
-    keys = {key for each in records for key in _overrides(each)}
+    """List the overridden keys, beyond `FACTORS`, whose values differ between the records."""
+    keys = {key for content in records for key in _overrides(content)}
     keys = {key for key in keys - {*FACTORS} - FORMAT_SETTINGS if record.has_effect(key)}
     keys -= parts.no_settings(records)
     return sorted(key for key in keys if len({as_text(_setting(r, key)) for r in records}) > 1)
 
 
 def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
-    """Return one row a tensor and run: the factors, the axes, then every figure; null is None."""
+    """Make one row a tensor and run: the factors, the axes, then every figure; null is None."""
     files = file_names(records)
-    rows = [row for each in records for row in _rows(each, axes, files)]
+    rows = [row for content in records for row in _rows(content, axes, files)]
     keys = list(dict.fromkeys(key for row in rows for key in row))
     figures = [key for key in keys if key not in FORMAT and not is_context(key)]
     columns = [*FACTORS, *axes, *figures, *FORMAT, *filter(is_context, keys)]
@@ -119,14 +120,14 @@ def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
 
 
 def file_names(records: list[Record]) -> dict[str, str]:
-    """Return what to call each quantized file, by its path: as its record does, or in full.
+    """Name each quantized file by its path, as its record does.
 
-    Two files of one name are told apart by as much of their paths as it takes.
+    Files of one name get as much of their paths as it takes to tell them apart.
     """
     names = {
-        str(_setting(each, "mode.path")): figures["stored_file"]
-        for each in records
-        for figures in each["tensors"].values()
+        str(_setting(content, "mode.path")): figures["stored_file"]
+        for content in records
+        for figures in content["tensors"].values()
         if "stored_file" in figures
     }
     for n in range(2, max((len(Path(path).parts) for path in names), default=0) + 1):
@@ -136,24 +137,24 @@ def file_names(records: list[Record]) -> dict[str, str]:
     return names
 
 
-def _rows(one: Record, axes: list[str], files: dict[str, str]) -> list[dict[str, Any]]:
-    factors = {"dist": one["dist"], "mode": one["mode"], "n_bits": one["n_bits"]}
-    settings = {axis: _setting(one, axis) for axis in axes}
-    file = files.get(str(_setting(one, "mode.path")))
-    bar = _setting(one, "report.bar") or {}
+def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[str, Any]]:
+    factors = {"dist": content["dist"], "mode": content["mode"], "n_bits": content["n_bits"]}
+    settings = {axis: _setting(content, axis) for axis in axes}
+    file = files.get(str(_setting(content, "mode.path")))
+    bar = _setting(content, "report.bar") or {}
     return [
         factors
         | {"tensor": name}
         | settings
         | (figures | {"stored_file": file} if file else figures)
-        | _format_columns(one["spec"], file)
+        | _format_columns(content["spec"], file)
         | {f"{BAR}{key}": value for key, value in bar.items()}
-        for name, figures in one["tensors"].items()
+        for name, figures in content["tensors"].items()
     ]
 
 
 def is_context(column: str) -> bool:
-    """Whether a column of results.csv is no figure: it identifies the format, or is of the bar."""
+    """Test whether a column of results.csv is of the format or the bar, and no figure."""
     return column in ("settings", "format") or column.startswith(BAR)
 
 
@@ -164,7 +165,7 @@ def _format_columns(spec: Mapping[str, Any], file: str | None) -> dict[str, Any]
 
 
 def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
-    """Return the columns that nest results.json: what varies, after dist and mode."""
+    """List the columns that nest results.json: dist, mode, and every other that varies."""
     levels = ["dist", "mode"]
     if len(set(table["n_bits"])) > 1:
         levels.append("n_bits")
@@ -174,7 +175,7 @@ def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
 
 
 def _varied_format(table: pd.DataFrame, axes: list[str]) -> list[str]:
-    """Return the columns of the format that differ where all else is the same."""
+    """List the columns of the format that differ between rows that agree in everything else."""
     rows = cast("list[Row]", table.to_dict("records"))
     alike = group_rows(rows, [*FACTORS, *axes])
     return [
@@ -183,7 +184,7 @@ def _varied_format(table: pd.DataFrame, axes: list[str]) -> list[str]:
 
 
 def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
-    """Return the figures of each row under its levels, outermost first."""
+    """Nest the figures of each row under its levels, outermost first."""
     nested: dict[str, Any] = {}
     context = filter(is_context, table.columns)
     figures = table.columns.difference([*FACTORS, *levels, *context], sort=False)
@@ -196,28 +197,28 @@ def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
 
 
 def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directories: list[Path]) -> None:
-    """Raise ValueError when two rows, of these run directories, answer one question."""
+    """Raise ValueError if two rows, of these run directories, have the same levels."""
     rows = cast("list[Row]", table[levels].to_dict("records"))
     for first, *others in group_rows(rows, levels):
         if others:
-            twice = ", ".join(f"{level}={as_text(rows[first][level])}" for level in levels)
+            shared = ", ".join(f"{level}={as_text(rows[first][level])}" for level in levels)
             raise ValueError(
-                f"two runs are of {twice}: {directories[first]} and {directories[others[0]]}; "
+                f"two runs are of {shared}: {directories[first]} and {directories[others[0]]}; "
                 f"remove one, then quantlab aggregate {directories[first].parent}"
             )
 
 
-def _overrides(one: Record) -> dict[str, str]:
-    return dict(text.lstrip("+").partition("=")[::2] for text in one["overrides"])
+def _overrides(content: Record) -> dict[str, str]:
+    return dict(text.lstrip("+").partition("=")[::2] for text in content["overrides"])
 
 
-def _setting(one: Record, key: str) -> Any:
-    """Return the value of a dotted key in a record's config, or as it was typed."""
-    node: Any = one["config"]
+def _setting(content: Record, key: str) -> Any:
+    """Look up a dotted key in a record's config, else among its overrides."""
+    node: Any = content["config"]
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
-            unused = key.startswith(("block.", "range."))  # a setting of another option
-            return None if unused else _overrides(one).get(key)
+            of_other_option = key.startswith(("block.", "range."))
+            return None if of_other_option else _overrides(content).get(key)
         node = node[part]
     return node
 
@@ -226,12 +227,11 @@ TENSORS_SINCE = 4  # the schema of a manifest
 
 
 class Aggregated(NamedTuple):
-    """The table of a sweep and what its manifest says.
+    """The table of a sweep beside its manifest.
 
-    `tensors` are the originals, those that were not measured too, with ``dist``, ``name``,
-    ``dtype``, ``shape`` and ``sha256``; `failures` map a run that failed, or a source that
-    lacks parts, to the reason; `sha256`
-    is that of results.json.
+    `tensors` are the originals, also those that were not measured, with ``dist``, ``name``,
+    ``dtype``, ``shape`` and ``sha256``; `failures` map a run that failed, or a source that lacks
+    parts, to the reason; `sha256` is that of results.json.
     """
 
     directory: Path
@@ -243,7 +243,7 @@ class Aggregated(NamedTuple):
 
 
 def read_aggregate(directory: Path) -> Aggregated:
-    """Read results.csv and manifest.json of a sweep; raises ValueError, naming what is missing."""
+    """Read results.csv and manifest.json of a sweep; raises ValueError, naming a missing file."""
     if not directory.is_dir():
         raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
     path = directory / "manifest.json"
@@ -268,7 +268,7 @@ def read_aggregate(directory: Path) -> Aggregated:
 
 
 def rows(table: pd.DataFrame) -> list[Row]:
-    """Return the rows of a table in Python's own types; what is missing is None."""
+    """Convert a table to rows of Python's own types, None where a figure is missing."""
     plain = table.astype(object)
     return cast("list[Row]", plain.where(plain.notna(), None).to_dict("records"))
 
@@ -280,7 +280,7 @@ TEXT = (
 
 
 def load(directory: str | Path) -> pd.DataFrame:
-    """Return the table of a sweep, one row a tensor and run, from its results.csv.
+    """Load the table of a sweep, one row a tensor and run, from its results.csv.
 
     Text is ``string``, whole numbers are ``Int64``, yes and no ``boolean``, everything else, and a
     column without any value, is ``float64``. A figure that does not exist is missing, and `reasons`
@@ -334,7 +334,7 @@ def load(directory: str | Path) -> pd.DataFrame:
                                               where it meets all
     ========================================  ======================================================
 
-    Raises ValueError when the directory holds no table.
+    Raises ValueError if the directory holds no table.
     """
     path = Path(directory) / "results.csv"
     if not path.is_file():

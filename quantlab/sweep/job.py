@@ -120,7 +120,7 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
     """Measure what a config describes and keep its record in Hydra's output directory."""
     add_import_path(hydra)
     choices = hydra.runtime.choices
-    return record.keep(
+    return record.run_and_write(
         Path(hydra.runtime.output_dir),
         work=lambda: build(cfg).run(),
         config=settings(cfg),

@@ -19,9 +19,9 @@ from quantlab.records import record
 from quantlab.records.older import (
     CURRENT,
     ORIGINAL,
-    known_to,
+    common_figures,
+    oldest_config,
     with_current_names,
-    with_original_names,
 )
 from quantlab.sweep.job import build
 from tests.conftest import ROOT, run, run_python
@@ -54,7 +54,7 @@ def test_its_table_comes_out_again(home, name):
     after = quantlab.load(home / name)
     assert list(after)[: before.shape[1]] == list(before)  # what is new stands behind
     assert after[before.columns.drop("reasons")].equals(before.drop(columns="reasons"))
-    assert known_to(nested, json.loads((home / name / "results.json").read_bytes())) == nested
+    assert common_figures(nested, json.loads((home / name / "results.json").read_bytes())) == nested
     zero_point = {"symmetric": 0, "asymmetric": 6, "literal": 32}  # bits
     beside = after["mode"].map(zero_point) + 32
     assert (after.bits_per_value == after.n_bits + beside / after.n_elements).all()
@@ -128,4 +128,4 @@ def test_old_names_are_found_behind_interpolations_too(home):
 def test_old_names_are_found_in_lists():
     old, new = ({"parts": [{"_target_": name}]} for name in next(iter(CURRENT.items())))
     assert with_current_names(old) == new
-    assert with_original_names(new) == old
+    assert oldest_config(new) == old

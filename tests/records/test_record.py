@@ -14,7 +14,7 @@ ASKED = {"dist": "d", "mode": "symmetric", "n_bits": 8, "job": 0, "overrides": [
 
 
 def keep(directory, work):
-    return record.keep(directory, work, {"seed": 1}, **ASKED)
+    return record.run_and_write(directory, work, {"seed": 1}, **ASKED)
 
 
 def test_a_record_reads_back_as_written(tmp_path):

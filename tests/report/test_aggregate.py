@@ -15,7 +15,7 @@ from tests.conftest import aggregate, printed
 
 def keep(directory, n_bits=8, job=0, work=None, **config):
     directory.mkdir(parents=True)
-    record.keep(
+    record.run_and_write(
         directory,
         work or Experiment(Hidden(1, 50, 0), Format(Symmetric(n_bits)), 10, 1e-8, 1).run,
         {"n_bits": n_bits, **config},

@@ -146,9 +146,11 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> None:
-    from quantlab.plans.command import run
+    from quantlab.plans.plan import run_command
 
-    print(run(arguments.directory, arguments.settings, vars(arguments), shlex.join(sys.argv[1:])))
+    command = shlex.join(sys.argv[1:])
+    for text in run_command(arguments.directory, arguments.settings, vars(arguments), command):
+        print(text, flush=True)  # the plan before its files, which may not be writable
 
 
 def _check(arguments: argparse.Namespace) -> None:

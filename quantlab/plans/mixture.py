@@ -1,175 +1,213 @@
-"""A plan: a format for each tensor, what it costs, and how it compares with one for all."""
+"""A plan: a format for each tensor, what it costs, and how it compares with one format for all."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.plans.options import Option, Part, Slot
-from quantlab.plans.originals import Original
-from quantlab.plans.relaxed import Step, front
-from quantlab.plans.slots import Slots
+from quantlab.formats.format import FormatSpec
+from quantlab.plans.options import Assignment, Option, slot_name
+from quantlab.plans.problem import Problem, build_problem
+from quantlab.plans.request import Request
+from quantlab.plans.solve import FrontPoint, least_noise, relaxed_front
+from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
-
-
-@dataclass(frozen=True)
-class Planned:
-    """What one tensor is stored as; `measured` is False of one that the sweep left out."""
-
-    tensor: Original
-    part: Part
-    measured: bool
-
-    @property
-    def bits_per_value(self) -> float:
-        """The size for each value; 0 of an empty tensor."""
-        return self.part.bits / self.tensor.size if self.tensor.size else 0.0
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """One format for each tensor, in bits of the whole checkpoint."""
-
-    name: str
-    bits: int
-    noise: float
+from quantlab.text import format_size
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A choice for each slot, within a `budget` in bits of the whole, or to meet a `bar`.
+    """An option of each slot, within a `budget` in bits of the whole, or to meet a `bar`.
 
-    `unmet` are the tensors of which no format meets the bar: they stay as they are.
+    `unmet` are the tensors that meet the bar in no format: they stay as they are stored.
     """
 
-    found: Slots
+    problem: Problem
     chosen: Sequence[Option]
     budget: int | None = None
     bar: Bar | None = None
     unmet: Sequence[str] = ()
 
     @cached_property
-    def tensors(self) -> list[Planned]:
-        """What each tensor is stored as, in the order of the checkpoint."""
-        parts = {
-            tensor.key: part
-            for slot, option in zip(self.found.slots, self.chosen, strict=True)
-            for tensor, part in zip(slot.tensors, option.parts, strict=True)
+    def assignments(self) -> list[Assignment]:
+        """Assignment of each tensor, in the order of the checkpoint."""
+        chosen = {
+            assignment.tensor.key: assignment
+            for option in self.chosen
+            for assignment in option.assignments
         }
         return [
-            Planned(each, parts.get(each.key) or as_stored(each), each.key in parts)
-            for each in self.found.tensors
+            chosen.get(tensor.key) or Assignment(tensor, tensor.bits)
+            for tensor in self.problem.tensors
+        ]
+
+    @cached_property
+    def left_out(self) -> list[Assignment]:
+        """Assignments of the tensors that were not measured, which stay as they are stored."""
+        measured = {part.tensor.key for option in self.chosen for part in option.assignments}
+        return [
+            assignment for assignment in self.assignments if assignment.tensor.key not in measured
         ]
 
     @cached_property
     def bits(self) -> int:
-        """The size of all tensors."""
-        return sum(each.part.bits for each in self.tensors)
+        """Size of all tensors."""
+        return sum(assignment.bits for assignment in self.assignments)
 
-    @cached_property
+    @property
     def n_values(self) -> int:
-        """How many values there are."""
-        return sum(each.tensor.size for each in self.tensors)
+        """Number of values."""
+        return self.problem.n_values
+
+    @property
+    def bits_per_value(self) -> float:
+        """Size per value, over all tensors."""
+        return self.bits / max(self.n_values, 1)
 
     @cached_property
     def noise(self) -> float:
-        """The weighted sum of the relative squared errors."""
-        return math.fsum(each.part.noise for each in self.tensors)
+        """Weighted sum of the relative squared errors."""
+        return math.fsum(assignment.noise for assignment in self.assignments)
 
     @cached_property
-    def fixed_bits(self) -> int:
-        """The size of the tensors about which there is no choice."""
-        return sum(each.part.bits for each in self.tensors if not each.measured)
+    def left_out_bits(self) -> int:
+        """Size of the tensors that were not measured."""
+        return sum(assignment.bits for assignment in self.left_out)
 
     @cached_property
-    def front(self) -> list[Step]:
-        """The mixtures of the relaxed problem, in bits of the whole checkpoint."""
-        steps = front([slot.options for slot in self.found.slots])
-        return [Step(step.bits + self.fixed_bits, step.noise) for step in steps]
+    def front(self) -> list[FrontPoint]:
+        """Mixtures of the relaxed problem, in bits of the whole checkpoint."""
+        return [
+            FrontPoint(point.bits + self.left_out_bits, point.noise)
+            for point in relaxed_front(self.problem.slots)
+        ]
 
     @cached_property
-    def _curve(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _front_arrays(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         bits, noise = zip(*self.front, strict=True)
         return np.array(bits, float), np.array(noise)
 
-    def bound(self, bits: float) -> float:
+    def noise_bound(self, bits: float) -> float:
         """Return the noise that no plan of a size can be below."""
-        return float(np.interp(bits, *self._curve))
+        return float(np.interp(bits, *self._front_arrays))
 
     @cached_property
     def gap(self) -> float:
-        """How far the noise is above the bound for this budget, as a share of the bound."""
-        bound = self.bound(self.bits if self.budget is None else self.budget)
+        """Excess of the noise over the bound for this budget, as a share of the bound."""
+        bound = self.noise_bound(self.bits if self.budget is None else self.budget)
         return self.noise / bound - 1 if bound else 0.0
 
     @cached_property
-    def uniform(self) -> list[Mixture]:
-        """Each format for all tensors that were tried in it, the smallest first.
+    def uniform(self) -> list[Option]:
+        """One format for all tensors that were tried in it, for each format, the smallest first.
 
-        Those that were not, or may not take it, stay as they are, or have what they must have.
+        Other tensors stay as they are stored, or have the format that they must have.
         """
-        found = (self._uniform(name) for name in self.formats)
-        return sorted(found, key=lambda each: (each.bits, each.noise, each.name))
+        specs = dict.fromkeys(
+            option.spec for slot in self.problem.slots for option in slot if option.spec
+        )
+        return sorted(self._uniform_option(spec) for spec in specs)
 
-    def _uniform(self, name: str) -> Mixture:
-        parts = [part for slot in self.found.slots for part in _in_format(slot, name)]
-        noise = math.fsum(part.noise for part in parts)
-        return Mixture(name, self.fixed_bits + sum(part.bits for part in parts), noise)
+    def _uniform_option(self, spec: FormatSpec) -> Option:
+        options = [
+            by_spec.get(spec) or by_spec.get(None) or min(by_spec.values())
+            for by_spec in self._options_by_spec
+        ]
+        parts = [part for option in options for part in option.assignments]
+        return Option.of([*self.left_out, *parts], spec)
 
     @cached_property
-    def formats(self) -> list[str]:
-        """The formats that may be chosen somewhere."""
-        options = (option for slot in self.found.slots for option in slot.options)
-        return list(dict.fromkeys(each.format for each in options if each.parts[0].row))
+    def _options_by_spec(self) -> list[dict[FormatSpec | None, Option]]:
+        return [{option.spec: option for option in slot} for slot in self.problem.slots]
 
     @property
-    def best_uniform(self) -> Mixture | None:
-        """The uniform format with the least noise that is not larger; None where all are."""
+    def best_uniform(self) -> Option | None:
+        """The uniform format with the least noise that is not larger; None if all are."""
         limit = self.bits if self.budget is None else self.budget
         return min(
-            (each for each in self.uniform if each.bits <= limit),
-            key=lambda each: (each.noise, each.bits, each.name),
+            (option for option in self.uniform if option.bits <= limit),
+            key=lambda option: (option.noise, option.bits, option.format),
             default=None,
         )
 
     @property
-    def cheapest_uniform(self) -> Mixture | None:
-        """The smallest uniform format that meets the bar wherever it is taken; None where none."""
-        return next((each for each in self.uniform if self._all_meet(each.name)), None)
+    def cheapest_uniform(self) -> Option | None:
+        """The smallest uniform format that meets the bar; None if none does."""
+        return next((option for option in self.uniform if self.meets_bar(option)), None)
 
-    def _all_meet(self, name: str) -> bool:
-        parts = [part for slot in self.found.slots for part in _in_format(slot, name)]
-        return self.bar is not None and all(meets(part, self.bar) for part in parts)
+    def meets_bar(self, option: Option) -> bool:
+        """Whether all tensors of an option meet the bar, see `meets_bar`."""
+        return self.bar is not None and meets_bar(option.assignments, self.bar)
 
     @property
-    def counts(self) -> list[tuple[str, list[Planned]]]:
-        """The tensors in each format, the format of most bits a value first."""
-        groups: dict[str, list[Planned]] = {}
-        for each in self.tensors:
-            groups.setdefault(each.part.format, []).append(each)
-        return sorted(groups.items(), key=lambda item: (-_bits_per_value(item[1]), item[0]))
+    def counts(self) -> list[tuple[str, list[Assignment]]]:
+        """Tensors in each format, with its name, the format of most bits a value first."""
+        groups: dict[FormatSpec | str, list[Assignment]] = {}
+        for assignment in self.assignments:
+            groups.setdefault(assignment.spec or assignment.format, []).append(assignment)
+        counts = [(group[0].format, group) for group in groups.values()]
+        return sorted(counts, key=lambda count: (-_mean_bits(count[1]), count[0]))
 
 
-def as_stored(tensor: Original) -> Part:
-    """Return a tensor that stays as it is."""
-    return Part(tensor.bits, 0.0, tensor.dtype, None)
+def meets_bar(assignments: Sequence[Assignment], bar: Bar) -> bool:
+    """Whether tensors meet a bar in their formats; one that stays as it is stored does."""
+    return all(part.row is None or not bar.missed(part.row) for part in assignments)
 
 
-def meets(part: Part, bar: Bar) -> bool:
-    """Return whether a tensor meets a bar in its format, as it does where it stays as it is."""
-    return part.row is None or not bar.missed(part.row)
+def plan_within_budget(
+    problem: Problem, budget: int, describe: Callable[[int], str] = "{} bits".format
+) -> Plan:
+    """Return the plan with the least noise within a budget in bits.
+
+    Raises ValueError, with the range of sizes, if even the smallest plan is larger; `describe`
+    says of so many values what budget was asked for.
+    """
+    smallest = Plan(problem, [min(slot) for slot in problem.slots])
+    if smallest.bits > budget:
+        least, most = (
+            f"{bits / max(problem.n_values, 1):.6g} bits per value ({format_size(bits / 8)})"
+            for bits in (smallest.bits, smallest.front[-1].bits)
+        )
+        raise ValueError(
+            f"{describe(problem.n_values)} is below what there is: plans of this sweep have from "
+            f"{least} to {most}"
+        )
+    budget = min(budget, smallest.front[-1].bits)  # more buys nothing
+    # By name, so that the order of the checkpoint does not decide between equal choices.
+    order = sorted(range(len(problem.slots)), key=lambda slot: slot_name(problem.slots[slot]))
+    slots = [problem.slots[slot] for slot in order]
+    chosen = dict(zip(order, least_noise(slots, budget - smallest.left_out_bits), strict=True))
+    return Plan(problem, [chosen[slot] for slot in range(len(order))], budget)
 
 
-def _in_format(slot: Slot, name: str) -> Iterator[Part]:
-    """Yield the tensors of a slot in a format; those without such an option as they stay."""
-    chosen = next((each for each in slot.options if each.format == name), None)
-    as_it_is = next((each for each in slot.options if not each.parts[0].row), None)
-    yield from (chosen or as_it_is or min(slot.options)).parts
+def plan_for_bar(problem: Problem, bar: Bar) -> Plan:
+    """Return the plan of the cheapest format for each tensor that meets a bar.
+
+    A tensor that meets it in no format stays as it is stored, unless it must have another format.
+    """
+    chosen, unmet = [], list(problem.without_format)
+    for slot in problem.slots:
+        formats = [option for option in slot if option.spec]
+        stored = [option for option in slot if not option.spec]
+        meeting = [option for option in formats if meets_bar(option.assignments, bar)]
+        closest = min(slot, key=lambda option: option.noise)
+        chosen.append(min([*meeting, *stored], default=closest))
+        if formats and stored and not meeting:
+            unmet += [assignment.tensor.name for assignment in slot[0].assignments]
+    return Plan(problem, chosen, bar=bar, unmet=unmet)
 
 
-def _bits_per_value(planned: Sequence[Planned]) -> float:
-    n_values = sum(each.tensor.size for each in planned)
-    return sum(each.part.bits for each in planned) / max(n_values, 1)
+def make_plan(sweep: Aggregated, request: Request) -> Plan:
+    """Return the plan of a sweep for the budget or the bar of a request; raises ValueError."""
+    problem = build_problem(sweep, request)
+    if request.bar:
+        return plan_for_bar(problem, request.bar)
+    return plan_within_budget(problem, request.budget(problem.n_values), request.budget_text)
+
+
+def _mean_bits(assignments: Sequence[Assignment]) -> float:
+    n_values = sum(assignment.tensor.size for assignment in assignments)
+    return sum(assignment.bits for assignment in assignments) / max(n_values, 1)

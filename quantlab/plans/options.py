@@ -1,72 +1,155 @@
-"""What may be chosen: of each tensor the formats tried, what they cost and the noise they add."""
+"""What may be chosen: for each tensor the formats that were tried, with their size and noise.
+
+The noise of a tensor in a format is its weighted relative squared error, alpha * 10^(-SQNR/10). A
+slot is a sequence of options for one tensor, or for several that take one format together; a plan
+takes one option of each.
+"""
 
 import math
-from collections.abc import Sequence
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from quantlab.plans.originals import Original
+from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
-from quantlab.report.format_name import FORMAT
-
-OF_FORMAT = (*FORMAT, "stored_dtype")  # what of a row says how its tensor is stored
+from quantlab.records.table import Aggregated
+from quantlab.text import label
 
 
 @dataclass(frozen=True)
-class Part:
-    """One tensor in one format; `row` is that of the table, None where it stays as it is.
+class Original:
+    """A tensor of the checkpoint as its source stores it.
 
-    `noise` is the weighted relative squared error.
+    `bits` is the size of all its values; `reason` says why it was not measured, None if it was.
     """
 
+    dist: str
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
     bits: int
-    noise: float
-    format: str
-    row: Row | None
+    reason: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """Source and name."""
+        return self.dist, self.name
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return math.prod(self.shape)
+
+    @property
+    def is_float(self) -> bool:
+        """Whether the values are floating-point numbers."""
+        return "float" in self.dtype
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """One tensor in one format, or as it is stored if `spec` and `row` are None.
+
+    `bits` is the size of the whole tensor, `row` that of the sweep's table.
+    """
+
+    tensor: Original
+    bits: int
+    noise: float = 0.0
+    spec: FormatSpec | None = None
+    row: Row | None = None
+
+    @property
+    def format(self) -> str:
+        """Name of the format; the dtype of a tensor that stays as it is stored."""
+        return self.spec.name if self.spec else self.tensor.dtype
+
+    @property
+    def bits_per_value(self) -> float:
+        """Size per value; 0 for an empty tensor."""
+        return self.bits / self.tensor.size if self.tensor.size else 0.0
 
 
 @dataclass(frozen=True, order=True)
 class Option:
-    """One format for the tensors of a slot, and each of these in it.
+    """One format for the tensors of a slot; `spec` is None if they stay as they are stored.
 
-    Options sort as one would choose: fewer bits first, then less noise, then by name.
+    Options sort by preference: fewer bits, then less noise, then by name.
     """
 
     bits: int
     noise: float
     format: str
-    parts: tuple[Part, ...] = field(default=(), compare=False)
+    spec: FormatSpec | None = field(default=None, compare=False)
+    assignments: tuple[Assignment, ...] = field(default=(), compare=False)
+
+    @classmethod
+    def of(cls, assignments: Sequence[Assignment], spec: FormatSpec | None = None) -> "Option":
+        """Sum the size and noise of tensors that have `spec`, or stay as they are stored."""
+        names = dict.fromkeys(assignment.format for assignment in assignments)
+        return cls(
+            sum(assignment.bits for assignment in assignments),
+            math.fsum(assignment.noise for assignment in assignments),
+            spec.name if spec else ", ".join(names),
+            spec,
+            tuple(assignments),
+        )
 
 
-def option(*parts: Part) -> Option:
-    """Return some tensors in one format as an option: what they cost and add together."""
-    names = ", ".join(dict.fromkeys(part.format for part in parts))
-    noise = math.fsum(part.noise for part in parts)
-    return Option(sum(part.bits for part in parts), noise, names, parts)
+Slot = Sequence[Option]
 
 
-@dataclass(frozen=True)
-class Slot:
-    """Tensors that take one format together, and the options that they have."""
-
-    tensors: tuple[Original, ...]
-    options: tuple[Option, ...]
-
-    @property
-    def name(self) -> str:
-        """The name of the first tensor."""
-        return self.tensors[0].name
+def slot_name(slot: Slot) -> str:
+    """Return the name of the first tensor of a slot."""
+    return slot[0].assignments[0].tensor.name
 
 
-def relative_error(row: Row, by: str) -> float:
-    """Return the relative squared error, 10^(-SQNR/10); 0 where nothing is lost.
+def total_bits(options: Iterable[Option]) -> int:
+    """Sum the sizes of options."""
+    return sum(option.bits for option in options)
 
-    A row without a figure that lost something, as all-zero tensors may, has an infinite one.
+
+def read_originals(sweep: Aggregated) -> list[Original]:
+    """Return the tensors of a sweep in their order.
+
+    Raises ValueError if a source has two of one name, as in a sweep over checkpoints or seeds.
     """
-    if row.get(by) is None:
+    tensors = [_original(entry) for entry in sweep.tensors]
+    counts = Counter(tensor.key for tensor in tensors).most_common(1)
+    (dist, name), times = counts[0] if counts else (("", ""), 0)
+    if times > 1:
+        raise ValueError(
+            f"{sweep.directory} holds {times} tensors '{label(name)}' of {dist}: a plan is of one "
+            "checkpoint, so sweep formats alone"
+        )
+    return tensors
+
+
+def _original(entry: Mapping[str, Any]) -> Original:
+    shape, dtype, n_bytes = tuple(entry["shape"]), entry["dtype"], entry.get("n_bytes")
+    bits = math.prod(shape) * float_width(dtype) if n_bytes is None else 8 * n_bytes
+    return Original(entry["dist"], entry["name"], dtype, shape, bits, entry.get("reason"))
+
+
+def float_width(dtype: str) -> int:
+    """Return the bits of a floating-point dtype.
+
+    >>> float_width("bfloat16"), float_width("float8_e4m3fn")
+    (16, 8)
+    """
+    match = re.search(r"float(\d+)", dtype)
+    if not match:
+        raise ValueError(f"{dtype} is no floating-point dtype")
+    return int(match[1])
+
+
+def relative_error(row: Row, figure: str) -> float:
+    """Return the relative squared error, 10^(-SQNR/10); 0 if nothing was lost.
+
+    Infinite for a row that lost something and has no figure, as an all-zero tensor may.
+    """
+    if row.get(figure) is None:
         return math.inf if row["max_err"] else 0.0
-    return 10.0 ** (-float(row[by]) / 10)
-
-
-def total_bits(options: Sequence[Option]) -> int:
-    """Return the size of a choice."""
-    return sum(each.bits for each in options)
+    return 10.0 ** (-float(row[figure]) / 10)

@@ -1,41 +1,42 @@
-"""A plan for a sweep, in Python: ``quantlab.plan(DIR, bits=4.5)``."""
+"""A plan for a sweep: ``quantlab.plan(DIR, bits=4.5)``, and the command ``quantlab plan``."""
 
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from quantlab.plans.budget import parse_size, require_bits
-from quantlab.plans.choose import meeting, within_budget
-from quantlab.plans.mixture import Plan
-from quantlab.plans.runtimes.registry import runtime
-from quantlab.plans.slots import SQNR, Request, find_slots
-from quantlab.plans.table import plan_table
-from quantlab.plans.weights import read_weights, require_weights
+from quantlab.plans.files import PLAN_JSON, assignment_row, plan_json, recipe_bytes, write_files
+from quantlab.plans.mixture import Plan, make_plan
+from quantlab.plans.problem import format_names
+from quantlab.plans.request import FIGURES, Request, check_keep, parse_keep
+from quantlab.plans.sentences import plan_summary
 from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar
-from quantlab.report.format_name import format_name
+from quantlab.report.console import render
 from quantlab.report.settings import verdict_settings
+from quantlab.report.texts import Texts
 
-ROUNDING = 2.0**-52  # of bits per value, which a plan prints and takes
+ASKED = ("bits", "size", "bar", "recipe", "by", "weights", "keep", "same")
+COUNTS = ("n_elements", "n_bytes", "n_bits", "block_size")
+NUMBERS = ("bits_per_value", "sqnr_db", "noise")
 
 
 def plan(
     directory: str | Path,
     *,
-    bits: float | None = None,
+    bits: float | str | None = None,
     size: str | None = None,
     bar: bool | Mapping[str, float | bool | None] = False,
     recipe: str | None = None,
-    by: str = SQNR,
+    by: str = FIGURES[0],
     weights: Mapping[str, float] | str | Path | None = None,
     keep: Mapping[str, str] | None = None,
-    same: Sequence[str] = (),
+    same: str | Sequence[str] = (),
 ) -> pd.DataFrame:
     """Choose a format for each tensor of a sweep, and return the choice, one row a tensor.
 
-    Exactly one of `bits`, `size` and `bar` says what for; nothing is written.
+    Exactly one of `bits`, `size` and `bar` is given; nothing is written.
 
     Parameters
     ----------
@@ -57,7 +58,7 @@ def plan(
     keep
         Formats that tensors must have, by patterns of names; the last that matches counts.
     same
-        Patterns whose tensors take one format together.
+        A pattern, or several, whose tensors take one format together.
 
     Returns
     -------
@@ -72,45 +73,86 @@ def plan(
         Where the directory is no sweep, the budget is below what there is, or a name, pattern,
         format or weight is unknown.
     """
-    found = read_aggregate(Path(directory))
-    if isinstance(weights, str | Path):
-        weights = read_weights(Path(weights), tensor_names(found))
-    kept = tuple((keep or {}).items())
-    has = runtime(recipe) if recipe else None
-    asked = Request(by, require_weights(weights or {}, tensor_names(found)), has, kept, tuple(same))
-    of_sweep, _ = verdict_settings(found.directory, [])
-    wanted = Bar.of(bar) if isinstance(bar, Mapping) else of_sweep if bar else None
-    return plan_table(make_plan(found, asked, bits=bits, size=size, bar=wanted))
+    sweep = read_aggregate(Path(directory))
+    sweep_bar, _ = verdict_settings(sweep.directory, [])
+    request = Request.parse(
+        bits=bits,
+        size=size,
+        bar=Bar.of(bar) if isinstance(bar, Mapping) else sweep_bar if bar else None,
+        recipe=recipe,
+        by=by,
+        weights=weights,
+        keep=check_keep(keep),
+        same=same,
+        names=tensor_names(sweep),
+    )
+    return plan_table(make_plan(sweep, request))
 
 
-def make_plan(
-    found: Aggregated,
-    asked: Request,
-    *,
-    bits: float | None = None,
-    size: str | None = None,
-    bar: Bar | None = None,
-) -> Plan:
-    """Return the plan of exactly one kind: for bits per value, for a size, or to meet a bar."""
-    if [bits, size, bar].count(None) != 2:
-        raise ValueError("a plan takes one of --bits, --size and --bar")
-    slots = find_slots(found, asked)
-    if bar:
-        return meeting(slots, bar)
-    if bits is not None:
-        n_values = sum(each.size for each in slots.tensors)
-        budget = Fraction(require_bits(bits)) * n_values * (1 + Fraction(ROUNDING))
-        return within_budget(slots, int(budget))
-    return within_budget(slots, 8 * parse_size(str(size)))
+def plan_table(plan: Plan) -> pd.DataFrame:
+    """Return a plan, one row a tensor of the checkpoint.
+
+    Text is ``string``, counts are ``Int64``, `bits_per_value`, `sqnr_db` in dB and `noise`, the
+    weighted relative squared error, ``float64``. A tensor that stays as it is stored has no
+    settings of a format; `reason` says why one was not measured.
+    """
+    table = pd.DataFrame([assignment_row(assignment) for assignment in plan.assignments])
+    types = dict.fromkeys(COUNTS, "Int64") | dict.fromkeys(NUMBERS, "float64")
+    return table.astype({column: types.get(column, "string") for column in table.columns})
 
 
-def tensor_names(found: Aggregated) -> list[str]:
+def tensor_names(sweep: Aggregated) -> list[str]:
     """Return the names of the tensors that were measured."""
-    return list(dict.fromkeys(row["tensor"] for row in found.rows))
+    return list(dict.fromkeys(row["tensor"] for row in sweep.rows))
 
 
-def format_names(found: Aggregated) -> list[str]:
-    """Return what formats may be called in lower case, dtypes of tensors that stay included."""
-    names = [format_name(row, found.levels) for row in found.rows]
-    stored = [str(row["stored_dtype"]) for row in found.rows if row.get("stored_dtype")]
-    return list({name.lower() for name in [*names, *stored, *(r["dtype"] for r in found.rows)]})
+def run_command(
+    directory: Path, settings: Sequence[str], options: Mapping[str, Any], command: str
+) -> Iterator[str]:
+    """Yield the plan of a sweep as text, write its files, then yield their paths.
+
+    `options` are those of the command line, by their names; nothing is written if one is wrong.
+    """
+    sweep = read_aggregate(directory)
+    bar, texts = verdict_settings(directory, settings)
+    formats = format_names(sweep)
+    asked = {name: options[name] for name in ASKED}
+    request = Request.parse(
+        **asked
+        | {
+            "bar": bar if options["bar"] else None,
+            "keep": [parse_keep(text, formats) for text in options["keep"]],
+        },
+        names=tensor_names(sweep),
+        dashes="--",
+    )
+    plan = make_plan(sweep, request)
+    notes = {name: value for name, value in asked.items() if value}
+    notes |= {"weights": str(options["weights"])} if options["weights"] else {}
+    notes |= {"bar": bar.criteria} if options["bar"] else {}
+    files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts)
+    yield plan_summary(plan, texts)
+    write_files(directory, files)
+    paths = "\n".join(str(directory / name) for name in files)
+    runtime = request.runtime
+    yield "\n" + render(paths, runtime.usage(str(directory / runtime.file)) if runtime else "")
+
+
+def plan_artefacts(
+    plan: Plan, sweep: Aggregated, asked: Mapping[str, Any], command: str, texts: Texts
+) -> dict[str, bytes]:
+    """Return the files of a plan by their names, with the recipe of its runtime."""
+    from quantlab.plans.page import render_page  # matplotlib, which quantlab.plan does without
+
+    runtime = plan.problem.runtime
+    files = {
+        "plan.csv": table_csv(plan_table(plan)),
+        "plan.html": render_page(plan, command, sweep.sha256, texts),
+        **({runtime.file: recipe_bytes(plan, runtime)} if runtime else {}),
+    }
+    return {**files, PLAN_JSON: plan_json(plan, asked, sweep.sha256, files)}
+
+
+def table_csv(table: pd.DataFrame) -> bytes:
+    """Return plan.csv."""
+    return table.to_csv(index=False, lineterminator="\n").encode(errors="backslashreplace")

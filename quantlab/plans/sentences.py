@@ -1,149 +1,174 @@
 """A plan in words and tables, for the terminal and the page alike."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
-from quantlab.plans.mixture import Plan, Planned, meets
+from quantlab.plans.mixture import Plan, meets_bar
+from quantlab.plans.options import Assignment
 from quantlab.records.older import UNKNOWN
+from quantlab.report.console import render, table
 from quantlab.report.numbers import percent
 from quantlab.report.sentences import failure_sentences
 from quantlab.report.texts import Texts
-from quantlab.text import NULL, format_number, format_size, printable
+from quantlab.text import NULL, format_number, format_size, label, printable
 
-FEW = 5  # tensors that one line names
-NAMED = 3  # tensors that a sentence names
-BITS, SQNR = ".4g", ".2f"
-CLOSE = 1e-6  # a share that is not worth a sentence
+ANSWER_TENSORS = 5  # that the first line names
+SENTENCE_TENSORS = 3
+TERMINAL_FORMATS = 40  # rows
+FORMAT_CHARS = 40  # of a name in the terminal
+BITS_SPEC, SQNR_SPEC = ".4g", ".2f"
+MIN_SHARE = 1e-6  # that is worth a sentence
 
 
-def answer(plan: Plan, t: Texts) -> str:
+def plan_answer(plan: Plan, texts: Texts) -> str:
     """Return the plan in one line: of few tensors each with its format."""
-    measured = [each for each in plan.tensors if each.measured]
-    if len(measured) <= FEW:
-        said = [
-            t("plan_as", tensor=printable(each.tensor.name), format=each.part.format)
-            for each in measured
-        ]
-        return t("plan_few", each="; ".join(said), **_sums(plan))
-    return t("plan_many", n=len(plan.counts), tensors=len(plan.tensors), **_sums(plan))
+    left_out = {assignment.tensor.key for assignment in plan.left_out}
+    measured = [part for part in plan.assignments if part.tensor.key not in left_out]
+    sums = {
+        "bits": format_number(plan.bits_per_value, BITS_SPEC),
+        "size": format_size(plan.bits / 8),
+    }
+    if len(measured) > ANSWER_TENSORS:
+        n_tensors = len(plan.assignments)
+        return texts("plan_many", n=len(plan.counts), tensors=n_tensors, **sums)
+    tensors = [
+        texts("plan_as", tensor=printable(part.tensor.name), format=part.format)
+        for part in measured
+    ]
+    return texts("plan_few", each="; ".join(tensors), **sums)
 
 
-def _sums(plan: Plan) -> dict[str, str]:
-    bits = plan.bits / max(plan.n_values, 1)
-    return {"bits": format_number(bits, BITS), "size": format_size(plan.bits / 8)}
-
-
-def sentences(plan: Plan, t: Texts) -> Iterator[str]:
+def plan_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     """Yield how the plan compares, and what it leaves open."""
-    yield from _bar_sentences(plan, t) if plan.bar else _noise_sentences(plan, t)
-    if plan.found.failures:
-        yield t("failures", n=len(plan.found.failures))
-        yield from failure_sentences(plan.found.failures, t)
-    unknown = [each for each in plan.tensors if each.tensor.dtype == UNKNOWN]
+    problem = plan.problem
+    yield from _bar_sentences(plan, texts) if plan.bar else _noise_sentences(plan, texts)
+    if problem.failures:
+        yield texts("failures", n=len(problem.failures))
+        yield from failure_sentences(problem.failures, texts)
+    unknown = [part for part in plan.assignments if part.tensor.dtype == UNKNOWN]
     if unknown:
-        yield t("plan_unknown", n=len(unknown), names=_names(unknown, t))
-    left_out = [each for each in plan.tensors if not each.measured and each.part.bits]
-    if left_out:
-        size = format_size(sum(each.part.bits for each in left_out) / 8)
-        yield t("plan_left_out", n=len(left_out), size=size, names=_names(left_out, t))
-    if plan.found.refused:
-        yield t("plan_refused", formats="; ".join(plan.found.refused))
-    if plan.found.stand_ins:
-        yield t("plan_stand_ins", n=len(plan.found.stand_ins))
+        yield texts("plan_unknown", n=len(unknown), names=_tensor_names(unknown, texts))
+    stored = [part for part in plan.left_out if part.bits]
+    if stored:
+        size = format_size(plan.left_out_bits / 8)
+        yield texts("plan_left_out", n=len(stored), size=size, names=_tensor_names(stored, texts))
+    yield from _runtime_sentences(plan, texts)
+    if problem.stand_ins:
+        yield texts("plan_stand_ins", n=len(problem.stand_ins))
 
 
-def _noise_sentences(plan: Plan, t: Texts) -> Iterator[str]:
+def _runtime_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
+    problem = plan.problem
+    runtime = problem.runtime.name if problem.runtime else ""
+    if problem.refused:
+        yield texts("plan_refused", runtime=runtime, formats="; ".join(problem.refused))
+    for reason, tensors in problem.untaken.items():
+        names = _list_names(tensors, texts)
+        yield texts(f"plan_untaken_{reason}", runtime=runtime, n=len(tensors), names=names)
+
+
+def _noise_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     if not plan.noise:
-        lossy = any(each.part.row and each.part.row["max_err"] for each in plan.tensors)
-        yield t("plan_weightless" if lossy else "plan_exact")
+        lossy = any(part.row and part.row["max_err"] for part in plan.assignments)
+        yield texts("plan_weightless" if lossy else "plan_exact")
         return
-    yield _uniform_text(plan, t)
-    gap = f"{plan.gap:.0%}" if plan.gap > 0.1 else percent(plan.gap, t, 2)
-    yield t("plan_gap", gap=gap) if plan.gap > CLOSE else t("plan_least")
+    yield _uniform_sentence(plan, texts)
+    saving = plan.gap / (1 + plan.gap)  # of the noise, at the bound
+    gap = percent(saving, texts, 2)
+    yield texts("plan_gap", gap=gap) if saving > MIN_SHARE else texts("plan_least")
     unit, size = ("MB", 8e6) if plan.bits >= 16e6 else ("kB", 8e3)
-    share = 1 - plan.bound(plan.bits + size) / plan.noise
-    if share > CLOSE:
-        yield t("plan_more", unit=unit, share=percent(share, t))
+    share = 1 - plan.noise_bound(plan.bits + size) / plan.noise
+    if share > MIN_SHARE:
+        yield texts("plan_more", unit=unit, share=percent(share, texts))
 
 
-def _uniform_text(plan: Plan, t: Texts) -> str:
+def _uniform_sentence(plan: Plan, texts: Texts) -> str:
     best = plan.best_uniform
     if best is None:
-        return t("plan_uniform_none")
-    bits = format_number(best.bits / max(plan.n_values, 1), BITS)
+        return texts("plan_uniform_none")
+    bits = format_number(best.bits / max(plan.n_values, 1), BITS_SPEC)
     ratio = f"{best.noise / plan.noise:.3g}"
     key = "plan_uniform_same" if ratio == "1" else "plan_uniform"
-    return t(key, ratio=ratio, format=best.name, bits=bits)
+    return texts(key, ratio=ratio, format=best.format, bits=bits)
 
 
-def _bar_sentences(plan: Plan, t: Texts) -> Iterator[str]:
+def _bar_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     if plan.unmet:
-        names = ", ".join(map(printable, plan.unmet[:NAMED]))
-        yield t("plan_unmet", n=len(plan.unmet), names=names + _more(plan.unmet, t))
-    missing = [each for each in plan.tensors if plan.bar and not meets(each.part, plan.bar)]
+        yield texts("plan_unmet", n=len(plan.unmet), names=_list_names(plan.unmet, texts))
+    missing = [part for part in plan.assignments if plan.bar and not meets_bar([part], plan.bar)]
     if missing:
-        yield t("plan_kept", n=len(missing), names=_names(missing, t))
+        yield texts("plan_kept", n=len(missing), names=_tensor_names(missing, texts))
     uniform = plan.cheapest_uniform
     if uniform is None:
-        yield t("plan_bar_uniform_none")
+        yield texts("plan_bar_uniform_none")
         return
-    bits = format_number(uniform.bits / max(plan.n_values, 1), BITS)
-    yield t("plan_bar_uniform", format=uniform.name, bits=bits)
+    bits = format_number(uniform.bits / max(plan.n_values, 1), BITS_SPEC)
+    yield texts("plan_bar_uniform", format=uniform.format, bits=bits)
 
 
-def _names(planned: Sequence[Planned], t: Texts) -> str:
-    names = [printable(each.tensor.name) for each in planned]
-    return ", ".join(names[:NAMED]) + _more(names, t)
+def _tensor_names(assignments: Iterable[Assignment], texts: Texts) -> str:
+    return _list_names([assignment.tensor.name for assignment in assignments], texts)
 
 
-def _more(names: Sequence[str], t: Texts) -> str:
-    more = len(names) - NAMED
-    return f" {t('more_reasons', n=more)}" if more > 0 else ""
+def _list_names(names: Sequence[str], texts: Texts) -> str:
+    shown = [printable(name) for name in names[:SENTENCE_TENSORS]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" {texts('more_reasons', n=more)}" if more else "")
 
 
-def count_heads(t: Texts) -> list[str]:
-    """Return what stands over the columns of `count_rows`."""
-    return [t(f"plan_{key}") for key in ("format", "tensors", "bits", "size", "noise")]
+def count_heads(texts: Texts) -> list[str]:
+    """Return the heads of `count_rows`."""
+    return [texts(f"plan_{key}") for key in ("format", "tensors", "bits", "size", "noise")]
 
 
-def count_rows(plan: Plan, t: Texts) -> list[tuple[str, ...]]:
-    """Return for each format how many tensors take it, what they cost and add to the noise."""
-    return [(name, *_count_cells(planned, plan, t)) for name, planned in plan.counts]
+def count_rows(plan: Plan, texts: Texts) -> list[tuple[str, ...]]:
+    """Return for each format its name, number of tensors, bits per value, size and noise share."""
+    return [(name, *_count_cells(group, plan, texts)) for name, group in plan.counts]
 
 
-def _count_cells(planned: Sequence[Planned], plan: Plan, t: Texts) -> tuple[str, ...]:
-    bits = sum(each.part.bits for each in planned)
-    n_values = sum(each.tensor.size for each in planned)
+def _count_cells(group: Sequence[Assignment], plan: Plan, texts: Texts) -> tuple[str, ...]:
+    bits = sum(part.bits for part in group)
+    n_values = sum(part.tensor.size for part in group)
     return (
-        str(len(planned)),
-        format_number(bits / max(n_values, 1), BITS),
+        str(len(group)),
+        format_number(bits / max(n_values, 1), BITS_SPEC),
         format_size(bits / 8),
-        _share(sum(each.part.noise for each in planned), plan, t),
+        _noise_share(sum(part.noise for part in group), plan, texts),
     )
 
 
-def _share(noise: float, plan: Plan, t: Texts) -> str:
-    return percent(noise / plan.noise if plan.noise else 0.0, t)
+def _noise_share(noise: float, plan: Plan, texts: Texts) -> str:
+    return percent(noise / plan.noise if plan.noise else 0.0, texts)
 
 
-def tensor_heads(t: Texts) -> list[str]:
-    """Return what stands over the columns of `tensor_rows`."""
+def tensor_heads(texts: Texts) -> list[str]:
+    """Return the heads of `tensor_rows`."""
     keys = ("tensor", "format", "bits", "size", "sqnr", "noise", "reason")
-    return [t(f"plan_{key}") for key in keys]
+    return [texts(f"plan_{key}") for key in keys]
 
 
-def tensor_rows(plan: Plan, t: Texts) -> list[tuple[str, ...]]:
-    """Return the tensors of a plan in the order of the checkpoint."""
-    return [_tensor_row(each, plan, t) for each in plan.tensors]
+def tensor_rows(plan: Plan, texts: Texts) -> list[tuple[str, ...]]:
+    """Return the tensors of a plan in the order of the checkpoint, a tuple of cells each."""
+    return [_tensor_cells(assignment, plan, texts) for assignment in plan.assignments]
 
 
-def _tensor_row(each: Planned, plan: Plan, t: Texts) -> tuple[str, ...]:
-    sqnr_db = each.part.row["sqnr_db"] if each.part.row else None
+def _tensor_cells(assignment: Assignment, plan: Plan, texts: Texts) -> tuple[str, ...]:
+    sqnr_db = assignment.row["sqnr_db"] if assignment.row else None
     return (
-        printable(each.tensor.name),
-        each.part.format,
-        format_number(each.bits_per_value, BITS),
-        format_size(each.part.bits / 8),
-        t("exact") if sqnr_db is None else format_number(sqnr_db, SQNR),
-        _share(each.part.noise, plan, t),
-        each.tensor.reason or NULL,
+        printable(assignment.tensor.name),
+        assignment.format,
+        format_number(assignment.bits_per_value, BITS_SPEC),
+        format_size(assignment.bits / 8),
+        texts("exact") if sqnr_db is None else format_number(sqnr_db, SQNR_SPEC),
+        _noise_share(assignment.noise, plan, texts),
+        assignment.tensor.reason or NULL,
+    )
+
+
+def plan_summary(plan: Plan, texts: Texts) -> str:
+    """Return the text of the terminal: the plan in one line, its formats, how it compares."""
+    rows = count_rows(plan, texts)[:TERMINAL_FORMATS]
+    return render(
+        plan_answer(plan, texts),
+        table(count_heads(texts), [(label(row[0], FORMAT_CHARS), *row[1:]) for row in rows]),
+        "\n".join(plan_sentences(plan, texts)),
     )

@@ -2,6 +2,11 @@
 
 from pathlib import Path
 
+from quantlab.formats.format import FormatSpec
+from quantlab.plans.mixture import plan_for_bar, plan_within_budget
+from quantlab.plans.options import Assignment, Option, Original
+from quantlab.plans.problem import build_problem
+from quantlab.plans.request import Request
 from quantlab.records.table import Aggregated
 
 FORMATS = {  # of a name the mode, width, block and size of its row
@@ -58,3 +63,35 @@ def two(**change):
             ("sym 8 bits", 8.0, 36.0),
         )
     ]
+
+
+def spec(name):
+    """The spec of a format of a name."""
+    return FormatSpec(name, None, None, None, None, None, name=name)
+
+
+def assigned(name, bits, noise, tensor=None, row=None):
+    """A tensor in a format of a name."""
+    tensor = tensor or Original("file/gguf", "w", "float16", (10, 10), 1600)
+    return Assignment(tensor, bits, noise, spec(name), row or {})
+
+
+def stored(bits, dtype="float32", name="w"):
+    """A tensor as it is stored."""
+    return Assignment(Original("file/gguf", name, dtype, (10, 10), bits), bits)
+
+
+def option(*assignments):
+    """The option of tensors in the format of the first."""
+    return Option.of(assignments, assignments[0].spec)
+
+
+def make(rows=None, budget=13_000, tensors=None, bar=None, **asked):
+    """The plan of rows, those of `two` if there are none, for a budget in bits or a bar."""
+    problem = build_problem(sweep(rows or two(), tensors), Request(**asked))
+    return plan_for_bar(problem, bar) if bar else plan_within_budget(problem, budget)
+
+
+def chosen(plan):
+    """The format of each tensor."""
+    return {each.tensor.name: each.format for each in plan.assignments}

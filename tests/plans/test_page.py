@@ -3,17 +3,16 @@ import re
 
 import pytest
 
-from quantlab.plans.choose import meeting, within_budget
-from quantlab.plans.mixture import Plan
-from quantlab.plans.options import Part, Slot, option
-from quantlab.plans.originals import Original
-from quantlab.plans.page import page
-from quantlab.plans.sentences import answer, sentences
-from quantlab.plans.slots import Request, Slots, find_slots
-from quantlab.plans.summary import plan_summary
+from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget
+from quantlab.plans.options import Original
+from quantlab.plans.page import CURVE_FORMATS, draw_curve, draw_strip, render_page
+from quantlab.plans.problem import Problem, build_problem
+from quantlab.plans.request import Request
+from quantlab.plans.sentences import plan_answer, plan_sentences, plan_summary
+from quantlab.report import plots
 from quantlab.report.bar import Bar
 from quantlab.report.texts import LANGUAGES, Texts
-from tests.plans.samples import original, row, sweep, two
+from tests.plans.samples import assigned, make, option, original, row, sweep, two
 
 T = Texts("en")
 
@@ -27,17 +26,21 @@ def crowd():
         )
         figures = {"sqnr_db": 20.0, "max_err": 1.0}
         options = [
-            option(Part(200 + 30 * k, 4.0**-k * rng.uniform(0.5, 1), f"format {k}", figures))
+            option(
+                assigned(
+                    f"format {k}", 200 + 30 * k, 4.0**-k * rng.uniform(0.5, 1), tensor, figures
+                )
+            )
             for k in range(40)
         ]
         tensors.append(tensor)
-        slots.append(Slot((tensor,), tuple(options)))
+        slots.append(options)
         chosen.append(rng.choice(options))
-    return Plan(Slots(tensors, slots, [], []), chosen, 10**9)
+    return Plan(Problem(tensors, slots), chosen, 10**9)
 
 
 def test_the_page_of_a_thousand_tensors_is_one_small_file():
-    html = page(crowd(), "quantlab plan", "0" * 64, T).decode()
+    html = render_page(crowd(), "quantlab plan", "0" * 64, T).decode()
     assert len(html) < 1e6
     assert html.count("<tr><td>blk.") == 1000
     assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", html)
@@ -46,7 +49,12 @@ def test_the_page_of_a_thousand_tensors_is_one_small_file():
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_the_same_plan_gives_the_same_bytes_in_each_language(lang):
     pages = {
-        page(within_budget(find_slots(sweep(two()), Request()), 13_000), "c", "0" * 64, Texts(lang))
+        render_page(
+            make(budget=13_000),
+            "c",
+            "0" * 64,
+            Texts(lang),
+        )
         for _ in range(2)
     }
     assert len(pages) == 1
@@ -55,8 +63,8 @@ def test_the_same_plan_gives_the_same_bytes_in_each_language(lang):
 
 def test_no_name_is_taken_for_markup():
     rows = [each | {"tensor": f"<i>{each['tensor']}"} for each in two()]
-    made = within_budget(find_slots(sweep(rows), Request()), 13_000)
-    html = page(made, "quantlab plan <b>", "0" * 64, T).decode()
+    made = plan_within_budget(build_problem(sweep(rows), Request()), 13_000)
+    html = render_page(made, "quantlab plan <b>", "0" * 64, T).decode()
     assert "&lt;i&gt;a.weight" in html
     assert "<i>" not in html
     assert "<b>" not in html
@@ -66,8 +74,8 @@ def test_the_terminal_says_what_the_plan_is():
     out = original("c", (5,), sha256=None, n_bytes=40, reason="why")
     tensors = [original("a.weight"), original("b.weight"), out]
     failed = sweep(two(), tensors, failures={"run": "why"})
-    made = within_budget(find_slots(failed, Request()), 13_320)
-    text = plan_summary(made, [], None, T)
+    made = plan_within_budget(build_problem(failed, Request()), 13_320)
+    text = plan_summary(made, T)
     assert text.startswith("a.weight as sym 4 bits, group 32; b.weight as sym 8 bits, channel (")
     assert re.search(r"The noise is 8\.\d+ times less than that of sym 4 bits, group 32", text)
     assert "One run failed or left no record that can be read" in text
@@ -76,13 +84,13 @@ def test_the_terminal_says_what_the_plan_is():
 
 
 def test_sentences_tell_kinds_of_loss_apart():
-    none = within_budget(find_slots(sweep(two()), Request()), 10**9)
-    assert list(sentences(none, T)) == ["Nothing is lost."]
+    none = make(budget=10**9)
+    assert list(plan_sentences(none, T)) == ["Nothing is lost."]
     weights = Request(weights={"a.weight": 0.0, "b.weight": 0.0})
-    some = within_budget(find_slots(sweep(two()), weights), 13_000)
-    assert list(sentences(some, T)) == ["No tensor that loses anything has a weight above 0."]
-    same = within_budget(find_slots(sweep(two()), Request()), 9_000)
-    first, least, more = sentences(same, T)
+    some = plan_within_budget(build_problem(sweep(two()), weights), 13_000)
+    assert list(plan_sentences(some, T)) == ["No tensor that loses anything has a weight above 0."]
+    same = make(budget=9_000)
+    first, least, more = plan_sentences(same, T)
     assert first.startswith("The noise is that of sym 4 bits, group 32 for all,")
     assert least == "No mixture of at most this size has less noise."
     assert more.startswith("One kB more would lower the noise by up to 9")
@@ -90,24 +98,90 @@ def test_sentences_tell_kinds_of_loss_apart():
 
 def test_many_tensors_are_counted_and_the_bar_is_spoken_of():
     rows = [each | {"tensor": f"t{n}"} for n in range(7) for each in two()[3:]]
-    made = meeting(find_slots(sweep(rows), Request()), Bar(sqnr_db=34.0))
-    assert answer(made, T).startswith("7 tensors in one format: 32 bits per value")
-    assert next(iter(sentences(made, T))).startswith(
+    made = make(rows, bar=Bar(sqnr_db=34.0))
+    assert plan_answer(made, T).startswith("7 tensors in one format: 32 bits per value")
+    assert next(iter(plan_sentences(made, T))).startswith(
         "Of 7 tensors no format tried meets the bar: t0, "
     )
-    made = meeting(find_slots(sweep(rows), Request()), Bar(sqnr_db=30.0))
-    assert list(sentences(made, T)) == [
+    made = make(rows, bar=Bar(sqnr_db=30.0))
+    assert list(plan_sentences(made, T)) == [
         "One format for all that meets the bar takes 8.25 bits per value: sym 8 bits, channel."
     ]
     only = Request(keep=[("t0", "sym 8 bits")])
-    made = meeting(find_slots(sweep(rows), only), Bar(sqnr_db=30.0))
-    assert "What one tensor must have misses the bar: t0." in list(sentences(made, T))
+    made = plan_for_bar(build_problem(sweep(rows), only), Bar(sqnr_db=30.0))
+    assert "What one tensor must have misses the bar: t0." in list(plan_sentences(made, T))
 
 
 def test_formats_that_the_runtime_has_not_are_named():
-    from quantlab.plans.runtimes.registry import runtime
+    from quantlab.plans.runtimes import find_runtime
 
     rows = [*two(size=6400), row("a.weight", "nf4, group 64", 4.5, 20.0)]
-    made = within_budget(find_slots(sweep(rows), Request(runtime=runtime("torchao"))), 64_000)
-    said = "The runtime does not have, and the plan does not use: sym 8 bits; nf4, group 64."
-    assert said in list(sentences(made, T))
+    made = plan_within_budget(
+        build_problem(sweep(rows), Request(runtime=find_runtime("torchao"))), 64_000
+    )
+    said = "torchao does not have, and the plan does not use: sym 8 bits; nf4, group 64."
+    assert said in list(plan_sentences(made, T))
+
+
+T = Texts("en")
+
+
+def curve(made, t=T):
+    with plots.plot_style():
+        drawn = draw_curve(made, t)
+    return drawn, [text.get_text() for text in drawn.legends[0].get_texts()]
+
+
+def test_the_curve_has_the_front_the_formats_and_the_plan():
+    drawn, legend = curve(make())
+    assert legend == [
+        T("plan_front"), "sym 4 bits, group 32", "sym 8 bits", "sym 8 bits, channel",
+        T("plan_here"),
+    ]  # fmt: skip
+    (star,) = (line for line in drawn.axes[0].lines if line.get_marker() == "*")
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (make().bits / 2000, make().noise)
+    front = drawn.axes[0].lines[0]
+    assert list(front.get_ydata()) == sorted(front.get_ydata(), reverse=True)
+    assert front.get_ydata()[0] == make().front[0].noise
+
+
+def test_of_many_formats_some_are_named():
+    rows = [
+        row(name, "mx/fp4", 4 + n / 4, 20.0 + n, mode=f"mx/{n}")
+        for name in ("a", "b")
+        for n in range(CURVE_FORMATS + 3)
+    ]
+    _, legend = curve(make(rows, 14_000))
+    assert len(legend) == CURVE_FORMATS + 3
+    assert T("plan_others") in legend
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+@pytest.mark.parametrize("budget", [9_000, 13_000, 64_000])
+def test_every_budget_can_be_drawn_in_every_language(budget, lang):
+    html = render_page(make(budget=budget), "quantlab plan", "0" * 64, Texts(lang)).decode()
+    assert f'lang="{lang}"' in html
+
+
+def test_a_tensor_that_is_alone_or_of_no_values_can_be_drawn():
+    rows = [each for each in two() if each["tensor"] == "a.weight"]
+    empty = original("c", (0,), reason="empty")
+    made = make(rows, 8000, [original("a.weight"), empty])
+    with plots.plot_style():
+        bars = draw_strip(made, T).axes[0].patches
+    assert len(bars) == len(made.counts) == 2
+    assert b"empty" in render_page(made, "quantlab plan", "0" * 64, T)
+
+
+def test_a_bar_is_as_high_as_the_bits_of_its_tensor():
+    made = make(budget=12_750)
+    with plots.plot_style():
+        bars = draw_strip(made, T).axes[0].patches
+    heights = [list(each.get_data().values) for each in bars]
+    assert [[h for h in row if h == h] for row in heights] == [[8.25], [4.5]]
+
+
+@pytest.mark.parametrize("kept", ["float32", "sym 8 bits"])
+def test_without_a_choice_there_is_still_a_page(kept):
+    made = make(budget=64_000, keep=[("*", kept)])
+    assert b"</html>" in render_page(made, "quantlab plan", "0" * 64, T)

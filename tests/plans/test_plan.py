@@ -3,11 +3,13 @@ import json
 import pandas as pd
 import pytest
 
-from quantlab.plans.plan import make_plan, plan
-from quantlab.plans.slots import Request
+from quantlab.plans.mixture import make_plan
+from quantlab.plans.plan import plan, run_command
+from quantlab.plans.request import Request
 from quantlab.report.bar import Bar
 from quantlab.report.tensor_verdict import tensor_verdicts, verdict_json
 from tests.plans.samples import original, row, sweep, two
+from tests.report.test_storage import SQNR
 
 OUT = original("c", (5,), sha256=None, dtype="int32", n_bytes=20, reason="int32 is no float")
 TENSORS = [original("a.weight"), OUT, original("b.weight")]
@@ -34,7 +36,7 @@ def write(directory, rows=None, tensors=TENSORS, failures=(), bar=None):
 
 @pytest.fixture
 def directory(tmp_path):
-    return write(tmp_path)
+    return write(tmp_path, bar=SQNR)
 
 
 def formats(table):
@@ -73,7 +75,7 @@ def test_the_bar_is_that_of_the_sweep_or_another(tmp_path):
     "asked", [{}, {"bits": 5, "size": "1MB"}, {"bits": 5, "bar": True}, {"size": "1MB", "bar": 1}]
 )
 def test_exactly_one_thing_is_asked(directory, asked):
-    with pytest.raises(ValueError, match="a plan takes one of --bits, --size and --bar"):
+    with pytest.raises(ValueError, match="a plan takes one of bits, size and bar"):
         plan(directory, **asked)
 
 
@@ -85,7 +87,7 @@ def test_exactly_one_thing_is_asked(directory, asked):
         ({"bits": 9, "weights": {"x": 1}}, "weights: the sweep has no tensor 'x'"),
         ({"bits": 9, "weights": "none.csv"}, "none.csv cannot be read: No such file"),
         ({"bits": 9, "weights": {"c": 1}}, "weights: the sweep has no tensor 'c'"),
-        ({"bits": 9, "keep": {"c": "int32"}}, "--keep c matches none of the 2 tensors measured"),
+        ({"bits": 9, "keep": {"c": "int32"}}, "keep c matches none of the 2 tensors measured"),
         (
             {"bits": 2},
             "2 bits per value (501 B) is below what there is: plans of this sweep have f",
@@ -128,7 +130,7 @@ def test_mlx_pays_for_its_biases(tmp_path):
     "asked", [{"bits": 1e300}, {"size": f"{10**30}TB"}, {"size": "9" * 999 + "B"}]
 )
 def test_more_than_enough_is_enough(asked):
-    made = make_plan(sweep(two(), TENSORS), Request(), **asked)
+    made = make_plan(sweep(two(), TENSORS), Request.parse(**asked))
     assert (made.noise, made.gap, made.bits) == (0, 0, 64_160)
 
 
@@ -143,3 +145,57 @@ def test_groups_that_do_not_divide_a_row_are_no_format_of_the_runtime(tmp_path, 
     assert formats(table) == ["float32", "asym 4 bits, group 64"]
     with pytest.raises(ValueError, match=r"a\.weight' has no such format, only float32"):
         plan(tmp_path, size="10MB", keep={"*": "asym 4 bits, group 64"}, recipe=recipe)
+
+
+NONE = {
+    "bits": None, "size": None, "bar": False, "recipe": None, "by": "sqnr_db", "weights": None,
+    "keep": [], "same": [],
+}  # fmt: skip
+
+
+def ask(directory, *settings, **options):
+    return "\n".join(run_command(directory, settings, NONE | options, "plan DIR"))
+
+
+def asked(directory):
+    return json.loads((directory / "plan.json").read_bytes())["asked"]
+
+
+def test_the_answer_comes_first_and_the_files_last(directory):
+    text = ask(directory, bits=6.6)
+    assert text.startswith("a.weight as sym 4 bits, group 32; b.weight as sym 8 bits, channel (")
+    assert text.splitlines()[-3:] == [
+        f"{directory}/plan.csv", f"{directory}/plan.html", f"{directory}/plan.json",
+    ]  # fmt: skip
+    assert all((directory / f"plan.{each}").is_file() for each in ("csv", "html", "json"))
+
+
+def test_what_was_asked_is_noted(directory):
+    (directory / "w.csv").write_text("tensor,alpha\nb.weight,2\n")
+    ask(directory, bits=6.6, weights=directory / "w.csv", keep=["a*=sym 8 bits"])
+    assert asked(directory) == {
+        "bits": 6.6, "by": "sqnr_db", "weights": f"{directory}/w.csv", "keep": ["a*=sym 8 bits"],
+    }  # fmt: skip
+    ask(directory, bar=True)
+    assert asked(directory)["bar"] == {"sqnr_db": 30.0}
+
+
+def test_the_bar_and_the_language_may_be_others(directory):
+    text = ask(directory, "report.bar.sqnr_db=35", "report.lang=es", bar=True)
+    assert asked(directory)["bar"] == {"sqnr_db": 35}
+    assert text != ask(directory, "report.bar.sqnr_db=35", bar=True)
+    assert b'<html lang="en">' in (directory / "plan.html").read_bytes()
+
+
+def test_a_recipe_that_cannot_be_written_writes_nothing(tmp_path):
+    names = ["odd.weight", "model.layers.0.self_attn.q_proj.weight"]
+    rows = [
+        row(name, form, 4.5, 20.0)
+        for name in names
+        for form in ("ggml/q4_k", "sym 4 bits, group 32")
+    ]
+    write(tmp_path, rows, [original(name) for name in names])
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(ValueError, match=r"llama.cpp has no name for 'odd.weight'"):
+        ask(tmp_path, bits=33, recipe="llama.cpp")
+    assert sorted(tmp_path.iterdir()) == before

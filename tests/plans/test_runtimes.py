@@ -2,10 +2,11 @@ import json
 
 import pytest
 
+from quantlab.formats.format import FormatSpec
 from quantlab.formats.ggml import NUMBERS
-from quantlab.plans.originals import Original, width
-from quantlab.plans.runtimes.registry import RUNTIMES, runtime
-from quantlab.plans.runtimes.runtime import Taken
+from quantlab.plans.options import Assignment, Original, float_width
+from quantlab.plans.runtimes import RUNTIMES, find_runtime
+from quantlab.plans.runtimes.runtime import table_bits
 from tests.plans.samples import FORMATS, row
 
 HAS = {
@@ -22,34 +23,43 @@ def tensor(name, shape=(64, 64), dist="file/gguf", dtype="float16"):
     size = 1
     for each in shape:
         size *= each
-    return Original(dist, name, dtype, shape, width(dtype) * size)
+    return Original(dist, name, dtype, shape, float_width(dtype) * size)
 
 
-def recipe(name, *taken):
-    return RUNTIMES[name].recipe([Taken(*each) for each in taken]).decode()
+def assigned(row, tensor_=None):
+    """A tensor in the format of a row, as it is stored without one."""
+    tensor_ = tensor_ or tensor("w", (100, row["n_elements"] // 100))
+    spec = row and FormatSpec.from_row(row)
+    return Assignment(tensor_, table_bits(row) if row else tensor_.bits, 0.0, spec, row)
+
+
+def config(name, form, size=6400, **change):
+    """A format in terms of a runtime."""
+    return RUNTIMES[name].config(assigned(row("w", form, 4, 20, size, **change)))
+
+
+def recipe(name, *pairs):
+    return RUNTIMES[name].recipe([assigned(row, tensor) for tensor, row in pairs]).decode()
 
 
 @pytest.mark.parametrize("name", HAS)
 def test_a_runtime_has_these_formats_and_no_other(name):
-    known = [
-        form for form in FORMATS if runtime(name).settings(row("w", form, 4, 20, 6400)) is not None
-    ]
+    known = [form for form in FORMATS if config(name, form) is not None]
     assert known == HAS[name]
-    with pytest.raises(ValueError, match=r"--recipe takes one of llama.cpp, torchao, mlx, json"):
-        runtime("onnx")
+    with pytest.raises(ValueError, match=r"recipe takes one of llama.cpp, torchao, mlx, json"):
+        find_runtime("onnx")
 
 
 @pytest.mark.parametrize("name", ["torchao", "mlx"])
 def test_a_range_that_is_searched_is_no_runtime_s(name):
-    form = "asym 4 bits, group 64"
-    assert runtime(name).settings(row("w", form, 4, 20, range="mse")) is None
+    assert config(name, "asym 4 bits, group 64", range="mse") is None
 
 
 def test_types_of_files_are_llama_cpp_s_too():
-    kinds = [*map(str.upper, NUMBERS), "F16", "BF16", "F32"]
-    rows = [row("w", "ggml/q4_k", 4, 20, mode="file/gguf", stored_dtype=kind) for kind in kinds]
-    assert [RUNTIMES["llama.cpp"].settings(each) for each in rows] == [k.lower() for k in kinds]
-    assert RUNTIMES["llama.cpp"].settings(rows[0] | {"mode": "file/safetensors"}) is None
+    for kind in [*map(str.upper, NUMBERS), "F16", "BF16", "F32"]:
+        change = {"mode": "file/gguf", "stored_dtype": kind}
+        assert config("llama.cpp", "ggml/q4_k", **change) == kind.lower()
+        assert config("llama.cpp", "ggml/q4_k", **change | {"mode": "file/safetensors"}) is None
 
 
 @pytest.mark.parametrize(
@@ -66,7 +76,7 @@ def test_types_of_files_are_llama_cpp_s_too():
     ],
 )
 def test_llama_cpp_quantizes_what_llama_quantize_does(name, shape, taken):
-    assert RUNTIMES["llama.cpp"].takes(tensor(name, shape)) == taken
+    assert (RUNTIMES["llama.cpp"].refuse_tensor(tensor(name, shape)) is None) == taken
 
 
 def test_llama_cpp_has_a_line_for_each_tensor_that_it_would_quantize():
@@ -131,8 +141,8 @@ def test_mlx_is_given_the_arguments_of_its_predicate_and_counts_biases():
         "b": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
         "c": False,
     }
-    assert RUNTIMES["mlx"].bits(low) == 6400 * 4 + 100 * 32
-    assert RUNTIMES["mlx"].bits(small) == 27_200
+    assert RUNTIMES["mlx"].stored_bits(assigned(low)) == 6400 * 4 + 100 * 32
+    assert RUNTIMES["mlx"].stored_bits(assigned(small)) == 27_200
 
 
 def test_json_has_the_settings_of_any_format():
@@ -148,11 +158,11 @@ def test_json_has_the_settings_of_any_format():
 
 @pytest.mark.parametrize("name", HAS)
 def test_the_use_names_the_file(name):
-    assert "some dir/plan" in runtime(name).usage("some dir/plan")
+    assert "some dir/plan" in find_runtime(name).usage("some dir/plan")
 
 
 def test_mlx_is_asked_for_the_least_default_group():
-    assert "q_group_size=32" in runtime("mlx").usage("plan.mlx.json")
+    assert "q_group_size=32" in find_runtime("mlx").usage("plan.mlx.json")
 
 
 @pytest.mark.parametrize(
@@ -168,4 +178,4 @@ def test_mlx_is_asked_for_the_least_default_group():
     ],
 )
 def test_a_format_just_beyond_what_a_runtime_has_is_refused(name, form, change):
-    assert runtime(name).settings(row("w", form, 4, 20, **change)) is None
+    assert config(name, form, **change) is None

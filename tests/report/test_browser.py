@@ -7,9 +7,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from quantlab.plans.page import page as plan_page
-from quantlab.plans.plan import make_plan
-from quantlab.plans.slots import Request
+from quantlab.plans.mixture import make_plan
+from quantlab.plans.page import render_page as plan_page
+from quantlab.plans.request import Request
 from quantlab.records.table import read_aggregate
 from quantlab.report import page as pages
 from quantlab.report.texts import Texts
@@ -212,7 +212,7 @@ def planned(request, tmp_path_factory):
         many(directory, [f"blocks.{n}.attention.weight" for n in range(120)])
         aggregate(directory)
     found = read_aggregate(source)
-    plan = make_plan(found, Request(), bits=9)
+    plan = make_plan(found, Request(bits=9))
     (directory / "plan.html").write_bytes(plan_page(plan, "quantlab plan", "0" * 64, Texts("en")))
     return directory
 

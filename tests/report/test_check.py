@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from hypothesis import assume, given
 
-from quantlab.plans.plan import make_plan
-from quantlab.plans.slots import Request
+from quantlab.plans.mixture import make_plan
+from quantlab.plans.request import Request
 from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
 from quantlab.report.check import check
@@ -72,7 +72,7 @@ def test_the_verdict_the_check_and_the_plan_agree_on_every_tensor(rows):
     assume(len({each["n_bits"] for each in rows}) > 1)
     found = sweep(rows)
     judged = {each.tensor: each for each in tensor_verdicts(found.rows, found.levels, bar)}
-    plan = make_plan(found, Request(), bar=bar)
+    plan = make_plan(found, Request(bar=bar))
     passed, lines = check(found, bar, T)
     failing = [name for name, each in judged.items() if not each.meets]
     assert passed == (not failing)
@@ -88,4 +88,4 @@ def test_the_verdict_the_check_and_the_plan_agree_on_every_tensor(rows):
 def test_they_agree_on_a_tensor_whose_every_format_lost_it_all():
     rows = [stored("symmetric", n, float(n), None, max_err=1.0, n_elements=SIZE) for n in (4, 8)]
     assert not check(sweep(rows), SQNR, T)[0]
-    assert make_plan(sweep(rows), Request(), bar=SQNR).unmet == ["verb_probs"]
+    assert make_plan(sweep(rows), Request(bar=SQNR)).unmet == ["verb_probs"]

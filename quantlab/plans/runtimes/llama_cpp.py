@@ -2,24 +2,25 @@
 
 Patterns are regular expressions, which llama-quantize reads up to a space or an equals sign, turns
 to lower case and searches in the names as they are: each is a whole name, in which a dot stands for
-any byte that would not survive. What it leaves as it is by itself (norms, biases; see its function
-``tensor_allows_quantization``) has no line; what it would quantize and the plan does not has the
-type that it is stored in.
+any byte that would not survive. A tensor that it leaves by itself (norms, biases; see its function
+``tensor_allows_quantization``) has no line; one that it would quantize and the plan does not has
+the type that it is stored in.
 """
 
+import itertools
 import re
 import shlex
 from collections.abc import Iterable
 
 from quantlab.formats.ggml import NUMBERS
-from quantlab.plans.originals import Original
-from quantlab.plans.runtimes.runtime import Runtime, Taken
-from quantlab.records.record import Row
+from quantlab.plans.options import Assignment, Original
+from quantlab.plans.runtimes.runtime import Runtime
 from quantlab.sources.names import gguf_name
 from quantlab.text import label
 
 AS_STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
-BY_FILE = "file/gguf"  # the source and the mode whose names and types are llama.cpp's
+GGUF_FILE = "file/gguf"  # the source and the mode whose names and types are llama.cpp's
+MIN_AXES = 2  # of a tensor that is quantized
 NEVER = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
     "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
@@ -39,50 +40,68 @@ class LlamaCpp(Runtime):
     name = "llama.cpp"
     file = "plan.llama.cpp.txt"
     hint = "mode=glob(ggml/*)"
+    scope = "a GGUF file with dist=file/gguf, whose matrices are named *.weight"
 
-    def takes(self, tensor: Original) -> bool:
-        """Return whether llama-quantize quantizes a tensor, its ``tensor_allows_quantization``."""
-        name = _name(tensor)
-        dims = "".join("n" if each > 1 else "1" for each in tensor.shape).lstrip("1")
-        if len(dims) < 2 or name is None or not name.endswith("weight"):
-            return False
-        return not any(part in name for part in NEVER)
+    def refuse_tensor(self, tensor: Original) -> str | None:
+        """Return why llama-quantize leaves a tensor, as its ``tensor_allows_quantization``."""
+        if not tensor.is_float:
+            return "dtype"
+        if len(_significant_axes(tensor)) < MIN_AXES:
+            return "axes"
+        name = _tensor_name(tensor)
+        if name is None:
+            return "name"
+        return "rule" if not name.endswith("weight") or any(p in name for p in NEVER) else None
 
-    def settings(self, row: Row) -> str | None:
+    def config(self, assignment: Assignment) -> str | None:
         """Return the type of ggml, in lower case."""
-        of_ggml = row["mode"].startswith("ggml/") or row["mode"] == BY_FILE
+        row, spec = assignment.row, assignment.spec
+        if row is None or spec is None:
+            return None
+        of_ggml = spec.mode.startswith("ggml/") or spec.mode == GGUF_FILE
         kind = str(row.get("stored_dtype")).lower()
         return kind if of_ggml and (kind in NUMBERS or kind in AS_STORED.values()) else None
 
-    def recipe(self, taken: Iterable[Taken]) -> bytes:
-        """Return the lines; raises ValueError where a tensor has no name in llama.cpp."""
-        return "".join(f"{self._line(each)}\n" for each in taken if self._is_listed(each)).encode()
+    def recipe(self, assignments: Iterable[Assignment]) -> bytes:
+        """Return the lines; raises ValueError if a measured tensor has no name in llama.cpp."""
+        return "".join(f"{self._line(part)}\n" for part in assignments if self._has(part)).encode()
 
-    def _is_listed(self, each: Taken) -> bool:
-        if len(each.tensor.shape) > 1 and _name(each.tensor) is None:
+    def _has(self, assignment: Assignment) -> bool:
+        """Whether a tensor has a line."""
+        tensor = assignment.tensor
+        refusal = self.refuse_tensor(tensor)
+        if refusal == "name" and tensor.reason is None:
+            # The file has it under another name, and llama-quantize would choose its type.
             raise ValueError(
-                f"llama.cpp has no name for '{label(each.tensor.name)}': sweep the GGUF file, with "
-                "dist=file/gguf"
+                f"llama.cpp has no name for '{label(tensor.name)}': sweep the GGUF file, with "
+                "dist=file/gguf, or leave the tensor out with dist.exclude"
             )
-        return self.takes(each.tensor) and (each.row is not None or each.tensor.dtype in AS_STORED)
+        return refusal is None and (assignment.spec is not None or tensor.dtype in AS_STORED)
 
-    def _line(self, each: Taken) -> str:
-        kind = self.settings(each.row) if each.row else AS_STORED[each.tensor.dtype]
-        return f"^{_pattern(str(_name(each.tensor)))}$={kind}"
+    def _line(self, assignment: Assignment) -> str:
+        tensor = assignment.tensor
+        kind = self.config(assignment) or AS_STORED[tensor.dtype]
+        return f"^{_pattern(str(_tensor_name(tensor)))}$={kind}"
 
     def usage(self, path: str) -> str:
-        """Return the command; of its last argument nothing is left, but it must be quantized."""
+        """Return the command; its last argument is required and decides nothing."""
         file = shlex.quote(path)
         return f"llama-quantize --tensor-type-file {file} F16.gguf PLANNED.gguf q8_0"
 
 
 def _pattern(name: str) -> str:
+    """Escape a name; a byte that llama-quantize would not read as it is becomes a dot."""
     safe = re.compile(r"[a-z0-9_-]")
     return "".join(
-        each if safe.match(each) else r"\." if each == "." else "." * len(each.encode())
-        for each in name
+        letter if safe.match(letter) else r"\." if letter == "." else "." * len(letter.encode())
+        for letter in name
     )
 
 
-def _name(tensor: Original) -> str | None:
-    return tensor.name if tensor.dist == BY_FILE else gguf_name(tensor.name)
+def _tensor_name(tensor: Original) -> str | None:
+    return tensor.name if tensor.dist == GGUF_FILE else gguf_name(tensor.name)
+
+
+def _significant_axes(tensor: Original) -> tuple[int, ...]:
+    """Return the axes without those of length 1 in front, as GGUF counts them."""
+    return tuple(itertools.dropwhile(lambda length: length == 1, tensor.shape))

@@ -9,20 +9,12 @@ Its rounding differs: figures of 4 bits are within 0.04 dB of the sweep's, of 2 
 from collections.abc import Iterable
 from typing import Any
 
-from quantlab.plans.originals import Original, width
-from quantlab.plans.runtimes.runtime import (
-    Runtime,
-    Taken,
-    bits_of,
-    has_whole_groups,
-    is_plain_range,
-    module_name,
-)
+from quantlab.plans.options import Assignment, float_width
+from quantlab.plans.runtimes.runtime import Runtime, divides_rows, is_standard, module_name
 from quantlab.records import disk
-from quantlab.records.record import Row
 
-BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
-PRESETS = {"mx/fp4": ("mxfp4", 32, 4), "mx/fp8_e4m3": ("mxfp8", 32, 8)}
+AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+PRESETS = {"mx/fp4": "mxfp4", "mx/fp8_e4m3": "mxfp8"}
 
 
 class Mlx(Runtime):
@@ -31,42 +23,41 @@ class Mlx(Runtime):
     name = "mlx"
     file = "plan.mlx.json"
     hint = "mode=asym block=group block.size=32,64,128 block.scale=bfloat16"
+    scope = "a checkpoint of mlx_lm, whose layers have matrices named *.weight"
+    axes = range(2, 9)  # stacked experts included
 
-    def takes(self, tensor: Original) -> bool:
-        """Return whether it is the weight of a layer that MLX quantizes."""
-        return len(tensor.shape) > 1 and tensor.name.endswith(".weight")
-
-    def settings(self, row: Row) -> dict[str, Any] | None:
-        """Return the arguments of a row's format."""
-        if row["mode"] in PRESETS:
-            mode, group, bits = PRESETS[row["mode"]]
-            if not has_whole_groups(row, group):
-                return None
-            return {"group_size": group, "bits": bits, "mode": mode}
-        affine = row["mode"] == "asymmetric" and row.get("block") == "group" and is_plain_range(row)
-        if not affine or row["n_bits"] not in BITS or row["block_size"] not in GROUPS:
+    def config(self, assignment: Assignment) -> dict[str, Any] | None:
+        """Return the arguments of a format, None if MLX has none with the same groups and codes."""
+        spec = assignment.spec
+        if not spec or not is_standard(spec) or not divides_rows(spec, assignment.tensor):
             return None
-        if not has_whole_groups(row, row["block_size"]):
+        is_affine = spec.mode == "asym" and spec.block == "group"
+        if is_affine and (spec.n_bits not in AFFINE_BITS or spec.block_size not in AFFINE_GROUPS):
             return None
-        return {"group_size": row["block_size"], "bits": row["n_bits"], "mode": "affine"}
+        mode = "affine" if is_affine else PRESETS.get(spec.mode)
+        if mode is None:
+            return None
+        return {"group_size": spec.block_size, "bits": spec.n_bits, "mode": mode}
 
-    def bits(self, row: Row) -> int:
+    def stored_bits(self, assignment: Assignment) -> int:
         """Return the size with the biases of affine codes."""
-        if row["mode"] in PRESETS:
-            return bits_of(row)
-        return row["n_bits"] * row["n_elements"] + 2 * width(row["scale_dtype"]) * row["n_scales"]
+        spec, size = assignment.spec, assignment.tensor.size
+        if not spec or spec.mode in PRESETS:
+            return assignment.bits
+        per_group = 2 * float_width(str(spec.scale_dtype))
+        return (spec.n_bits or 0) * size + per_group * (size // (spec.block_size or size))
 
-    def recipe(self, taken: Iterable[Taken]) -> bytes:
-        """Return the mapping from modules to their arguments; false keeps one as it is."""
+    def recipe(self, assignments: Iterable[Assignment]) -> bytes:
+        """Return the mapping from modules to their arguments; false leaves one as it is stored."""
         arguments = {
-            module_name(each.tensor.name): each.row is not None and self.settings(each.row)
-            for each in taken
-            if self.takes(each.tensor)
+            module_name(assignment.tensor.name): self.config(assignment) or False
+            for assignment in assignments
+            if self.refuse_tensor(assignment.tensor) is None
         }
         return disk.to_json(arguments)
 
     def usage(self, path: str) -> str:
-        """Return what to pass to ``mlx_lm.convert``."""
+        """Return the call of ``mlx_lm.convert``."""
         return (
             f"plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, "
             "q_group_size=32, quant_predicate=lambda path, module: plan.get(path, False))"

@@ -1,62 +1,98 @@
-"""What a runtime is asked: does it have this format, what does it store, in what terms."""
+"""The interface of a runtime: which tensors it quantizes, which formats it has, and its recipe."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
-from quantlab.plans.originals import Original
+from quantlab.formats.format import FormatSpec
+from quantlab.plans.options import Assignment, Original
+from quantlab.records import disk
 from quantlab.records.record import Row
 
-
-class Taken(NamedTuple):
-    """A tensor and the row of the format that it takes; None where it stays as it is."""
-
-    tensor: Original
-    row: Row | None
+FORMAT_COLUMNS = (  # of results.csv, that say how a tensor is stored
+    "mode", "n_bits", "block", "block_size", "scale_dtype", "range", "stored_dtype",
+)  # fmt: skip
 
 
 class Runtime(ABC):
     """A runtime, its recipe and the file that holds it."""
 
     name: str
-    file: str  # the name of the recipe's file
+    file: str  # name of the recipe's file
     hint: str  # what to sweep for formats that it has
-    least_dims = 2  # of a tensor that it quantizes
+    scope: str  # checkpoints whose tensors it quantizes
 
-    def takes(self, tensor: Original) -> bool:
-        """Return whether it quantizes a tensor of this name and shape at all."""
-        return len(tensor.shape) >= self.least_dims
+    axes: range | None = range(2, 3)  # numbers of axes of the layers' weights; None for any tensor
+
+    def refuse_tensor(self, tensor: Original) -> str | None:
+        """Return why a tensor is not quantized, None if it is.
+
+        The reason is ``dtype``, ``axes``, ``name``, ``layer`` or ``rule``; the texts of a report
+        have a sentence ``plan_untaken_...`` for each.
+        """
+        if self.axes is None:
+            return None
+        if not tensor.is_float:
+            return "dtype"
+        is_layer = len(tensor.shape) in self.axes and tensor.name.endswith(".weight")
+        return None if is_layer else "layer"
 
     @abstractmethod
-    def settings(self, row: Row) -> Any:
-        """Return the format of a row in its own terms; None where it has none like it."""
+    def config(self, assignment: Assignment) -> Any:
+        """Return the format of an assignment in terms of the runtime, None if it has none."""
 
-    def bits(self, row: Row) -> int:
-        """Return the size of a row's tensor as it stores it."""
-        return bits_of(row)
+    def stored_bits(self, assignment: Assignment) -> int:
+        """Return the size of a tensor as the runtime stores it."""
+        return assignment.bits
 
     @abstractmethod
-    def recipe(self, taken: Iterable[Taken]) -> bytes:
-        """Return the recipe; raises ValueError where it cannot name a tensor."""
+    def recipe(self, assignments: Iterable[Assignment]) -> bytes:
+        """Return the recipe; raises ValueError if it cannot name a tensor."""
 
     @abstractmethod
     def usage(self, path: str) -> str:
-        """Return how the recipe at a path is used, in a line."""
+        """Return a line that uses the recipe at a path."""
 
 
-def bits_of(row: Row) -> int:
+class Generic(Runtime):
+    """No runtime but tools of one's own: the settings of every format, as JSON."""
+
+    name = "json"
+    file = "plan.recipe.json"
+    hint = "mode=glob(*)"
+    scope = "any"
+    axes = None
+
+    def config(self, assignment: Assignment) -> dict[str, Any] | None:
+        """Return the settings of a format, without columns that it does not have."""
+        row, spec = assignment.row, assignment.spec
+        if row is None or spec is None:
+            return None
+        columns = {key: row[key] for key in FORMAT_COLUMNS if row.get(key) is not None}
+        return columns | dict(spec.settings)
+
+    def recipe(self, assignments: Iterable[Assignment]) -> bytes:
+        """Return the mapping from tensors to their settings; null leaves one as it is stored."""
+        return disk.to_json({part.tensor.name: self.config(part) for part in assignments})
+
+    def usage(self, path: str) -> str:
+        """Return the path."""
+        return path
+
+
+def table_bits(row: Row) -> int:
     """Return the size of a row's tensor, with codes, scales, zero points and constants."""
     return round(row["bits_per_value"] * row["n_elements"])
 
 
-def is_plain_range(row: Row) -> bool:
-    """Return whether scales are taken from the largest magnitude, as runtimes take theirs."""
-    return row.get("range") in (None, "absmax")
+def is_standard(spec: FormatSpec) -> bool:
+    """Whether a format has its mode's own settings and scales over the whole range."""
+    return not spec.settings and spec.range in (None, "absmax")
 
 
-def has_whole_groups(row: Row, size: int) -> bool:
-    """Return whether groups of a size divide the rows of a tensor, as runtimes demand."""
-    return bool(size * row["n_scales"] == row["n_elements"])
+def divides_rows(spec: FormatSpec, tensor: Original) -> bool:
+    """Whether groups divide the last axis of a tensor, as runtimes demand."""
+    return spec.block != "group" or tensor.shape[-1] % (spec.block_size or 1) == 0
 
 
 def module_name(tensor: str) -> str:

@@ -9,21 +9,15 @@ codes.
 from collections.abc import Iterable
 from typing import Any
 
-from quantlab.plans.originals import Original, width
-from quantlab.plans.runtimes.runtime import (
-    Runtime,
-    Taken,
-    bits_of,
-    has_whole_groups,
-    is_plain_range,
-    module_name,
-)
+from quantlab.formats.format import FormatSpec
+from quantlab.plans.options import Assignment, float_width
+from quantlab.plans.runtimes.runtime import Runtime, divides_rows, is_standard, module_name
 from quantlab.records import disk
-from quantlab.records.record import Row
 
-INTEGERS = {"symmetric": "SYMMETRIC", "asymmetric": "ASYMMETRIC"}
+INTEGERS = {"sym": "SYMMETRIC", "asym": "ASYMMETRIC"}
 FLOATS = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
-WIDEST = 8  # bits of an integer code
+BLOCKS = ("channel", "group")  # that integers may have; floats may also have one scale a tensor
+MAX_INTEGER_BITS = 8
 
 
 class Torchao(Runtime):
@@ -32,54 +26,55 @@ class Torchao(Runtime):
     name = "torchao"
     file = "plan.torchao.json"
     hint = "mode=sym,asym,fp8_e4m3 block=channel,group"
+    scope = "a checkpoint of torch, whose linear layers have matrices named *.weight"
 
-    def takes(self, tensor: Original) -> bool:
-        """Return whether it is the weight of a linear layer or of an embedding."""
-        return len(tensor.shape) == 2 and tensor.name.endswith(".weight")
-
-    def settings(self, row: Row) -> dict[str, Any] | None:
-        """Return the config of a row's format."""
-        cut = row.get("block") == "group" and not has_whole_groups(row, row["block_size"])
-        if cut or not is_plain_range(row):
+    def config(self, assignment: Assignment) -> dict[str, Any] | None:
+        """Return the config of a format, None if torchao has none with the same codes."""
+        spec = assignment.spec
+        if not spec or not is_standard(spec) or not divides_rows(spec, assignment.tensor):
             return None
-        if row["mode"] in FLOATS:
-            kind, granularity = FLOATS[row["mode"]], _granularity(row, "PerRow", {"dim": -1})
-            data = {"weight_dtype": _dtype(kind), "granularity": granularity}
+        if spec.mode in FLOATS and spec.block in ("tensor", *BLOCKS):
+            data = {
+                "weight_dtype": _dtype(FLOATS[spec.mode]),
+                "granularity": _granularity(spec, "PerRow", {"dim": -1}),
+            }
             return _typed("Float8WeightOnlyConfig", data, version=2)
-        per_tensor = row.get("block") not in ("channel", "group")
-        if row["mode"] not in INTEGERS or row["n_bits"] > WIDEST or per_tensor:
+        is_integer = spec.mode in INTEGERS and (spec.n_bits or 0) <= MAX_INTEGER_BITS
+        if not is_integer or spec.block not in BLOCKS:
             return None
         data = {
-            "weight_dtype": _dtype(f"int{row['n_bits']}"),
-            "granularity": _granularity(row, "PerAxis", {"axis": 0}),
-            "mapping_type": {"_type": "MappingType", "_data": INTEGERS[row["mode"]]},
-            "scale_dtype": _dtype(row["scale_dtype"]),
+            "weight_dtype": _dtype(f"int{spec.n_bits}"),
+            "granularity": _granularity(spec, "PerAxis", {"axis": 0}),
+            "mapping_type": {"_type": "MappingType", "_data": INTEGERS[spec.mode]},
+            "scale_dtype": _dtype(str(spec.scale_dtype)),
         }
         return _typed("IntxWeightOnlyConfig", data, version=2)
 
-    def bits(self, row: Row) -> int:
+    def stored_bits(self, assignment: Assignment) -> int:
         """Return the size with the scales of fp8 in float32."""
-        wider = 32 - width(row["scale_dtype"]) if row["mode"] in FLOATS else 0
-        return bits_of(row) + wider * row["n_scales"]
+        spec, row = assignment.spec, assignment.row
+        if spec is None or row is None or spec.mode not in FLOATS:
+            return assignment.bits
+        return assignment.bits + (32 - float_width(str(spec.scale_dtype))) * row["n_scales"]
 
-    def recipe(self, taken: Iterable[Taken]) -> bytes:
-        """Return the mapping from modules to their configs; null keeps one as it is."""
+    def recipe(self, assignments: Iterable[Assignment]) -> bytes:
+        """Return the mapping from modules to their configs; null leaves one as it is stored."""
         configs = {
-            module_name(each.tensor.name): each.row and self.settings(each.row)
-            for each in taken
-            if self.takes(each.tensor)
+            module_name(assignment.tensor.name): self.config(assignment)
+            for assignment in assignments
+            if self.refuse_tensor(assignment.tensor) is None
         }
         return disk.to_json(_typed("FqnToConfig", {"fqn_to_config": configs}, version=1))
 
     def usage(self, path: str) -> str:
-        """Return what to call."""
+        """Return the call."""
         return f"quantize_(model, config_from_dict(json.load(open({path!r}))), filter_fn=None)"
 
 
-def _granularity(row: Row, by_channel: str, where: dict[str, int]) -> dict[str, Any]:
-    if row["block"] == "group":
-        return _typed("PerGroup", {"group_size": row["block_size"]})
-    return _typed(by_channel, where) if row["block"] == "channel" else _typed("PerTensor", {})
+def _granularity(spec: FormatSpec, channel_kind: str, axis: dict[str, int]) -> dict[str, Any]:
+    if spec.block == "group":
+        return _typed("PerGroup", {"group_size": spec.block_size})
+    return _typed(channel_kind, axis) if spec.block == "channel" else _typed("PerTensor", {})
 
 
 def _dtype(name: str) -> dict[str, Any]:

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantlab.plans.knapsack import least_noise
 from quantlab.plans.options import Option, total_bits
-from quantlab.plans.relaxed import front, relaxed_noise, undominated
+from quantlab.plans.solve import least_noise, relaxed_front, relaxed_noise, undominated
 
 NOISES = st.one_of(
     st.just(0.0), st.floats(1e-6, 1), st.sampled_from([4.0**-b for b in range(2, 9)])
@@ -146,9 +145,9 @@ def test_no_choice_is_below_the_bound(instance, share):
     slots = offered(instance)
     least, most = ends(slots)
     budget = least + int(share * (most - least))
-    bound = relaxed_noise(front(slots), budget)
+    bound = relaxed_noise(relaxed_front(slots), budget)
     assert bound <= total_noise(least_noise(slots, budget)) * (1 + 1e-12)
-    steps = front(slots)
+    steps = relaxed_front(slots)
     assert all(a.bits < b.bits and a.noise >= b.noise >= 0 for a, b in itertools.pairwise(steps))
 
 
@@ -180,7 +179,7 @@ def test_slots_that_all_pay_the_same_for_a_bit_are_near_the_bound():
     slots = [[Option(n * b, n * 4.0**-b, f"f{b}") for b in range(2, 9)] for n in sizes]
     budget = sum(sizes) * 9 // 2
     found = total_noise(least_noise(slots, budget))
-    assert found <= relaxed_noise(front(slots), budget) * (1 + 1e-6)
+    assert found <= relaxed_noise(relaxed_front(slots), budget) * (1 + 1e-6)
 
 
 def test_a_budget_below_the_smallest_is_refused():
@@ -194,4 +193,4 @@ def test_a_thousand_tensors_are_within_the_gap_of_the_bound():
     budget = (least + most) // 2
     chosen = least_noise(slots, budget)
     assert total_bits(chosen) <= budget
-    assert total_noise(chosen) <= relaxed_noise(front(slots), budget) * (1 + 1e-4)
+    assert total_noise(chosen) <= relaxed_noise(relaxed_front(slots), budget) * (1 + 1e-4)

@@ -8,12 +8,12 @@ choice stands its baseline, the relaxed problem, which is sorting.
 import random
 import time
 
-from quantlab.plans.choose import within_budget
-from quantlab.plans.options import Part, Slot, option
-from quantlab.plans.originals import Original
-from quantlab.plans.page import page
-from quantlab.plans.relaxed import front
-from quantlab.plans.slots import Slots
+from quantlab.formats.format import FormatSpec
+from quantlab.plans.mixture import plan_within_budget
+from quantlab.plans.options import Assignment, Option, Original
+from quantlab.plans.page import render_page
+from quantlab.plans.problem import Problem
+from quantlab.plans.solve import relaxed_front
 from quantlab.report.texts import Texts
 
 TENSORS, FORMATS = 1_000, 40
@@ -21,37 +21,40 @@ TENSORS, FORMATS = 1_000, 40
 
 def main() -> None:
     """Print the table."""
-    found = _slots(random.Random(1))
-    n_values = sum(each.size for each in found.tensors)
+    problem = _draw_problem(random.Random(1))
+    n_values = problem.n_values
     print(f"{TENSORS:,} tensors x {FORMATS} formats")
     print("bits per value   relaxed, s   exact, s        gap   MB of plan.html")
     for bits in (2.5, 4.0, 6.0, 8.0):
         start = time.perf_counter()
-        plan = within_budget(found, int(bits * n_values))
+        plan = plan_within_budget(problem, int(bits * n_values))
         exact = time.perf_counter() - start
         start = time.perf_counter()
-        front([slot.options for slot in found.slots])
+        relaxed_front(problem.slots)
         relaxed = time.perf_counter() - start
-        html = page(plan, "quantlab plan", "0" * 64, Texts("en"))
+        html = render_page(plan, "quantlab plan", "0" * 64, Texts("en"))
         print(f"{bits:14.1f}{relaxed:13.2f}{exact:11.2f}{plan.gap:11.1e}{len(html) / 1e6:18.2f}")
 
 
-def _slots(rng: random.Random) -> Slots:
+def _draw_problem(rng: random.Random) -> Problem:
     widths = [rng.uniform(2, 9) for _ in range(FORMATS)]
+    names = [f"format {number}" for number in range(FORMATS)]
+    specs = [FormatSpec(name, None, None, None, None, None, name=name) for name in names]
     tensors, slots = [], []
     for n in range(TENSORS):
         size = int(10 ** rng.uniform(5, 8))
         name = f"model.layers.{n // 10}.mlp.{n % 10}.weight"
         tensor = Original("file/safetensors", name, "bfloat16", (size,), 16 * size)
-        options = [option(Part(16 * size, 0.0, "bfloat16", None))]
-        for number, width in enumerate(widths):
+        options = [Option.of([Assignment(tensor, 16 * size)])]
+        for spec, width in zip(specs, widths, strict=True):
             sqnr_db = 6.02 * width - rng.uniform(0, 6)
             row = {"sqnr_db": sqnr_db, "max_err": 1.0}
-            name, noise = f"format {number}", 10 ** (-sqnr_db / 10)
-            options.append(option(Part(int(width * size), noise, name, row)))
+            noise = 10 ** (-sqnr_db / 10)
+            assignment = Assignment(tensor, int(width * size), noise, spec, row)
+            options.append(Option.of([assignment], spec))
         tensors.append(tensor)
-        slots.append(Slot((tensor,), tuple(options)))
-    return Slots(tensors, slots, [], [])
+        slots.append(options)
+    return Problem(tensors, slots)
 
 
 if __name__ == "__main__":

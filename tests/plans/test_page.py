@@ -8,6 +8,7 @@ from quantlab.plans.options import Original
 from quantlab.plans.page import CURVE_FORMATS, draw_curve, draw_strip, render_page
 from quantlab.plans.problem import Problem, build_problem
 from quantlab.plans.request import Request
+from quantlab.plans.runtimes import find_runtime
 from quantlab.plans.sentences import plan_answer, plan_sentences, plan_summary
 from quantlab.report import plots
 from quantlab.report.bar import Bar
@@ -113,12 +114,9 @@ def test_many_tensors_are_counted_and_the_bar_is_spoken_of():
 
 
 def test_formats_that_the_runtime_has_not_are_named():
-    from quantlab.plans.runtimes import find_runtime
-
     rows = [*two(size=6400), row("a.weight", "nf4, group 64", 4.5, 20.0)]
-    made = plan_within_budget(
-        build_problem(sweep(rows), Request(runtime=find_runtime("torchao"))), 64_000
-    )
+    tensors = [original(name, (100, 64)) for name in ("a.weight", "b.weight")]
+    made = make(rows, 64_000, tensors, runtime=find_runtime("torchao"))
     said = "torchao does not have, and the plan does not use: sym 8 bits; nf4, group 64."
     assert said in list(plan_sentences(made, T))
 

@@ -8,6 +8,7 @@ from quantlab.plans.request import Request
 from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
 from quantlab.report.check import check
+from quantlab.report.format_name import format_name
 from quantlab.report.tensor_verdict import tensor_verdicts
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.report.test_storage import LEVELS, SQNR, some, stored
@@ -65,10 +66,15 @@ def test_each_language_has_the_words(lang):
     assert not any("{" in each for each in texts)
 
 
+def named(row):
+    """A row with the columns of its format."""
+    return row | {"settings": None, "format": format_name(row)}
+
+
 @given(ROWS)
 def test_the_verdict_the_check_and_the_plan_agree_on_every_tensor(rows):
     bar = Bar()
-    rows = [each | {"n_elements": SIZE} for each in rows]
+    rows = [named(each | {"n_elements": SIZE}) for each in rows]
     assume(len({each["n_bits"] for each in rows}) > 1)
     found = sweep(rows)
     judged = {each.tensor: each for each in tensor_verdicts(found.rows, found.levels, bar)}
@@ -78,14 +84,16 @@ def test_the_verdict_the_check_and_the_plan_agree_on_every_tensor(rows):
     assert passed == (not failing)
     assert [line.split(":")[0] for line in lines[:-1]] == failing
     assert plan.unmet == failing
-    for each in plan.tensors:
-        if each.part.row:
-            assert each.part.format == judged[each.tensor.name].format
+    for each in plan.assignments:
+        if each.row:
+            assert each.format == judged[each.tensor.name].format
         else:
             assert each.tensor.name in failing  # 10 bits at most are less than those of float32
 
 
 def test_they_agree_on_a_tensor_whose_every_format_lost_it_all():
-    rows = [stored("symmetric", n, float(n), None, max_err=1.0, n_elements=SIZE) for n in (4, 8)]
+    rows = [
+        named(stored("symmetric", n, float(n), None, max_err=1.0, n_elements=SIZE)) for n in (4, 8)
+    ]
     assert not check(sweep(rows), SQNR, T)[0]
     assert make_plan(sweep(rows), Request(bar=SQNR)).unmet == ["verb_probs"]

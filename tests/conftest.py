@@ -14,6 +14,7 @@ from quantlab.report.terminal import sweep_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.stream import measure as measure_tensor
+from tests.in_process import run_app, run_command
 
 ROOT = Path(__file__).parents[1]
 collect_ignore_glob = ["data/*"]
@@ -43,14 +44,21 @@ def printed(done):
 
 
 def run_python(*arguments, cwd=ROOT, python=sys.executable, env=None):
-    """Run a command as a person would and return it finished, output captured as text."""
+    """Run Python in a process of its own and return it finished, output captured as text."""
     command = [python, *map(str, arguments)]
     return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, check=False)
 
 
 def run(*arguments, cwd=ROOT):
-    """Run run.py as a person would."""
-    return run_python(RUN[1], *arguments, cwd=cwd)
+    """Run run.py; in a process of its own if it starts others."""
+    if any("hydra/launcher=" in str(argument) for argument in arguments):
+        return run_python(RUN[1], *arguments, cwd=cwd)
+    return run_app(*arguments, cwd=cwd)
+
+
+def run_quantlab(*arguments, cwd=ROOT):
+    """Run ``python -m quantlab``."""
+    return run_command(*arguments, cwd=cwd)
 
 
 def start(*arguments):
@@ -79,6 +87,17 @@ def require_same(directory, reference):
         assert (directory / name).read_bytes() == (reference / name).read_bytes(), name
 
 
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Save pictures without drawing them, which takes most of a sweep."""
+
+    def savefig(_, file, format="png", **__):
+        file.write(b'<svg xmlns="http://www.w3.org/2000/svg"/>' if format == "svg" else b"PNG")
+
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
+    monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda _: None)
+
+
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """The directory of a sweep that was left alone."""
@@ -92,6 +111,6 @@ def undisturbed(tmp_path_factory):
 def lab_sweep(tmp_path_factory):
     """The lab's sweep, run for real once a test process, and where it landed."""
     directory = tmp_path_factory.mktemp("lab")
-    done = run_python("run.py", "experiment=lab", f"hydra.sweep.dir={directory}")
+    done = run("experiment=lab", f"hydra.sweep.dir={directory}")
     assert done.returncode == 0, done.stderr
     return directory, done.stdout

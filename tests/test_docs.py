@@ -11,7 +11,7 @@ import quantlab
 from quantlab.report import console, terminal
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run, run_python, run_quantlab
 
 PAGES = {
     path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
@@ -119,7 +119,7 @@ def test_the_remedies_are_those_of_the_committed_sweep():
 
 
 def test_the_committed_remedies_come_out_again(tmp_path):
-    done = run_python("run.py", "experiment=remedies", f"hydra.sweep.dir={tmp_path}")
+    done = run("experiment=remedies", f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     for name in ("results.json", "results.csv"):
         assert (tmp_path / name).read_bytes() == (
@@ -127,7 +127,7 @@ def test_the_committed_remedies_come_out_again(tmp_path):
         ).read_bytes()
     table = done.stdout.split("Error against storage\n\n")[1].split("\n\n")[0]
     assert table in FORMATS
-    plan = run_python("-m", "quantlab", "plan", tmp_path, "--bar").stdout
+    plan = run_quantlab("plan", tmp_path, "--bar").stdout
     assert plan.splitlines()[0] in README
 
 
@@ -143,13 +143,13 @@ def test_the_picture_of_the_levels_is_the_one_that_is_drawn(tmp_path):
 
 def test_the_zero_points_are_those_shown(tmp_path):
     sweep = ["dist=tense_logits", "mode=asym", "mode.zero_point=widen,clip,wide_int"]
-    done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
     assert done.stdout.split("\n\n")[1] in WRITE_UP
 
 
 def test_the_widths_of_verb_probs_are_those_said(tmp_path):
     sweep = ["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"]
-    done = run_python("run.py", "-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
     _, *verdicts, _ = done.stdout.split("\n\n")[-2].splitlines()
     assert "\n".join(verdicts) in WRITE_UP
     table = quantlab.load(tmp_path).query("mode == 'symmetric'").set_index("n_bits")
@@ -159,8 +159,7 @@ def test_the_widths_of_verb_probs_are_those_said(tmp_path):
 # A bare `pytest` may run offline; `make test`, and so CI, fetches the checkpoint first.
 @pytest.mark.skipif(not DEMO.exists(), reason=f"{DEMO} is missing: make .venv/demo fetches it")
 def test_the_demo_prints_what_is_shown(tmp_path):
-    done = run_python(
-        "run.py",
+    done = run(
         "-m",
         "dist=file/safetensors",
         f"dist.path={DEMO}",
@@ -178,9 +177,9 @@ def test_the_plan_is_the_one_shown(tmp_path):
     typed = re.search(r"^(python run.py .*multirun/formats)$", README, re.MULTILINE | re.DOTALL)[1]
     *_, typed = typed.replace("\\\n", "").split("python run.py ")
     typed = typed.replace("$MODEL", str(DEMO)).replace("multirun/formats", str(tmp_path))
-    assert run_python("run.py", *shlex.split(typed)).returncode == 0
+    assert run(*shlex.split(typed)).returncode == 0
     options = re.search(r"^quantlab plan multirun/formats (--bits \S+)", README, re.MULTILINE)[1]
-    done = run_python("-m", "quantlab", "plan", tmp_path, *options.split())
+    done = run_quantlab("plan", tmp_path, *options.split())
     lines = done.stdout.splitlines()
     ratio = next(line for line in lines if "times less" in line)
     assert f"{lines[0]}\n{ratio}\n" in README
@@ -235,7 +234,7 @@ def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     command = re.search(r"^quantlab (run --config-dir own .*)$", text, re.MULTILINE)[1]
-    done = run_python("-m", "quantlab", *command.split(), cwd=tmp_path)
+    done = run_quantlab(*command.split(), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     (results,) = tmp_path.glob("multirun/*/results.json")
     modes = json.loads(results.read_bytes())["laplace"]

@@ -12,7 +12,7 @@ import pytest
 import quantlab
 from quantlab import __main__ as program
 from tests import tiny_llama
-from tests.conftest import ROOT, run, run_python
+from tests.conftest import ROOT, run, run_quantlab
 
 TOOL = ROOT / ".venv/llama/llama-quantize"
 TYPES = "mode=ggml/q3_k,ggml/q4_0,ggml/q4_k,ggml/q5_k,ggml/q6_k,ggml/q8_0"
@@ -22,7 +22,7 @@ BEST = "tense_logits as sym 9 bits; verb_probs as log 10 bits; hidden as sym 10 
 
 def command(*arguments):
     """Run quantlab as a pipeline would."""
-    return run_python("-m", "quantlab", *arguments)
+    return run_quantlab(*arguments)
 
 
 @pytest.fixture

@@ -8,7 +8,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from quantlab.records import record
-from tests.conftest import ROOT, run, run_python
+from tests.conftest import ROOT, run, run_python, run_quantlab
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_a_single_run_prints_and_keeps_its_figures(tmp_path):
@@ -74,7 +76,7 @@ def test_all_widths_in_one_sweep(tmp_path):
     assert set(table["dist"]) == {"hidden", "tense_logits", "verb_probs"}
     assert (table["top_k"] == 5).all()
     assert "rel_err" in done.stdout
-    again = run_python("-m", "quantlab", "aggregate", tmp_path / "s")
+    again = run_quantlab("aggregate", tmp_path / "s")
     assert again.returncode == 0
     assert again.stdout in done.stdout
 
@@ -175,7 +177,7 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, arguments, told)
 
 
 def test_a_directory_that_is_no_sweep_is_told(tmp_path):
-    done = run_python("-m", "quantlab", "aggregate", tmp_path)
+    done = run_quantlab("aggregate", tmp_path)
     assert done.returncode == 1
     assert done.stderr == (f"quantlab: {tmp_path} is not a sweep: it holds no record.json\n")
 
@@ -246,11 +248,9 @@ def test_the_threads_change_no_figure(tmp_path):
 
 
 def test_what_a_file_holds_is_listed(checkpoint):
-    done = run_python("-m", "quantlab", "tensors", checkpoint, "--include", "steps", "layer.1.*")
+    done = run_quantlab("tensors", checkpoint, "--include", "steps", "layer.1.*")
     assert done.returncode == 2  # two patterns take two options
-    done = run_python(
-        "-m", "quantlab", "tensors", checkpoint, "--include=steps", "--include=layer.1.*"
-    )
+    done = run_quantlab("tensors", checkpoint, "--include=steps", "--include=layer.1.*")
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert ["layer.1.weight", "[50]", "float32", "50", "chosen"] in lines

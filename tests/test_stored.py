@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from tests import tiny_llama
-from tests.conftest import ROOT, run, run_python
+from tests.conftest import ROOT, run, run_quantlab
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 TOOL = ROOT / ".venv/llama/llama-quantize"
 pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="llama-quantize is not built: make llama")
@@ -189,10 +191,10 @@ def test_so_it_is_with_an_importance_matrix(folder, tmp_path, mode, key):
 
 def test_a_sweep_of_a_file_is_verified_and_reproduced(folder, tmp_path):
     sweep(tmp_path / "s", *of_hugging_face(folder), *of_file(folder, "IQ4_XS"))
-    done = run_python("-m", "quantlab", "verify", tmp_path / "s")
+    done = run_quantlab("verify", tmp_path / "s")
     assert (done.returncode, done.stderr) == (0, "")
     (directory,) = (path.parent for path in (tmp_path / "s").glob("*/record.json"))
-    done = run_python("-m", "quantlab", "reproduce", directory)
+    done = run_quantlab("reproduce", directory)
     assert "reproduced, every figure bit for bit" in done.stdout, done.stdout + done.stderr
 
 

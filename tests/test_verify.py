@@ -4,11 +4,13 @@ import shutil
 import pytest
 
 from quantlab.records import disk, record
-from tests.conftest import run_python
+from tests.conftest import run, run_quantlab
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def verify(directory):
-    done = run_python("-m", "quantlab", "verify", directory)
+    done = run_quantlab("verify", directory)
     assert done.stderr == "", done.stderr
     return done.returncode, done.stdout.splitlines()
 
@@ -96,7 +98,7 @@ def test_files_that_no_manifest_lists_are_named(sweep):
 
 def test_the_logs_of_runs_are_listed(tmp_path):
     logging = ["hydra/job_logging=default", "hydra/hydra_logging=default"]
-    done = run_python("run.py", "-m", "n_bits=4,8", *logging, f"hydra.sweep.dir={tmp_path}")
+    done = run("-m", "n_bits=4,8", *logging, f"hydra.sweep.dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     logs = sorted(tmp_path.glob("*/run.log"))
     assert len(logs) == 2
@@ -107,7 +109,7 @@ def test_the_logs_of_runs_are_listed(tmp_path):
 
 def test_a_run_that_was_stopped_before_its_record_is_no_fault(sweep):
     shutil.copytree(hidden(sweep) / ".hydra", sweep / "stopped" / ".hydra")
-    assert run_python("-m", "quantlab", "aggregate", sweep).returncode == 0
+    assert run_quantlab("aggregate", sweep).returncode == 0
     assert verify(sweep)[0] == 0
 
 
@@ -124,10 +126,10 @@ def as_schema_1(directory):
 def test_what_a_manifest_of_schema_1_did_not_list_is_no_fault(tmp_path):
     logging = ["hydra/job_logging=default", "hydra.output_subdir=config"]
     sweep, single = tmp_path / "sweep", tmp_path / "single"
-    run_python("run.py", "-m", "dist=hidden", *logging, f"hydra.sweep.dir={sweep}")
-    run_python("run.py", "dist=hidden", f"hydra.run.dir={single}")
+    run("-m", "dist=hidden", *logging, f"hydra.sweep.dir={sweep}")
+    run("dist=hidden", f"hydra.run.dir={single}")
     for directory in (sweep, single):
-        run_python("-m", "quantlab", "aggregate", directory)
+        run_quantlab("aggregate", directory)
         as_schema_1(directory)
         edit(directory / "manifest.json", lambda it: it.update(command="python run.py"))
         assert verify(directory)[0] == 0
@@ -169,8 +171,8 @@ def test_what_the_manifest_says_is_checked_too(sweep, change, said):
 
 
 def test_a_run_that_stands_alone_is_intact(tmp_path):
-    assert run_python("run.py", "dist=hidden", f"hydra.run.dir={tmp_path}").returncode == 0
-    assert run_python("-m", "quantlab", "aggregate", tmp_path).returncode == 0
+    assert run("dist=hidden", f"hydra.run.dir={tmp_path}").returncode == 0
+    assert run_quantlab("aggregate", tmp_path).returncode == 0
     assert verify(tmp_path)[0] == 0
     config = tmp_path / ".hydra" / "config.yaml"
     config.unlink()
@@ -221,7 +223,7 @@ def test_what_follows_no_schema_is_named(sweep):
 
 def test_a_run_comes_out_again(sweep):
     for directory in sorted(sweep.glob("*/"))[::3]:
-        done = run_python("-m", "quantlab", "reproduce", directory)
+        done = run_quantlab("reproduce", directory)
         assert done.returncode == 0, done.stdout
         assert done.stdout == f"{directory}: reproduced, every figure bit for bit\n"
 
@@ -231,29 +233,29 @@ def test_a_figure_that_does_not_come_out_again_is_named(sweep):
         it["tensors"]["hidden"]["measured"].update(mae=0.5)
 
     edit(hidden(sweep) / record.NAME, change)
-    done = run_python("-m", "quantlab", "reproduce", hidden(sweep))
+    done = run_quantlab("reproduce", hidden(sweep))
     assert done.returncode == 1
     assert "tensors.hidden.measured.mae is 0.00" in done.stdout
     assert "now, 0.5 in the record" in done.stdout
     assert done.stdout.endswith(f"{hidden(sweep)} was not reproduced\n")
     edit(hidden(sweep) / record.NAME, lambda it: it["versions"].update(numpy="1.0", gone="2.0"))
-    done = run_python("-m", "quantlab", "reproduce", hidden(sweep))
+    done = run_quantlab("reproduce", hidden(sweep))
     assert "was not reproduced: it was recorded with numpy 1.0, now " in done.stdout
     assert done.stdout.endswith("; gone 2.0, now none\n")
     edit(hidden(sweep) / record.NAME, lambda it: it["versions"].pop("numpy"))  # as numba may be new
-    done = run_python("-m", "quantlab", "reproduce", hidden(sweep))
+    done = run_quantlab("reproduce", hidden(sweep))
     assert "it was recorded with gone 2.0, now none; numpy none, now " in done.stdout
     assert "Traceback" not in done.stderr
 
 
 def test_a_directory_without_a_run_cannot_be_reproduced(tmp_path):
-    done = run_python("-m", "quantlab", "reproduce", tmp_path)
+    done = run_quantlab("reproduce", tmp_path)
     assert done.returncode == 1
     messages = f"quantlab: {tmp_path} holds no record.json: name the directory of one run\n"
     assert done.stderr == messages
 
 
 def test_a_directory_that_is_not_there_is_named():
-    done = run_python("-m", "quantlab", "verify", "nowhere")
+    done = run_quantlab("verify", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "quantlab: nowhere is not a directory: give the directory of a sweep\n"

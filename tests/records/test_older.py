@@ -24,7 +24,7 @@ from quantlab.records.older import (
     with_current_names,
 )
 from quantlab.sweep.job import build
-from tests.conftest import ROOT, run, run_python
+from tests.conftest import ROOT, run, run_quantlab
 
 OLD = Path(__file__).parents[1] / "data" / "schema3"
 SWEEPS = {
@@ -49,7 +49,7 @@ def files(directory):
 def test_its_table_comes_out_again(home, name):
     before = quantlab.load(home / name)
     nested = json.loads((home / name / "results.json").read_bytes())
-    done = run_python("-m", "quantlab", "aggregate", home / name)
+    done = run_quantlab("aggregate", home / name)
     assert (done.returncode, done.stderr) == (0, "")
     after = quantlab.load(home / name)
     assert list(after)[: before.shape[1]] == list(before)  # what is new stands behind
@@ -65,10 +65,10 @@ def test_its_table_comes_out_again(home, name):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_is_verified_as_it_was_left_and_as_it_is_aggregated_again(home, name):
     for _ in range(2):
-        done = run_python("-m", "quantlab", "verify", home / name)
+        done = run_quantlab("verify", home / name)
         assert done.stdout == f"{home / name} matches its manifest\n"
         assert (done.returncode, done.stderr) == (0, "")
-        run_python("-m", "quantlab", "aggregate", home / name)
+        run_quantlab("aggregate", home / name)
     assert json.loads((home / name / "manifest.json").read_bytes())["schema"] == 4
 
 
@@ -84,7 +84,7 @@ def test_it_resumes_with_nothing_to_do(home, name):
 @pytest.mark.parametrize("name", SWEEPS)
 def test_its_runs_come_out_again(home, name):
     for path in (home / name).glob("*/record.json"):
-        done = run_python("-m", "quantlab", "reproduce", path.parent, cwd=home)
+        done = run_quantlab("reproduce", path.parent, cwd=home)
         assert done.stdout == f"{path.parent}: reproduced, every figure bit for bit\n"
         assert (done.returncode, done.stderr) == (0, "")
 

@@ -13,6 +13,8 @@ from quantlab.sources.lab import Hidden
 from tests.conftest import aggregate, printed
 from tests.report.test_aggregate import keep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 ENTRY = Experiment(Hidden(1, 50, 0), Format(Symmetric(8)), 10, 1e-8, 1).run().tensors["hidden"]
 SIZES = {"dtype": "float32", "shape": [50], "n_bytes": 200}
 

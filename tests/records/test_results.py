@@ -11,6 +11,8 @@ from quantlab.sources.lab import Hidden
 from tests.conftest import aggregate
 from tests.report.test_aggregate import keep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 CONTEXT = ["settings", "format", "bar_top_order", "bar_rel_err", "bar_sqnr_db"]
 
 

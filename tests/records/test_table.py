@@ -10,6 +10,8 @@ from quantlab.records.table import load
 from tests.conftest import ROOT, aggregate, measure
 from tests.report.test_aggregate import keep
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture(scope="module")
 def loaded(lab_sweep):

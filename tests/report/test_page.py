@@ -13,7 +13,7 @@ from quantlab.report import page, prediction_table
 from quantlab.report.aggregate import aggregate as collect
 from quantlab.report.bar import Bar
 from quantlab.report.texts import LANGUAGES, Texts
-from tests.conftest import aggregate, run, run_python
+from tests.conftest import aggregate, run, run_quantlab
 from tests.report.test_aggregate import keep
 from tests.report.test_storage import LEVELS as FORMAT_LEVELS
 from tests.report.test_storage import findings_of, some, stored
@@ -71,13 +71,11 @@ def test_the_order_is_verdict_bits_predictions_closer_look_table_provenance(lab_
 
 def test_another_bar_gives_another_verdict_and_measures_nothing(lab):
     before = {path: path.read_bytes() for path in lab.rglob("record.json")}
-    done = run_python(
-        "-m", "quantlab", "report", lab, "report.bar.rel_err=0.5", "report.bar.top_order=null"
-    )
+    done = run_quantlab("report", lab, "report.bar.rel_err=0.5", "report.bar.top_order=null")
     assert done.returncode == 0, done.stderr
     assert "Yes. verb_probs, symmetric: the mean relative error is 34.1%" in done.stdout
     assert {path: path.read_bytes() for path in before} == before
-    assert run_python("-m", "quantlab", "verify", lab).returncode == 0
+    assert run_quantlab("verify", lab).returncode == 0
 
 
 def test_the_settings_of_a_sweep_are_those_of_its_report(tmp_path):
@@ -87,7 +85,7 @@ def test_the_settings_of_a_sweep_are_those_of_its_report(tmp_path):
     assert (
         "8 bits cumplen los criterios; los 5 mayores conservan su orden, la SQNR es" in done.stdout
     )
-    again = run_python("-m", "quantlab", "aggregate", tmp_path)
+    again = run_quantlab("aggregate", tmp_path)
     assert "los 5 mayores conservan su orden, la SQNR es" in again.stdout
     other = run(*sweep)
     assert "resuming: 1 complete; 0 to do" in other.stdout  # a report is no reason to measure
@@ -116,7 +114,7 @@ def test_a_bad_setting_is_refused_before_the_first_run(tmp_path, asked):
 )
 def test_a_bad_setting_leaves_the_report_that_was_there(lab, asked, why):
     before = (lab / "report.html").read_bytes()
-    done = run_python("-m", "quantlab", "report", lab, asked)
+    done = run_quantlab("report", lab, asked)
     assert (done.returncode, done.stderr) == (1, f"quantlab: {why}\n")
     assert (lab / "report.html").read_bytes() == before
 
@@ -244,7 +242,7 @@ def test_the_same_records_give_the_same_report(lab_sweep, lab):
     artefacts = json.loads((lab / "manifest.json").read_text())["artefacts"]
     for name in artefacts:
         (lab / name).unlink()
-    assert run_python("-m", "quantlab", "report", lab).returncode == 0
+    assert run_quantlab("report", lab).returncode == 0
     for name in artefacts:
         assert (lab / name).read_bytes() == (lab_sweep[0] / name).read_bytes(), name
 

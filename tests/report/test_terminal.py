@@ -9,7 +9,7 @@ import pytest
 from quantlab.report.console import WIDTH, render
 from quantlab.report.terminal import sweep_summary
 from quantlab.report.texts import Texts
-from tests.conftest import ROOT, run_python
+from tests.conftest import ROOT, run_python, run_quantlab
 from tests.report.test_storage import LEVELS, findings_of, some, stored
 
 MET, MISSED = "\x1b[32m", "\x1b[33m"
@@ -32,7 +32,7 @@ def on_a_terminal(*arguments, **env):
 
 @pytest.fixture(scope="module")
 def piped(undisturbed):
-    return run_python("-m", "quantlab", "aggregate", undisturbed).stdout
+    return run_quantlab("aggregate", undisturbed).stdout
 
 
 def tables(shown):
@@ -112,7 +112,7 @@ def test_the_language_of_the_report_is_that_of_the_verdict(undisturbed, tmp_path
     import shutil
 
     copy = shutil.copytree(undisturbed, tmp_path / "copy")
-    done = run_python("-m", "quantlab", "report", copy, "report.lang=es", cwd=ROOT)
+    done = run_quantlab("report", copy, "report.lang=es", cwd=ROOT)
     assert "ninguno de los anchos probados (2 a 8 bits) cumple los criterios" in done.stdout
     assert '<html lang="es">' in (copy / "report.html").read_text()
 

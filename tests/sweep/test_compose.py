@@ -10,6 +10,8 @@ from omegaconf import OmegaConf
 from quantlab.sweep.compose import Composer
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 @pytest.fixture
 def loader():

@@ -14,7 +14,9 @@ from quantlab.formats.format import Format, as_element
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import record
 from quantlab.sources.numpy import Npz
-from tests.conftest import run, run_python, start, wait_for_records
+from tests.conftest import run, run_quantlab, start, wait_for_records
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 FORMATS = ["mode=sym,asym", "n_bits=4,8", "block=channel", "block.axis=1"]
 RUNS = 4
@@ -84,15 +86,15 @@ def test_each_part_has_a_directory_beside_where_the_whole_would_be(whole, divide
 
 
 def test_a_divided_sweep_is_verified_reproduced_and_planned(whole, divided, tmp_path):
-    done = run_python("-m", "quantlab", "verify", divided)
+    done = run_quantlab("verify", divided)
     assert done.stdout == f"{divided} matches its manifest\n"
     one = next(divided.glob("*-part-2-of-3"))
-    done = run_python("-m", "quantlab", "reproduce", one)
+    done = run_quantlab("reproduce", one)
     assert done.stdout == f"{one}: reproduced, every figure bit for bit\n"
     plans = []
     for each in (whole, divided):
         copy = shutil.copytree(each, tmp_path / each.name / "s")
-        assert run_python("-m", "quantlab", "plan", copy, "--bits", "8").returncode == 0
+        assert run_quantlab("plan", copy, "--bits", "8").returncode == 0
         plans.append((copy / "plan.csv").read_bytes())
     assert plans[0] == plans[1]
 

@@ -7,6 +7,8 @@ from quantlab.sweep.grid import combinations
 from tests.conftest import run
 from tests.sources.samples import write_gguf
 
+pytestmark = pytest.mark.usefixtures("undrawn")
+
 
 def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
     for modes in ("asym,sym", "sym,asym"):

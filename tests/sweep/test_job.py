@@ -1,6 +1,10 @@
 import subprocess
 
+import pytest
+
 from tests.conftest import RUN, run
+
+pytestmark = pytest.mark.usefixtures("undrawn")
 
 
 def test_any_override_makes_a_directory_of_its_own(tmp_path):

@@ -4,10 +4,9 @@
 sweep and ``verdict(DIR)`` what meets the bar, ``plan(DIR, bits=4.5)`` chooses a format for each
 tensor, ``quant`` holds the quantizers of the lab.
 
-The rooms, in the order in which data passes them: ``formats`` quantizes, ``sources`` yields named
-tensors, ``stats`` says what a round trip cost, ``records`` keeps it on disk, ``report`` shows it to
-people, ``plans`` chooses formats, ``sweep`` is Hydra's side of it all. Each imports only rooms
-named before it.
+The rooms: ``formats`` quantizes, ``sources`` yields named tensors, ``stats`` measures a round trip,
+``records`` reads and writes what is on disk, ``report`` shows it to people, ``plans`` chooses
+formats, ``sweep`` composes and launches runs with Hydra. Each imports only rooms named before it.
 """
 
 from importlib import import_module
@@ -33,7 +32,7 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    """Import what is asked for, when it is: to import quantlab loads nothing else."""
+    """Import a public name when it is first used: to import quantlab loads nothing else."""
     if name not in _MODULES:
         raise AttributeError(f"module 'quantlab' has no attribute {name!r}")
     module = import_module(f"quantlab.{_MODULES[name]}")

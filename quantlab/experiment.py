@@ -21,15 +21,15 @@ from quantlab.stats.readings import better_reading
 from quantlab.stats.stream import measure
 from quantlab.text import label
 
-SAME = 0.5  # the cosine below which two tensors are not the same
+MIN_COSINE = 0.5  # of a stored tensor and its original; below it they are different tensors
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One combination of tensors and format, and how to look at it.
+    """One combination of tensors and format, and the settings of its measurement.
 
     `rel_threshold` is the magnitude below which a value has no relative error; `threads` changes
-    the time it takes and nothing else; `importance` is that of the columns of tensors.
+    the time and no figure; `importance` is that of the columns of tensors.
     """
 
     dist: Source
@@ -40,7 +40,7 @@ class Experiment:
     importance: Importance | None = None
 
     def __post_init__(self) -> None:
-        """Raise ValueError when a setting is out of range or there is nothing to measure."""
+        """Raise ValueError if a setting is out of range or there is nothing to measure."""
         self.dist.require_tensors()
         rank.require_k(self.k)
         metrics.require_threshold(self.rel_threshold)
@@ -52,7 +52,7 @@ class Experiment:
 
     @cached_property
     def bound(self) -> Format | Codec:
-        """The format, for the tensors of this source."""
+        """The format, bound to the tensors of this source."""
         return self.form.bind(self.dist) if isinstance(self.form, Codec) else self.form
 
     def run(self) -> Outcome:
@@ -76,11 +76,11 @@ class Experiment:
                     outcome.failed[tensor.name] = str(reason)
                 except Exception as reason:  # one failing tensor must cost none of the others
                     outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
-        sizes = (entry["n_elements"] for entry in outcome.tensors.values())
+        sizes = (result["n_elements"] for result in outcome.tensors.values())
         versions |= compiled.versions(max(sizes, default=0))
         stored = self.dist.stored_sizes()
-        without = {*outcome.skipped, *outcome.failed}
-        outcome.unmeasured.update((name, stored[name]) for name in stored if name in without)
+        unmeasured = {*outcome.skipped, *outcome.failed}
+        outcome.unmeasured.update((name, stored[name]) for name in stored if name in unmeasured)
         for name, place in self.dist.places().items():
             if name in outcome.tensors:
                 outcome.tensors[name]["place"] = place
@@ -90,20 +90,20 @@ class Experiment:
 
     def _require_others(self, skipped: dict[str, str]) -> None:
         """Raise ValueError unless another part of the source has a tensor to measure."""
-        without = dict(skipped)
+        reasons = dict(skipped)
         for tensor in self.dist.others():
             try:
                 self.bound.open(tensor)
             except UnfitError as reason:
-                without[tensor.name] = str(reason)
-            except ValueError:  # which its own run says
+                reasons[tensor.name] = str(reason)
+            except ValueError:  # a failure, which its own run reports
                 return
             else:
                 return
-        raise ValueError(_nothing(without, isinstance(self.bound, Bound)))
+        raise _nothing_to_measure_error(reasons, isinstance(self.bound, Bound))
 
     def identify(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-        """Return what identifies each tensor that would be measured, and why others would not."""
+        """Identify the tensors that would be measured; give the reason why others would not."""
         skipped, tensors = self._skipped(), {}
         for tensor in self.dist.tensors():
             try:
@@ -115,7 +115,7 @@ class Experiment:
         return tensors, skipped
 
     def _skipped(self) -> dict[str, str]:
-        """Return what is left out on either side, with the reason."""
+        """List the tensors that are left out on either side, with the reason."""
         unmatched = self.bound.unmatched() if isinstance(self.bound, Codec) else {}
         return {**self.dist.skipped(), **unmatched}
 
@@ -125,7 +125,7 @@ class Experiment:
 
         expected = self.dist.expected
         opened = self.bound.open(tensor)
-        entry = measure(
+        result = measure(
             tensor,
             opened,
             self.k,
@@ -135,55 +135,58 @@ class Experiment:
             landmark=expected.landmark if expected else None,
             importance=self._importance(tensor),
         )
-        if self.importance and "out_sqnr_db" not in entry["measured"]:
-            entry["measured"]["out_sqnr_db"] = None
-            entry["reasons"]["out_sqnr_db"] = f"{self.importance.name} has no importance of it"
+        if self.importance and "out_sqnr_db" not in result["measured"]:
+            result["measured"]["out_sqnr_db"] = None
+            result["reasons"]["out_sqnr_db"] = f"{self.importance.name} has no importance of it"
         predicted = predict(opened, expected) if expected and isinstance(opened, Format) else None
-        entry |= {"sha256": tensor.sha256(), "predicted": predicted, **self._stored(tensor, opened)}
+        result |= {
+            "sha256": tensor.sha256(),
+            "predicted": predicted,
+            **self._stored(tensor, opened),
+        }
         if isinstance(opened, Reconstruction) and opened.sha256:
-            entry["remark"] = _remark(tensor, opened, entry["measured"])
-        return entry
+            result["remark"] = _check_same_tensor(tensor, opened, result["measured"])
+        return result
 
     def _stored(self, tensor: Tensor, opened: Format | Reconstruction) -> dict[str, Any]:
-        """Return what a figure depends on beside the tensor and the settings."""
-        about: dict[str, Any] = {}
+        """Identify what figures depend on beside the tensor and the settings."""
+        identity: dict[str, Any] = {}
         if isinstance(opened, Reconstruction):
-            about["stored_dtype"] = opened.dtype
+            identity["stored_dtype"] = opened.dtype
             if opened.sha256:
-                about |= {"stored_sha256": opened.sha256, "stored_file": opened.source}
+                identity |= {"stored_sha256": opened.sha256, "stored_file": opened.source}
         weights = self._importance(tensor)
         if weights is not None:
-            about["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()
-        return about
+            identity["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()
+        return identity
 
     def _importance(self, tensor: Tensor) -> FloatArray | None:
         return self.importance.of(tensor.name, tensor.shape) if self.importance else None
 
 
-def _remark(tensor: Tensor, stored: Reconstruction, measured: dict[str, Any]) -> str | None:
-    """Return what is wrong with a stored tensor, None where nothing is.
-
-    Raises ValueError where it is not the same tensor.
-    """
-    better, said = better_reading(tensor, stored), [stored.remark] if stored.remark else []
+def _check_same_tensor(
+    tensor: Tensor, stored: Reconstruction, measured: dict[str, Any]
+) -> str | None:
+    """Describe the faults of a stored tensor, if any; raise ValueError if it is another tensor."""
+    better, faults = better_reading(tensor, stored), [stored.remark] if stored.remark else []
     if better:
-        said.append(
+        faults.append(
             f"read {better.name} it fits the original far better "
             f"({better.sqnr_db:.1f} dB, not {better.declared_db:.1f})"
         )
     cos_sim = measured["cos_sim"]
     if cos_sim is None and measured["max_err"]:
         cos_sim = 0.0  # one of both is all zeros
-    if cos_sim is not None and cos_sim < SAME:
-        hint = "".join(f": {each}" for each in said)
+    if cos_sim is not None and cos_sim < MIN_COSINE:
+        hint = "".join(f": {fault}" for fault in faults)
         raise ValueError(
             f"tensor '{label(tensor.name)}' is not the same tensor in {stored.source}: the cosine "
             f"of both is {cos_sim:.3g}{hint}"
         )
-    return "; ".join(said) or None
+    return "; ".join(faults) or None
 
 
-def _nothing(skipped: dict[str, str], of_file: bool) -> str:
-    reasons = "; ".join(f"{label(name)}: {why}" for name, why in list(skipped.items())[:3])
+def _nothing_to_measure_error(reasons: dict[str, str], of_file: bool) -> ValueError:
+    examples = "; ".join(f"{label(name)}: {reason}" for name, reason in list(reasons.items())[:3])
     hint = ": dist=... takes the original of the file in mode.path" if of_file else ""
-    return f"there is no tensor to measure ({reasons}){hint}"
+    return ValueError(f"there is no tensor to measure ({examples}){hint}")

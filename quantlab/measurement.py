@@ -23,32 +23,32 @@ NAME = "x"
 
 
 class Measurement(Mapping[str, Any]):
-    """What the round trip of one array costs: its figures under their keys, as in results.csv.
+    """The figures of one array, under their keys in results.csv.
 
-    ``dict(result)`` holds them all; a notebook shows them as a page does.
+    ``dict(result)`` holds them all; a notebook shows them with plots.
     """
 
     def __init__(
         self, tensor: dict[str, Any], mode: str, n_bits: int | None, name: str = NAME
     ) -> None:
-        """Take what a record says of a tensor."""
+        """Take a `Result`."""
         self._tensor, self._mode, self._n_bits, self._name = tensor, mode, n_bits, name
         self._figures = record.figures(tensor)
 
     def __getitem__(self, key: str) -> Any:
-        """Return a figure; None where it does not exist, and `reasons` says why."""
+        """Look up a figure; None if it does not exist, and `reasons` says why."""
         return self._figures[key]
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the keys."""
+        """Iterate over the keys."""
         return iter(self._figures)
 
     def __len__(self) -> int:
-        """Return how many figures there are."""
+        """Count the figures."""
         return len(self._figures)
 
     def __repr__(self) -> str:
-        """Return every figure, a line each."""
+        """Format every figure, a line each."""
         run = {"mode": self._mode, "n_bits": self._n_bits, "tensors": {self._name: self._tensor}}
         return run_summary(run, Bar(), Texts("en"))
 
@@ -95,7 +95,7 @@ def measure(
     Raises
     ------
     ValueError
-        When `x` is empty, not finite or no real numbers, or a choice is unknown or contradicts
+        If `x` is empty, not finite or no real numbers, or a choice is unknown or contradicts
         another.
 
     Examples
@@ -108,7 +108,7 @@ def measure(
     if isinstance(x, Mapping):
         import pandas as pd
 
-        rows = [{"tensor": name, **_measure(each, mode, form, name)} for name, each in x.items()]
+        rows = [{"tensor": name, **_measure(array, mode, form, name)} for name, array in x.items()]
         return pd.DataFrame(rows)
     return _measure(x, mode, form, NAME)
 
@@ -127,7 +127,7 @@ def _measure(x: Any, mode: Any, form: Format | Codec, name: str) -> Measurement:
 
 
 def as_array(x: Any, name: str = NAME) -> NDArray[Any]:
-    """Return real numbers as a NumPy array; raises ValueError, naming it, where they are none."""
+    """Convert real numbers to a NumPy array; raises ValueError, naming it, if they are none."""
     if np.ma.isMaskedArray(x):
         raise ValueError(
             f"{name} is a masked array: measure {name}.compressed(), or {name}.data to ignore the "
@@ -175,12 +175,12 @@ def _range(range: Any) -> Any:
 
 
 def _load_option(group: str, option: Any) -> dict[str, Any]:
-    found = load_option(group, option) if isinstance(option, str) else None
-    if found is None or option.startswith("file/"):
+    config = load_option(group, option) if isinstance(option, str) else None
+    if config is None or option.startswith("file/"):
         names = [name for name in option_names(group) if not name.startswith("file/")]
         sizes = ", or a size of groups" if group == "block" else ""
         raise ValueError(f"{group} must be one of {', '.join(names)}{sizes}, got {option!r}")
-    return found
+    return config
 
 
 def _instantiate_option(group: str, option: str, **settings: Any) -> Any:

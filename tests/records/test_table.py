@@ -1,14 +1,22 @@
+import csv
 import json
 import re
+import shutil
 
 import numpy as np
 import pandas as pd
 import pytest
 
 import quantlab
-from quantlab.records.table import load
+from quantlab.experiment import Experiment
+from quantlab.formats.format import PLAIN, Format
+from quantlab.formats.uniform import Symmetric
+from quantlab.records.record import Outcome
+from quantlab.records.table import load, read_aggregate
+from quantlab.sources.lab import Hidden
 from tests.conftest import ROOT, aggregate, measure
 from tests.report.test_aggregate import keep
+from tests.report.test_page import many
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -78,3 +86,124 @@ def test_a_directory_without_a_table_is_named(tmp_path):
     why = rf"{tmp_path}/results.csv does not exist: quantlab aggregate {tmp_path} writes it"
     with pytest.raises(ValueError, match=why):
         quantlab.load(tmp_path)
+
+
+CONTEXT = ["settings", "format", "bar_top_order", "bar_rel_err", "bar_sqnr_db"]
+
+
+def results(directory):
+    return json.loads((directory / "results.json").read_text())
+
+
+def test_one_width_nests_as_the_lab_shows(tmp_path):
+    keep(tmp_path / "a")
+    assert aggregate(tmp_path).findings.levels == ["dist", "mode"]
+    figures = results(tmp_path)["hidden"]["symmetric"]
+    assert list(figures)[:5] == ["mae", "max_err", "rel_err", "cos_sim", "n_codes"]
+
+
+def test_every_swept_axis_is_one_more_level(tmp_path):
+    for job, (bits, seed) in enumerate([(8, 1), (8, 2), (4, 1), (4, 2)]):
+        keep(tmp_path / str(job), bits, job, seed=seed, fixed="same")
+    assert aggregate(tmp_path).findings.levels == ["dist", "mode", "n_bits", "seed"]
+    nested = results(tmp_path)["hidden"]["symmetric"]
+    assert list(nested) == ["8", "4"]  # in the order of the sweep
+    assert list(nested["4"]) == ["1", "2"]
+    assert json.loads((tmp_path / "manifest.json").read_text())["levels"][-1] == "seed"
+
+
+def test_several_tensors_are_a_level(tmp_path):
+    one = Experiment(Hidden(1, 50, 0), Format(Symmetric(8)), 10, 1e-8, 1).run().tensors["hidden"]
+    keep(tmp_path / "a", work=lambda: Outcome({"w/1": one, "w 2": one}, format=PLAIN))
+    aggregate(tmp_path)
+    assert list(results(tmp_path)["hidden"]["symmetric"]) == ["w/1", "w 2"]
+
+
+def test_the_csv_holds_what_the_json_holds(lab_sweep):
+    directory, _ = lab_sweep
+    nested = results(directory)
+    with (directory / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0])[:4] == ["dist", "mode", "n_bits", "tensor"]
+    assert len(rows) == 6
+    for row in rows:
+        figures = nested[row["dist"]][row["mode"]]
+        assert list(row)[4:] == [*figures, *CONTEXT, "missed"]
+        for key, value in figures.items():
+            assert row[key] == ("" if value is None else str(value)), key
+
+
+def test_two_answers_to_one_question_are_refused(tmp_path):
+    keep(tmp_path / "a")
+    keep(tmp_path / "b")
+    with pytest.raises(
+        ValueError, match=r"two runs are of dist=hidden, mode=symmetric: .*/a and .*/b; remove one"
+    ):
+        aggregate(tmp_path)
+
+
+def test_rows_are_those_of_the_aggregate(tmp_path):
+    many(tmp_path, ["a.weight", "b"])
+    written = aggregate(tmp_path).findings.rows
+    found = read_aggregate(tmp_path)
+    for row, one in zip(found.rows, written, strict=True):
+        assert {key: row[key] for key in one} == dict(one)
+        assert {type(row[key]) for key in one} <= {str, int, float, bool, type(None)}
+    assert found.levels == ["dist", "mode", "n_bits", "tensor"]
+    assert [each["name"] for each in found.tensors[:2]] == ["a.weight", "b"]
+    assert found.failures == {}
+
+
+def test_the_committed_sweeps_are_read_without_their_records(tmp_path):
+    for name in ("results.csv", "results.json", "manifest.json"):
+        shutil.copy(ROOT / "multirun" / "remedies" / name, tmp_path)
+    assert len(read_aggregate(tmp_path).rows) == 105
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("manifest.json", "{", "manifest.json cannot be read"),
+        ("manifest.json", None, "manifest.json cannot be read"),
+        ("results.json", None, "cannot be read"),
+        ("results.csv", None, "results.csv does not exist: quantlab aggregate"),
+    ],
+)
+def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
+    for each in ("results.csv", "results.json", "manifest.json"):
+        shutil.copy(ROOT / "multirun" / "lab" / each, tmp_path)
+    (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match="quantlab aggregate") as caught:
+        read_aggregate(tmp_path)
+    assert said in str(caught.value)
+
+
+def test_a_manifest_of_an_older_version_lists_no_tensors(tmp_path):
+    old = ROOT / "tests" / "data" / "schema3" / "lab"
+    with pytest.raises(ValueError, match="is of an older version: quantlab"):
+        read_aggregate(shutil.copytree(old, tmp_path / "lab"))
+
+
+def test_the_verdict_is_a_table(lab_sweep):
+    table = quantlab.verdict(lab_sweep[0]).set_index("tensor")
+    assert table.index.tolist() == ["tense_logits", "verb_probs", "hidden"]
+    assert table["meets"].tolist() == [True, False, False]
+    assert table.loc["hidden", "missed"] == "top_order; rel_err"
+    assert str(table["n_bits"].dtype) == "Int64"
+
+
+def test_a_run_without_figures_has_its_reason(tmp_path):
+    for name in ("results.csv", "results.json", "manifest.json"):
+        shutil.copy(ROOT / "multirun" / "lab" / name, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    lost = [("failed", "no disk"), ("unreadable", None), ("unreadable", "torn")]
+    for run, (status, error) in zip(manifest["runs"], lost, strict=False):
+        run |= {"status": status, "error": error}
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    assert list(read_aggregate(tmp_path).failures.values()) == ["no disk", "unreadable", "torn"]
+
+
+def test_what_is_no_directory_is_named(tmp_path):
+    for path in (tmp_path / "none", ROOT / "README.md"):
+        with pytest.raises(ValueError, match="is not a directory: give the directory of a sweep"):
+            read_aggregate(path)

@@ -14,7 +14,7 @@ from quantlab.measurement import form_of
 from quantlab.sources.numpy import Npy
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.compiled import kernel_for
-from quantlab.stats.stream import measure
+from quantlab.stats.measure import measure
 
 BASE = "sym"
 FORMS: dict[

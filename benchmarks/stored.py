@@ -26,7 +26,7 @@ from quantlab.measurement import form_of, load_mode
 from quantlab.sources.safetensors import Safetensors, SafetensorsFile
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.compiled import kernel_for
-from quantlab.stats.stream import measure
+from quantlab.stats.measure import measure
 
 ROOT = Path(__file__).parents[1]
 TYPES = ("q8_0", "q4_0", "q4_k", "q6_k", "iq4_xs")

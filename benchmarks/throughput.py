@@ -24,7 +24,7 @@ from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled
-from quantlab.stats.stream import measure
+from quantlab.stats.measure import measure
 
 Array = NDArray[np.float32]
 

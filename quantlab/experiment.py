@@ -16,9 +16,9 @@ from quantlab.sources.pairing import Bound
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, metrics, rank
+from quantlab.stats.measure import measure
 from quantlab.stats.predict import predict
 from quantlab.stats.readings import better_reading
-from quantlab.stats.stream import measure
 from quantlab.text import label
 
 MIN_COSINE = 0.5  # of a stored tensor and its original; below it they are different tensors

@@ -16,8 +16,8 @@ from quantlab.report.bar import Bar
 from quantlab.report.run_summary import run_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
+from quantlab.stats.measure import measure as measure_tensor
 from quantlab.stats.parallel import usable_cores
-from quantlab.stats.stream import measure as measure_tensor
 
 NAME = "x"
 

@@ -13,7 +13,7 @@ from quantlab.report.bar import Bar
 from quantlab.report.terminal import sweep_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.stream import measure as measure_tensor
+from quantlab.stats.measure import measure as measure_tensor
 from tests.in_process import run_app, run_command
 
 ROOT = Path(__file__).parents[1]

@@ -1,4 +1,4 @@
-"""Which values of a tensor share a scale, and how a stretch of it is cut into blocks.
+"""Blocks of a tensor that share a scale, and pieces that cover a stretch of it.
 
 To add a way to share scales: a class with `layout` here, and a yaml in ``conf/block/``.
 """
@@ -16,10 +16,10 @@ FloatArray = NDArray[np.float32]
 Read = Callable[[int, int], FloatArray]  # elements `start` to `stop` of a tensor, flat in C order
 Shape = tuple[int, ...]
 
-PART = 2**16  # values of blocks that are looked at in one go
-BATCH = 2**21  # values of several blocks that are surveyed together
+PART = 2**16  # values of blocks that are read in one go
+BATCH = 2**21  # values of several blocks whose parameters are chosen together
 SPAN = 2**18  # elements that a part of scattered blocks may span
-SMALL = 2**12  # values of a block that is always looked at whole
+MAX_WHOLE_BLOCK = 2**12  # values of a block that is always read whole
 
 
 class UnfitError(ValueError):
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True)
 class Batch:
-    """Some blocks, numbered ``first`` to ``first + blocks``, and the pieces that hold them.
+    """Blocks numbered ``first`` to ``first + blocks``, and the pieces that hold them.
 
     A block has `count` values; several blocks have `BATCH` at most in all.
     """
@@ -80,22 +80,22 @@ class Layout:
 
     @property
     def per_row(self) -> int:
-        """How many blocks a row has."""
+        """Number of blocks of a row."""
         return -(-self.row // self.width)
 
     @property
     def n_blocks(self) -> int:
-        """How many blocks there are."""
+        """Number of blocks."""
         return self.per_row if self.shared else self.per_row * (self.size // self.row)
 
     @property
-    def surveyed(self) -> bool:
-        """Whether parameters are chosen beforehand.
+    def chosen_beforehand(self) -> bool:
+        """Whether parameters are chosen in a pass before the round trip.
 
-        So it is where there is one block, or blocks are too large or too scattered to be looked at
-        whole where they stand.
+        They are if there is one block, or if blocks are too large or too scattered to be read whole
+        as the round trip meets them.
         """
-        return self.shared or self.width > SMALL or self.n_blocks == 1
+        return self.shared or self.width > MAX_WHOLE_BLOCK or self.n_blocks == 1
 
     def number(self, element: int) -> int:
         """Return the number of the block that holds an element."""
@@ -105,7 +105,7 @@ class Layout:
     def pieces(self, start: int, stop: int) -> Iterator[Piece]:
         """Yield pieces that cover elements `start` to `stop`.
 
-        They end with these, or, where blocks are looked at whole, with the blocks they are in.
+        They end with these, or, where blocks are read whole, with the blocks they are in.
         """
         first, last = start // self.row, (stop - 1) // self.row
         head, tail = start - first * self.row, stop - last * self.row
@@ -131,7 +131,7 @@ class Layout:
     def _of_row(self, row: int, start: int, stop: int) -> Iterator[Piece]:
         """Yield a part of one row: a block that it begins in, full ones, one that it ends in."""
         block, within = divmod(start, self.width)
-        if not self.surveyed:
+        if not self.chosen_beforehand:
             start, within = block * self.width, 0
             stop = min(-(-stop // self.width) * self.width, self.row)
         if within:
@@ -152,7 +152,7 @@ class Layout:
         return Piece(start, rows, self.row, blocks, width, first)
 
     def batches(self) -> Iterator[Batch]:
-        """Yield all blocks in batches, cut the same way whoever asks."""
+        """Yield all blocks in batches."""
         if self.shared:
             yield from self._batches_of_rows(0, self.size // self.row)
         else:
@@ -170,34 +170,34 @@ class Layout:
     def _parts(self, row: int, rows: int, block: int, blocks: int, width: int) -> Iterator[Piece]:
         """Yield the parts of a batch, each of about `PART` values."""
         at_once = max(1, min(PART // (blocks * width), SPAN // self.row))
-        for one in range(row, row + rows, at_once):
-            several = min(at_once, row + rows - one)
+        for first in range(row, row + rows, at_once):
+            n = min(at_once, row + rows - first)
             for within in range(0, width, PART):
                 part = min(PART, width - within)
-                yield self._piece(one, block, several, blocks, part, within)
+                yield self._piece(first, block, n, blocks, part, within)
 
 
 class Block(Protocol):
-    """Which values share a scale; `scale` names the type it is stored in."""
+    """A way to share scales; `scale` names the type they are stored in."""
 
     @property
     def name(self) -> str:
-        """The name of the option."""
+        """Name of the option."""
 
     @property
     def scale(self) -> str:
-        """The name of the type that scales are stored in."""
+        """Name of the type that scales are stored in."""
 
     @property
     def block_size(self) -> int | None:
-        """The number of values in a block, where it is the same for every tensor."""
+        """Number of values in a block, if it is the same for every tensor."""
 
     def layout(self, shape: Shape) -> Layout:
-        """Return the blocks of a tensor; raises UnfitError where it has none of this kind."""
+        """Return the blocks of a tensor; raises UnfitError if it has none of this kind."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class BlockSettings:
     """The settings of a block, the same for all options of the group; `uses` names its own."""
 
     size: int = 32
@@ -208,11 +208,11 @@ class Settings:
 
     @property
     def block_size(self) -> int | None:
-        """The number of values in a block, where it is the same for every tensor."""
+        """Number of values in a block, if it is the same for every tensor."""
         return None
 
 
-class PerTensor(Settings):
+class PerTensor(BlockSettings):
     """One scale a tensor."""
 
     name = "tensor"
@@ -223,7 +223,7 @@ class PerTensor(Settings):
 
 
 @dataclass(frozen=True)
-class PerChannel(Settings):
+class PerChannel(BlockSettings):
     """One scale for each index of an axis; a tensor of fewer than two dimensions is one block."""
 
     name = "channel"
@@ -250,7 +250,7 @@ class PerChannel(Settings):
 
 
 @dataclass(frozen=True)
-class Group(Settings):
+class Group(BlockSettings):
     """One scale for `size` consecutive values of a row, a tensor flattened from axis 1 on.
 
     Groups do not cross rows, and the last of a row may be short. A tensor of one dimension is one
@@ -267,7 +267,7 @@ class Group(Settings):
 
     @property
     def block_size(self) -> int:
-        """The number of values in a group."""
+        """Number of values in a group."""
         return self.size
 
     def layout(self, shape: Shape) -> Layout:

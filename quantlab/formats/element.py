@@ -1,22 +1,27 @@
-"""What an element grid is: which values a code can stand for, whatever shares a scale.
+"""The interface of an element grid: the values that a code can stand for, whatever shares a scale.
 
 `fit` chooses the parameters of blocks from their bounds, `round_trip` applies them; the two never
 mix. Arrays of parameters have one entry a block; values have one axis more, their place in it.
+
+A grid that the loops of `stats.kernel` know says so in `compiled_grid`; any other goes through
+NumPy. To add a grid: a class with the attributes of `Element`, and a yaml in ``conf/mode/``.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.scales import Array64, Stored
+from quantlab.formats.scales import Array64, RoundedScale
 
 FloatArray = NDArray[np.float32]
 Codes = NDArray[np.int8] | NDArray[np.int16]
-Store = Callable[[Array64], Stored]
-LARGEST = float(np.finfo(np.float32).max)
+RoundScale = Callable[[Array64], RoundedScale]  # to the type that stores it
+FLOAT32_MAX = float(np.finfo(np.float32).max)
+NO_FLOATS = np.empty(0, np.float32)
 
 
 class ContradictionError(ValueError):
@@ -24,18 +29,19 @@ class ContradictionError(ValueError):
 
 
 class NotFiniteError(ValueError):
-    """Blocks hold a value that is not finite; which, their tensor knows."""
+    """Blocks hold NaN or Inf; their tensor knows where."""
 
 
 class Bounds(NamedTuple):
-    """The least and greatest value of blocks; `least` is the smallest magnitude that is not 0.
+    """Bounds of the values of each block, float64.
 
-    `least` is inf where a block is all zeros or where nobody asked for it.
+    `min_magnitude` is the smallest that is not 0: inf where a block is all zeros, or where the
+    grid does not need it.
     """
 
-    lo: Any  # float64, one a block
+    lo: Any
     hi: Any
-    least: Any
+    min_magnitude: Any
 
     @property
     def absmax(self) -> Array64:
@@ -43,55 +49,96 @@ class Bounds(NamedTuple):
         return np.maximum(-self.lo, self.hi)
 
 
-class Fit(NamedTuple):
-    """The parameters of blocks, and of which the scale saturated or vanished when it was stored."""
+class BlockParams(NamedTuple):
+    """The parameters of blocks, and whether each scale saturated or vanished when it was stored."""
 
     params: Any  # a named tuple of arrays; `scale` is one of them
     saturated: NDArray[np.bool_]
     vanished: NDArray[np.bool_]
 
 
-class Trip(NamedTuple):
-    """Codes, the values they stand for, and which values lay beyond the grid, if any did."""
+class Quantized(NamedTuple):
+    """Codes, the values they stand for, and a mask of the values beyond the grid, if there are any.
 
-    codes: Codes | None  # None where they are not ours
+    `codes` are None where a library or a file has its own.
+    """
+
+    codes: Codes | None
     x_hat: FloatArray
     clipped: NDArray[np.bool_] | None
+
+
+class GridKind(IntEnum):
+    """The loops of `stats.kernel` that take values through a grid."""
+
+    GIVEN = 0  # no grid: the values have been through their format already
+    UNIFORM = 1
+    FLOAT = 2
+    FIXED_POINT = 3
+    LEVELS = 4
+
+
+class CompiledGrid(NamedTuple):
+    """An element grid as the loops of `stats.kernel` take it.
+
+    Codes begin at ``-2 ** (n_bits - 1)`` and saturate at `largest_code`. Of floats `smallest` and
+    `largest` are the normal numbers at the ends; of levels the ends beyond which a value counts as
+    clipped. `midpoints` are those between the sorted `levels`.
+    """
+
+    kind: int
+    n_bits: int
+    largest_code: int = 0
+    mantissa_bits: int = 0
+    smallest: float = 0.0
+    largest: float = 0.0
+    levels: FloatArray = NO_FLOATS
+    midpoints: FloatArray = NO_FLOATS
 
 
 class Element(Protocol):
     """An element grid of `n_bits`.
 
-    `symmetric` says that a range reaches as far below 0 as above; `ranged` that a range can be
-    chosen; `least` that `fit` asks for the smallest magnitude; `keeps_zero` that 0 comes back as
-    0.
+    `symmetric`: a range reaches as far below 0 as above. `accepts_range`: a range can be chosen.
+    `needs_min_magnitude`: `fit` needs the smallest magnitude of a block. `keeps_zero`: 0 comes back
+    as 0. Optional are ``scales_ends = True``, if the ends of the grid are multiples of the scale
+    (`range=mse` then gives up ranges early), and ``compiled_grid()``, see `compiled_grid_of`.
     """
 
     @property
-    def n_bits(self) -> int: ...  # noqa: D102 said above
-    @property
-    def symmetric(self) -> bool: ...  # noqa: D102
-    @property
-    def ranged(self) -> bool: ...  # noqa: D102
-    @property
-    def least(self) -> bool: ...  # noqa: D102
-    @property
-    def keeps_zero(self) -> bool: ...  # noqa: D102
+    def n_bits(self) -> int:
+        """Width of a code."""
 
-    def fit(self, bounds: Bounds, store: Store) -> Fit:
+    @property
+    def symmetric(self) -> bool:
+        """Whether a range reaches as far below 0 as above."""
+
+    @property
+    def accepts_range(self) -> bool:
+        """Whether a range can be chosen."""
+
+    @property
+    def needs_min_magnitude(self) -> bool:
+        """Whether `fit` needs the smallest magnitude that is not 0."""
+
+    @property
+    def keeps_zero(self) -> bool:
+        """Whether 0 comes back as 0."""
+
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Choose the parameters of blocks from their bounds."""
 
-    def round_trip(self, x: FloatArray, params: Any) -> Trip:
+    def round_trip(self, x: FloatArray, params: Any) -> Quantized:
         """Take values to codes and back; `params` broadcast to the shape of `x`.
 
         Codes are from ``-2 ** (n_bits - 1)`` to ``2 ** (n_bits - 1) - 1``.
         """
 
     def reconstruct(self, x: FloatArray, params: Any) -> FloatArray:
-        """Return what values come back as, without their codes."""
+        """Reconstruct values without their codes."""
 
     def block_bits(self, scale_bits: int) -> int:
-        """Return how many bits a block stores beside its codes."""
+        """Return the bits that a block stores beside its codes."""
 
 
 class Scaled(NamedTuple):
@@ -101,19 +148,19 @@ class Scaled(NamedTuple):
 
 
 class ScaledGrid(ABC):
-    """What grids share that are scaled to the largest magnitude of a block, and hold 0."""
+    """A grid that is scaled to the largest magnitude of a block, and holds 0."""
 
     symmetric: ClassVar[bool] = True
-    ranged: ClassVar[bool] = True
-    least: ClassVar[bool] = False
+    accepts_range: ClassVar[bool] = True
+    needs_min_magnitude: ClassVar[bool] = False
     keeps_zero: ClassVar[bool] = True
 
     @abstractmethod
-    def round_trip(self, x: FloatArray, params: Scaled) -> Trip:
+    def round_trip(self, x: FloatArray, params: Scaled) -> Quantized:
         """Take values to codes and back."""
 
     def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
-        """Return what values come back as."""
+        """Reconstruct values."""
         return self.round_trip(x, params).x_hat
 
     def block_bits(self, scale_bits: int) -> int:
@@ -121,13 +168,28 @@ class ScaledGrid(ABC):
         return scale_bits
 
 
-def fit_scale(scale: Array64, store: Store) -> Fit:
-    """Return the fit of a grid that has a scale and nothing else."""
+def compiled_grid_of(element: Any) -> CompiledGrid | None:
+    """Return what an element's ``compiled_grid()`` does; None where NumPy has to do.
+
+    The loops know the round trip of the class that defines `compiled_grid`: a subclass that rounds
+    in a way of its own is not taken for its parent.
+    """
+    for cls in type(element).__mro__:
+        if "compiled_grid" in vars(cls):
+            grid: CompiledGrid | None = element.compiled_grid()
+            return grid
+        if {"round_trip", "reconstruct"} & vars(cls).keys():
+            return None
+    return None
+
+
+def fit_scale(scale: Array64, store: RoundScale) -> BlockParams:
+    """Make the parameters of a grid that has a scale and nothing else."""
     stored = store(scale)
-    return Fit(Scaled(stored.scale), stored.saturated, stored.vanished)
+    return BlockParams(Scaled(stored.scale), stored.saturated, stored.vanished)
 
 
-def in_units(x: FloatArray, scale: FloatArray | np.float32) -> FloatArray:
+def divide_by_scale(x: FloatArray, scale: FloatArray | np.float32) -> FloatArray:
     """Return ``float32(x / scale)``; where a scale has vanished, 0."""
     if not np.all(scale):
         scale = np.where(scale == 0, np.float32(np.inf), scale)
@@ -135,28 +197,35 @@ def in_units(x: FloatArray, scale: FloatArray | np.float32) -> FloatArray:
         return np.divide(x, scale, dtype=np.float32)
 
 
-def times_scale(values: FloatArray, scale: FloatArray | np.float32, largest: float) -> FloatArray:
+def multiply_by_scale(
+    values: FloatArray, scale: FloatArray | np.float32, largest: float
+) -> FloatArray:
     """Multiply values, of magnitudes up to `largest`, by scales in place, short of infinity.
 
     A scale that was rounded up may take the largest value beyond float32.
     """
-    if float(np.max(scale)) * largest < LARGEST:
+    if float(np.max(scale)) * largest < FLOAT32_MAX:
         return np.multiply(values, scale, out=values)
     with np.errstate(over="ignore"):
         values *= scale
-    return np.clip(values, -LARGEST, LARGEST, out=values)
+    return np.clip(values, -FLOAT32_MAX, FLOAT32_MAX, out=values)
 
 
 def per_value(params: Any) -> Any:
-    """Return parameters, one entry a block, as they broadcast to the values of the blocks."""
-    return type(params)(*(each[..., None] for each in params))
+    """Broadcast parameters, one entry a block, to the values of the blocks."""
+    return type(params)(*(field[..., None] for field in params))
 
 
-def require_width(n_bits: int, own: int, what: str) -> None:
-    """Raise ValueError unless the width asked for is the grid's own."""
+def select_params(params: Any, index: Any) -> Any:
+    """Index every field of the parameters of blocks."""
+    return type(params)(*(field[index] for field in params))
+
+
+def require_width(n_bits: int, own: int, grid: str) -> None:
+    """Raise ContradictionError unless `n_bits` is the grid's own."""
     if n_bits != own:
         raise ContradictionError(
-            f"n_bits must be {own}, the width of {what}, got {n_bits!r}: leave it out"
+            f"n_bits must be {own}, the width of {grid}, got {n_bits!r}: leave it out"
         )
 
 
@@ -165,6 +234,6 @@ def code_dtype(n_bits: int) -> Any:
     return np.int8 if n_bits <= 8 else np.int16
 
 
-def some(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
-    """Return a mask, or None where it holds nothing."""
+def mask_or_none(mask: NDArray[np.bool_]) -> NDArray[np.bool_] | None:
+    """Return a mask, or None if nothing is set."""
     return mask if mask.any() else None

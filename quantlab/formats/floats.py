@@ -1,36 +1,46 @@
-"""Small floating-point elements: sign, exponent, mantissa, no infinity, saturating.
+"""Small floating-point grids, fixed point, and the levels of NF4, scaled to a block.
 
-A value is ``float32(x / scale)`` rounded to the nearest number of the grid, ties to the even
-mantissa; ``x_hat = value * scale`` in float32. Codes are those numbers counted from 0: negative
-below it. Grids: OCP 8-bit floating point 1.0, OCP Microscaling formats 1.0.
+A value is ``float32(x / scale)`` rounded to the nearest number of the grid; ``x_hat = value *
+scale`` in float32. Floats have sign, exponent, mantissa, no infinity, and saturate; `ml_dtypes`
+rounds them, ties to the even mantissa. Their codes are those numbers counted from 0: negative below
+it. Grids: OCP 8-bit floating point 1.0, OCP Microscaling formats 1.0.
+
+Compiled twins in `stats.kernel`: `round_to_float`, `round_to_fixed_point`, `round_to_level`.
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 
 from quantlab.formats.element import (
+    BlockParams,
     Bounds,
-    Fit,
+    CompiledGrid,
     FloatArray,
+    GridKind,
+    Quantized,
+    RoundScale,
     Scaled,
     ScaledGrid,
-    Store,
-    Trip,
     code_dtype,
+    divide_by_scale,
     fit_scale,
-    in_units,
+    mask_or_none,
+    multiply_by_scale,
     require_width,
-    some,
-    times_scale,
 )
-from quantlab.formats.uniform import code_range
 
-EXPONENT = 0x7F80_0000  # of a float32
-MANTISSA_BITS = 23
-BIAS = 127
-# A number of this exponent, plus the bits of the mantissa, can be doubled and shifted in float32.
-SHIFTABLE = BIAS - MANTISSA_BITS - 1
+FLOAT_DTYPES: dict[tuple[int, int], Any] = {  # by the bits of exponent and mantissa
+    (2, 1): ml_dtypes.float4_e2m1fn,
+    (2, 3): ml_dtypes.float6_e2m3fn,
+    (3, 2): ml_dtypes.float6_e3m2fn,
+    (3, 4): ml_dtypes.float8_e3m4,
+    (4, 3): ml_dtypes.float8_e4m3fn,
+    (5, 2): ml_dtypes.float8_e5m2,
+    (5, 10): np.float16,
+}
 
 
 @dataclass(frozen=True)
@@ -46,85 +56,91 @@ class Float(ScaledGrid):
     mantissa_bits: int
     largest: float
     reach: float | None = None
+    scales_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        """Raise ValueError when `n_bits` is not the width of the grid, or `largest` not in it."""
-        own = 1 + self.exponent_bits + self.mantissa_bits
-        name = f"fp{own}_e{self.exponent_bits}m{self.mantissa_bits}"
-        require_width(self.n_bits, own, name)
-        code_range(own)  # raises where codes have no such width
-        most = min(self.min_exponent + 2**self.exponent_bits - 2, SHIFTABLE + self.mantissa_bits)
-        steps = self._steps if isinstance(self.largest, int | float) else 0
-        if not (steps >= 1 and steps % 1 == 0 and self._binade <= most):
+        """Raise ValueError for a shape that there is not, a wrong width, or a wrong `largest`."""
+        shape = self.exponent_bits, self.mantissa_bits
+        if shape not in FLOAT_DTYPES:
+            names = ", ".join("e{}m{}".format(*known) for known in FLOAT_DTYPES)
+            raise ValueError(
+                f"mode.exponent_bits={shape[0]} with mode.mantissa_bits={shape[1]} is no float "
+                f"that ml_dtypes has: give those of one of {names}"
+            )
+        name = f"fp{1 + sum(shape)}_e{shape[0]}m{shape[1]}"
+        require_width(self.n_bits, 1 + sum(shape), name)
+        info: Any = ml_dtypes.finfo  # untyped
+        info = info(self.dtype)
+        number = isinstance(self.largest, int | float) and 0 < self.largest <= float(info.max)
+        if not number or float(self.dtype(self.largest)) != self.largest:
             raise ValueError(
                 f"mode.largest={self.largest!r} is no number of {name}: give one from "
-                f"{2.0 ** (self.min_exponent - self.mantissa_bits):g} to "
-                f"{(2 - 2.0**-self.mantissa_bits) * 2.0**most:g}"
+                f"{float(info.smallest_subnormal):g} to {float(info.max):g}"
             )
 
     @property
-    def min_exponent(self) -> int:
-        """The exponent of the least normal number."""
-        return 2 - 2 ** (self.exponent_bits - 1)
-
-    def fit(self, bounds: Bounds, store: Store) -> Fit:
-        """Map the largest magnitude to `reach`."""
-        return fit_scale(bounds.absmax / (self.reach or self.largest), store)
-
-    def round_trip(self, x: FloatArray, params: Scaled) -> Trip:
-        """Round to the grid.
-
-        To add and subtract 1.5 * 2^k rounds to a step of 2^(k - 23), halves to even, and leaves
-        the number of steps in the last bits of the sum.
-        """
-        binade, shift, shifted = self._shifted(x, params)
-        steps = shifted.view(np.int32) - shift.view(np.int32)
-        value = np.subtract(shifted, shift, out=shift)
-        binades = binade.view(np.int32)
-        binades >>= MANTISSA_BITS
-        binades -= self.min_exponent + BIAS
-        binades <<= self.mantissa_bits
-        negative = steps >> 31
-        steps += (binades ^ negative) - negative
-        largest_code = self.largest_code
-        clipped = some(np.abs(steps) > largest_code)
-        if clipped is not None:
-            np.clip(steps, -largest_code, largest_code, out=steps)
-            np.clip(value, -self.largest, self.largest, out=value)
-        x_hat = times_scale(value, params.scale, self.largest)
-        return Trip(steps.astype(code_dtype(self.n_bits)), x_hat, clipped)
-
-    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
-        """Return what values come back as."""
-        _, shift, shifted = self._shifted(x, params)
-        shifted -= shift
-        np.clip(shifted, -self.largest, self.largest, out=shifted)
-        return times_scale(shifted, params.scale, self.largest)
-
-    def _shifted(self, x: FloatArray, params: Scaled) -> tuple[FloatArray, FloatArray, FloatArray]:
-        """Return the binade of each value in units of its scale, a shift, and the value with it."""
-        y = in_units(x, params.scale)
-        np.clip(y, -2 * self.largest, 2 * self.largest, out=y)
-        binade = (y.view(np.int32) & EXPONENT).view(np.float32)
-        np.maximum(binade, np.float32(2.0**self.min_exponent), out=binade)
-        shift = binade * np.float32(1.5 * 2.0 ** (MANTISSA_BITS - self.mantissa_bits))
-        y += shift
-        return binade, shift, y
-
-    @property
-    def _binade(self) -> int:
-        """The exponent of the greatest number, or that of the least normal one if it is smaller."""
-        return max(int(np.frexp(self.largest)[1]) - 1, self.min_exponent)
-
-    @property
-    def _steps(self) -> float:
-        """The greatest number in steps of its binade."""
-        return float(np.ldexp(self.largest, self.mantissa_bits - self._binade))
+    def dtype(self) -> Any:
+        """The type that rounds."""
+        return FLOAT_DTYPES[self.exponent_bits, self.mantissa_bits]
 
     @property
     def largest_code(self) -> int:
-        """The code of the greatest number."""
-        return int(self._steps) + (self._binade - self.min_exponent) * 2**self.mantissa_bits
+        """The code of the greatest number: its bits, which count the numbers above 0."""
+        return int(np.array(self.largest, self.dtype).view(f"u{self.dtype().itemsize}"))
+
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
+        """Map the largest magnitude to `reach`."""
+        return fit_scale(bounds.absmax / (self.reach or self.largest), store)
+
+    def round_trip(self, x: FloatArray, params: Scaled) -> Quantized:
+        """Round to the grid."""
+        y = divide_by_scale(x, params.scale)
+        rounded = self._round(y)
+        bits = rounded.view(f"u{rounded.itemsize}").astype(np.int16)
+        codes = bits & np.int16(2 ** (self.n_bits - 1) - 1)
+        np.negative(codes, out=codes, where=np.signbit(rounded))
+        x_hat = multiply_by_scale(self._widen(rounded), params.scale, self.largest)
+        return Quantized(codes.astype(code_dtype(self.n_bits)), x_hat, self._clipped(y))
+
+    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
+        """Reconstruct values."""
+        rounded = self._round(divide_by_scale(x, params.scale))
+        return multiply_by_scale(self._widen(rounded), params.scale, self.largest)
+
+    def _round(self, y: FloatArray) -> Any:
+        # Saturated before the cast: float8_e4m3fn overflows to NaN.
+        return np.clip(y, -self.largest, self.largest).astype(self.dtype)
+
+    def _widen(self, rounded: Any) -> FloatArray:
+        values: FloatArray = rounded.astype(np.float32)
+        values += 0.0  # a zero has no sign, as in the compiled loop
+        return values
+
+    def _clipped(self, y: FloatArray) -> Any:
+        """Return a mask of the values that would round beyond `largest`, None if there are none."""
+        if max(float(y.max()), -float(y.min())) <= self.largest:
+            return None
+        _, exponent = np.frexp(np.float32(self.largest))
+        step = np.ldexp(
+            np.float32(1), max(int(exponent) - 1, self._min_exponent) - self.mantissa_bits
+        )
+        return mask_or_none(np.abs(np.rint(y / step)) > self.largest / step)
+
+    @property
+    def _min_exponent(self) -> int:
+        """The exponent of the least normal number."""
+        return 2 - 2 ** (self.exponent_bits - 1)
+
+    def compiled_grid(self) -> CompiledGrid:
+        """Return the grid of `kernel.round_to_float`."""
+        return CompiledGrid(
+            GridKind.FLOAT,
+            self.n_bits,
+            self.largest_code,
+            self.mantissa_bits,
+            smallest=2.0**self._min_exponent,
+            largest=self.largest,
+        )
 
 
 @dataclass(frozen=True)
@@ -134,20 +150,91 @@ class FixedPoint(ScaledGrid):
     n_bits: int
     own_bits: int
     fraction_bits: int
+    scales_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is another width than that of the grid."""
         require_width(self.n_bits, self.own_bits, f"int{self.own_bits}")
 
-    def fit(self, bounds: Bounds, store: Store) -> Fit:
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Map the largest magnitude to 1, or to what a power of two leaves of it."""
         return fit_scale(bounds.absmax, store)
 
-    def round_trip(self, x: FloatArray, params: Scaled) -> Trip:
+    def round_trip(self, x: FloatArray, params: Scaled) -> Quantized:
         """Round to whole steps, halves to even, and saturate."""
         one, qmax = np.float32(2**self.fraction_bits), 2 ** (self.n_bits - 1) - 1
-        steps = np.rint(in_units(x, params.scale) * one)
+        steps = np.rint(divide_by_scale(x, params.scale) * one)
         codes = np.clip(steps, -qmax, qmax)
-        clipped = some(codes != steps)
-        x_hat = times_scale(codes / one, params.scale, 2.0)
-        return Trip(codes.astype(code_dtype(self.n_bits)), x_hat, clipped)
+        clipped = mask_or_none(codes != steps)
+        x_hat = multiply_by_scale(codes / one, params.scale, 2.0)
+        return Quantized(codes.astype(code_dtype(self.n_bits)), x_hat, clipped)
+
+    def compiled_grid(self) -> CompiledGrid:
+        """Return the grid of `kernel.round_to_fixed_point`."""
+        qmax = 2 ** (self.n_bits - 1) - 1
+        return CompiledGrid(GridKind.FIXED_POINT, self.n_bits, qmax, self.fraction_bits)
+
+
+# 4-bit NormalFloat: Dettmers et al., "QLoRA", 2023, appendix E.
+NF4 = np.array(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453,
+        -0.28444138169288635, -0.18477343022823334, -0.09105003625154495, 0.0,
+        0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+        0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ],
+    np.float32,
+)  # fmt: skip
+
+
+def _round_down(values: np.ndarray) -> FloatArray:
+    """Return the largest float32 numbers that are not above some float64 numbers."""
+    rounded = values.astype(np.float32)
+    return np.where(rounded <= values, rounded, np.nextafter(rounded, np.float32(-np.inf)))
+
+
+_EXACT = NF4.astype(np.float64)
+# A float32 number lies above a midpoint just where it lies above the midpoint rounded down.
+MIDPOINTS = _round_down((_EXACT[1:] + _EXACT[:-1]) / 2)
+# Half a step beyond the ends, where a value counts as clipped.
+LOWEST = np.float32((3 * _EXACT[0] - _EXACT[1]) / 2)
+HIGHEST = np.float32((3 * _EXACT[-1] - _EXACT[-2]) / 2)
+
+
+@dataclass(frozen=True)
+class NormalFloat4(ScaledGrid):
+    """The 16 levels of NF4, of a scale that is the largest magnitude of the block.
+
+    ``float32(x / scale)`` goes to the nearest level, at a midpoint to the lower. Codes count the
+    levels from -8; -1 is 0.
+    """
+
+    n_bits: int
+    scales_ends: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        """Raise ValueError when `n_bits` is not 4."""
+        require_width(self.n_bits, 4, "nf4")
+
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
+        """Map the largest magnitude to 1."""
+        return fit_scale(bounds.absmax, store)
+
+    def round_trip(self, x: FloatArray, params: Scaled) -> Quantized:
+        """Take each value to the nearest level: its code is the number of midpoints below it."""
+        y = divide_by_scale(x, params.scale)
+        places = np.searchsorted(MIDPOINTS, y)
+        x_hat = multiply_by_scale(NF4[places], params.scale, 1.0)
+        clipped = mask_or_none((y > HIGHEST) | (y < LOWEST))
+        return Quantized((places - 8).astype(np.int8), x_hat, clipped)
+
+    def compiled_grid(self) -> CompiledGrid:
+        """Return the grid of `kernel.round_to_level`."""
+        return CompiledGrid(
+            GridKind.LEVELS,
+            self.n_bits,
+            smallest=float(LOWEST),
+            largest=float(HIGHEST),
+            levels=NF4,
+            midpoints=MIDPOINTS,
+        )

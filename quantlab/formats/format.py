@@ -15,12 +15,12 @@ import numpy as np
 
 from quantlab.formats.blocks import Block, Layout, PerTensor, Read, Shape
 from quantlab.formats.element import (
+    BlockParams,
     Bounds,
     ContradictionError,
     Element,
-    Fit,
     FloatArray,
-    Store,
+    RoundScale,
 )
 from quantlab.formats.ranges import AbsMax, Range
 from quantlab.formats.scales import ScaleType, scale_type
@@ -96,7 +96,7 @@ class FormatSpec:
         return {**self.__dict__, "settings": dict(self.settings)}
 
     def columns(self) -> dict[str, Any]:
-        """Return what a row of results.csv has beside ``mode`` and ``n_bits``."""
+        """Return the columns of a row of results.csv beside ``mode`` and ``n_bits``."""
         settings = json.dumps(dict(self.settings), sort_keys=True) if self.settings else None
         return {
             **{key: self.__dict__[key] for key in PLAIN},
@@ -158,14 +158,13 @@ class NamedTensor(Protocol):
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What one tensor comes back as.
+    """The values of one tensor as a library or a file stores them.
 
     `read` returns float32 elements `start` to `stop`, flat in C order, whatever thread asks;
     `dtype` names the type that holds them, and `bits` is the size of all that is stored. Of what
     is stored in a file there is the `sha256`, and the name of the file is `source`. `readings` are
     other known readings of the same words, by what they suppose, `rearranged` those that put values
-    in other places; `remark` is what is wrong with the file itself. `slow` says that a thread pays
-    for few values.
+    in other places; `remark` is a fault of the file itself. `slow`: a thread pays for few values.
     """
 
     read: Read
@@ -187,9 +186,9 @@ class Codec(ABC):
 
     @abstractmethod
     def open(self, tensor: NamedTensor) -> Reconstruction:
-        """Return what a tensor comes back as.
+        """Return the reconstruction of a tensor.
 
-        Raises UnfitError where it is not stored, ValueError where it is and something is wrong.
+        Raises UnfitError if the tensor is not stored, ValueError if it is and something is wrong.
         """
 
     def bind(self, source: Any) -> "Codec":  # noqa: ARG002 files look for its tensors
@@ -197,7 +196,7 @@ class Codec(ABC):
         return self
 
     def unmatched(self) -> Mapping[str, str]:
-        """Return what is stored and not of the source it is bound to, with the reason."""
+        """Return the stored tensors that are not of the bound source, with the reason."""
         return {}
 
     def columns(self) -> dict[str, Any]:
@@ -205,8 +204,8 @@ class Codec(ABC):
         return dict.fromkeys(PLAIN)
 
 
-class Quantizer(Protocol):
-    """What a mode may be at the least: a uniform quantizer of one block."""
+class OwnQuantizer(Protocol):
+    """The least that a mode of one's own may be: a uniform quantizer of one block."""
 
     n_bits: int
 
@@ -214,13 +213,13 @@ class Quantizer(Protocol):
         """Choose the parameters of a block with the range [lo, hi]."""
 
 
-class Chosen(Uniform):
-    """A quantizer of somebody's own, whose parameters are chosen block by block."""
+class CustomUniform(Uniform):
+    """A uniform quantizer of one's own, whose parameters are chosen block by block."""
 
     symmetric = False
     keeps_zero = False
 
-    def __init__(self, quantizer: Quantizer) -> None:
+    def __init__(self, quantizer: OwnQuantizer) -> None:
         """Take a quantizer with ``choose(lo, hi)``."""
         self.quantizer = quantizer
         self.n_bits = quantizer.n_bits
@@ -229,7 +228,7 @@ class Chosen(Uniform):
         """Choose as the quantizer does."""
         return self.quantizer.choose(lo, hi)
 
-    def fit(self, bounds: Bounds, store: Store) -> Fit:
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Choose for one block after the other, then round the scales to their type."""
         ends = zip(np.ravel(bounds.lo), np.ravel(bounds.hi), strict=True)
         chosen = [self.quantizer.choose(float(lo), float(hi)) for lo, hi in ends]
@@ -238,7 +237,7 @@ class Chosen(Uniform):
         )
         stored = store(scale)
         params = Params(stored.scale, zero_point, replaced, clipped)
-        return Fit(params, stored.saturated, stored.vanished)
+        return BlockParams(params, stored.saturated, stored.vanished)
 
     def block_bits(self, scale_bits: int) -> int:
         """Return the bits of a scale and a zero point."""
@@ -247,12 +246,12 @@ class Chosen(Uniform):
 
 def as_element(mode: Any) -> Element:
     """Return an element grid; a quantizer that has ``choose`` alone is made one."""
-    return mode if hasattr(mode, "round_trip") else Chosen(mode)
+    return mode if hasattr(mode, "round_trip") else CustomUniform(mode)
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a tensor is stored.
+    """An element grid, blocks, a range and the type of the scales.
 
     `scale` is the type of the scales, that of the block's setting unless a preset has its own.
     """
@@ -265,11 +264,11 @@ class Format:
     def __post_init__(self) -> None:
         """Raise ValueError when the scale's type is unknown or the range makes no difference."""
         _ = self.scale_type
-        if not self.element.ranged and self.range.name != "absmax":
+        if not self.element.accepts_range and self.range.name != "absmax":
             raise ContradictionError(
                 f"range={self.range.name} does not go with mode=log: leave it out"
             )
-        if not self.element.ranged and self.scale_type.name != "float32":
+        if not self.element.accepts_range and self.scale_type.name != "float32":
             raise ContradictionError(
                 f"block.scale={self.scale_type.name} does not go with mode=log, which stores two "
                 "float32 a block: leave it out"
@@ -301,11 +300,11 @@ class Format:
             "block": self.block.name,
             "block_size": self.block.block_size,
             "scale_dtype": self.scale_type.name,
-            "range": self.range.name if self.element.ranged else None,
+            "range": self.range.name if self.element.accepts_range else None,
         }
 
     def bits_per_value(self, layout: Layout) -> float:
-        """Return what is stored in all, codes, scales, zero points and constants, over the size."""
+        """Return the storage cost in bits per value: codes, scales, zero points and constants."""
         of_blocks = layout.n_blocks * self.element.block_bits(self.scale_type.bits)
         return self.n_bits + (of_blocks + self.scale_type.tensor_bits) / layout.size
 

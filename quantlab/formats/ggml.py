@@ -169,7 +169,7 @@ def _library() -> Any:
     found = find_spec(PACKAGE)
     if found is None or found.origin is None:
         raise ValueError(
-            f"the types of llama.cpp take the package {PACKAGE}: pip install 'quantlab[ggml]'"
+            f"the types of llama.cpp take the package {PACKAGE}: pip install {PACKAGE} gguf"
         )
     name = next(Path(found.origin).parent.glob(f"{PACKAGE}*.so"))
     ggml = ctypes.CDLL(str(name))

@@ -1,4 +1,7 @@
-"""Sign and logarithm: steps of equal ratio instead of equal width (lab 03, block D)."""
+"""Sign and logarithm: steps of equal ratio instead of equal width (lab 03, block D).
+
+It has no compiled twin: NumPy takes values through it, whoever sums the errors.
+"""
 
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
@@ -7,13 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import (
+    BlockParams,
     Bounds,
     Codes,
     ContradictionError,
-    Fit,
     FloatArray,
-    Store,
-    Trip,
+    Quantized,
+    RoundScale,
     code_dtype,
 )
 from quantlab.formats.uniform import code_range
@@ -45,8 +48,8 @@ class Log:
     n_bits: int
 
     symmetric: ClassVar[bool] = True
-    ranged: ClassVar[bool] = False
-    least: ClassVar[bool] = True
+    accepts_range: ClassVar[bool] = False
+    needs_min_magnitude: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -57,14 +60,14 @@ class Log:
                 f"n_bits must be from 3 to 16 with mode=log, got {self.n_bits}"
             )
 
-    def fit(self, bounds: Bounds, store: Store) -> Fit:  # noqa: ARG002 two float32 are stored
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:  # noqa: ARG002 two float32 are stored
         """Spread the codes over the magnitudes of each block."""
         qmin, qmax = code_range(self.n_bits)
         largest = bounds.absmax
         positive, negative = bounds.lo >= 0, bounds.hi <= 0
         magnitudes = np.where(positive | negative, qmax - qmin, qmax)
-        least = np.where(largest > 0, bounds.least, 1.0)
-        octaves = np.log2(np.where(largest > 0, largest, 1.0) / least)
+        smallest = np.where(largest > 0, bounds.min_magnitude, 1.0)
+        octaves = np.log2(np.where(largest > 0, largest, 1.0) / smallest)
         params = LogParams(
             largest.astype(np.float32),
             (octaves / (magnitudes - 1)).astype(np.float32),
@@ -72,9 +75,9 @@ class Log:
             np.where(positive, qmin, np.where(negative, qmax, 0)),
         )
         never = np.zeros(largest.shape, bool)
-        return Fit(params, never, never)
+        return BlockParams(params, never, never)
 
-    def round_trip(self, x: FloatArray, params: LogParams) -> Trip:
+    def round_trip(self, x: FloatArray, params: LogParams) -> Quantized:
         """Round the logarithm of each magnitude, halves to even."""
         largest, step = params.scale.astype(np.float64), params.step.astype(np.float64)
         zero = x == 0
@@ -91,7 +94,7 @@ class Log:
         k *= largest
         x_hat = np.copysign(k.astype(np.float32), x)
         np.putmask(x_hat, zero, 0)
-        return Trip(codes, x_hat, None)
+        return Quantized(codes, x_hat, None)
 
     def _codes(
         self, x: FloatArray, k: NDArray[np.float64], zero: NDArray[np.bool_], params: LogParams
@@ -103,7 +106,7 @@ class Log:
         return steps.astype(code_dtype(self.n_bits))
 
     def reconstruct(self, x: FloatArray, params: LogParams) -> FloatArray:
-        """Return what values come back as."""
+        """Reconstruct values."""
         return self.round_trip(x, params).x_hat
 
     def block_bits(self, scale_bits: int) -> int:  # noqa: ARG002 it stores its own two

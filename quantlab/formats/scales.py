@@ -1,4 +1,4 @@
-"""How a scale is stored: chosen in float64, rounded once to a type of its own.
+"""Types that scales are stored in: chosen in float64, rounded once.
 
 The codes are computed with the scale that is stored. Beyond the largest value of its type a scale
 saturates; where it rounds to 0 it has vanished, and its block comes back as 0.
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 Array64 = NDArray[np.float64]
 
 
-class Stored(NamedTuple):
+class RoundedScale(NamedTuple):
     """Scales as they are stored, one a block, and which of them saturated or vanished."""
 
     scale: NDArray[np.float32]
@@ -28,13 +28,18 @@ class ScaleType(Protocol):
     """
 
     @property
-    def name(self) -> str: ...  # noqa: D102 said above
-    @property
-    def bits(self) -> int: ...  # noqa: D102
-    @property
-    def tensor_bits(self) -> int: ...  # noqa: D102
+    def name(self) -> str:
+        """Name in configs and results."""
 
-    def store(self, scale: ArrayLike, absmax: float) -> Stored:
+    @property
+    def bits(self) -> int:
+        """Bits of one scale."""
+
+    @property
+    def tensor_bits(self) -> int:
+        """Bits of what a tensor stores once."""
+
+    def store(self, scale: ArrayLike, absmax: float) -> RoundedScale:
         """Round scales, of blocks of a tensor whose largest magnitude is `absmax`."""
 
 
@@ -50,16 +55,17 @@ class FloatType:
     dtype: type[np.floating[Any]] | None = None  # that NumPy has of it
     tensor_bits: ClassVar[int] = 0
 
-    def store(self, scale: ArrayLike, absmax: float = 0.0) -> Stored:  # noqa: ARG002 ScaleType
+    def store(self, scale: ArrayLike, absmax: float = 0.0) -> RoundedScale:  # noqa: ARG002 ScaleType
         """Round to nearest, ties to even, subnormal numbers included; saturate."""
         exact = np.asarray(scale, np.float64)
         rounded = self.round(exact)
         saturated = rounded > self.largest
-        kept = np.minimum(rounded, self.largest).astype(np.float32)
-        return Stored(kept, saturated, (kept == 0) & (exact > 0))
+        stored = np.minimum(rounded, self.largest).astype(np.float32)
+        return RoundedScale(stored, saturated, (stored == 0) & (exact > 0))
 
     def round(self, values: Array64) -> Any:
         """Round float64 values to this type's precision; beyond its maximum they may be inf."""
+        # ml_dtypes has the other types, but goes from float64 by way of float32: it rounds twice.
         if self.dtype:
             with np.errstate(over="ignore"):
                 return values.astype(self.dtype)
@@ -72,7 +78,7 @@ FLOAT32 = FloatType("float32", 32, 23, -126, float(np.finfo(np.float32).max), np
 FLOAT16 = FloatType("float16", 16, 10, -14, 65504.0, np.float16)
 BFLOAT16 = FloatType("bfloat16", 16, 7, -126, 2.0**127 * (2 - 2.0**-7))
 FLOAT8_E4M3 = FloatType("float8_e4m3", 8, 3, -6, 448.0)
-SCALE_TYPES = {each.name: each for each in (FLOAT32, FLOAT16, BFLOAT16)}
+SCALE_TYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
 
 
 @dataclass(frozen=True)
@@ -83,12 +89,12 @@ class PowerOfTwo:
     bits: ClassVar[int] = 8
     tensor_bits: ClassVar[int] = 0
 
-    def store(self, scale: ArrayLike, absmax: float = 0.0) -> Stored:  # noqa: ARG002 ScaleType
+    def store(self, scale: ArrayLike, absmax: float = 0.0) -> RoundedScale:  # noqa: ARG002 ScaleType
         """Round down; a block of zeros takes the least scale."""
         _, exponent = np.frexp(np.asarray(scale, np.float64))
         exponent = np.where(np.asarray(scale) > 0, exponent - 1, -127)
-        kept = np.ldexp(1.0, np.clip(exponent, -127, 127)).astype(np.float32)
-        return Stored(kept, exponent > 127, np.zeros(kept.shape, bool))
+        stored = np.ldexp(1.0, np.clip(exponent, -127, 127)).astype(np.float32)
+        return RoundedScale(stored, exponent > 127, np.zeros(stored.shape, bool))
 
 
 @dataclass(frozen=True)
@@ -103,12 +109,12 @@ class TwoLevel:
     bits: ClassVar[int] = 8
     tensor_bits: ClassVar[int] = 32
 
-    def store(self, scale: ArrayLike, absmax: float) -> Stored:
+    def store(self, scale: ArrayLike, absmax: float) -> RoundedScale:
         """Round to multiples of the tensor's scale, ``float32(absmax / (element_max * 448))``."""
         exact = np.asarray(scale, np.float64)
         unit = np.float32(absmax / (self.element_max * FLOAT8_E4M3.largest))
         if not unit:
-            return Stored(np.zeros(exact.shape, np.float32), exact < 0, exact > 0)
+            return RoundedScale(np.zeros(exact.shape, np.float32), exact < 0, exact > 0)
         stored = FLOAT8_E4M3.store(exact / np.float64(unit))
         return stored._replace(scale=stored.scale * unit)
 

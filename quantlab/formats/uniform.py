@@ -11,7 +11,7 @@ asymmetric   scale = (hi - lo) / (qmax - qmin),  zero_point = qmin - rint(lo / s
 ``[lo, hi]`` is the range of the data and nothing else: no clipping of outliers, no calibration.
 Scale and zero point are per tensor, chosen in float64 and rounded to float32 once. The round trip
 is float32 with a true division and halves rounded to even, so the codes equal those of ONNX
-``QuantizeLinear`` (opset 21) bit for bit. The last six functions are those of lab 03, block A.
+``QuantizeLinear`` (opset 21) bit for bit. Its compiled twin is `stats.kernel.round_to_step`.
 """
 
 from abc import ABC, abstractmethod
@@ -23,16 +23,18 @@ from numpy.typing import ArrayLike
 
 from quantlab.formats import scales
 from quantlab.formats.element import (
+    BlockParams,
     Bounds,
     Codes,
-    Fit,
+    CompiledGrid,
     FloatArray,
-    Store,
-    Trip,
+    GridKind,
+    Quantized,
+    RoundScale,
     code_dtype,
-    in_units,
-    some,
-    times_scale,
+    divide_by_scale,
+    mask_or_none,
+    multiply_by_scale,
 )
 from quantlab.formats.scales import Array64
 
@@ -40,7 +42,7 @@ ZeroPointPolicy = Literal["widen", "clip", "wide_int"]
 
 FLOAT32 = np.finfo(np.float32)
 INT32 = np.iinfo(np.int32)
-HALF = 0.5  # of a step of 1: what is smaller comes back as 0
+HALF_STEP = 0.5  # of a step of 1: smaller values come back as 0
 
 
 def code_range(n_bits: int) -> tuple[int, int]:
@@ -60,39 +62,40 @@ def value_range(x: ArrayLike, name: str = "x") -> tuple[float, float]:
     """
     x = np.asarray(x, dtype=np.float32)
     if x.size == 0:
-        raise empty(name, x.shape)
+        raise empty_error(name, x.shape)
     lo, hi = float(x.min()), float(x.max())
     if not np.isfinite([lo, hi]).all():
-        where = np.argwhere(~np.isfinite(x))
-        first = tuple(where[0].tolist())
-        raise not_finite(name, len(where), x.size, x[first], list(first))
+        places = np.argwhere(~np.isfinite(x))
+        index = places[0].tolist()
+        raise not_finite_error(name, len(places), x.size, x[tuple(index)], index)
     return lo, hi
 
 
-def empty(name: str, shape: tuple[int, ...]) -> ValueError:
-    """Return the error of a tensor without elements."""
+def empty_error(name: str, shape: tuple[int, ...]) -> ValueError:
+    """Make the error of a tensor without elements."""
     return ValueError(f"tensor '{name}' is empty (shape {shape}): there is nothing to quantize")
 
 
-def not_finite(name: str, count: int, size: int, first: Any, index: list[int]) -> ValueError:
-    """Return the error of a tensor of which `count` values are no finite float32.
+def not_finite_error(name: str, count: int, size: int, first: Any, index: list[int]) -> ValueError:
+    """Make the error of a tensor of which `count` values are no finite float32.
 
-    `first` is the first of them as stored, and tells which of the two ails them.
+    `first` is the first offending value as stored; whether it is finite decides which message is
+    shown.
     """
     beyond = np.isfinite(first)
-    what = "values beyond float32" if beyond else "NaN or Inf"
+    fault = "values beyond float32" if beyond else "NaN or Inf"
     cure = "rescale them" if beyond else "mend or drop them"
     return ValueError(
-        f"tensor '{name}' holds {count} {what} among its {size} values, "
+        f"tensor '{name}' holds {count} {fault} among its {size} values, "
         f"the first ({first}) at index {index}: {cure} before quantizing"
     )
 
 
 class Params(NamedTuple):
-    """What turns values into codes and back, and what had to give to get it, of a block or many.
+    """Scale and zero point of a block or many.
 
-    `scale_replaced` says that the step fell below the smallest normal float32 and became 1, as in
-    ONNX Runtime; `zero_point_clipped` that the zero point did not fit and saturated.
+    `scale_replaced`: the step fell below the smallest normal float32 and became 1, as in
+    ONNX Runtime. `zero_point_clipped`: the zero point did not fit and saturated.
     """
 
     scale: Any  # a float32, or an array of them
@@ -106,80 +109,67 @@ def unclipped_codes(x: ArrayLike, params: Params) -> FloatArray:
 
     Exact while ``|zero_point| < 2**24``, which only ``wide_int`` can leave.
     """
-    x = np.asarray(x, dtype=np.float32)
-    return np.rint(in_units(x, params.scale)) + np.float32(params.zero_point)
-
-
-def saturate(unclipped: FloatArray, n_bits: int) -> Codes:
-    """Clip to the code range and store as int8 up to 8 bits, as int16 above."""
-    qmin, qmax = code_range(n_bits)
-    q = np.minimum(np.maximum(unclipped, qmin), qmax)
-    return q.astype(code_dtype(n_bits))
+    steps = np.rint(divide_by_scale(np.asarray(x, dtype=np.float32), params.scale))
+    return steps + np.float32(params.zero_point) if np.any(params.zero_point) else steps
 
 
 def quantize(x: ArrayLike, params: Params, n_bits: int) -> Codes:
-    """Return the codes of `x`, of its shape."""
-    return saturate(unclipped_codes(x, params), n_bits)
+    """Return the codes of `x`, of its shape: int8 up to 8 bits, int16 above."""
+    codes: Codes = np.clip(unclipped_codes(x, params), *code_range(n_bits)).astype(
+        code_dtype(n_bits)
+    )
+    return codes
 
 
-def dequantize(q: Codes, params: Params) -> FloatArray:
-    """Return the float32 values that the codes stand for, of the shape of `q`.
+def dequantize(q: Codes | FloatArray, params: Params) -> FloatArray:
+    """Return the float32 values that codes of any type stand for, of the shape of `q`.
 
     A code whose value lies beyond the float32 range gives its largest finite value, not inf.
     """
-    with np.errstate(over="ignore"):
-        x_hat = (q.astype(np.float32) - np.float32(params.zero_point)) * params.scale
-    return np.minimum(np.maximum(x_hat, FLOAT32.min), FLOAT32.max)
+    steps = np.asarray(q, np.float32) - np.float32(params.zero_point)
+    # An array of no dimensions has become a scalar, which cannot be multiplied in place.
+    largest = 2.0**16 + float(np.max(np.abs(params.zero_point)))
+    return multiply_by_scale(np.asarray(steps), params.scale, largest)
 
 
-def first(params: Params) -> Params:
-    """Return the parameters of the first of many blocks."""
-    scale, zero_point, replaced, clipped = (each[0] for each in params)
+def scalar_params(params: Params) -> Params:
+    """Return the parameters of one block, arrays of one entry, as scalars."""
+    scale, zero_point, replaced, clipped = (np.ravel(field)[0] for field in params)
     return Params(np.float32(scale), int(zero_point), bool(replaced), bool(clipped))
 
 
 class Uniform(ABC):
-    """What both quantizers share: everything but the choice of the zero point."""
+    """The affine map; subclasses choose its parameters."""
 
     n_bits: int
-    ranged: ClassVar[bool] = True
-    least: ClassVar[bool] = False
+    accepts_range: ClassVar[bool] = True
+    needs_min_magnitude: ClassVar[bool] = False
+    scales_ends: ClassVar[bool] = False
 
     @abstractmethod
-    def fit(self, bounds: Bounds, store: Store) -> Fit:
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Choose the parameters of blocks; a step below float32's smallest normal becomes 1."""
 
     def choose(self, lo: float, hi: float) -> Params:
         """Choose the parameters of one block with the range [lo, hi]."""
         bounds = Bounds(np.float64(lo), np.float64(hi), np.float64(np.inf))
-        scale, zero_point, replaced, clipped = self.fit(bounds, scales.FLOAT32.store).params
-        return Params(np.float32(scale), int(zero_point), bool(replaced), bool(clipped))
+        return scalar_params(self.fit(bounds, scales.FLOAT32.store).params)
 
-    def round_trip(self, x: FloatArray, params: Params) -> Trip:
+    def round_trip(self, x: FloatArray, params: Params) -> Quantized:
         """Take values to codes and back, bit for bit as `quantize` and `dequantize` do."""
-        unclipped = self._unclipped(x, params)
+        unclipped = unclipped_codes(x, params)
         q = np.clip(unclipped, *code_range(self.n_bits))
-        codes, clipped = q.astype(code_dtype(self.n_bits)), some(unclipped != q)
-        return Trip(codes, self._values(q, params), clipped)
+        clipped = mask_or_none(unclipped != q)
+        return Quantized(q.astype(code_dtype(self.n_bits)), dequantize(q, params), clipped)
 
     def reconstruct(self, x: FloatArray, params: Params) -> FloatArray:
-        """Return what values come back as."""
-        q = self._unclipped(x, params)
-        return self._values(np.clip(q, *code_range(self.n_bits), out=q), params)
+        """Reconstruct values."""
+        q = unclipped_codes(x, params)
+        return dequantize(np.clip(q, *code_range(self.n_bits), out=q), params)
 
-    def _unclipped(self, x: FloatArray, params: Params) -> FloatArray:
-        steps = in_units(x, params.scale)
-        np.rint(steps, out=steps)
-        if np.any(params.zero_point):
-            steps += np.float32(params.zero_point)
-        return steps
-
-    def _values(self, q: FloatArray, params: Params) -> FloatArray:
-        """Turn codes, as float32, into what they stand for, in place."""
-        if np.any(params.zero_point):
-            q -= np.float32(params.zero_point)
-        largest = 2.0**self.n_bits + float(np.max(np.abs(params.zero_point)))
-        return times_scale(q, params.scale, largest)
+    def compiled_grid(self) -> CompiledGrid:
+        """Return the grid of `kernel.round_to_step`."""
+        return CompiledGrid(GridKind.UNIFORM, self.n_bits, code_range(self.n_bits)[1])
 
 
 @dataclass(frozen=True)
@@ -189,18 +179,19 @@ class Symmetric(Uniform):
     n_bits: int
     symmetric: ClassVar[bool] = True
     keeps_zero: ClassVar[bool] = True
+    scales_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is out of range."""
         code_range(self.n_bits)
 
-    def fit(self, bounds: Bounds, store: Store) -> Fit:
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Map the larger magnitude of each range to ``qmax``."""
         _, qmax = code_range(self.n_bits)
         absmax = bounds.absmax
-        scale, replaced, fit = _store(absmax / qmax, absmax, store)
+        scale, replaced, stored = _store(absmax / qmax, absmax, store)
         zeros, never = np.zeros(np.shape(scale), np.int64), np.zeros(np.shape(scale), bool)
-        return fit._replace(params=Params(fit.params, zeros, replaced, never))
+        return stored._replace(params=Params(stored.params, zeros, replaced, never))
 
     def block_bits(self, scale_bits: int) -> int:
         """Return the bits of a scale."""
@@ -233,7 +224,7 @@ class Asymmetric(Uniform):
         """Whether 0 is always one of the values."""
         return self.zero_point == "widen"
 
-    def fit(self, bounds: Bounds, store: Store) -> Fit:
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Map each range onto all the codes.
 
         Where the range is too narrow for a step, `lo` sits at code 0, as in ONNX Runtime. The zero
@@ -244,31 +235,31 @@ class Asymmetric(Uniform):
         lo, hi = bounds.lo, bounds.hi
         if self.keeps_zero:
             lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
-        scale, replaced, fit = _store((hi - lo) / (qmax - qmin), bounds.absmax, store)
+        scale, replaced, stored = _store((hi - lo) / (qmax - qmin), bounds.absmax, store)
         exact = np.where(replaced, 0, qmin) - np.rint(lo / scale)
         low, high = (INT32.min, INT32.max) if self.zero_point == "wide_int" else (qmin, qmax)
         zero_point = np.clip(exact, low, high)
-        params = Params(fit.params, zero_point.astype(np.int64), replaced, zero_point != exact)
-        return fit._replace(params=params)
+        params = Params(stored.params, zero_point.astype(np.int64), replaced, zero_point != exact)
+        return stored._replace(params=params)
 
     def block_bits(self, scale_bits: int) -> int:
         """Return the bits of a scale and a zero point: an int32, or as wide as a code."""
         return scale_bits + (32 if self.zero_point == "wide_int" else self.n_bits)
 
 
-def _store(scale: Array64, absmax: Array64, store: Store) -> tuple[Array64, Any, Fit]:
-    """Return steps to count in, which of them became 1, and the fit that stores them."""
+def _store(scale: Array64, absmax: Array64, store: RoundScale) -> tuple[Array64, Any, BlockParams]:
+    """Store steps; return those that zero points count in, which became 1, and the stored ones."""
     replaced = scale < FLOAT32.tiny
     if replaced.any():
         scale = np.where(replaced, 1.0, scale)
     stored = store(scale)
     vanished = stored.vanished
     if replaced.any():
-        vanished = vanished | (replaced & (absmax > 0) & (absmax < HALF))
+        vanished = vanished | (replaced & (absmax > 0) & (absmax < HALF_STEP))
     reduced = stored.scale != scale.astype(np.float32)
     if reduced.any():
         scale = np.where(reduced & (stored.scale > 0), stored.scale, scale)
-    return scale, replaced, Fit(stored.scale, stored.saturated, vanished)
+    return scale, replaced, BlockParams(stored.scale, stored.saturated, vanished)
 
 
 Quantizer = Symmetric | Asymmetric
@@ -276,76 +267,5 @@ MODES: dict[str, type[Quantizer]] = {"sym": Symmetric, "asym": Asymmetric}
 
 
 def mode_name(mode: str) -> str:
-    """Return what results call a mode: that of the lab by its class, another by its yaml."""
+    """Return the name of a mode in results: of the lab's the class, of others the yaml."""
     return MODES[mode].__name__.lower() if mode in MODES else mode
-
-
-def choose_scale_symmetric(x: ArrayLike, n_bits: int = 8) -> np.float32:
-    """Choose the step that maps the largest magnitude of `x` to ``qmax``.
-
-    Raises ValueError when `x` is empty or not finite, or `n_bits` is out of range.
-
-    Examples
-    --------
-    >>> choose_scale_symmetric(np.array([-3.5, 1.0], np.float32), n_bits=4)
-    np.float32(0.5)
-    """
-    return Symmetric(n_bits).choose(*value_range(x)).scale
-
-
-def quantize_fp32_to_int8(x: ArrayLike, s: float | np.float32, n_bits: int = 8) -> Codes:
-    """Round `x` to whole steps of `s`, halves to even, saturating at the code range.
-
-    Examples
-    --------
-    >>> quantize_fp32_to_int8(np.array([0.25, 0.75, 99.0], np.float32), 0.5)
-    array([  0,   2, 127], dtype=int8)
-    """
-    return quantize_asym(x, s, 0, n_bits)
-
-
-def dequantize_int8_to_fp32(q: Codes, s: float | np.float32) -> FloatArray:
-    """Return the float32 values of symmetric codes, of the shape of `q`.
-
-    Examples
-    --------
-    >>> dequantize_int8_to_fp32(np.array([0, 2, 127], np.int8), 0.5)
-    array([ 0. ,  1. , 63.5], dtype=float32)
-    """
-    return dequantize_asym(q, s, 0)
-
-
-def choose_scale_asymmetric(x: ArrayLike, n_bits: int = 8) -> tuple[np.float32, int]:
-    """Choose step and zero point so that the codes span `x` and 0.
-
-    Raises ValueError when `x` is empty or not finite, or `n_bits` is out of range.
-
-    Examples
-    --------
-    >>> choose_scale_asymmetric(np.array([-1.0, 6.5], np.float32), n_bits=4)
-    (np.float32(0.5), -6)
-    """
-    params = Asymmetric(n_bits).choose(*value_range(x))
-    return params.scale, params.zero_point
-
-
-def quantize_asym(x: ArrayLike, s: float | np.float32, z: int, n_bits: int = 8) -> Codes:
-    """Round `x` to whole steps of `s`, halves to even, then add `z` and saturate.
-
-    Examples
-    --------
-    >>> quantize_asym(np.array([-1.0, 0.0, 6.5], np.float32), 0.5, -6, n_bits=4)
-    array([-8, -6,  7], dtype=int8)
-    """
-    return quantize(x, Params(np.float32(s), z), n_bits)
-
-
-def dequantize_asym(q: Codes, s: float | np.float32, z: int) -> FloatArray:
-    """Return the float32 values of asymmetric codes, of the shape of `q`.
-
-    Examples
-    --------
-    >>> dequantize_asym(np.array([-8, -6, 7], np.int8), 0.5, -6)
-    array([-1. ,  0. ,  6.5], dtype=float32)
-    """
-    return dequantize(q, Params(np.float32(s), z))

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats import uniform
 from quantlab.formats.element import FloatArray
+from quantlab.formats.uniform import empty_error, not_finite_error
 from quantlab.text import label
 
 READ = 2**20  # elements hashed or searched at once
@@ -87,7 +87,7 @@ class Tensor:
         Reads the whole tensor; made for one whose range is known to be wrong.
         """
         if not self.size:
-            raise uniform.empty(label(self.name), self.shape)
+            raise empty_error(label(self.name), self.shape)
         starts = range(0, self.size, READ)
         found = [start + _not_finite(self.block(start, start + READ)) for start in starts]
         where = np.concatenate(found)
@@ -96,7 +96,7 @@ class Tensor:
         first = int(where[0])
         value = self.stored(first, first + 1)[0]
         index = [int(i) for i in np.unravel_index(first, self.shape)]
-        raise uniform.not_finite(label(self.name), where.size, self.size, value, index)
+        raise not_finite_error(label(self.name), where.size, self.size, value, index)
 
     def identity(self) -> dict[str, Any]:
         """Return what tells a tensor from another of its name: ``shape, dtype, sha256``."""

@@ -1,104 +1,70 @@
-"""The compiled loops as the engine calls them, where the extra ``[fast]`` is installed.
+"""The fast engine, where the extra ``[fast]`` is installed: `NumpyEngine` in loops of Numba.
 
-Numba is imported when the first tensor is large enough to pay for it, and never for small ones.
+`stats.kernel` has the loops, each named by its twin in `formats` or `stats.reference`. Numba is
+imported when the first tensor is large enough to pay for it, and never for small ones.
 """
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.blocks import Layout, Read
-from quantlab.formats.element import Bounds, Element, FloatArray, Trip
-from quantlab.formats.floats import MANTISSA_BITS, FixedPoint, Float
-from quantlab.formats.format import Chosen
-from quantlab.formats.levels import BEYOND, MIDPOINTS, NF4, NormalFloat4
-from quantlab.formats.log import Log
+from quantlab.formats.blocks import Read
+from quantlab.formats.element import (
+    NO_FLOATS,
+    Bounds,
+    CompiledGrid,
+    Element,
+    FloatArray,
+    GridKind,
+    Quantized,
+    compiled_grid_of,
+)
+from quantlab.formats.quantizer import BlockLayoutParams
 from quantlab.formats.ranges import NUMPY, Reductions
-from quantlab.formats.uniform import Asymmetric, Symmetric, Uniform, code_range
+from quantlab.formats.scales import Array64
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.counts import Counts
-from quantlab.stats.histogram import BINS, ErrorHistogram
-from quantlab.stats.sums import CHUNK, Array64, Partial, rounded_down
-from quantlab.stats.wanted import Wanted
+from quantlab.stats.reference import (
+    CHUNK,
+    CHUNK_SUMS,
+    ERROR_BINS,
+    MOMENTS,
+    ChunkSums,
+    ErrorHistogram,
+    MeasureOptions,
+    NumpyEngine,
+    Table,
+)
 
-SMALL = 2**16  # values that NumPy measures as fast
-BLOCK = 2**19  # elements in work at once: more than for NumPy, as Python costs a larger share
-MANY = 16  # blocks that are columns of a matrix; of fewer each is a matrix of its own
+MAX_NUMPY_SIZE = 2**16  # values of a tensor that NumPy measures as fast
+MANY_BLOCKS = 16  # that are columns of a matrix; of fewer each is a matrix of its own
 COLUMNS = 2**12  # of that
-NO_FLOATS = np.empty(0, np.float32)
 NO_CODES, NO_MASK = np.empty(0, np.int16), np.empty(0, np.bool_)
-ONE_SCALE = np.ones(1, np.float32), np.zeros(1, np.float32)
+ONE_SCALE, NO_ZERO_POINT = np.ones(1, np.float32), np.zeros(1, np.float32)
 NUMBA = "numba"
-GIVEN, UNIFORM, FLOAT, FIXED_POINT, LEVELS, LOG = range(6)  # as in `kernel`
 log = logging.getLogger("quantlab")
 
 
-class Grid(NamedTuple):
-    """An element grid as the loops take it: which of them, its numbers, and a list of levels."""
-
-    kind: int
-    n_bits: int
-    numbers: tuple[np.float32, ...]
-    levels: FloatArray = NO_FLOATS
-    midpoints: FloatArray = NO_FLOATS
-
-
-Arguments = tuple[Any, ...]  # of `kernel.gather`: how values come back
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A layout, and the parameters of its blocks from number `first` on."""
-
-    layout: Layout
-    first: int
-    params: Any
-
-    @property
-    def blocks(self) -> tuple[int, ...]:
-        """The blocks as the loops take them."""
-        layout = self.layout
-        return layout.row, layout.width, layout.per_row, int(layout.shared), self.first
-
-    @cached_property
-    def scales(self) -> tuple[FloatArray, FloatArray]:
-        """Scales and zero points as the loops take them."""
-        scales, zero_points = _scales(self.params)
-        return scales[0], zero_points[0]
-
-    @cached_property
-    def of_log(self) -> list[FloatArray]:
-        """The parameters of `Log` as the loops take them."""
-        return [np.ravel(each).astype(np.float32) for each in self.params]
-
-
-def _scales(params: Any, choices: int = 1) -> tuple[FloatArray, FloatArray]:
-    """Return scales and zero points, ``(choices, blocks)``; of a choice one where all are 0."""
-    scales = np.asarray(params.scale, np.float32).reshape(choices, -1)
-    zero_points = getattr(params, "zero_point", 0)
-    if not np.any(zero_points):
-        return scales, np.zeros((choices, 1), np.float32)
-    return scales, np.asarray(zero_points, np.float32).reshape(choices, -1)
-
-
-class Kernel:
+class CompiledEngine(NumpyEngine):
     """Calls the loops with arrays of the types that they are compiled for."""
+
+    name = NUMBA
+    block_size = 8 * CHUNK  # more than for NumPy, as Python costs a larger share
+    min_share = 4 * CHUNK
 
     def __init__(self, loops: Any) -> None:
         """Take the module of the loops."""
         self._loops = loops
         self.reductions = Reductions(self._bounds, self._squared_errors)
+        self._no_blocks = loops.GridBlocks(1, 1, 1, 0, 0, ONE_SCALE, NO_ZERO_POINT)
 
     def reader(self, tensor: Tensor) -> Read:
-        """Return what reads flat float32 values of a tensor, in C order."""
+        """Return the function that reads flat float32 values of a tensor, in C order."""
         widen = getattr(self._loops, f"widen_{tensor.dtype}", None)
         if widen is None:
             return tensor.block
@@ -112,202 +78,164 @@ class Kernel:
 
         return read
 
-    def survey(self, x: FloatArray, width: int, maxima: FloatArray) -> tuple[float, float, Array64]:
-        """Write the maxima of rows; return least and greatest value, and the moments of chunks.
+    def survey(
+        self, x: FloatArray, row_width: int, maxima: FloatArray
+    ) -> tuple[float, float, ChunkSums]:
+        """Write the maxima of rows; return least and greatest value, and the moments of chunks."""
+        moments = np.zeros(-(-x.size // CHUNK), MOMENTS)
+        lo, hi = self._loops.survey(_plain(x), row_width, maxima, moments)
+        return lo, hi, moments
 
-        Where a value is not finite, neither is one of the first two.
-        """
-        sums = np.zeros((-(-x.size // CHUNK), 3))
-        lo, hi = self._loops.survey(_plain(x), width, maxima, sums)
-        return lo, hi, sums.T
-
-    def tables(self, n_bits: int | None) -> NDArray[np.int64]:
-        """Return tables that count codes, none where they are not ours."""
+    def new_table(self, n_bits: int | None) -> Table:
+        """Return empty tables of codes, which add up to one."""
         return np.zeros((self._loops.TABLES if n_bits else 0, 2 ** (n_bits or 0)), np.int64)
 
-    def counts(self, tables: NDArray[np.int64]) -> list[Counts]:
-        """Return what was counted."""
-        if not len(tables):
-            return []
-        found = tables.sum(axis=0)
-        codes = np.flatnonzero(found)
-        return [Counts((codes - found.size // 2).astype(np.int16), found[codes])]
-
-    def of_grid(self, x: FloatArray, start: int, grid: Grid, fit: Fitted) -> Arguments:
-        """Return the arguments for a block that goes through a grid."""
-        if grid.kind == LOG:
-            return self.of_trip(self._through_log(_plain(x), start, fit), grid.n_bits)
-        numbers = grid.numbers, grid.levels, grid.midpoints
-        return grid.kind, fit.blocks, *fit.scales, *numbers, NO_FLOATS, NO_CODES, NO_MASK
-
-    def _through_log(self, x: FloatArray, start: int, fit: Fitted) -> Trip:
-        """Do what `Log.round_trip` does, with the same two functions of NumPy."""
-        largest, *of_steps = fit.of_log
-        codes, x_hat = np.empty(x.size, np.int16), np.empty(x.size, np.float32)
-        scratch = np.empty(min(x.size, CHUNK))
-        for at in range(0, x.size, CHUNK):
-            here = slice(at, at + CHUNK)
-            of, logs = (x[here], start + at, fit.blocks), scratch[: x[here].size]
-            self._loops.log_ratios(*of, largest, logs)
-            self._loops.log_steps(*of, *of_steps, np.log2(logs, out=logs), codes[here])
-            self._loops.log_values(*of, largest, np.exp2(logs, out=logs), x_hat[here])
-        return Trip(codes, x_hat, None)
-
-    def of_trip(self, trip: Trip, n_bits: int | None) -> Arguments:
-        """Return the arguments for a block that has been through a format."""
-        codes = NO_CODES if trip.codes is None else trip.codes.astype(np.int16, copy=False)
-        clipped = NO_MASK if trip.clipped is None else trip.clipped
-        numbers = _numbers(n_bits or 0), NO_FLOATS, NO_FLOATS
-        x_hat = _plain(trip.x_hat)
-        return GIVEN, (0, 0, 0, 0, 0), *ONE_SCALE, *numbers, x_hat, codes, clipped
-
     def gather(
-        self,
-        x: FloatArray,
-        start: int,
-        arguments: Arguments,
-        wanted: Wanted,
-        tables: NDArray[np.int64],
-    ) -> Partial:
-        """Return what a block adds, and keep its maxima, errors and codes: see `kernel.gather`."""
-        n = -(-x.size // CHUNK)
-        sums, counts = np.zeros((n, self._loops.SUMS)), np.zeros((n, self._loops.COUNTS), np.int64)
-        threshold = rounded_down(wanted.rel_threshold)
-        self._loops.gather(
-            _plain(x), start, *arguments, threshold, *wanted[1:5], sums, counts, tables
+        self, start: int, x: FloatArray, quantized: Quantized, options: MeasureOptions, table: Table
+    ) -> ChunkSums:
+        """Sum up a block that begins at element `start`; keep its codes, errors and maxima."""
+        codes, x_hat, clipped = quantized
+        given = (
+            _plain(x_hat),
+            NO_CODES if codes is None else codes.astype(np.int16, copy=False),
+            NO_MASK if clipped is None else clipped,
         )
-        zeroed, rel_count, clipped = counts.sum(axis=0).tolist()
-        return Partial(zeroed, rel_count, clipped, float(sums[:, -1].max()), sums[:, :-1].T)
+        grid = _typed(CompiledGrid(GridKind.GIVEN, table.shape[1].bit_length() - 1))
+        return self._gather(start, x, grid, self._no_blocks, given, options, table)
 
-    def histogram(self, errors: FloatArray, upper: float) -> ErrorHistogram:
-        """Return the histogram of errors."""
-        return _Histogram(errors, upper, self._loops)
+    def gather_through(
+        self,
+        start: int,
+        x: FloatArray,
+        grid: CompiledGrid,
+        blocks: BlockLayoutParams,
+        options: MeasureOptions,
+        table: Table,
+    ) -> ChunkSums:
+        """Take a block through a grid, and sum it up as `gather` does."""
+        layout, first, params = blocks.layout, blocks.first, blocks.params
+        (scales, *_), (zero_points, *_) = _scales(params)
+        grid_blocks = self._loops.GridBlocks(
+            layout.row, layout.width, layout.per_row, int(layout.shared), first, scales, zero_points
+        )
+        given = NO_FLOATS, NO_CODES, NO_MASK
+        return self._gather(start, x, _typed(grid), grid_blocks, given, options, table)
 
-    def _bounds(self, x: FloatArray, least: bool) -> Bounds:
-        out = np.empty((3 if least else 2, x[..., 0].size), np.float32)
-        self._loops.bounds(_plain(x.reshape(-1)), x.shape[-1], out)
-        lo, hi, *magnitude = out.astype(np.float64).reshape(-1, *x.shape[:-1])
-        return Bounds(lo, hi, magnitude[0] if least else np.full(lo.shape, np.inf))
-
-    def _squared_errors(self, element: Element, x: FloatArray, params: Any) -> Array64:
-        grid = grid_of(element)
-        if grid is None:
-            return NUMPY.squared_errors(element, x, params)
-        choices = len(params.scale)
-        own = _scales(params, choices)
-        if len(x) >= MANY:
-            return self._of_columns(grid, x.T, *own)
-        sums = np.empty((choices, len(x)))
-        for n, block in enumerate(x):
-            of_block = (each[:, n if each.shape[1] > 1 else 0, None] for each in own)
-            sums[:, n] = self._of_block(grid, block, *of_block)
+    def _gather(
+        self,
+        start: int,
+        x: FloatArray,
+        grid: CompiledGrid,
+        blocks: Any,
+        given: tuple[NDArray[Any], ...],
+        options: MeasureOptions,
+        table: Table,
+    ) -> ChunkSums:
+        sums = np.zeros(-(-x.size // CHUNK), CHUNK_SUMS)
+        self._loops.gather(start, _plain(x), grid, blocks, *given, options, sums, table)
         return sums
 
-    def _of_block(
-        self, grid: Grid, x: FloatArray, scales: FloatArray, zero_points: FloatArray
+    def histogram(self, errors: FloatArray, upper: float) -> ErrorHistogram:
+        """Return the histogram of errors over [0, upper]."""
+        return _CompiledHistogram(errors, upper, self._loops)
+
+    def _bounds(self, x: FloatArray, needs_min_magnitude: bool) -> Bounds:
+        out = np.empty((3 if needs_min_magnitude else 2, x[..., 0].size), np.float32)
+        self._loops.bounds(_plain(x.reshape(-1)), x.shape[-1], out)
+        lo, hi, *magnitude = out.astype(np.float64).reshape(-1, *x.shape[:-1])
+        return Bounds(lo, hi, magnitude[0] if magnitude else np.full(lo.shape, np.inf))
+
+    def _squared_errors(self, element: Element, x: FloatArray, params: Any) -> Array64:
+        grid = compiled_grid_of(element)
+        if grid is None:
+            return NUMPY.squared_errors(element, x, params)
+        grid, choices = _typed(grid), len(params.scale)
+        scales, zero_points = _scales(params, choices)
+        if len(x) >= MANY_BLOCKS:
+            return self._column_errors(grid, x.T, scales, zero_points)
+        sums = np.empty((choices, len(x)))
+        for n, block in enumerate(x):
+            own = (
+                field[:, n if field.shape[1] > 1 else 0, None] for field in (scales, zero_points)
+            )
+            sums[:, n] = self._block_errors(grid, block, *own)
+        return sums
+
+    def _block_errors(
+        self, grid: CompiledGrid, x: FloatArray, scales: FloatArray, zero_points: FloatArray
     ) -> Array64:
         """Return the sum of squared errors of one block for each choice of scales."""
         sums, whole = np.zeros(len(scales)), x.size - x.size % COLUMNS
         for values in (x[:whole].reshape(-1, COLUMNS), x[whole:].reshape(1, -1)):
             if values.size:
-                sums += self._of_columns(grid, values, scales, zero_points)[:, 0]
+                sums += self._column_errors(grid, values, scales, zero_points)[:, 0]
         return sums
 
-    def _of_columns(
-        self, grid: Grid, x: FloatArray, scales: FloatArray, zero_points: FloatArray
+    def _column_errors(
+        self, grid: CompiledGrid, x: FloatArray, scales: FloatArray, zero_points: FloatArray
     ) -> Array64:
         """Return the sum of squared errors of each column, or of all where they have one scale."""
         sums = np.empty(scales.shape)
-        own = np.ascontiguousarray(scales), np.ascontiguousarray(zero_points)
-        of = grid.numbers, grid.levels, grid.midpoints
-        self._loops.squared_errors(grid.kind, _plain(x), *own, *of, sums)
+        params = np.ascontiguousarray(scales), np.ascontiguousarray(zero_points)
+        self._loops.squared_errors(_plain(x), grid, *params, sums)
         return sums
 
 
-class _Histogram(ErrorHistogram):
-    """A histogram whose errors are sorted by the loops."""
+class _CompiledHistogram(ErrorHistogram):
+    """A histogram whose errors are counted by the loops."""
 
     def __init__(self, errors: FloatArray, upper: float, loops: Any) -> None:
         self._loops = loops
         super().__init__(errors, upper)
 
-    def _place(self) -> NDArray[np.int64]:
-        counts = np.zeros(BINS + 1, np.int64)
-        of = self.upper / BINS, self.upper
-        self._loops.place_in_bins(self._errors, *of, self._places, counts)
-        return counts
+    def _count(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+        bins, counts = np.empty(self._errors.size, np.uint8), np.zeros(ERROR_BINS + 1, np.int64)
+        width = self.upper / ERROR_BINS
+        self._loops.place_in_bins(self._errors, width, self.upper, bins, counts)
+        return bins, counts
 
 
-def grid_of(element: Element) -> Grid | None:
-    """Return a grid as the loops take it, None where they do not know it: a subclass may differ."""
-    known = _GRIDS.get(type(element))
-    return known(element) if known else None
+def _scales(params: Any, choices: int = 1) -> tuple[FloatArray, FloatArray]:
+    """Return scales and zero points, ``(choices, blocks)``; of a choice one where all are 0."""
+    scales = np.array(params.scale, np.float32).reshape(choices, -1)
+    zero_points = getattr(params, "zero_point", 0)
+    if not np.any(zero_points):
+        return scales, np.zeros((choices, 1), np.float32)
+    return scales, np.array(zero_points, np.float32).reshape(choices, -1)
 
 
-def _grid(kind: int, n_bits: int, *numbers: float, **lists: FloatArray) -> Grid:
-    return Grid(kind, n_bits, _numbers(n_bits, *numbers), **lists)
+def _typed(grid: CompiledGrid) -> CompiledGrid:
+    """Return a grid whose fields have the types that the loops are compiled for."""
+    return CompiledGrid(
+        int(grid.kind),
+        int(grid.n_bits),
+        int(grid.largest_code),
+        int(grid.mantissa_bits),
+        float(grid.smallest),
+        float(grid.largest),
+        np.require(grid.levels, np.float32, ["C", "A", "W"]),
+        np.require(grid.midpoints, np.float32, ["C", "A", "W"]),
+    )
 
 
-def _numbers(n_bits: int, *others: float) -> tuple[np.float32, ...]:
-    """Return the numbers of a grid: where its codes begin, and others."""
-    first = -(2 ** (n_bits - 1)) if n_bits else 0
-    return tuple(np.float32(each) for each in (first, *others, *[0] * (5 - len(others))))
-
-
-def _uniform(element: Uniform) -> Grid:
-    return _grid(UNIFORM, element.n_bits, *code_range(element.n_bits))
-
-
-def _float(element: Float) -> Grid:
-    shift = 1.5 * 2.0 ** (MANTISSA_BITS - element.mantissa_bits)
-    of_codes = element.mantissa_bits, element.largest_code
-    least = 2.0**element.min_exponent
-    return _grid(FLOAT, element.n_bits, element.largest, least, shift, *of_codes)
-
-
-def _fixed_point(element: FixedPoint) -> Grid:
-    qmax = 2 ** (element.n_bits - 1) - 1
-    return _grid(FIXED_POINT, element.n_bits, 2.0**element.fraction_bits, qmax)
-
-
-def _levels(element: NormalFloat4) -> Grid:
-    ends = map(float, BEYOND)
-    return _grid(LEVELS, element.n_bits, *ends, levels=NF4, midpoints=MIDPOINTS)
-
-
-def _log(element: Log) -> Grid:
-    return _grid(LOG, element.n_bits)
-
-
-_GRIDS: dict[Any, Callable[[Any], Grid]] = {
-    Symmetric: _uniform,
-    Asymmetric: _uniform,
-    Chosen: _uniform,
-    Float: _float,
-    FixedPoint: _fixed_point,
-    NormalFloat4: _levels,
-    Log: _log,
-}
-
-
-def kernel_for(size: int) -> Kernel | None:
-    """Return the compiled loops where they pay and are installed, else None."""
-    return _load() if size > SMALL else None
+def engine_for(size: int) -> NumpyEngine:
+    """Return the compiled engine where it pays and is installed, else NumPy's."""
+    return (_load() if size > MAX_NUMPY_SIZE else None) or NumpyEngine()
 
 
 def versions(size: int) -> dict[str, str]:
     """Return the version of Numba where tensors of a size are measured by what it compiled."""
-    return {NUMBA: version(NUMBA)} if kernel_for(size) else {}
+    return {NUMBA: version(NUMBA)} if engine_for(size).name == NUMBA else {}
 
 
 @cache
-def _load() -> Kernel | None:
-    """Import the loops; say once why that cannot be."""
+def _load() -> CompiledEngine | None:
+    """Import the loops; log once if they cannot be."""
     if find_spec(NUMBA) is None:
-        log.warning("NumPy measures, a fifth as fast as Numba on large tensors: pip install numba")
+        log.warning("NumPy measures, a tenth as fast as Numba on large tensors: pip install numba")
         return None
     try:
-        return Kernel(import_module("quantlab.stats.kernel"))
+        return CompiledEngine(import_module("quantlab.stats.kernel"))
     except Exception as reason:  # whatever a broken Numba raises, NumPy does the work
         log.warning("Numba does not work, so NumPy measures: %s", " ".join(str(reason).split()))
         return None

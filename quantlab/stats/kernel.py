@@ -1,22 +1,23 @@
-"""The hot loops, compiled: the round trips of our grids, and what they leave behind in float64.
+"""The fast engine's loops, compiled by Numba: round trips of our grids, and their sums in float64.
 
-Each loop says in scalars what its NumPy original says in arrays: `uniform` what the round trip of
-`Uniform` does, to the same bits; `add` what `partial_sums` does, up to the order of the terms.
-They stand in one file, as Numba compiles anew only when the file of an entry point has changed.
-Entry points take what is declared, are compiled when this module is imported for the first time,
-and are kept on disk.
+Each loop says in scalars what its NumPy twin says in arrays, which its docstring names: round trips
+to the same bits, sums up to the order of the terms. `stats.compiled` calls them.
 
 Blocks pass in pieces that stay in the cache, a loop for each thing to do: so every loop becomes
 vectors. Round trips take no liberty with floating point; sums may be taken in any order.
 """
 
 import logging
+import zlib
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+
+from quantlab.formats.element import CompiledGrid, FloatArray, GridKind
+from quantlab.stats.reference import CHUNK, CHUNK_SUMS, ERROR_BINS, MOMENTS, MeasureOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 numba = import_module("numba")
@@ -24,55 +25,87 @@ log = logging.getLogger("quantlab")
 
 PIECE = 2**13  # values whose scratch fits the second cache
 COLUMNS = 2**10  # values that are tried with several scales, whose scratch fits the first
-CHUNK = 2**16  # values summed before sums are combined exactly
 TABLES = 4  # of counts: equal codes in a row do not wait for each other
-GIVEN, UNIFORM, FLOAT, FIXED_POINT = range(4)  # how values come back; others are levels
-SUMS, COUNTS = 10, 3  # columns of what is left of a chunk
-LARGEST, ZERO = np.float32(np.finfo(np.float32).max), np.float32(0)
+FLOAT32_MAX, ZERO = np.float32(np.finfo(np.float32).max), np.float32(0)
 EXPONENT, MAGNITUDE = np.int32(0x7F80_0000), np.int32(0x7FFF_FFFF)  # bits of a float32
 LEAST, INFINITE = np.int32(-0x8000_0000), np.int32(0x7F80_0000)
 MANTISSA_BITS = np.int32(23)
 SCALE_UP, NOT_FINITE = np.float32(2.0**112), np.float32(np.inf)
 SUMMED = {"reassoc", "nsz", "contract"}  # sums may be taken in any order, and with fused products
+GIVEN, UNIFORM, FLOAT, FIXED_POINT = map(  # Numba freezes whole numbers, not members of an enum
+    int, (GridKind.GIVEN, GridKind.UNIFORM, GridKind.FLOAT, GridKind.FIXED_POINT)
+)
+
+
+class GridBlocks(NamedTuple):
+    """Scales and zero points of blocks, and the layout that finds the block of an element.
+
+    `scales` and `zero_points` have an entry for each block from number `first` on, or one for all.
+    The other fields are those of `formats.blocks.Layout`.
+    """
+
+    row: int
+    width: int
+    per_row: int
+    shared: int
+    first: int
+    scales: FloatArray
+    zero_points: FloatArray
+
+
+# Numba compiles anew when the file of an entry point has changed, and looks at no other: on disk a
+# loop would outlive a constant that it takes from another module. So the name under which it is
+# kept holds them all.
+SHARED = (
+    CHUNK,
+    ERROR_BINS,
+    [(kind.name, int(kind)) for kind in GridKind],
+    [CompiledGrid._fields, MeasureOptions._fields, GridBlocks._fields],
+    [CHUNK_SUMS.descr, MOMENTS.descr],
+)
+SHARED_KEY = f"{zlib.crc32(repr(SHARED).encode()):08x}"
 
 i32, i64, f32, f64 = numba.int32, numba.int64, numba.float32, numba.float64
 
 
-def _read(kind: Any) -> Any:
-    """Return the type of flat values that may be read-only, as those of a mapped file are."""
-    return numba.types.Array(kind, 1, "C", readonly=True)
+def _read(kind: Any, dimensions: int = 1) -> Any:
+    """Return the type of values that may be read-only, as those of a mapped file are."""
+    return numba.types.Array(kind, dimensions, "C", readonly=True)
 
 
-def _read2(kind: Any) -> Any:
-    return numba.types.Array(kind, 2, "C", readonly=True)
+def _fields(cls: Any, *types: Any) -> Any:
+    return numba.types.NamedTuple(types, cls)
 
 
-BLOCKS = numba.types.UniTuple(i64, 5)
-GRID = numba.types.UniTuple(f32, 6)
-RETURNS = (_read(f32), _read(f32), BLOCKS, _read(f32), _read(f32))
+FLOATS = f32[::1]
+GRID = _fields(CompiledGrid, i64, i64, i64, i64, f64, f64, FLOATS, FLOATS)
+BLOCKS = _fields(GridBlocks, i64, i64, i64, i64, i64, FLOATS, FLOATS)
+OPTIONS = _fields(MeasureOptions, f64, i64, FLOATS, i64, FLOATS)
+SUMS, MOMENT_SUMS = numba.from_dtype(CHUNK_SUMS)[::1], numba.from_dtype(MOMENTS)[::1]
 
 
 def loop(fastmath: Any = False) -> Callable[[F], F]:
-    """Return what compiles a loop as a part of those that call it."""
+    """Return a decorator that compiles a loop as a part of those that call it."""
     return numba.njit(nogil=True, error_model="numpy", fastmath=fastmath)
 
 
 def entry(*signature: Any, returns: Any = numba.void) -> Callable[[F], F]:
-    """Return what compiles a function for Python to call, unless it is on disk."""
+    """Return a decorator that compiles a function for Python to call, unless it is on disk."""
     compile_ = numba.njit(returns(*signature), nogil=True, error_model="numpy", cache=True)
 
-    def compiled(function: F) -> F:
-        made = compile_(function)
-        if made.stats.cache_misses:
+    def decorate(function: F) -> F:
+        function.__qualname__ += f"_{SHARED_KEY}"
+        compiled = compile_(function)
+        if compiled.stats.cache_misses:
             announce()
-        return made
+        return compiled
 
-    return compiled
+    return decorate
 
 
 @cache
 def announce() -> None:
-    """Say once why nothing seems to happen."""
+    """Log once that compiling takes a while."""
     log.warning("Numba compiles for this machine, once: some ten seconds")
 
 
@@ -103,41 +136,48 @@ def at(values: Any, i: Any) -> Any:
 
 
 def _typed_at(values: Any, _: Any) -> Callable[[Any, Any], Any]:
-    each = isinstance(values, numba.types.Array)
-    return (lambda values, i: values[i]) if each else (lambda values, _: values)
+    is_array = isinstance(values, numba.types.Array)
+    return (lambda values, i: values[i]) if is_array else (lambda values, _: values)
 
 
 numba.extending.overload(at, strict=False)(_typed_at)
 
 
 @loop()
-def uniform(
+def round_to_step(
     x: Any, scale: Any, zero_point: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
 ) -> Any:
-    """Round to even steps; count what lies beyond the codes. Without `codes` write `x_hat` alone.
+    """Round to even steps, as `Uniform.round_trip`; count the values beyond the codes.
 
-    An entry a value in `scale` and `zero_point`, or one of all.
+    An entry a value in `scale` and `zero_point`, or one for all. Without `codes` write `x_hat`
+    alone.
     """
-    first, qmin, qmax, _, _, _ = grid
+    qmin, qmax = f32(-(1 << (grid.n_bits - 1))), f32(grid.largest_code)
     beyond = i32(0)
     for i in range(x.size):
         s, z = at(scale, i), at(zero_point, i)
         steps = x[i] / s if s != ZERO else ZERO
         unclipped = np.rint(steps) + z
         q = min(max(unclipped, qmin), qmax)
-        x_hat[i] = min(max((q - z) * s, -LARGEST), LARGEST)
+        x_hat[i] = min(max((q - z) * s, -FLOAT32_MAX), FLOAT32_MAX)
         if codes is not None:
-            codes[i] = np.uint16(i32(q - first))
+            codes[i] = np.uint16(i32(q - qmin))
             clipped[i] = unclipped != q
             beyond = i32(beyond + i32(unclipped != q))
     return beyond
 
 
 @loop()
-def floating_point(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any) -> Any:
-    """Round to floating-point numbers by adding and subtracting 1.5 * 2^k."""
-    first, largest, least, shift_over_binade, stored_bits, last = grid
-    offset, mantissa_bits, largest_code = i32(first), i32(stored_bits), i32(last)
+def round_to_float(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any) -> Any:
+    """Round to floating-point numbers, as `Float.round_trip`.
+
+    To add and subtract 1.5 * 2^k rounds to a step of 2^(k - 23), halves to even, and leaves the
+    number of steps in the last bits of the sum.
+    """
+    offset, mantissa_bits = i32(-(1 << (grid.n_bits - 1))), i32(grid.mantissa_bits)
+    largest_code = i32(grid.largest_code)
+    largest, least = f32(grid.largest), f32(grid.smallest)
+    shift_over_binade = f32(1.5 * (1 << (23 - grid.mantissa_bits)))
     least_exponent = i32(np.float32(least).view(np.int32) >> MANTISSA_BITS)
     far, beyond = largest + largest, i32(0)
     for i in range(x.size):
@@ -156,15 +196,17 @@ def floating_point(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clippe
         beyond = i32(beyond + i32(code != unclipped))
         codes[i] = np.uint16(i32(code - offset))
         value = min(max(shifted - shift, -largest), largest)
-        x_hat[i] = min(max(value * scale[i], -LARGEST), LARGEST)
+        x_hat[i] = min(max(value * scale[i], -FLOAT32_MAX), FLOAT32_MAX)
     return beyond
 
 
 @loop()
-def fixed_point(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any) -> Any:
-    """Round to whole numbers of a fraction of the scale."""
-    first, one, qmax, _, _, _ = grid
-    beyond = i32(0)
+def round_to_fixed_point(
+    x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
+) -> Any:
+    """Round to whole numbers of a fraction of the scale, as `FixedPoint.round_trip`."""
+    first, qmax = f32(-(1 << (grid.n_bits - 1))), f32(grid.largest_code)
+    one, beyond = f32(1 << grid.mantissa_bits), i32(0)
     for i in range(x.size):
         y = x[i] / scale[i] if scale[i] != ZERO else ZERO
         steps = np.rint(y * one)
@@ -172,17 +214,15 @@ def fixed_point(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: 
         clipped[i] = code != steps
         beyond = i32(beyond + i32(code != steps))
         codes[i] = np.uint16(i32(code - first))
-        x_hat[i] = min(max(code / one * scale[i], -LARGEST), LARGEST)
+        x_hat[i] = min(max(code / one * scale[i], -FLOAT32_MAX), FLOAT32_MAX)
     return beyond
 
 
 @loop()
-def nearest_level(
-    x: Any, scale: Any, grid: Any, levels: Any, midpoints: Any, x_hat: Any, codes: Any, clipped: Any
-) -> Any:
-    """Go to one of a few levels; the code counts the midpoints below."""
-    _, least, largest, _, _, _ = grid
-    beyond = i32(0)
+def round_to_level(x: Any, scale: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any) -> Any:
+    """Round to a few levels, as `NormalFloat4.round_trip`; codes count the midpoints below."""
+    least, largest, beyond = f32(grid.smallest), f32(grid.largest), i32(0)
+    levels, midpoints = grid.levels, grid.midpoints
     for i in range(x.size):
         y = x[i] / scale[i] if scale[i] != ZERO else ZERO
         outside = (y < least) | (y > largest)
@@ -194,29 +234,31 @@ def nearest_level(
         for i in range(x.size):
             codes[i] = np.uint16(codes[i] + np.uint16(x_hat[i] > midpoint))
     for i in range(x.size):
-        x_hat[i] = min(max(levels[codes[i]] * scale[i], -LARGEST), LARGEST)
+        x_hat[i] = min(max(levels[codes[i]] * scale[i], -FLOAT32_MAX), FLOAT32_MAX)
     return beyond
 
 
 @loop()
 def round_trip(
-    kind: Any, x: Any, scale: Any, zero_point: Any, grid: Any, levels: Any, midpoints: Any,
-    x_hat: Any, codes: Any, clipped: Any,
-) -> Any:  # fmt: skip
-    """Take a piece through a grid; count what lies beyond it."""
-    if kind == UNIFORM:
-        return uniform(x, scale, zero_point, grid, x_hat, codes, clipped)
-    if kind == FLOAT:
-        return floating_point(x, scale, grid, x_hat, codes, clipped)
-    if kind == FIXED_POINT:
-        return fixed_point(x, scale, grid, x_hat, codes, clipped)
-    return nearest_level(x, scale, grid, levels, midpoints, x_hat, codes, clipped)
+    x: Any, scale: Any, zero_point: Any, grid: Any, x_hat: Any, codes: Any, clipped: Any
+) -> Any:
+    """Take a piece through a grid; count the values beyond it."""
+    if grid.kind == UNIFORM:
+        return round_to_step(x, scale, zero_point, grid, x_hat, codes, clipped)
+    if grid.kind == FLOAT:
+        return round_to_float(x, scale, grid, x_hat, codes, clipped)
+    if grid.kind == FIXED_POINT:
+        return round_to_fixed_point(x, scale, grid, x_hat, codes, clipped)
+    return round_to_level(x, scale, grid, x_hat, codes, clipped)
 
 
 @loop()
 def spread(values: Any, blocks: Any, start: Any, out: Any) -> Any:
-    """Write the entry of its block for each element from `start` on: of whole blocks at once."""
-    row, width, per_row, shared, first = blocks
+    """Write the entry of its block for each element from `start` on: of whole blocks at once.
+
+    `values` are the scales or the zero points of `blocks`.
+    """
+    row, width, per_row, shared, first, _, _ = blocks
     at, line, within = 0, start // row, start % row
     while at < out.size:
         block, inside = divmod(within, width)
@@ -225,10 +267,10 @@ def spread(values: Any, blocks: Any, start: Any, out: Any) -> Any:
         whole = rest // width if inside == 0 else 0
         for n in range(whole):
             out[at + n * width : at + (n + 1) * width] = values[entry + n]
-        many = whole * width or min(rest, width - inside)
+        written = whole * width or min(rest, width - inside)
         if whole == 0:
-            out[at : at + many] = values[entry]
-        at, within = at + many, within + many
+            out[at : at + written] = values[entry]
+        at, within = at + written, within + written
         if within == row:
             line, within = line + 1, 0
 
@@ -240,10 +282,11 @@ def value_of(ordered: Any) -> Any:
 
 
 @loop(SUMMED)
-def add(x: Any, x_hat: Any, threshold: Any, abs_err: Any, sums: Any, counts: Any) -> Any:
-    """Add the sums of a piece to those of its chunk, and keep the magnitudes of errors.
+def add_sums(x: Any, x_hat: Any, threshold: Any, abs_err: Any, sums: Any) -> Any:
+    """Add the sums of a piece to those of its chunk, and write the magnitudes of errors.
 
-    Return the largest of these, and the squared errors of values that became 0.
+    As `reference._chunk_sums`, but for values beyond the grid. Return the squared errors of values
+    that became 0.
     """
     err = total = squares = ratios = x_err = dot = zero_squares = sq_x_hat = 0.0
     zeroed, above, largest = i32(0), i32(0), i32(0)
@@ -262,16 +305,21 @@ def add(x: Any, x_hat: Any, threshold: Any, abs_err: Any, sums: Any, counts: Any
         zero_squares += e * e if x_hat[i] == ZERO else 0.0
         zeroed = i32(zeroed + i32((x_hat[i] == ZERO) & (x[i] != ZERO)))
         above = i32(above + i32(abs(x[i]) > threshold))
-    found = err, total, squares, ratios, x_err, dot, sq_x_hat
-    for k in range(len(found)):
-        sums[k] += found[k]
-    counts[0] += zeroed
-    counts[1] += above
-    return value_of(largest), zero_squares
+    sums.err += err
+    sums.abs_err += total
+    sums.sq_err += squares
+    sums.rel_err += ratios
+    sums.x_err += x_err
+    sums.dot += dot
+    sums.sq_x_hat += sq_x_hat
+    sums.zeroed += zeroed
+    sums.rel_count += above
+    sums.max_err = max(sums.max_err, f64(value_of(largest)))
+    return zero_squares
 
 
 @loop(SUMMED)
-def lost(x_hat: Any, abs_err: Any, clipped: Any) -> Any:
+def split_squares(x_hat: Any, abs_err: Any, clipped: Any) -> Any:
     """Return the squared errors of values that became 0, and of those beyond the grid."""
     zero_squares = clip_squares = 0.0
     for i in range(x_hat.size):
@@ -337,33 +385,30 @@ def keep_sample(abs_err: Any, start: Any, stride: Any, errors: Any) -> Any:
 
 
 @entry(
-    _read(f32), i64, i64, *RETURNS[2:], GRID, *RETURNS[:2],
-    _read(f32), _read(numba.int16), _read(numba.boolean), f32, i64, f32[::1], i64, f32[::1],
-    f64[:, ::1], i64[:, ::1], i64[:, ::1], returns=i32,
+    i64, _read(f32), GRID, BLOCKS, _read(f32), _read(numba.int16), _read(numba.boolean), OPTIONS,
+    SUMS, i64[:, ::1], returns=i32,
 )  # fmt: skip
 def gather(
-    x: Any, start: Any, kind: Any, blocks: Any, scales: Any, zero_points: Any, grid: Any,
-    levels: Any, midpoints: Any, given: Any, given_codes: Any, given_clipped: Any,
-    threshold: Any, width: Any, maxima: Any, stride: Any, errors: Any,
-    sums: Any, counts: Any, tables: Any,
+    start: Any, x: Any, grid: Any, blocks: Any, given: Any, given_codes: Any, given_clipped: Any,
+    options: Any, sums: Any, tables: Any,
 ) -> Any:  # fmt: skip
-    """Take a block through a grid, and gather what is left of each chunk.
+    """Take a block through a grid, and sum up each chunk, as `NumpyEngine.gather`.
 
-    `x` begins at element `start`, a multiple of a chunk. `blocks` is ``(row, width, per_row,
-    shared, first)`` of the layout, `scales` and `zero_points` have an entry for each block from
-    `first` on. Where `kind` is `GIVEN`, what comes back is, with codes and what was clipped, or
-    empty arrays. `maxima`, empty where not wanted, are of rows of `width` values of x_hat.
+    `x` begins at element `start`, a multiple of a chunk. Where the kind of the grid is `GIVEN`, so
+    is x_hat, with codes and a mask of what was clipped, or empty arrays. The number that is
+    returned has no meaning, see `count`.
     """
+    scales, zero_points, maxima = blocks.scales, blocks.zero_points, options.maxima
     scale, zero_point = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
     x_hat, abs_err = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
     codes, clipped = np.empty(PIECE, np.uint16), np.zeros(PIECE, np.bool_)
     scale[:], zero_point[:] = scales[0], zero_points[0]
     bits, x_hat_bits = x.view(np.int32), x_hat.view(np.int32)
-    first, touched = i32(grid[0]), i32(0)
+    first, threshold, touched = i32(-((1 << grid.n_bits) // 2)), f32(options.rel_threshold), i32(0)
     for at in range(0, x.size, PIECE):
         stop, beyond = min(at + PIECE, x.size), 0
         n, chunk = stop - at, at // CHUNK
-        if kind == GIVEN:
+        if grid.kind == GIVEN:
             x_hat[:n] = given[at:stop]
             for i in range(n if given_codes.size else 0):
                 codes[i] = np.uint16(given_codes[at + i] - first)
@@ -375,30 +420,26 @@ def gather(
                 spread(scales, blocks, start + at, scale[:n])
                 if zero_points.size > 1:
                     spread(zero_points, blocks, start + at, zero_point[:n])
-            if kind == UNIFORM and scales.size == 1:
-                beyond = uniform(
+            if grid.kind == UNIFORM and scales.size == 1:
+                beyond = round_to_step(
                     x[at:stop], scales[0], zero_points[0], grid, x_hat[:n], codes[:n], clipped[:n]
                 )
             else:
                 beyond = round_trip(
-                    kind, x[at:stop], scale[:n], zero_point[:n], grid, levels, midpoints,
-                    x_hat[:n], codes[:n], clipped[:n],
-                )  # fmt: skip
-        largest, zero_squares = add(
-            x[at:stop], x_hat[:n], threshold, abs_err[:n], sums[chunk], counts[chunk]
-        )
+                    x[at:stop], scale[:n], zero_point[:n], grid, x_hat[:n], codes[:n], clipped[:n]
+                )
+        zero_squares = add_sums(x[at:stop], x_hat[:n], threshold, abs_err[:n], sums[chunk])
         if beyond:
-            counts[chunk, 2] += beyond
-            zero_squares, clip_squares = lost(x_hat[:n], abs_err[:n], clipped[:n])
-            sums[chunk, 8] += clip_squares
-        sums[chunk, 7] += zero_squares
-        sums[chunk, 9] = max(sums[chunk, 9], largest)
+            zero_squares, clip_squares = split_squares(x_hat[:n], abs_err[:n], clipped[:n])
+            sums[chunk].clipped += beyond
+            sums[chunk].clip_sq_err += clip_squares
+        sums[chunk].zero_sq_err += zero_squares
         if tables.size:
             ahead = stop if stop + n <= x.size else at
             touched = i32(touched | count(codes[:n], bits[ahead : ahead + n], tables))
         if maxima.size:
-            keep_maxima(x_hat_bits[:n], start + at, width, maxima)
-        keep_sample(abs_err[:n], start + at, stride, errors)
+            keep_maxima(x_hat_bits[:n], start + at, options.row_width, maxima)
+        keep_sample(abs_err[:n], start + at, options.stride, options.errors)
     return touched
 
 
@@ -416,8 +457,8 @@ def least_and_greatest(bits: Any) -> Any:
 
 
 @loop(SUMMED)
-def look(x: Any, bits: Any, sums: Any) -> Any:
-    """Return what `least_and_greatest` does; add to the zeros, the sum, and that of squares."""
+def add_moments(x: Any, bits: Any, sums: Any) -> Any:
+    """Add to the moments of a chunk; return what `least_and_greatest` does."""
     least, most = MAGNITUDE, LEAST
     total, squares, zeros = 0.0, 0.0, i32(0)
     for i in range(x.size):
@@ -427,24 +468,24 @@ def look(x: Any, bits: Any, sums: Any) -> Any:
         total += value
         squares += value * value
         zeros = i32(zeros + i32(x[i] == ZERO))
-    found = f64(zeros), total, squares
-    for k in range(len(found)):
-        sums[k] += found[k]
+    sums.zeros += zeros
+    sums.x += total
+    sums.sq_x += squares
     return least, most
 
 
-@entry(_read(f32), i64, f32[::1], f64[:, ::1], returns=numba.types.UniTuple(f32, 2))
+@entry(_read(f32), i64, f32[::1], MOMENT_SUMS, returns=numba.types.UniTuple(f32, 2))
 def survey(x: Any, width: Any, maxima: Any, sums: Any) -> Any:
-    """Keep the maximum of each row of a block, and its sums by chunk; return least and greatest.
+    """Write the maximum of each row of a block and its moments by chunk; return its range.
 
-    A row that spans pieces has -inf in `maxima` before. Where a value is not finite, neither is one
-    of the ends.
+    As `NumpyEngine.survey`. A row that spans pieces has -inf in `maxima` before. Where a value is
+    not finite, neither is one of the ends.
     """
     bits, step = x.view(np.int32), min(width, PIECE)
     least, most = MAGNITUDE, LEAST
     for start in range(0, x.size, step):
-        these = slice(start, start + step)
-        low, high = look(x[these], bits[these], sums[start // CHUNK])
+        stop = min(start + step, x.size)
+        low, high = add_moments(x[start:stop], bits[start:stop], sums[start // CHUNK])
         least, most = min(least, low), max(most, high)
         row = start // width
         maxima[row] = max(maxima[row], value_of(high))
@@ -463,7 +504,7 @@ def least_magnitude(bits: Any) -> Any:
 
 @entry(_read(f32), i64, f32[:, ::1])
 def bounds(x: Any, width: Any, out: Any) -> Any:
-    """Write the least and the greatest value of each block of `width` values.
+    """Write the least and the greatest value of each block of `width` values, as `ranges.bounds`.
 
     Where `out` has a third row, the smallest magnitude that is not 0 as well.
     """
@@ -474,75 +515,6 @@ def bounds(x: Any, width: Any, out: Any) -> Any:
         out[0, block], out[1, block] = value_of(least), value_of(most)
     for block in range(out.shape[1] if out.shape[0] > 2 else 0):
         out[2, block] = least_magnitude(bits[block * width : (block + 1) * width])
-
-
-@loop()
-def ratios_of(x: Any, largest: Any, out: Any) -> Any:
-    """Write how many times as large the largest magnitude is as each, 1 of those of 0."""
-    for i in range(x.size):
-        magnitude = abs(f64(x[i]))
-        out[i] = f64(largest[i]) / magnitude if magnitude != 0.0 else 1.0
-
-
-@loop()
-def steps_of(x: Any, step: Any, magnitudes: Any, zero_point: Any, logs: Any, codes: Any) -> Any:
-    """Round logarithms to whole steps, and write the codes of these."""
-    for i in range(x.size):
-        own, last = f64(step[i]), f64(magnitudes[i]) - 1.0
-        k = np.rint(logs[i] / own) if own != 0.0 else 0.0
-        k = min(max(k, 0.0), last)
-        code = f64(magnitudes[i]) - k
-        code = code if x[i] > ZERO else -code
-        code = code if x[i] != ZERO else 0.0
-        codes[i] = np.int16(i32(code + f64(zero_point[i])))
-        logs[i] = k * -own
-
-
-@loop()
-def values_of(x: Any, largest: Any, powers: Any, x_hat: Any) -> Any:
-    """Write the largest magnitude times powers of two, with the sign of each value."""
-    for i in range(x.size):
-        value = f32(powers[i] * f64(largest[i]))
-        value = value if x[i] > ZERO else -value
-        x_hat[i] = value if x[i] != ZERO else ZERO
-
-
-@entry(_read(f32), i64, BLOCKS, _read(f32), f64[::1])
-def log_ratios(x: Any, start: Any, blocks: Any, largest: Any, out: Any) -> Any:
-    """Write what `Log` takes the logarithm of."""
-    lane = np.empty(PIECE, np.float32)
-    for at in range(0, x.size, PIECE):
-        stop = min(at + PIECE, x.size)
-        own = lane[: stop - at]
-        spread(largest, blocks, start + at, own)
-        ratios_of(x[at:stop], own, out[at:stop])
-
-
-@entry(_read(f32), i64, BLOCKS, *[_read(f32)] * 3, f64[::1], numba.int16[::1])
-def log_steps(
-    x: Any, start: Any, blocks: Any, steps: Any, magnitudes: Any, zero_points: Any, logs: Any,
-    codes: Any,
-) -> Any:  # fmt: skip
-    """Turn binary logarithms into those of what comes back, and write its codes."""
-    lanes = np.empty((3, PIECE), np.float32)
-    for at in range(0, x.size, PIECE):
-        stop = min(at + PIECE, x.size)
-        step, many, zero = lanes[0, : stop - at], lanes[1, : stop - at], lanes[2, : stop - at]
-        spread(steps, blocks, start + at, step)
-        spread(magnitudes, blocks, start + at, many)
-        spread(zero_points, blocks, start + at, zero)
-        steps_of(x[at:stop], step, many, zero, logs[at:stop], codes[at:stop])
-
-
-@entry(_read(f32), i64, BLOCKS, _read(f32), _read(f64), f32[::1])
-def log_values(x: Any, start: Any, blocks: Any, largest: Any, powers: Any, x_hat: Any) -> Any:
-    """Write the values that logarithms came from."""
-    lane = np.empty(PIECE, np.float32)
-    for at in range(0, x.size, PIECE):
-        stop = min(at + PIECE, x.size)
-        own = lane[: stop - at]
-        spread(largest, blocks, start + at, own)
-        values_of(x[at:stop], own, powers[at:stop], x_hat[at:stop])
 
 
 @loop()
@@ -572,15 +544,12 @@ def add_squares(x: Any, x_hat: Any, totals: Any) -> Any:
         totals[i] += error * error
 
 
-@entry(i64, _read2(f32), _read2(f32), _read2(f32), GRID, *RETURNS[:2], f64[:, ::1])
-def squared_errors(
-    kind: Any, x: Any, scales: Any, zero_points: Any, grid: Any, levels: Any, midpoints: Any,
-    out: Any,
-) -> Any:  # fmt: skip
+@entry(_read(f32, 2), GRID, _read(f32, 2), _read(f32, 2), f64[:, ::1])
+def squared_errors(x: Any, grid: Any, scales: Any, zero_points: Any, out: Any) -> Any:
     """Write the sums of squared errors of each column, or of all, for each choice of scales.
 
-    `x` is ``(values, columns)``; `scales` and `out` are ``(choices, columns)`` or ``(choices, 1)``,
-    as is `zero_points`.
+    As `ranges.squared_errors`. `x` is ``(values, columns)``; `scales` and `out` are ``(choices,
+    columns)`` or ``(choices, 1)``, as is `zero_points`.
     """
     lanes, codes = np.empty((3, COLUMNS), np.float32), np.empty(COLUMNS, np.uint16)
     clipped = np.empty(COLUMNS, np.bool_)
@@ -594,16 +563,13 @@ def squared_errors(
             fill(zero_points[choice], start, zero_point)
             for row in range(x.shape[0]):
                 values = x[row, start:stop]
-                if kind == UNIFORM and scales.shape[1] == 1:
-                    one = scales[choice, 0]
-                    uniform(values, one, zero_points[choice, 0], grid, x_hat, None, None)
-                elif kind == UNIFORM:
-                    uniform(values, scale, zero_point, grid, x_hat, None, None)
+                if grid.kind == UNIFORM and scales.shape[1] == 1:
+                    s, z = scales[choice, 0], zero_points[choice, 0]
+                    round_to_step(values, s, z, grid, x_hat, None, None)
+                elif grid.kind == UNIFORM:
+                    round_to_step(values, scale, zero_point, grid, x_hat, None, None)
                 else:
-                    round_trip(
-                        kind, values, scale, zero_point, grid, levels, midpoints,
-                        x_hat, codes[:n], clipped[:n],
-                    )  # fmt: skip
+                    round_trip(values, scale, zero_point, grid, x_hat, codes[:n], clipped[:n])
                 if out.shape[1] > 1:
                     add_squares(values, x_hat, out[choice, start:stop])
                 else:
@@ -611,14 +577,14 @@ def squared_errors(
 
 
 @entry(f32[::1], f64, f64, numba.uint8[::1], i64[::1])
-def place_in_bins(errors: Any, width: Any, upper: Any, places: Any, counts: Any) -> Any:
-    """Write the bin of each error, 64 of those beyond, and count them; see `histogram`."""
+def place_in_bins(errors: Any, width: Any, upper: Any, bins: Any, counts: Any) -> Any:
+    """Write the bin of each error and count them, as `ErrorHistogram`."""
     for i in range(errors.size):
         error = f64(errors[i])
-        place = np.uint8(min(error / width, 64.0))
-        places[i] = np.uint8(63) if error == upper else place
+        place = np.uint8(min(error / width, f64(ERROR_BINS)))
+        bins[i] = np.uint8(ERROR_BINS - 1) if error == upper else place
     tables = np.zeros((TABLES, counts.size), np.int64)
     for i in range(errors.size):
-        tables[i % TABLES, places[i]] += 1
+        tables[i % TABLES, bins[i]] += 1
     for table in tables:
         counts += table

@@ -1,4 +1,4 @@
-"""The error statistics of a round trip: evidence -> figures.
+"""The figures of a round trip: evidence -> figures, and its storage and output error.
 
 1 - cos is made of the part of the error that is not along x, and is exact to that share of
 |err|^2 / |x|^2.
@@ -13,12 +13,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.stats.counts import Counts
-from quantlab.stats.histogram import ErrorHistogram
-from quantlab.stats.output_error import OutputPower
-from quantlab.stats.sums import Sums
+from quantlab.formats.quantizer import ScaleStats
+from quantlab.stats.reference import CHUNK, CodeCounts, ErrorHistogram, Sums
+
+OF_SCALES = ("n_scales", "scale_min", "scale_max", "scales_saturated", "scales_vanished")
+BUDGET = ("clip_share", "zero_share", "round_share")
+DB_A_BIT = 20 * math.log10(2)
+
+
+def decibels(signal: float, noise: float) -> float:
+    """Return the ratio of two powers in dB, inf without noise, -inf without signal.
+
+    >>> decibels(100.0, 1.0)
+    20.0
+    """
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
 
 
 class UndefinedError(ValueError):
@@ -33,24 +47,31 @@ def require_threshold(rel_threshold: float) -> None:
         )
 
 
+class OutputPower(NamedTuple):
+    """The expected power of an output, and that of its noise, up to a factor."""
+
+    signal: float
+    noise: float
+
+
 class Evidence(NamedTuple):
-    """Everything the figures are made of.
+    """The sums, errors and codes that figures are computed from.
 
     `errors` holds |x_hat - x| of a sample, of every element where they are few; `counts` are those
     of the codes used; `sq_x_hat` is the sum of x_hat^2, `clipped` counts the values beyond the code
     range before saturation; both are None where codes are not ours. `step` is that of the grid,
-    None where there is not one, and `no_step` says why. `divergence` is the sum of
-    x * log2(x / x_hat), wanted of probability vectors alone; `powers` are of the output, where
+    None where there is not one, for the reason `why_no_step`. `divergence` is the sum of
+    x * log2(x / x_hat), computed for probability vectors alone; `powers` are of the output, where
     columns have importance.
     """
 
     sums: Sums
     errors: ErrorHistogram
-    counts: Counts | None
+    counts: CodeCounts | None
     sq_x_hat: float
     clipped: int | None
     step: float | None
-    no_step: str
+    why_no_step: str
     negative: bool
     divergence: float = math.nan
     powers: Sequence[OutputPower] = ()
@@ -79,7 +100,7 @@ def cos_sim(e: Evidence) -> float:
 
 
 def n_codes(e: Evidence) -> int:
-    """How many distinct codes occur."""
+    """Count the distinct codes."""
     return len(_counts(e).counts)
 
 
@@ -94,7 +115,7 @@ def sqnr_db(e: Evidence) -> float:
         raise UndefinedError("the round trip is perfect")
     if e.sums.zeros == e.sums.n:
         raise UndefinedError("x is all zeros")
-    return 10 * math.log10(e.sums.sq_x / e.sums.sq_err)
+    return decibels(e.sums.sq_x, e.sums.sq_err)
 
 
 def bias(e: Evidence) -> float:
@@ -123,7 +144,7 @@ def zeroed(e: Evidence) -> float:
 def clipped(e: Evidence) -> float:
     """Share of the values beyond the code range before saturation."""
     if e.clipped is None:
-        raise UndefinedError(e.no_step)
+        raise UndefinedError(e.why_no_step)
     return e.clipped / e.sums.n
 
 
@@ -166,7 +187,7 @@ def kl(e: Evidence) -> float:
 
 
 def is_probability(sums: Sums, negative: bool) -> bool:
-    """Say whether the values of a tensor share out 1, as far as float32 can tell."""
+    """Whether no value is negative and their sum is 1, to float32 precision."""
     return not negative and abs(sums.x - 1) <= 1e-5
 
 
@@ -213,13 +234,13 @@ def figures(evidence: Evidence) -> tuple[dict[str, float | None], dict[str, str]
 
 def _step(e: Evidence) -> float:
     if e.step is None:
-        raise UndefinedError(e.no_step)
+        raise UndefinedError(e.why_no_step)
     return e.step
 
 
-def _counts(e: Evidence) -> Counts:
+def _counts(e: Evidence) -> CodeCounts:
     if e.counts is None:
-        raise UndefinedError(e.no_step)
+        raise UndefinedError(e.why_no_step)
     return e.counts
 
 
@@ -227,3 +248,70 @@ def _product_of_norms(e: Evidence) -> float:
     if e.sums.zeros == e.sums.n or not e.sq_x_hat:
         raise UndefinedError(f"{'x_hat' if e.sums.zeros < e.sums.n else 'x'} is all zeros")
     return math.sqrt(e.sums.sq_x) * math.sqrt(e.sq_x_hat)
+
+
+def storage_figures(
+    bits_per_value: float, sqnr_db: float | None, scales: ScaleStats | None
+) -> dict[str, float | None]:
+    """Return the storage cost, how far it is above the bound, and the scales.
+
+    A Gaussian source of the same power needs ``sqnr_db / 6.02`` bits a value (Shannon, 1959), and
+    no source of that power more; `bits_above_bound` is the excess. Figures of scales are null where
+    they are not known.
+    """
+    above = None if sqnr_db is None else bits_per_value - sqnr_db / DB_A_BIT
+    return {
+        "bits_per_value": bits_per_value,
+        "bits_above_bound": above,
+        **dict(zip(OF_SCALES, scales or [None] * len(OF_SCALES), strict=True)),
+    }
+
+
+def error_budget(sums: Sums, clipped: int | None) -> dict[str, float | None]:
+    """Return the shares of the squared error: of clipped values, of those that became 0, the rest.
+
+    They add up to 1; there are none where the round trip is perfect, and only that of values that
+    became 0 where it is not known which were clipped.
+    """
+    if not sums.sq_err:
+        return dict.fromkeys(BUDGET)
+    clip, zero = sums.clip_sq_err / sums.sq_err, sums.zero_sq_err / sums.sq_err
+    if clipped is None:
+        return dict(zip(BUDGET, (None, zero, None), strict=True))
+    return {"clip_share": clip, "zero_share": zero, "round_share": max(0.0, 1 - clip - zero)}
+
+
+class ColumnImportance:
+    """E[x_j^2] of each column j, an array ``(matrices, columns)``, for a tensor of `size`.
+
+    A layer computes sum_j w_ij x_j. Where inputs are independent, its output has the expected power
+    sum_j E[x_j^2] w_ij^2, and an error e of the weights makes the noise sum_j E[x_j^2] e_ij^2.
+    """
+
+    def __init__(self, importance: FloatArray, size: int) -> None:
+        self._importance = importance.astype(np.float64)
+        self._matrix = size // len(importance)
+
+    def powers(self, start: int, x: FloatArray, x_hat: FloatArray) -> list[OutputPower]:
+        """Return the powers of each chunk of a flat block that begins at `start`."""
+        chunks = [slice(first, first + CHUNK) for first in range(0, x.size, CHUNK)]
+        return [self._power(start + chunk.start, x[chunk], x_hat[chunk]) for chunk in chunks]
+
+    def _power(self, start: int, x: FloatArray, x_hat: FloatArray) -> OutputPower:
+        weights, w = self._weights(start, start + x.size), x.astype(np.float64)
+        err = (x_hat - x).astype(np.float64)
+        return OutputPower(float((weights * w * w).sum()), float((weights * err * err).sum()))
+
+    def _weights(self, start: int, stop: int) -> NDArray[np.float64]:
+        places = np.arange(start, stop)
+        return self._importance[places // self._matrix, places % self._importance.shape[1]]
+
+
+def out_sqnr_db(powers: Sequence[OutputPower]) -> float | None:
+    """Return signal over noise of an output in dB; None where there is no noise, or no signal.
+
+    >>> out_sqnr_db([OutputPower(60.0, 0.5), OutputPower(40.0, 0.5)])
+    20.0
+    """
+    signal, noise = (math.fsum(terms) for terms in zip(*powers, strict=True))
+    return decibels(signal, noise) if signal and noise else None

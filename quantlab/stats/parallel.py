@@ -1,4 +1,4 @@
-"""Work on the blocks of a tensor, shared among threads, and what it makes of them in order."""
+"""Share the blocks of a tensor among threads, and return their results in order."""
 
 import os
 from collections.abc import Callable, Iterable
@@ -10,15 +10,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from quantlab.stats.sums import CHUNK
+from quantlab.stats.reference import CHUNK
 
-BLOCK = 4 * CHUNK  # elements in work at once: many for the interpreter, few enough for the cache
-BLOCKS = 4  # of them pay for a thread of their own
+MIN_ITEMS = 4  # that pay for threads
 T = TypeVar("T")
-
-# After this is freed, glibc keeps the memory of smaller arrays for those of the next block. Else it
-# returns them to the system, which clears each page anew: mallopt(3), M_MMAP_THRESHOLD.
-np.empty(2**24, np.uint8)
 
 
 def usable_cores() -> int:
@@ -26,21 +21,32 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@lru_cache
+def keep_freed_memory() -> None:
+    """Make glibc keep freed arrays of a block for the next block.
+
+    Else it returns them to the system, which clears each page anew. Freeing one array of 16 MiB
+    raises the size up to which it keeps them: mallopt(3), M_MMAP_THRESHOLD.
+    """
+    np.empty(2**24, np.uint8)
+
+
 def on_threads(
-    part: Callable[[Iterable[int], int], T],
+    function: Callable[[Iterable[int], int], T],
     size: int,
     threads: int,
-    least: int,
-    block: int,
+    min_share: int,
+    block_size: int,
 ) -> list[T]:
-    """Give each thread an even share of the blocks, in order, and return what it made of them.
+    """Give each thread an even share of the blocks, in order; return a result a share.
 
-    ``part(starts, step)`` takes blocks of `step` elements at most, by where they begin: with a
-    chunk. A share has `least` elements or more, and ends early where another has failed.
+    ``function(starts, step)`` takes blocks of `step` elements at most, by where they begin: with a
+    chunk. A share has `min_share` elements or more, and ends early where another has failed.
     """
-    n = max(1, min(threads, size // least))
+    keep_freed_memory()
+    n = max(1, min(threads, size // min_share))
     chunks = -(-size // CHUNK)
-    step = min(block, -(-chunks // n) * CHUNK)
+    step = min(block_size, -(-chunks // n) * CHUNK)
     blocks = -(-size // step)
     ends = [step * (i * blocks // n) for i in range(n)] + [size]
     shares = [range(start, stop, step) for start, stop in pairwise(ends)]
@@ -48,22 +54,22 @@ def on_threads(
 
     def work(share: range) -> T:
         try:
-            return part(takewhile(lambda _: not failed.is_set(), share), step)
+            return function(takewhile(lambda _: not failed.is_set(), share), step)
         except BaseException:
             failed.set()
             raise
 
     others = [_pool(threads).submit(work, share) for share in shares[1:]]
     try:
-        return [work(shares[0]), *(each.result() for each in others)]
+        return [work(shares[0]), *(future.result() for future in others)]
     except BaseException:
         wait(others)  # they use the tensor
         raise
 
 
-def mapped(function: Callable[[Any], T], items: list[Any], threads: int) -> list[T]:
-    """Return what a function makes of some items, in order; few are not worth a thread."""
-    if threads <= 1 or len(items) < BLOCKS:
+def map_on_threads(function: Callable[[Any], T], items: list[Any], threads: int) -> list[T]:
+    """Call a function with each item, and return the results in order."""
+    if threads <= 1 or len(items) < MIN_ITEMS:
         return [function(item) for item in items]
     return list(_pool(threads).map(function, items))
 

@@ -1,4 +1,4 @@
-"""What to expect of a format, before any tensor is seen.
+"""Predict the figures of a format, before any tensor is seen.
 
 With one scale over the whole range the error of rounding to a step `s` is uniform over
 [-s/2, s/2] (Bennett, "Spectra of quantized signals", 1948), hence max s/2, mean magnitude s/4, rms
@@ -12,39 +12,37 @@ from typing import Any
 import numpy as np
 
 from quantlab.formats.blocks import Layout, PerTensor
-from quantlab.formats.coder import Coder
 from quantlab.formats.element import per_value
 from quantlab.formats.format import Format
+from quantlab.formats.quantizer import BlockQuantizer
 from quantlab.formats.uniform import Uniform
 from quantlab.sources.source import Expected
+from quantlab.stats.metrics import decibels
 
-GRID = 4096  # quantiles
+QUANTILES = 4096
 
 
 def predict(form: Format, expected: Expected) -> dict[str, Any] | None:
-    """Return the figures to expect, under the keys of what is measured later; None where none are.
-
-    Nothing looks at a tensor.
-    """
+    """Predict figures, under the keys of the measured ones; None where there is no distribution."""
     if isinstance(form.element, Uniform) and form.plain:
         step = float(form.element.choose(*expected.range()).scale)
-        figures = by_step(step, expected.rms(), expected.landmark)
+        figures = predict_from_step(step, expected.rms(), expected.landmark)
     else:
-        quantiles = expected.quantiles((np.arange(GRID) + 0.5) / GRID)
+        quantiles = expected.quantiles((np.arange(QUANTILES) + 0.5) / QUANTILES)
         if quantiles is None:
             return None
-        figures = by_quantiles(form, quantiles, expected)
+        figures = predict_from_quantiles(form, quantiles, expected)
     return figures | {"landmark": expected.landmark, "words": expected.words}
 
 
-def by_step(step: float, rms: float, landmark: float) -> dict[str, float]:
-    """Return the figures to expect at a step.
+def predict_from_step(step: float, rms: float, landmark: float) -> dict[str, float]:
+    """Predict the figures of a step.
 
     A landmark below half a step comes back as 0, an error of 100 %; above, its mean error is s/4.
 
     Examples
     --------
-    >>> by_step(step=0.5, rms=1.0, landmark=1.0)["landmark_rel_err"]
+    >>> predict_from_step(step=0.5, rms=1.0, landmark=1.0)["landmark_rel_err"]
     0.125
     """
     rmse = step / math.sqrt(12)
@@ -58,29 +56,24 @@ def by_step(step: float, rms: float, landmark: float) -> dict[str, float]:
     }
 
 
-def by_quantiles(form: Format, quantiles: Any, expected: Expected) -> dict[str, Any]:
-    """Return the figures of one block of quantiles, cut to the range that it should have."""
+def predict_from_quantiles(form: Format, quantiles: Any, expected: Expected) -> dict[str, Any]:
+    """Predict the figures from one block of quantiles, cut to the range that it should have."""
     lo, hi = expected.range(form.block.block_size)
     block = np.clip([lo, *quantiles, hi], lo, hi).astype(np.float32)
-    one = Format(form.element, PerTensor(scale=form.block.scale), form.range, form.scale)
+    block_form = Format(form.element, PerTensor(scale=form.block.scale), form.range, form.scale)
     layout, absmax = Layout(block.size, block.size, block.size), max(map(abs, expected.range()))
-    coder = Coder(
-        one, layout, lambda start, stop: block[start:stop], absmax, lambda f, i: [*map(f, i)]
-    )
-    trip, _ = coder.round_trip(0, block.size)
-    err = (trip.x_hat - block).astype(np.float64)
+    quantizer = BlockQuantizer(block_form, layout, lambda start, stop: block[start:stop], absmax)
+    quantized, _ = quantizer.round_trip(0, block.size)
+    err = (quantized.x_hat - block).astype(np.float64)
     value = np.array([[expected.landmark]], np.float32)
-    back = form.element.round_trip(value, per_value(coder.known_params)).x_hat
+    value_hat = form.element.round_trip(value, per_value(quantizer.chosen_params)).x_hat
+    noise = float(np.square(err).sum())
+    signal = float(np.square(block.astype(np.float64)).sum())
     return {
-        "scale": float(coder.known_scales.greatest),
+        "scale": float(quantizer.chosen_scales.largest),
         "max_err": float(np.abs(err).max()),
         "mae": float(np.abs(err).mean()),
         "rmse": math.sqrt(np.square(err).mean()),
-        "sqnr_db": _sqnr_db(block.astype(np.float64), err),
-        "landmark_rel_err": float(np.abs(back - value)[0, 0] / value[0, 0]),
+        "sqnr_db": decibels(signal, noise) if noise else None,
+        "landmark_rel_err": float(np.abs(value_hat - value)[0, 0] / value[0, 0]),
     }
-
-
-def _sqnr_db(x: Any, err: Any) -> float | None:
-    noise = float(np.square(err).sum())
-    return 10 * math.log10(float(np.square(x).sum()) / noise) if noise else None

@@ -6,18 +6,20 @@ it can swap them.
 """
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
-from quantlab.stats.sums import CHUNK
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.survey import Survey
+from quantlab.stats.tensor_codec import TensorCodec
 
-ROW = 2**10  # values whose maximum is kept, at the least
-ROWS = 2**20  # maxima that are kept, or hardly more
+ROWS_AT_ONCE = 2**8  # that are read together
 TINY = float(np.finfo(np.float32).tiny)
-SHOWN = 20  # places of a top k that are kept one by one
+SHOWN = 20  # places of a top k that are listed one by one
 
 
 class Stability(TypedDict):
@@ -48,35 +50,22 @@ def require_k(k: int) -> None:
 
 
 class Top(NamedTuple):
-    """Some of the largest values of a tensor, largest first, equal ones by lower index."""
+    """The largest values of a tensor, largest first, equal ones by lower index."""
 
     values: FloatArray
     indices: NDArray[np.int64]
 
 
-def top(values: FloatArray, indices: NDArray[np.int64], k: int) -> Top:
-    """Return the `k` largest of some values, given with their indices in the tensor."""
+def select_top(values: FloatArray, indices: NDArray[np.int64], k: int) -> Top:
+    """Select the `k` largest values, given with their indices in the tensor."""
     if values.size > k:  # a selection is linear, a sort is not
-        kept = np.flatnonzero(values >= np.partition(values, -k)[-k])
-        values, indices = values[kept], indices[kept]
+        places = np.flatnonzero(values >= np.partition(values, -k)[-k])
+        values, indices = values[places], indices[places]
     order = np.lexsort((indices, -values))[:k]
     return Top(values[order], indices[order])
 
 
-def new_maxima(size: int) -> tuple[int, FloatArray]:
-    """Return the width of rows, and their maxima before a look at any."""
-    width = min(CHUNK, max(ROW, 2 ** (size // ROWS).bit_length()))
-    return width, np.full(-(-size // width), -math.inf, np.float32)
-
-
-def row_maxima(block: FloatArray, width: int, out: FloatArray) -> None:
-    """Write the maximum of each `width` values of a flat block, of which the last may be fewer."""
-    whole = block.size - block.size % width
-    block[:whole].reshape(-1, width).max(axis=1, out=out[: whole // width])
-    out[whole // width :] = block[whole:].max(initial=-math.inf)
-
-
-def leading(maxima: FloatArray, k: int) -> NDArray[np.int64]:
+def leading_rows(maxima: FloatArray, k: int) -> NDArray[np.int64]:
     """Return the rows that hold the `k` largest values, given each row's maximum.
 
     At most 2 k - 1 rows: those whose maximum is above the k-th largest, and the first k at it.
@@ -88,7 +77,7 @@ def leading(maxima: FloatArray, k: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate([above, at[:k]]))
 
 
-def stability(
+def compare_tops(
     before: Top,
     after: Top,
     x: FloatArray,
@@ -108,16 +97,16 @@ def stability(
     """
     k, edge = after.values.size, after.values[-1]
     top, values, came_back = before.indices[:k], before.values[:k], x_hat[:k]
-    worst, expected, best = _kept(came_back, edge, above, at_edge)
+    worst, expected, best = _surviving_shares(came_back, edge, above, at_edge)
     gap = float(values[-1]) - float(before.values[k]) if before.values.size > k else math.inf
-    known = set(top.tolist())
-    others = np.array([each not in known for each in after.indices.tolist()])
+    before_top = set(top.tolist())
+    others = np.array([index not in before_top for index in after.indices.tolist()])
     x, x_hat = (
         np.concatenate([values, x[others]]),
         np.concatenate([came_back, after.values[others]]),
     )
     merged = np.count_nonzero((values[1:] != values[:-1]) & (came_back[1:] == came_back[:-1]))
-    swapped = _inversions(x, x_hat)
+    swapped = _count_inversions(x, x_hat)
     return {
         "top_k": k,
         "top_same_set": not others.any(),
@@ -134,10 +123,10 @@ def stability(
     }
 
 
-def table(before: Top, x_hat: FloatArray) -> dict[str, Any]:
+def list_places(before: Top, x_hat: FloatArray) -> dict[str, Any]:
     """Return the first places as plain JSON values, and the one after them.
 
-    `before` and `x_hat` are those of `stability`; indices count elements in C order.
+    `before` and `x_hat` are those of `compare_tops`; indices count elements in C order.
     """
     places = slice(SHOWN + 1)
     return {
@@ -163,23 +152,110 @@ def bits_sufficient(absmax: float, gap: float) -> int | None:
     return max(2, math.ceil(1 + math.log2(1 + absmax / gap)))
 
 
-def _kept(x_hat: FloatArray, edge: np.float32, above: int, at_edge: int) -> tuple[float, ...]:
-    """Return the shares kept of the top k, whose values came back as `x_hat`.
+def _surviving_shares(
+    x_hat: FloatArray, edge: np.float32, above: int, at_edge: int
+) -> tuple[float, ...]:
+    """Return the shares of the top k that stay in it, at the worst, on average and at the best.
 
-    Of the whole tensor `above` came back above the k-th largest value, `edge`, and `at_edge` at it.
+    `x_hat` are the values that the top k came back as. Of the whole tensor `above` came back above
+    the k-th largest value, `edge`, and `at_edge` at it.
     """
     k = x_hat.size
-    kept = int(np.count_nonzero(x_hat > edge))
-    ours = int(np.count_nonzero(x_hat == edge))
-    places, rivals = k - above, at_edge - ours
-    worst = kept + max(0, places - rivals)
-    expected = kept + places * ours / at_edge
-    return worst / k, expected / k, (kept + min(places, ours)) / k
+    stay = int(np.count_nonzero(x_hat > edge))
+    tied = int(np.count_nonzero(x_hat == edge))
+    places, rivals = k - above, at_edge - tied
+    worst = stay + max(0, places - rivals)
+    expected = stay + places * tied / at_edge
+    return worst / k, expected / k, (stay + min(places, tied)) / k
 
 
-def _inversions(x: FloatArray, x_hat: FloatArray) -> int:
+def _count_inversions(x: FloatArray, x_hat: FloatArray) -> int:
     """Count the pairs that `x` and `x_hat` order strictly the other way round."""
     ordered = x_hat[np.lexsort((x_hat, x))]
     if (ordered[1:] >= ordered[:-1]).all():
-        return 0  # the rule for a monotone quantizer, told without comparing every pair
+        return 0  # a monotone quantizer swaps nothing, which needs no comparison of every pair
     return int(np.count_nonzero((x[:, None] > x) & (x_hat[:, None] < x_hat)))
+
+
+@dataclass(frozen=True)
+class RankComparison:
+    """The order of one tensor's values, before its round trip and after.
+
+    A map with even steps keeps the order: then the `levels` that values come back as, and how many
+    do, are enough. Else rows have `maxima` as they come back.
+    """
+
+    tensor: Tensor
+    surveyed: Survey
+    codec: TensorCodec
+    maxima: FloatArray
+    levels: tuple[FloatArray, NDArray[np.int64]] | None
+
+    def compare(self, k: int, certified: bool) -> dict[str, Any]:
+        """Compare the k largest values with those that came back largest.
+
+        `certified`: a width that must keep them is one of this format.
+        """
+        before = select_top(*self._rows(leading_rows(self.surveyed.maxima, k + 1)), k + 1)
+        x, indices = self._rows(leading_rows(self._reconstructed_maxima(k), k))
+        both = np.concatenate([before.values, x]), np.concatenate([before.indices, indices])
+        x_hat, n = self._reconstruct(*both), before.values.size
+        before_hat, after = x_hat[:n], select_top(x_hat[n:], indices, k)
+        above, at_edge = self._count_beside(after.values[-1])
+        answers = compare_tops(
+            before,
+            after,
+            x=x[np.searchsorted(indices, after.indices)],
+            x_hat=before_hat,
+            reached=self._count_reached(before, k),
+            above=above,
+            at_edge=at_edge,
+            absmax=self.surveyed.absmax if certified else None,
+        )
+        return {"rank": answers, "top": list_places(before, before_hat)}
+
+    def _reconstructed_maxima(self, k: int) -> FloatArray:
+        """Return the maxima of the rows as they come back, of at most `k` rows any."""
+        if self.maxima.size:
+            return self.maxima
+        maxima = self.surveyed.maxima
+        x_hat = None if maxima.size <= k else self.codec.reconstruct(maxima)
+        return maxima if x_hat is None else x_hat
+
+    def _rows(self, rows: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Return the elements of some rows, and their indices."""
+        return self.tensor.rows(self.surveyed.width, rows)
+
+    def _reconstruct(self, x: FloatArray, indices: NDArray[np.int64]) -> FloatArray:
+        """Reconstruct elements of some indices."""
+        x_hat = self.codec.reconstruct(x)
+        if x_hat is not None:
+            return x_hat
+        width, size = self.surveyed.width, self.tensor.size
+        rows, places = np.unique(indices // width, return_inverse=True)
+        spans = [(row, min(row + width, size)) for row in (rows * width).tolist()]
+        x_hat = np.concatenate([self.codec.read(*span) for span in spans])
+        return x_hat[places * width + indices % width]  # all rows are full but the last
+
+    def _count_beside(self, edge: np.float32) -> tuple[int, int]:
+        """Count the values that come back above the k-th largest, and at it."""
+        if self.levels:
+            values, times = self.levels
+            return int(times[values > edge].sum()), int(times[values == edge].sum())
+        above, at_edge = 0, 0
+        rows = np.flatnonzero(self.maxima >= edge)
+        for start in range(0, rows.size, ROWS_AT_ONCE):
+            x_hat = self._reconstruct(*self._rows(rows[start : start + ROWS_AT_ONCE]))
+            above += int(np.count_nonzero(x_hat > edge))
+            at_edge += int(np.count_nonzero(x_hat == edge))
+        return above, at_edge
+
+    def _count_reached(self, before: Top, k: int) -> int:
+        """Count the values that are at least the k-th largest: k, or more where others equal it."""
+        least = before.values[k - 1]
+        if before.values[-1] < least:
+            return k
+        rows = np.flatnonzero(self.surveyed.maxima >= least)
+        starts = range(0, rows.size, ROWS_AT_ONCE)
+        parts = (self._rows(rows[start : start + ROWS_AT_ONCE])[0] for start in starts)
+        return sum(int(np.count_nonzero(x >= least)) for x in parts)

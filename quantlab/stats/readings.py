@@ -1,4 +1,4 @@
-"""Whether another known reading of what is stored fits a tensor far better.
+"""Find another known reading of a stored tensor that fits its original far better.
 
 A runtime that takes words in another order, or a zero point by another convention, than the one who
 wrote them computes with wrong weights and does not notice. The original tells which is right.
@@ -14,13 +14,16 @@ from numpy.typing import NDArray
 from quantlab.formats.blocks import Read
 from quantlab.formats.format import Reconstruction
 from quantlab.sources.tensor import Tensor
+from quantlab.stats.metrics import decibels
 
-STRETCHES, LENGTH = 16, 2**12  # of a tensor that is looked at
-NEAR = 5.0  # dB by which a reading must be better that leaves values in their places
-FAR = 10.0  # dB by which any other must be
-SEEN = 8  # values of a column, fewer than which say nothing of its scale
-COLUMNS = "with a scale for each column, which another layer may hold as in AWQ and SmoothQuant,"
-FITS = 6.0  # dB that it must have at the least: of two that make no sense none is right
+STRETCHES, LENGTH = 16, 2**12  # of a tensor that is sampled
+MIN_GAIN_DB = 5.0  # of a reading that leaves values in their places
+MIN_GAIN_REARRANGED_DB = 10.0  # of any other
+MIN_COLUMN_VALUES = 8  # fewer of a column say nothing of its scale
+COLUMN_SCALED = (
+    "with a scale for each column, which another layer may hold as in AWQ and SmoothQuant,"
+)
+MIN_SQNR_DB = 6.0  # of a rearranged reading: of two that make no sense none is right
 Array64 = NDArray[np.float64]
 
 
@@ -42,17 +45,17 @@ def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
     spans = list(_spans(tensor.size))
     x, x_hat = _sample(tensor.block, spans), _sample(stored.read, spans)
     declared = _sqnr_db(x, x_hat)
-    found = [
+    better = [
         Better(name, _sqnr_db(x, _sample(read, spans)), declared)
         for name, read in stored.readings.items()
     ]
     scaled = _sqnr_db(x, x_hat * _factor(x, x_hat))
     by_column = _column_scaled(x, x_hat, spans, tensor.shape[-1] if tensor.shape else 1)
-    if by_column is not None and _sqnr_db(x, by_column) > scaled + NEAR:
-        found.append(Better(COLUMNS, _sqnr_db(x, by_column), declared))
-    found = [each for each in found if each.sqnr_db > max(declared + NEAR, 0)]
+    if by_column is not None and _sqnr_db(x, by_column) > scaled + MIN_GAIN_DB:
+        better.append(Better(COLUMN_SCALED, _sqnr_db(x, by_column), declared))
+    better = [reading for reading in better if reading.sqnr_db > max(declared + MIN_GAIN_DB, 0)]
     others = {"with another scale": scaled}
-    if declared < FITS:
+    if declared < MIN_SQNR_DB:
         others |= {
             name: _sqnr_db(x, _sample(read, spans)) for name, read in stored.rearranged.items()
         }
@@ -60,8 +63,9 @@ def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
             transposed = Tensor(tensor.name, tensor.array.T)
             others["transposed"] = _sqnr_db(_sample(transposed.block, spans), x_hat)
     far = (Better(name, sqnr_db, declared) for name, sqnr_db in others.items())
-    found += [each for each in far if each.sqnr_db > max(declared + FAR, FITS)]
-    return max(found, key=lambda each: each.sqnr_db, default=None)
+    min_sqnr_db = max(declared + MIN_GAIN_REARRANGED_DB, MIN_SQNR_DB)
+    better += [reading for reading in far if reading.sqnr_db > min_sqnr_db]
+    return max(better, key=lambda reading: reading.sqnr_db, default=None)
 
 
 def _column_scaled(
@@ -72,9 +76,9 @@ def _column_scaled(
     None where a column has too few values of the sample to tell.
     """
     of = np.concatenate([np.arange(*span) for span in spans]) % columns
-    if x.size < SEEN * columns or not np.isfinite(x_hat).all():
+    if x.size < MIN_COLUMN_VALUES * columns or not np.isfinite(x_hat).all():
         return None
-    if np.bincount(of, minlength=columns).min() < SEEN:
+    if np.bincount(of, minlength=columns).min() < MIN_COLUMN_VALUES:
         return None
     power, product = (
         np.bincount(of, each, minlength=columns) for each in (x_hat * x_hat, x * x_hat)
@@ -108,6 +112,4 @@ def _factor(x: Array64, x_hat: Array64) -> float:
 
 def _sqnr_db(x: Array64, x_hat: Array64) -> float:
     signal, noise = float((x * x).sum()), float(np.square(x_hat - x).sum())
-    if not signal or not math.isfinite(noise):
-        return -math.inf
-    return 10 * math.log10(signal / noise) if noise else math.inf
+    return decibels(signal, noise) if signal and math.isfinite(noise) else -math.inf

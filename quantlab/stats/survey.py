@@ -1,4 +1,4 @@
-"""What a tensor is like before any round trip."""
+"""The range, moments and row maxima of a tensor, before any round trip."""
 
 import math
 from collections.abc import Hashable, Iterable
@@ -6,16 +6,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import Bounds, FloatArray
 from quantlab.sources.tensor import Tensor
-from quantlab.stats import compiled, parallel
-from quantlab.stats.compiled import Kernel
-from quantlab.stats.rank import new_maxima, row_maxima
-from quantlab.stats.sums import Array64, Moments, Scratch, moments, stretches, total_moments
+from quantlab.stats import parallel
+from quantlab.stats.reference import CHUNK, ChunkSums, Moments, NumpyEngine, combine_moments
 
-KEPT = 2**23  # maxima in all that are kept for other runs of a process
+ROW_WIDTH = 2**10  # values whose maximum is kept, at the least
+MAX_ROWS = 2**20  # maxima that are kept, or hardly more
+CACHED_MAXIMA = 2**23  # in all, for other runs of a process
 _surveys: dict[Hashable, "Survey"] = {}
-_room = KEPT
+_room = CACHED_MAXIMA
 
 
 class Survey(NamedTuple):
@@ -37,86 +37,86 @@ class Survey(NamedTuple):
         """The largest magnitude."""
         return max(-self.lo, self.hi)
 
+    @property
+    def bounds(self) -> Bounds:
+        """The bounds of a block that is the whole tensor; the smallest magnitude is not known."""
+        return Bounds(np.array([self.lo]), np.array([self.hi]), np.array([np.inf]))
 
-class Block(NamedTuple):
-    """What one block adds: its least value, how many underflowed, and its moments by chunk."""
+
+class BlockSurvey(NamedTuple):
+    """The least value of one block, the number that underflowed, and its moments by chunk."""
 
     lo: float
     underflowed: int
-    moments: Array64
+    moments: ChunkSums
 
 
 class Surveyor:
-    """Looks at the blocks of one tensor, in any order and from any thread."""
+    """Surveys the blocks of one tensor, in any order and from any thread."""
 
-    def __init__(self, tensor: Tensor, kernel: Kernel | None) -> None:
+    def __init__(self, tensor: Tensor, engine: NumpyEngine) -> None:
         """Begin with no block."""
-        self.tensor, self.kernel = tensor, kernel
+        self.tensor, self.engine = tensor, engine
         self.width, self.maxima = new_maxima(tensor.size)
 
-    def look(self, start: int, x: FloatArray) -> Block:
-        """Look at the block that begins at `start`, and keep the maxima of its rows.
+    def survey(self, start: int, x: FloatArray) -> BlockSurvey:
+        """Survey the block that begins at `start`, and keep the maxima of its rows.
 
-        Raises ValueError, naming the tensor, when it holds what is not a finite float32.
+        Raises ValueError, naming the tensor, when it holds a value that is no finite float32.
         """
         rows = self.maxima[start // self.width : -(-(start + x.size) // self.width)]
-        if self.kernel:
-            lo, hi, found = self.kernel.survey(x, self.width, rows)
-        else:
-            row_maxima(x, self.width, rows)
-            lo, hi = float(x.min()), float(rows.max())
-            found = _moments(x) if math.isfinite(hi - lo) else np.empty((3, 0))
+        lo, hi, moments = self.engine.survey(x, self.width, rows)
         if not math.isfinite(hi - lo):
             self.tensor.require_finite()
-        return Block(lo + 0.0, self.tensor.underflows(start, x), found)
+        return BlockSurvey(lo + 0.0, self.tensor.underflows(start, x), moments)
 
-    def total(self, blocks: list[Block]) -> Survey:
-        """Return what all blocks add up to."""
-        los, underflowed, columns = zip(*blocks, strict=True)
+    def combine(self, blocks: list[BlockSurvey]) -> Survey:
+        """Combine the surveys of all blocks."""
+        los, underflowed, moments = zip(*blocks, strict=True)
         return Survey(
             min(los),
             float(self.maxima.max()) + 0.0,  # not -0.0, which is equal
             self.width,
             self.maxima,
             sum(underflowed),
-            total_moments(self.tensor.size, columns),
+            combine_moments(self.tensor.size, moments),
         )
 
 
-def survey(tensor: Tensor, threads: int, kernel: Kernel | None = None) -> Survey:
-    """Return what a tensor is like, known of the same state of its file or looked up.
+def new_maxima(size: int) -> tuple[int, FloatArray]:
+    """Return the width of rows, and an array for their maxima, which begin at -inf."""
+    width = min(CHUNK, max(ROW_WIDTH, 2 ** (size // MAX_ROWS).bit_length()))
+    return width, np.full(-(-size // width), -math.inf, np.float32)
 
-    Raises ValueError, naming the tensor, when it holds what is not a finite float32.
+
+def survey(tensor: Tensor, threads: int, engine: NumpyEngine) -> Survey:
+    """Return range, moments and row maxima of a tensor, cached by file state.
+
+    Raises ValueError, naming the tensor, when it holds a value that is no finite float32.
     """
-    known = cached(tensor)
-    if known:
-        return known
-    surveyor = Surveyor(tensor, kernel)
-    read = kernel.reader(tensor) if kernel else tensor.block
+    cached = cached_survey(tensor)
+    if cached:
+        return cached
+    surveyor, read = Surveyor(tensor, engine), engine.reader(tensor)
 
-    def part(starts: Iterable[int], step: int) -> list[Block]:
-        return [surveyor.look(start, read(start, start + step)) for start in starts]
+    def survey_share(starts: Iterable[int], step: int) -> list[BlockSurvey]:
+        return [surveyor.survey(start, read(start, start + step)) for start in starts]
 
-    block = compiled.BLOCK if kernel else parallel.BLOCK
-    least = parallel.BLOCKS * parallel.BLOCK
-    blocks = parallel.on_threads(part, tensor.size, threads, least, block)
-    return cache(tensor, surveyor.total([block for blocks in blocks for block in blocks]))
+    shares = parallel.on_threads(
+        survey_share, tensor.size, threads, NumpyEngine.min_share, engine.block_size
+    )
+    return cache_survey(tensor, surveyor.combine([block for share in shares for block in share]))
 
 
-def cached(tensor: Tensor) -> Survey | None:
-    """Return what is known of the tensor of this name in this state of a file."""
+def cached_survey(tensor: Tensor) -> Survey | None:
+    """Return the survey of the tensor of this name in this state of a file, if it is cached."""
     return _surveys.get((tensor.state, tensor.name)) if tensor.state is not None else None
 
 
-def cache(tensor: Tensor, found: Survey) -> Survey:
-    """Keep and return what a tensor is like, as long as there is room."""
+def cache_survey(tensor: Tensor, surveyed: Survey) -> Survey:
+    """Cache and return the survey of a tensor, as long as there is room."""
     global _room
-    if tensor.state is not None and found.maxima.size <= _room:
-        _room -= found.maxima.size
-        _surveys[tensor.state, tensor.name] = found
-    return found
-
-
-def _moments(x: FloatArray) -> Array64:
-    scratch = Scratch(x.size, rows=1)
-    return np.concatenate([moments(x[each], scratch) for each in stretches(x.size)], axis=1)
+    if tensor.state is not None and surveyed.maxima.size <= _room:
+        _room -= surveyed.maxima.size
+        _surveys[tensor.state, tensor.name] = surveyed
+    return surveyed

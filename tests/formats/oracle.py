@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from quantlab.formats import floats, levels, uniform
-from quantlab.formats.coder import Coder
+from quantlab.formats import floats, uniform
+from quantlab.formats.quantizer import BlockQuantizer
 
 DATA = Path(__file__).parents[1] / "data" / "formats"
 FLT_MAX = float(np.finfo(np.float32).max)
@@ -31,20 +31,17 @@ def f32(value):
     return ctypes.c_float(value).value
 
 
-def run(function, items):
-    return [function(item) for item in items]
-
-
-def coder(form, x):
-    """Return quantlab's coder of an array, and its layout."""
+def quantizer(form, x):
+    """Return quantlab's quantizer of an array, and its layout."""
     flat, layout = np.ascontiguousarray(x, np.float32).ravel(), form.block.layout(x.shape)
-    return Coder(form, layout, lambda a, b: flat[a:b], float(np.abs(flat).max()), run), layout
+    absmax = float(np.abs(flat).max())
+    return BlockQuantizer(form, layout, lambda a, b: flat[a:b], absmax), layout
 
 
 def round_trip(form, x, cuts=()):
     """Return quantlab's codes, values, clipped mask, all flat, and scales, cut as told."""
-    made, layout = coder(form, x)
-    found, scales = [], made.known_scales
+    made, layout = quantizer(form, x)
+    found, scales = [], made.chosen_scales
     for start, stop in itertools.pairwise(sorted({0, x.size, *cuts})):
         trip, some = made.round_trip(start, stop)
         clipped = np.zeros(stop - start, bool) if trip.clipped is None else trip.clipped
@@ -228,7 +225,7 @@ ELEMENTS = {
     "asym8": (uniform.Asymmetric(8), Asymmetric(8, "widen")),
     "asym4_clip": (uniform.Asymmetric(4, "clip"), Asymmetric(4, "clip")),
     "asym4_wide_int": (uniform.Asymmetric(4, "wide_int"), Asymmetric(4, "wide_int")),
-    "nf4": (levels.NormalFloat4(4), normal_float4(NF4)),
+    "nf4": (floats.NormalFloat4(4), normal_float4(NF4)),
     "int8_fixed": (floats.FixedPoint(8, 8, 6), fixed_point()),
     **{name: float_element(name) for name in FLOATS},
 }
@@ -294,6 +291,6 @@ def check(form, x, element, store, kind="absmax", p=99.9):
         stored.append(result[2])
         saturated, vanished = saturated + result[3][0], vanished + result[3][1]
     if kind != "mse":  # two factors may share their values but not their scale
-        assert (scales.least, scales.greatest) == (min(stored), max(stored))
+        assert (scales.smallest, scales.largest) == (min(stored), max(stored))
         assert scales.saturated == saturated
         assert scales.vanished >= vanished  # steps that became 1 count as well

@@ -58,9 +58,9 @@ def test_pieces_hold_a_stretch_and_end_with_it_or_with_its_blocks(stretch, small
     shape, block, start, stop = stretch
     members, layout = members_of(shape, block), block.layout(shape)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "SMALL", small)
+        patch.setattr(blocks, "MAX_WHOLE_BLOCK", small)
         pieces = [elements_of(layout, piece) for piece in layout.pieces(start, stop)]
-        surveyed = layout.surveyed
+        surveyed = layout.chosen_beforehand
     held = sorted(element for piece in pieces for each in piece.values() for element in each)
     if surveyed:
         assert held == list(range(start, stop))

@@ -7,7 +7,7 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.formats.blocks import Group, PerTensor
 from quantlab.formats.element import Scaled
-from quantlab.formats.floats import FixedPoint, Float
+from quantlab.formats.floats import NF4, FixedPoint, Float, NormalFloat4
 from quantlab.formats.format import Format
 from quantlab.formats.scales import PowerOfTwo, TwoLevel
 from tests.formats import oracle
@@ -141,7 +141,7 @@ def test_torchao_makes_the_same_of_mx(name):
     _, x_hat, _, scales = oracle.round_trip(form, theirs["x"])
     assert np.array_equal(x_hat, theirs[f"{name}_x_hat"].ravel())
     exponents = theirs[f"{name}_scale"].astype(float) - 127
-    assert (scales.least, scales.greatest) == (2 ** exponents.min(), 2 ** exponents.max())
+    assert (scales.smallest, scales.largest) == (2 ** exponents.min(), 2 ** exponents.max())
 
 
 @pytest.mark.parametrize("name", [*EMAX, "int8"])
@@ -160,7 +160,7 @@ def test_an_all_zero_block_of_mx_is_zeros_at_the_least_scale():
     codes, x_hat, _, scales = oracle.round_trip(form, np.zeros((2, 32), np.float32))
     assert not codes.any()
     assert not x_hat.any()
-    assert (scales.least, scales.vanished, scales.saturated) == (2.0**-127, 0, 0)
+    assert (scales.smallest, scales.vanished, scales.saturated) == (2.0**-127, 0, 0)
 
 
 def ggml_mxfp4(x):
@@ -244,3 +244,82 @@ def test_another_width_is_refused(n_bits):
         Float(n_bits, 4, 3, 448.0)
     with pytest.raises(ValueError, match=rf"^n_bits must be 8, the width of int8, got {n_bits}: "):
         FixedPoint(n_bits, 8, 6)
+
+
+def test_a_float_that_ml_dtypes_has_not_is_refused_in_a_sentence():
+    message = (
+        r"^mode.exponent_bits=3 with mode.mantissa_bits=1 is no float that ml_dtypes has: give "
+    )
+    with pytest.raises(ValueError, match=message):
+        Float(5, 3, 1, 14.0)
+
+
+def nf4_codes(y):
+    return NormalFloat4(4).round_trip(y, Scaled(np.float32(1)))
+
+
+def test_the_levels_are_those_of_bitsandbytes():
+    assert np.array_equal(oracle.vectors("bitsandbytes_nf4")["levels"], NF4)
+
+
+def test_bitsandbytes_makes_the_same_of_a_tensor():
+    # It multiplies by 1 / absmax where we divide: they part where a value lies within an ulp of a
+    # midpoint, and none of these does.
+    theirs = oracle.vectors("bitsandbytes_nf4")
+    x = theirs["x"]
+    codes, x_hat, _, scales = oracle.round_trip(Format(NormalFloat4(4), Group(64)), x)
+    packed = theirs["packed"].ravel()
+    their_codes = np.stack([packed >> 4, packed & 15], axis=-1).ravel().astype(int)
+    zeros = np.repeat(theirs["absmax"] == 0, 64)
+    assert np.array_equal(codes[~zeros] + 8, their_codes[~zeros])
+    assert np.array_equal(x_hat, theirs["x_hat"].ravel())
+    assert (scales.smallest, scales.largest) == (theirs["absmax"].min(), theirs["absmax"].max())
+
+
+def test_each_level_of_nf4_is_its_own_code():
+    trip = nf4_codes(NF4)
+    assert trip.codes.tolist() == list(range(-8, 8))
+    assert np.array_equal(trip.x_hat, NF4)
+    assert trip.clipped is None
+
+
+def test_at_a_midpoint_the_lower_level_is_taken():
+    exact = NF4.astype(np.float64)
+    for code, middle in enumerate((exact[1:] + exact[:-1]) / 2, start=-8):
+        nearest = np.float32(middle)
+        around = np.float32(
+            [np.nextafter(nearest, -9), nearest, np.nextafter(nearest, np.float32(9))]
+        )
+        expected = [code if y <= middle else code + 1 for y in around.astype(np.float64)]
+        assert nf4_codes(around).codes.tolist() == expected
+
+
+def test_a_value_more_than_half_a_step_beyond_the_ends_is_clipped():
+    lower, upper = (3 * NF4[0] - NF4[1]) / 2, (3 * NF4[-1] - NF4[-2]) / 2
+    y = np.float32([lower * 1.001, lower * 0.999, -1, 1, upper * 0.999, upper * 1.001])
+    trip = nf4_codes(y)
+    assert trip.clipped.tolist() == [True, False, False, False, False, True]
+    assert trip.x_hat.tolist() == [-1, -1, -1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("scale", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_nf4_is_its_definition(scale, size):
+    ours, element = oracle.ELEMENTS["nf4"]
+    for seed in range(3):
+        x = oracle.awkward(np.random.default_rng(seed), (6, 50))
+        form = Format(ours, Group(size, scale=scale))
+        oracle.check(form, x, element, oracle.stored_as(scale))
+
+
+def test_the_largest_float32_survives_nf4():
+    x = np.float32([oracle.FLT_MAX, -oracle.FLT_MAX, 1])
+    _, x_hat, _, _ = oracle.round_trip(Format(NormalFloat4(4), PerTensor()), x)
+    assert x_hat.tolist() == [oracle.FLT_MAX, -oracle.FLT_MAX, 0]
+
+
+@pytest.mark.parametrize("n_bits", [8, 3, None])
+def test_another_width_of_nf4_is_refused(n_bits):
+    message = rf"^n_bits must be 4, the width of nf4, got {n_bits}: leave it out$"
+    with pytest.raises(ValueError, match=message):
+        NormalFloat4(n_bits)

@@ -6,12 +6,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantlab.formats import blocks, coder, ranges, scales
+from quantlab.formats import blocks, quantizer, ranges, scales
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import per_value
-from quantlab.formats.floats import FixedPoint, Float
+from quantlab.formats.floats import FixedPoint, Float, NormalFloat4
 from quantlab.formats.format import Format, as_element
-from quantlab.formats.levels import NormalFloat4
 from quantlab.formats.log import Log
 from quantlab.formats.ranges import AbsMax, Mse, Percentile
 from quantlab.formats.scales import PowerOfTwo, TwoLevel
@@ -150,8 +149,8 @@ def test_a_power_of_two_scales_what_comes_back(name, x, power):
 def fitted(form, x):
     """Return a coder whose parameters were all chosen beforehand, and the block of each value."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(blocks, "SMALL", 0)
-        made, layout = oracle.coder(form, x)
+        patch.setattr(blocks, "MAX_WHOLE_BLOCK", 0)
+        made, layout = oracle.quantizer(form, x)
         assert made.fit is not None
     number = np.empty(x.size, int)
     for n, members in enumerate(members_of(form, x.shape)):
@@ -217,10 +216,10 @@ FEW = 8  # ranges for `mse` to try: eighty take as long as they are many
 def cut_everywhere(form, x, cuts, limits):
     """Return the round trip with limits so small that every way through the code is taken."""
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("SMALL", "PART", "BATCH", "SPAN"):
+        for name in ("MAX_WHOLE_BLOCK", "PART", "BATCH", "SPAN"):
             patch.setattr(blocks, name, limits[name])
         patch.setattr(ranges, "BATCH", limits["BATCH"])
-        patch.setattr(coder, "PART", limits["PART"])
+        patch.setattr(quantizer, "PART", limits["PART"])
         patch.setattr(ranges, "CANDIDATES", FEW)
         return oracle.round_trip(form, x, cuts)
 
@@ -251,7 +250,7 @@ def streams(draw):
     cuts = draw(st.sets(st.integers(0, x.size), max_size=8))
     small = draw(st.sampled_from([0, 6, 40, 4096]))
     limits = {
-        "SMALL": small,
+        "MAX_WHOLE_BLOCK": small,
         "PART": draw(st.sampled_from([5, 16, 64, 2**16])),
         "BATCH": max(small, draw(st.sampled_from([1, 20, 100, 2**21]))),  # as it is by itself
         "SPAN": draw(st.sampled_from([1, 30, 2**18])),
@@ -527,5 +526,5 @@ def test_a_quantizer_that_only_chooses_is_an_element(scale):
             own, oracle.round_trip(Format(Asymmetric(6), block), x), strict=True
         ):
             assert np.array_equal(ours, theirs)
-    stored = scales.SCALE_TYPES[scale].store(own[3].greatest).scale
-    assert stored == own[3].greatest
+    stored = scales.SCALE_TYPES[scale].store(own[3].largest).scale
+    assert stored == own[3].largest

@@ -10,21 +10,21 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
-from quantlab.formats.element import ScaledGrid, Trip, fit_scale, in_units
-from quantlab.formats.floats import FixedPoint, Float
+from quantlab.formats.element import Quantized, ScaledGrid, compiled_grid_of, fit_scale
+from quantlab.formats.floats import FixedPoint, Float, NormalFloat4
 from quantlab.formats.format import Format
-from quantlab.formats.levels import NormalFloat4
 from quantlab.formats.log import Log
 from quantlab.formats.ranges import NUMPY, AbsMax, Mse, Percentile
 from quantlab.formats.scales import FLOAT32, PowerOfTwo, TwoLevel
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.sources.tensor import Tensor
-from quantlab.stats import compiled, parallel, stream
-from quantlab.stats.compiled import kernel_for, versions
-from quantlab.stats.sums import CHUNK
+from quantlab.stats import compiled
+from quantlab.stats import measure as module
+from quantlab.stats.compiled import CompiledEngine, engine_for, versions
+from quantlab.stats.reference import CHUNK, NumpyEngine, combine_sums
 from quantlab.stats.survey import survey
 from tests.conftest import measure
-from tests.stats.test_sums import exact
+from tests.stats.test_reference import exact, new_options
 
 kernel = pytest.importorskip("quantlab.stats.kernel")
 
@@ -76,9 +76,9 @@ def awkward(shape):
 
 def both(monkeypatch, x, form, **how):
     """Return what Numba and what NumPy measure."""
-    monkeypatch.setattr(compiled, "SMALL", -1)
+    monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", -1)
     fast = measure(x, form, **how)
-    monkeypatch.setattr(compiled, "SMALL", 2**62)
+    monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", 2**62)
     return fast, measure(x, form, **how)
 
 
@@ -133,7 +133,7 @@ def test_values_that_lie_unaligned_or_strided_are_measured(monkeypatch):
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
 def test_every_number_of_16_bits_is_widened(dtype):
     stored = np.arange(2**16, dtype=np.uint16).view(dtype)
-    found = kernel_for(2**17).reader(Tensor("x", stored))(0, stored.size)
+    found = engine_for(2**17).reader(Tensor("x", stored))(0, stored.size)
     with np.errstate(invalid="ignore"):
         expected = stored.astype(np.float32)
     finite = np.isfinite(expected)
@@ -153,11 +153,13 @@ def test_one_bad_value_is_found_wherever_it_stands(bad, place, form):
 
 @pytest.mark.parametrize("name", ["sym8", "asym4 channel -1", "sym4 group 32", "nf4", "log5 group"])
 def test_threads_and_block_sizes_change_nothing(name, monkeypatch):
-    monkeypatch.setattr(stream, "SAMPLE", 1000)
-    monkeypatch.setattr(parallel, "BLOCK", CHUNK)  # so that each chunk may have its thread
+    monkeypatch.setattr(module, "SAMPLE", 1000)
+    monkeypatch.setattr(
+        CompiledEngine, "min_share", CHUNK
+    )  # so that each chunk may have its thread
     x, found = RNG.standard_normal((257, 1024)).astype(np.float32), []
     for threads, block in ((1, 1), (2, 1), (3, 2), (2, 8)):
-        monkeypatch.setattr(compiled, "BLOCK", block * CHUNK)
+        monkeypatch.setattr(CompiledEngine, "block_size", block * CHUNK)
         found.append(measure(x, FORMATS[name], threads=threads))
     assert all(each == found[0] for each in found)
 
@@ -177,18 +179,12 @@ def test_each_sum_is_that_of_its_definition(x, x_hat, clipped, rel_threshold):
 
 def gathered(x, x_hat, clipped, rel_threshold):
     """Return the sums of values that came back as others, as the loops add them."""
-    from quantlab.formats.element import Trip
-    from quantlab.stats.rank import new_maxima
-    from quantlab.stats.sums import total
-    from quantlab.stats.wanted import Wanted
-
-    loops = kernel_for(2**17)
-    wanted = Wanted(rel_threshold, *new_maxima(x.size), 1, np.empty(x.size, np.float32), None)
-    arguments = loops.of_trip(Trip(None, x_hat, clipped), None)
-    partial = loops.gather(x, 0, arguments, wanted, loops.tables(None))
-    assert np.array_equal(wanted.errors, np.abs(x_hat - x))
-    assert wanted.maxima.max() == x_hat.max()
-    return total([partial], survey(Tensor("x", x), 1, loops).moments)
+    engine, options = engine_for(2**17), new_options(x.size, rel_threshold)
+    quantized = Quantized(None, x_hat, clipped)
+    sums = engine.gather(0, x, quantized, options, engine.new_table(None))
+    assert np.array_equal(options.errors, np.abs(x_hat - x))
+    assert options.maxima.max() == x_hat.max()
+    return combine_sums([sums], survey(Tensor("x", x), 1, engine).moments)
 
 
 @pytest.mark.parametrize("width", [1, 7, 32, 300, 5000])
@@ -196,7 +192,7 @@ def gathered(x, x_hat, clipped, rel_threshold):
 def test_what_is_reduced_by_block_is_what_numpy_reduces(width, blocks):
     x = RNG.standard_normal((blocks, width)).astype(np.float32)
     x[0] = 0
-    reduce = kernel_for(2**17).reductions
+    reduce = engine_for(2**17).reductions
     for least in (False, True):
         for found, expected in zip(reduce.bounds(x, least), NUMPY.bounds(x, least), strict=True):
             assert np.array_equal(found, expected)
@@ -209,9 +205,31 @@ def test_what_is_reduced_by_block_is_what_numpy_reduces(width, blocks):
         assert found == pytest.approx(NUMPY.squared_errors(element, x, params), rel=1e-13)
 
 
-def test_the_loops_are_numbered_as_they_are_asked_for():
-    for name in ("GIVEN", "UNIFORM", "FLOAT", "FIXED_POINT", "CHUNK"):
-        assert getattr(kernel, name) == getattr(compiled, name)
+CHANGED = """
+import numpy as np
+from quantlab.stats import reference
+reference.CHUNK = {chunk}
+from quantlab import measure
+from quantlab.stats import kernel
+x = np.random.default_rng(0).standard_normal(300_000).astype(np.float32)
+card = measure(x, "sym", 4)
+print(kernel.CHUNK, kernel.SHARED_KEY, *(repr(float(card[key])) for key in ("mae", "rmse", "bias")))
+"""
+
+
+def test_a_constant_that_both_engines_use_is_changed_in_one_place():
+    (chunk, key, *figures), (other, other_key, *others) = (
+        run(CHANGED.format(chunk=size)) for size in (CHUNK, CHUNK // 2)
+    )
+    assert (int(chunk), int(other)) == (CHUNK, CHUNK // 2)
+    assert list(map(float, others)) == pytest.approx(list(map(float, figures)), rel=1e-12)
+    assert key != other_key  # so that Numba keeps the loops of both on disk, each for its own
+
+
+def test_the_fast_engine_has_every_method_of_the_reference():
+    methods = {name for name, value in vars(NumpyEngine).items() if callable(value)}
+    assert methods == {"reader", "survey", "new_table", "gather", "histogram"}
+    assert methods < vars(CompiledEngine).keys()
 
 
 def test_an_element_that_rounds_in_a_way_of_its_own_is_left_to_numpy(monkeypatch):
@@ -225,31 +243,20 @@ def test_an_element_that_rounds_in_a_way_of_its_own_is_left_to_numpy(monkeypatch
 
     x = RNG.standard_normal((70, 1000)).astype(np.float32)
     form = Format(Truncated(8), Group())
-    assert compiled.grid_of(form.element) is None
+    assert compiled_grid_of(form.element) is None
     fast, plain = both(monkeypatch, x, form)
     assert fast["measured"]["mae"] > 0.1
     require_alike(fast, plain)
 
 
-def test_an_element_that_counts_steps_in_a_way_of_its_own_is_left_to_numpy(monkeypatch):
-    class Truncated(Symmetric):
-        def _unclipped(self, x, params):
-            return np.trunc(in_units(x, params.scale))
-
-    x = RNG.standard_normal((70, 1000)).astype(np.float32)
-    fast, plain = both(monkeypatch, x, Format(Truncated(4), Group()))
-    assert fast["measured"]["sqnr_db"] < 15  # and with rounding 20
-    require_alike(fast, plain)
-
-
 def test_a_grid_of_sixteen_bits_has_all_its_codes_in_both(monkeypatch):
-    x = RNG.standard_normal(compiled.SMALL + 1).astype(np.float32)
+    x = RNG.standard_normal(compiled.MAX_NUMPY_SIZE + 1).astype(np.float32)
     fast, plain = both(monkeypatch, x, Format(Float(16, 5, 10, 65504.0)))
     assert plain["measured"]["n_codes"] > 10_000
     require_alike(fast, plain)
 
 
-@pytest.mark.parametrize("size", [100, compiled.SMALL + 1])
+@pytest.mark.parametrize("size", [100, compiled.MAX_NUMPY_SIZE + 1])
 def test_codes_beyond_the_width_of_an_element_are_refused(size):
     class Unsigned(ScaledGrid):
         n_bits = 4
@@ -259,7 +266,7 @@ def test_codes_beyond_the_width_of_an_element_are_refused(size):
 
         def round_trip(self, x, params):
             codes = np.rint(x / params.scale) + 8
-            return Trip(codes.astype(np.int8), (codes - 8) * params.scale, None)
+            return Quantized(codes.astype(np.int8), (codes - 8) * params.scale, None)
 
     x = np.linspace(-1, 1, size, dtype=np.float32)
     with pytest.raises(ValueError, match="codes from 1 to 15, and those of 4 bits are"):
@@ -323,7 +330,7 @@ def test_numba_that_is_absent_or_broken_is_told_once(break_it, said, monkeypatch
     try:
         with caplog.at_level(logging.WARNING, "quantlab"):
             for _ in range(2):
-                assert kernel_for(2**17) is None
+                assert type(engine_for(2**17)) is NumpyEngine
         assert measure(np.ones(2**17, np.float32), Symmetric(8))["measured"]["mae"] == 0
         assert versions(2**17) == {}
     finally:

@@ -4,8 +4,10 @@ import time
 import pytest
 
 from quantlab.stats import parallel
-from quantlab.stats.parallel import BLOCK, on_threads
+from quantlab.stats.parallel import on_threads
+from quantlab.stats.reference import NumpyEngine
 
+BLOCK = NumpyEngine.block_size
 LARGE = 16 * BLOCK
 
 

@@ -4,10 +4,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from quantlab.formats.blocks import Group, PerTensor
+from quantlab.formats.floats import Float
+from quantlab.formats.format import Format
+from quantlab.formats.quantizer import BlockQuantizer
 from quantlab.formats.uniform import Asymmetric, Symmetric, dequantize, quantize, value_range
 from quantlab.sources.lab import VerbProbs
-from quantlab.stats import rank
-from quantlab.stats.rank import bits_sufficient, leading, require_k
+from quantlab.sources.tensor import Tensor
+from quantlab.stats import compiled, rank, survey
+from quantlab.stats import measure as module
+from quantlab.stats.rank import bits_sufficient, leading_rows, require_k
+from tests.conftest import measure
 
 finite = st.floats(-1e3, 1e3, width=32)
 vectors = arrays(np.float32, st.integers(1, 60), elements=finite)
@@ -21,9 +28,11 @@ def round_trip(x, quantizer):
 def stability(x, x_hat, k=10):
     """The answers of rank.py for whole arrays, the round trip being any."""
     k, everywhere = min(k, x.size), np.arange(x.size)
-    before, after = (rank.top(values, everywhere, n) for values, n in ((x, k + 1), (x_hat, k)))
+    before, after = (
+        rank.select_top(values, everywhere, n) for values, n in ((x, k + 1), (x_hat, k))
+    )
     edge = after.values[-1]
-    return rank.stability(
+    return rank.compare_tops(
         before,
         after,
         x=x[after.indices],
@@ -147,10 +156,10 @@ def test_a_bad_k_is_named(k):
 )
 def test_the_leading_rows_hold_the_top(x, width, k):
     starts = range(0, x.size, width)
-    rows = leading(np.array([x[start : start + width].max() for start in starts]), k)
+    rows = leading_rows(np.array([x[start : start + width].max() for start in starts]), k)
     among = np.concatenate([np.arange(x.size)[row * width : (row + 1) * width] for row in rows])
     assert len(rows) < 2 * k
-    found = rank.top(x[among], among, k)
+    found = rank.select_top(x[among], among, k)
     assert found.indices.tolist() == np.argsort(-x, kind="stable")[:k].tolist()
 
 
@@ -184,3 +193,58 @@ def test_values_that_were_or_became_equal_are_no_swap():
 
 def test_the_least_k_is_one():
     require_k(1)
+
+
+FORMATS = [
+    Format(Symmetric(3), Group(size=32)),
+    Format(Symmetric(4), Group(size=100)),
+    Format(Float(4, 2, 1, 6.0), Group(size=64)),
+    Format(Float(4, 2, 1, 6.0), PerTensor()),
+    Format(Symmetric(4)),
+]
+
+
+def reconstruct(x, form):
+    """Return what a whole array comes back as."""
+    tensor, layout = Tensor("x", x), form.block.layout(x.shape)
+    quantizer = BlockQuantizer(form, layout, tensor.block, float(np.abs(x).max()))
+    return quantizer.round_trip(0, x.size)[0].x_hat
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("levels", [9, 200, 0])
+@pytest.mark.parametrize("k", [1, 10])
+@pytest.mark.parametrize("small", [-1, 2**62])
+def test_the_answers_are_those_of_the_whole_array(form, levels, k, small, monkeypatch):
+    monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", small)
+    monkeypatch.setattr(rank, "ROWS_AT_ONCE", 3)
+    x = np.random.default_rng(0).standard_normal((300, 100)).astype(np.float32)
+    if levels:  # so that many values are equal
+        x = np.round(x * levels / 9) / np.float32(levels)
+    monkeypatch.setattr(survey, "ROW_WIDTH", 2**6)
+    x_hat = reconstruct(x, form)
+    answers = measure(x, form, k=k)["rank"]
+    expected = stability(x.ravel(), x_hat, k)
+    assert {key: answers[key] for key in answers if key != "top_bits_sufficient"} == {
+        key: expected[key] for key in expected if key != "top_bits_sufficient"
+    }
+
+
+@pytest.mark.parametrize("small", [-1, 2**62])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_every_so_many_th_error_is_sampled(small, threads, monkeypatch):
+    monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", small)
+    monkeypatch.setattr(module, "SAMPLE", 1000)
+    x = np.random.default_rng(0).standard_normal(5 * 2**18 + 77).astype(np.float32)
+    form = Format(Symmetric(4), Group(size=32))
+    result = measure(x, form, threads=threads)
+    stride = result["error_histogram"]["stride"]
+    sample = np.abs(reconstruct(x, form) - x)[::stride].astype(np.float64)
+    assert 900 < sample.size <= 1000
+    for key, share in (("err_p50", 0.5), ("err_p95", 0.95)):
+        assert result["measured"][key] == pytest.approx(np.quantile(sample, share), rel=1e-12)
+
+
+def test_equal_values_at_the_edge_keep_their_order():
+    x = np.array([7, 5, 3, 3, 3, 0], np.float32)  # codes of themselves
+    assert measure(x, Symmetric(4), k=3)["rank"]["top_order_kept"]

@@ -7,7 +7,15 @@ import pytest
 
 from quantlab.formats.format import Reconstruction
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.readings import COLUMNS, FAR, FITS, LENGTH, NEAR, STRETCHES, better_reading
+from quantlab.stats.readings import (
+    COLUMN_SCALED,
+    LENGTH,
+    MIN_GAIN_DB,
+    MIN_GAIN_REARRANGED_DB,
+    MIN_SQNR_DB,
+    STRETCHES,
+    better_reading,
+)
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((64, 50)).astype(np.float32)
@@ -48,12 +56,16 @@ def test_one_that_is_hardly_better_or_makes_no_sense_is_not(declared, other):
     assert better(at(declared), other=at(other)) is None
 
 
-@pytest.mark.parametrize(("declared", "other"), [(20, 20.1 + NEAR), (-20, FITS + 0.1)])
+@pytest.mark.parametrize(
+    ("declared", "other"), [(20, 20.1 + MIN_GAIN_DB), (-20, MIN_SQNR_DB + 0.1)]
+)
 def test_one_that_is_just_good_enough_is(declared, other):
     assert better(at(declared), other=at(other)).name == "other"
 
 
-@pytest.mark.parametrize(("declared", "other"), [(4, 3.9 + FAR), (-20, FITS - 0.1)])
+@pytest.mark.parametrize(
+    ("declared", "other"), [(4, 3.9 + MIN_GAIN_REARRANGED_DB), (-20, MIN_SQNR_DB - 0.1)]
+)
 def test_values_in_other_places_must_be_better_by_more(declared, other):
     assert better(at(declared), rearranged={"turned": at(other)}) is None
     assert better(at(declared), rearranged={"turned": at(other + 0.2)}).name == "turned"
@@ -69,10 +81,10 @@ def test_a_scale_for_each_column_is_found():
     x = RNG.standard_normal((64, 50)).astype(np.float32)
     scales = np.exp(RNG.standard_normal(50)).astype(np.float32)
     found = better(at(25, x) * scales, x=x)
-    assert (found.name, round(found.sqnr_db)) == (COLUMNS, 25)
+    assert (found.name, round(found.sqnr_db)) == (COLUMN_SCALED, 25)
     assert better(at(3, x), x=x) is None  # 50 scales explain little of 3,200 errors
     few = better(at(25, x)[:7] * scales, x=x[:7])
-    assert few is None or few.name != COLUMNS
+    assert few is None or few.name != COLUMN_SCALED
 
 
 def test_without_another_reading_the_declared_one_stands():
@@ -93,8 +105,8 @@ def test_an_exact_reading_beats_any_other():
 
 
 def test_values_in_other_places_are_tried_only_where_the_declared_fit_nothing():
-    assert better(at(FITS + 1), rearranged={"turned": X}) is None
-    assert better(at(FITS - 1), rearranged={"turned": X}).name == "turned"
+    assert better(at(MIN_SQNR_DB + 1), rearranged={"turned": X}) is None
+    assert better(at(MIN_SQNR_DB - 1), rearranged={"turned": X}).name == "turned"
 
 
 @pytest.mark.parametrize("broken", [np.nan, np.inf, 3e38])

@@ -9,15 +9,14 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import per_value
-from quantlab.formats.floats import FixedPoint, Float
+from quantlab.formats.floats import FixedPoint, Float, NormalFloat4
 from quantlab.formats.format import Format
-from quantlab.formats.levels import NormalFloat4
 from quantlab.formats.log import Log
-from quantlab.formats.ranges import AbsMax, Mse, Percentile, Values, bounds
+from quantlab.formats.ranges import AbsMax, BlockValues, Mse, Percentile, bounds
 from quantlab.formats.scales import PowerOfTwo, TwoLevel
 from quantlab.formats.uniform import Asymmetric, Symmetric
-from quantlab.stats import parallel, stream
-from quantlab.stats.sums import CHUNK
+from quantlab.stats import measure as module
+from quantlab.stats.reference import CHUNK, NumpyEngine
 from tests.conftest import measure
 
 E2M1 = Float(4, 2, 1, 6.0)
@@ -81,8 +80,8 @@ def whole(form, block, absmax):
     def store(scale):
         return form.scale_type.store(scale, absmax)
 
-    values = Values(block.size, lambda function, _=None: [function(block)])
-    found = bounds(block, form.element.least)
+    values = BlockValues(block.size, lambda function, _=None: [function(block)])
+    found = bounds(block, form.element.needs_min_magnitude)
     chosen = form.range.choose(found, values, form.element, store)
     params = form.element.fit(chosen, store).params
     return form.element.round_trip(block, per_value(params)).x_hat
@@ -109,11 +108,11 @@ def swaps(x, x_hat, k=10):
 
 @pytest.mark.parametrize("form", FORMATS, ids=str)
 def test_threads_and_stretches_change_nothing(form, monkeypatch):
-    monkeypatch.setattr(stream, "SAMPLE", 1000)
-    monkeypatch.setattr(parallel, "BLOCKS", 1)
+    monkeypatch.setattr(module, "SAMPLE", 1000)
+    monkeypatch.setattr(NumpyEngine, "min_share", CHUNK)
     found = []
     for threads, block in ((1, 1), (1, 3), (2, 1), (3, 2)):
-        monkeypatch.setattr(parallel, "BLOCK", block * CHUNK)
+        monkeypatch.setattr(NumpyEngine, "block_size", block * CHUNK)
         found.append(measure(MATRIX, form, threads=threads))
     assert all(each == found[0] for each in found)
 

@@ -11,8 +11,10 @@ from quantlab.formats.blocks import PerChannel
 from quantlab.formats.format import Format
 from quantlab.formats.log import Log
 from quantlab.formats.uniform import Asymmetric, Symmetric
-from quantlab.stats import compiled, parallel, rank, stream
-from quantlab.stats.sums import CHUNK
+from quantlab.stats import compiled, rank
+from quantlab.stats import measure as module
+from quantlab.stats.compiled import CompiledEngine
+from quantlab.stats.reference import CHUNK, NumpyEngine
 from tests.conftest import measure
 from tests.stats.test_metrics import oracle
 
@@ -63,17 +65,17 @@ def test_a_view_is_measured_as_its_copy(view):
 @pytest.mark.parametrize("quantizer", QUANTIZERS, ids=str)
 @pytest.mark.parametrize("x", [LONG, np.abs(LONG), LONG * 1e-30, LONG[: CHUNK + 1] * 0], ids=len)
 def test_threads_and_block_sizes_change_nothing(x, quantizer, monkeypatch):
-    monkeypatch.setattr(stream, "SAMPLE", 1000)  # so that the errors are strided
-    monkeypatch.setattr(parallel, "BLOCKS", 1)  # so that each block may have its thread
+    monkeypatch.setattr(module, "SAMPLE", 1000)  # so that the errors are strided
+    monkeypatch.setattr(NumpyEngine, "min_share", CHUNK)  # so that each block may have its thread
     found = []
     for threads, block in ((1, 1), (1, 2), (1, 4), (2, 1), (3, 1), (2, 2)):
-        monkeypatch.setattr(parallel, "BLOCK", block * CHUNK)
+        monkeypatch.setattr(NumpyEngine, "block_size", block * CHUNK)
         found.append(measure(x, quantizer, threads=threads))
     assert all(each == found[0] for each in found)
 
 
 def test_sampled_errors_fall_on_every_column_of_a_matrix(monkeypatch):
-    monkeypatch.setattr(stream, "SAMPLE", 2**12)
+    monkeypatch.setattr(module, "SAMPLE", 2**12)
     x = np.zeros((2**10, 2**4), np.float32)
     x[:, 1::2] = 0.26  # an even step between samples would see the exact columns alone
     x[0, 0] = 1
@@ -120,7 +122,7 @@ def test_values_without_a_relative_error_are_left_out_of_it(excluded):
 
 @pytest.mark.parametrize("small", [2**16, 2**62], ids=["Numba", "NumPy"])
 def test_sums_of_ten_million_are_exact_to_1e_12(small, monkeypatch):
-    monkeypatch.setattr(compiled, "SMALL", small)
+    monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", small)
     x = RNG.standard_normal(10**7).astype(np.float32)
     for quantizer in (Symmetric(8), Asymmetric(4)):
         params = quantizer.choose(*uniform.value_range(x))
@@ -153,7 +155,8 @@ def test_the_range_of_a_long_tensor_finds_the_one_bad_value():
 
 
 @pytest.mark.parametrize(
-    ("rows", "place"), [(1, 2999), (200, parallel.BLOCK + 500), (200, compiled.BLOCK + 500)]
+    ("rows", "place"),
+    [(1, 2999), (200, NumpyEngine.block_size + 500), (200, CompiledEngine.block_size + 500)],
 )
 @pytest.mark.parametrize("element", [Symmetric(8), Asymmetric(8), Log(8)])
 def test_a_bad_value_in_a_block_that_ends_in_another_stretch_is_found(element, rows, place):

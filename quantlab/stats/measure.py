@@ -1,0 +1,253 @@
+"""Measure one tensor in one format: read, quantize and reconstruct each block, sum up the errors.
+
+Measuring takes one pass over the tensor, on threads, in blocks that fit the cache. Formats whose
+parameters depend on the whole tensor need an earlier pass for its range; `mse` and `percentile`
+need further ones. The sums of a block do not depend on the blocks or threads around it, and are
+combined in the order of the tensor, so the figures are the same bytes for any number of threads and
+any size of block.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.element import FloatArray, NotFiniteError
+from quantlab.formats.format import Format, Reconstruction
+from quantlab.sources.tensor import Tensor
+from quantlab.stats import metrics, parallel
+from quantlab.stats.compiled import CompiledEngine, engine_for
+from quantlab.stats.metrics import ColumnImportance, Evidence, OutputPower
+from quantlab.stats.rank import RankComparison
+from quantlab.stats.reference import (
+    CHUNK,
+    ChunkSums,
+    CodeCounts,
+    MeasureOptions,
+    NumpyEngine,
+    combine_sums,
+    read_table,
+    round_down,
+    to_bins,
+)
+from quantlab.stats.survey import (
+    BlockSurvey,
+    Survey,
+    Surveyor,
+    cache_survey,
+    cached_survey,
+    new_maxima,
+    survey,
+)
+from quantlab.stats.tensor_codec import SingleScale, TensorCodec, needs_survey, open_codec
+
+SAMPLE = 2**18  # errors that quantiles are taken of, at most; a longer tensor is strided
+NO_MAXIMA = np.empty(0, np.float32)
+
+Advance = Callable[[int], object]
+
+
+def measure(
+    tensor: Tensor,
+    form: Format | Reconstruction,
+    k: int = 10,
+    rel_threshold: float = 1e-8,
+    threads: int = 1,
+    advance: Advance = lambda _: None,
+    landmark: float | None = None,
+    importance: FloatArray | None = None,
+) -> dict[str, Any]:
+    """Measure the round trip of a tensor, as plain JSON values.
+
+    The relative error of a value, `landmark`, is among the figures where one is given, and the
+    error of the output where the `importance` of columns is, an array ``(matrices, columns)``.
+    `advance` is called, from any thread, with the number of elements that have just been measured.
+    Raises ValueError, naming the tensor, when it is empty or holds a value that is no finite
+    float32.
+    """
+    if not tensor.size:
+        tensor.require_finite()
+    engine = engine_for(tensor.size)
+    needed = needs_survey(tensor, form)
+    surveyed = survey(tensor, threads, engine) if needed else cached_survey(tensor)
+    codec = open_codec(tensor, form, surveyed, threads, engine)
+    stride = _sample_stride(tensor.size)
+    row_width, maxima = new_maxima(tensor.size)
+    options = MeasureOptions(
+        round_down(rel_threshold),
+        row_width,
+        NO_MAXIMA if isinstance(codec, SingleScale) else maxima,
+        stride,
+        np.empty(-(-tensor.size // stride), np.float32),
+    )
+    columns = None if importance is None else ColumnImportance(importance, tensor.size)
+    trip = _run(tensor, codec, surveyed, engine, options, columns, threads, advance)
+    surveyed, evidence = trip.surveyed, trip.evidence()
+    measured, reasons = metrics.figures(evidence)
+    if columns:
+        measured["out_sqnr_db"] = metrics.out_sqnr_db(evidence.powers)
+        if measured["out_sqnr_db"] is None:
+            reasons["out_sqnr_db"] = "there is no noise, or no signal"
+    if landmark is not None:
+        measured["landmark_rel_err"] = codec.relative_error(np.float32(landmark))
+        if measured["landmark_rel_err"] is None:
+            reasons["landmark_rel_err"] = codec.why_no_step
+    params, unknown = codec.params_json()
+    certified = isinstance(form, Format) and form.plain and isinstance(codec, SingleScale)
+    if not certified:
+        reasons["top_bits_sufficient"] = "it is a width of one scale over the whole range"
+    if codec.n_bits is None:
+        foreign = [*metrics.OF_SCALES, "clip_share", "round_share"]
+        unknown |= dict.fromkeys(foreign, codec.why_no_step)
+    ranks = RankComparison(tensor, surveyed, codec, options.maxima, trip.levels)
+    scales = codec.scales()
+    return {
+        "shape": list(tensor.shape),
+        "dtype": tensor.dtype,
+        "n_elements": tensor.size,
+        "range": [surveyed.lo, surveyed.hi],
+        "params": params,
+        "measured": measured,
+        "reasons": reasons | unknown,
+        **ranks.compare(min(k, tensor.size), certified),
+        "codes": to_bins(trip.counts, codec.n_bits) if trip.counts and codec.n_bits else None,
+        "underflowed": surveyed.underflowed,
+        "error_histogram": evidence.errors.to_dict() | {"stride": stride},
+        "storage": metrics.storage_figures(codec.bits_per_value, measured["sqnr_db"], scales),
+        "error_budget": metrics.error_budget(evidence.sums, evidence.clipped),
+    }
+
+
+def _sample_stride(size: int) -> int:
+    """Return the step between sampled errors: odd, as rows of matrices are often powers of two."""
+    return 1 if size <= SAMPLE else -(-size // SAMPLE) | 1
+
+
+class Accumulator:
+    """Sums up the blocks of one thread, each as soon as it has been through the codec."""
+
+    def __init__(
+        self,
+        codec: TensorCodec,
+        engine: NumpyEngine,
+        options: MeasureOptions,
+        columns: ColumnImportance | None,
+    ) -> None:
+        """Begin with no block."""
+        self.codec, self.engine, self.options, self.columns = codec, engine, options, columns
+        self.table = engine.new_table(codec.n_bits)
+        self.sums: list[ChunkSums] = []
+        self.powers: list[OutputPower] = []
+        self.surveys: list[BlockSurvey] = []
+        self._quantize = codec.block_quantizer()
+
+    def add(self, start: int, x: FloatArray) -> None:
+        """Take the block that begins at element `start` through the codec."""
+        engine, grid = self.engine, self.codec.grid
+        if grid and isinstance(engine, CompiledEngine) and not self.columns:
+            blocks = self.codec.block_params(start, start + x.size)
+            sums = engine.gather_through(start, x, grid, blocks, self.options, self.table)
+        else:
+            quantized = self._quantize(start, x)
+            sums = engine.gather(start, x, quantized, self.options, self.table)
+            if self.columns:
+                self.powers.extend(self.columns.powers(start, x, quantized.x_hat))
+        self.sums.append(sums)
+
+
+def _run(
+    tensor: Tensor,
+    codec: TensorCodec,
+    surveyed: Survey | None,
+    engine: NumpyEngine,
+    options: MeasureOptions,
+    columns: ColumnImportance | None,
+    threads: int,
+    advance: Advance,
+) -> "_RoundTrip":
+    """Take every block through a codec, and survey it before where that has not been done."""
+    surveyor, read = Surveyor(tensor, engine), engine.reader(tensor)
+
+    def run_share(starts: Iterable[int], step: int) -> Accumulator:
+        share = Accumulator(codec, engine, options, columns)
+        for start in starts:
+            x = read(start, start + step)
+            if surveyed is None:
+                share.surveys.append(surveyor.survey(start, x))
+            try:
+                share.add(start, x)
+            except NotFiniteError:  # in a block that ends later
+                tensor.require_finite()
+            advance(x.size)
+        return share
+
+    min_share = NumpyEngine.block_size if codec.slow else engine.min_share
+    shares = parallel.on_threads(run_share, tensor.size, threads, min_share, engine.block_size)
+    if surveyed is None:
+        blocks = [block for share in shares for block in share.surveys]
+        surveyed = cache_survey(tensor, surveyor.combine(blocks))
+    return _RoundTrip(tensor, surveyed, codec, engine, options, shares)
+
+
+@dataclass(frozen=True)
+class _RoundTrip:
+    """The sums of one tensor that went through one codec."""
+
+    tensor: Tensor
+    surveyed: Survey
+    codec: TensorCodec
+    engine: NumpyEngine
+    options: MeasureOptions
+    shares: list[Accumulator] = field(repr=False)
+
+    @cached_property
+    def counts(self) -> CodeCounts | None:
+        """How often codes occur, None where they are not ours."""
+        if not self.codec.n_bits:
+            return None
+        return read_table(np.concatenate([share.table for share in self.shares]))
+
+    @cached_property
+    def levels(self) -> tuple[FloatArray, NDArray[np.int64]] | None:
+        """The few values that come back and how often each does, where there is one step."""
+        if self.counts and isinstance(self.codec, SingleScale):
+            return self.codec.decode(self.counts.codes), self.counts.counts
+        return None
+
+    def evidence(self) -> Evidence:
+        """Combine the sums of all blocks."""
+        parts = [part for share in self.shares for part in share.sums]
+        sums = combine_sums(parts, self.surveyed.moments)
+        negative, step = self.surveyed.lo < 0, self.codec.step
+        comparable = metrics.is_probability(sums, negative) and not sums.zeroed
+        upper = step / 2 if step else sums.max_err or 1.0
+        sq_x_hat = sums.sq_x_hat
+        if self.levels:  # of few values, it is exact
+            values, times = self.levels
+            sq_x_hat = float((times * np.square(values, dtype=np.float64)).sum())
+        return Evidence(
+            sums=sums,
+            errors=self.engine.histogram(self.options.errors, upper),
+            counts=self.counts,
+            sq_x_hat=sq_x_hat,
+            clipped=sums.clipped if self.counts else None,
+            step=step,
+            why_no_step=self.codec.why_no_step,
+            negative=negative,
+            divergence=self._divergence() if comparable else math.nan,
+            powers=[power for share in self.shares for power in share.powers],
+        )
+
+    def _divergence(self) -> float:
+        starts = range(0, self.tensor.size, CHUNK)
+        return math.fsum(
+            metrics.divergence(
+                self.tensor.block(start, start + CHUNK),
+                self.codec.read(start, min(start + CHUNK, self.tensor.size)),
+            )
+            for start in starts
+        )

@@ -1,0 +1,277 @@
+"""Quantize and reconstruct one tensor: one scale, many, or decoded from a file or library."""
+
+import math
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats import uniform
+from quantlab.formats.element import (
+    CompiledGrid,
+    FloatArray,
+    Quantized,
+    compiled_grid_of,
+    per_value,
+)
+from quantlab.formats.format import Format, Reconstruction
+from quantlab.formats.quantizer import BlockLayoutParams, BlockQuantizer, ScaleStats
+from quantlab.formats.uniform import Params, Uniform
+from quantlab.sources.tensor import Tensor
+from quantlab.stats import parallel
+from quantlab.stats.reference import NumpyEngine
+from quantlab.stats.survey import Survey
+
+QuantizeBlock = Callable[[int, FloatArray], Quantized]  # of a flat block and where it begins
+MANY_SCALES = "there are {n} scales"
+UNEVEN_STEPS = "the steps of the grid differ"
+OTHER_CODES = "{dtype} has codes and scales of its own"
+
+
+class TensorCodec(Protocol):
+    """One tensor in one format.
+
+    `n_bits` is the width of its codes, None where they are not ours; `grid` is that of the compiled
+    loops, None where they have it not; `step` is that of the grid, None where there is not one, for
+    the reason `why_no_step`; `slow`: a thread pays for few values.
+    """
+
+    n_bits: int | None
+    bits_per_value: float
+    grid: CompiledGrid | None
+    step: float | None
+    why_no_step: str
+    slow: bool
+
+    def block_quantizer(self) -> QuantizeBlock:
+        """Return the function that quantizes blocks."""
+
+    def block_params(self, start: int, stop: int) -> BlockLayoutParams:
+        """Return the parameters of the blocks of some elements, where there is a grid."""
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        """Reconstruct elements `start` to `stop`, flat."""
+
+    def reconstruct(self, x: FloatArray) -> FloatArray | None:
+        """Reconstruct values, or return None if the result depends on their position."""
+
+    def relative_error(self, x: np.float32) -> float | None:
+        """Return the relative error of a value, None if it depends on its position."""
+
+    def scales(self) -> ScaleStats | None:
+        """Summarize the scales, once every block has been quantized; None if they are not ours."""
+
+    def params_json(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the parameters, and why some are null."""
+
+
+class SingleScale:
+    """A tensor with one scale and even steps: the map is monotone, and a code has one value."""
+
+    slow = False
+    why_no_step = ""
+
+    def __init__(self, tensor: Tensor, form: Format, quantizer: BlockQuantizer) -> None:
+        """Take a quantizer whose one block has its parameters."""
+        self.tensor, self.element = tensor, form.element
+        self.params: Params = uniform.scalar_params(quantizer.chosen_params)
+        self._scales = quantizer.chosen_scales
+        self.width = form.n_bits
+        self.n_bits: int | None = self.width
+        self.bits_per_value = form.bits_per_value(quantizer.layout)
+        self.grid: CompiledGrid | None = compiled_grid_of(form.element)
+        self._blocks = BlockLayoutParams(quantizer.layout, 0, quantizer.chosen_params)
+        self.step: float | None = float(self.params.scale)
+
+    def block_quantizer(self) -> QuantizeBlock:
+        """Return the function that quantizes blocks."""
+        return lambda _, x: self.element.round_trip(x, self.params)
+
+    def block_params(self, start: int, stop: int) -> BlockLayoutParams:  # noqa: ARG002 TensorCodec
+        """Return the parameters of the one block."""
+        return self._blocks
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        """Reconstruct elements `start` to `stop`, flat."""
+        return self.reconstruct(self.tensor.block(start, stop))
+
+    def reconstruct(self, x: FloatArray) -> FloatArray:
+        """Reconstruct values."""
+        return self.decode(uniform.quantize(x, self.params, self.width))
+
+    def decode(self, codes: NDArray[Any]) -> FloatArray:
+        """Return the values that codes stand for."""
+        return uniform.dequantize(codes, self.params)
+
+    def relative_error(self, x: np.float32) -> float | None:
+        """Return the relative error of a value, which need not be in the tensor."""
+        return float(np.abs(self.reconstruct(np.asarray(x)) - x) / x)
+
+    def scales(self) -> ScaleStats | None:
+        """Return the one scale."""
+        return self._scales
+
+    def params_json(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the parameters, of which none is null."""
+        qmin, qmax = uniform.code_range(self.width)
+        return self.params._asdict() | {"scale": self.step, "qmin": qmin, "qmax": qmax}, {}
+
+
+class Blockwise:
+    """A tensor in blocks, or in a grid whose steps differ."""
+
+    slow = False
+    step: float | None = None
+
+    def __init__(self, form: Format, quantizer: BlockQuantizer) -> None:
+        """Take a quantizer of the tensor's blocks."""
+        self.form, self.quantizer = form, quantizer
+        self.n_scales = quantizer.layout.n_blocks
+        self.n_bits: int | None = form.n_bits
+        self.bits_per_value = form.bits_per_value(quantizer.layout)
+        self.grid: CompiledGrid | None = compiled_grid_of(form.element)
+        many = isinstance(form.element, Uniform) and self.n_scales > 1
+        self.why_no_step = MANY_SCALES.format(n=self.n_scales) if many else UNEVEN_STEPS
+        self._scales: list[ScaleStats] = [quantizer.chosen_scales]
+
+    def block_quantizer(self) -> QuantizeBlock:
+        """Return a function that quantizes blocks, and keeps their scales."""
+
+        def quantize(start: int, x: FloatArray) -> Quantized:
+            quantized, scales = self.quantizer.round_trip(start, start + x.size)
+            self._scales.append(scales)
+            return quantized
+
+        return quantize
+
+    def block_params(self, start: int, stop: int) -> BlockLayoutParams:
+        """Return the parameters of the blocks of some elements, and keep their scales."""
+        blocks, scales = self.quantizer.block_params(start, stop)
+        self._scales.append(scales)
+        return blocks
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        """Reconstruct elements `start` to `stop`, flat."""
+        return self.quantizer.round_trip(start, stop)[0].x_hat
+
+    def reconstruct(self, x: FloatArray) -> FloatArray | None:
+        """Reconstruct values, or return None if they could be in different blocks."""
+        if self.n_scales > 1:
+            return None
+        params = per_value(self.quantizer.chosen_params)
+        return self.form.element.reconstruct(x[None], params)[0]
+
+    def relative_error(self, x: np.float32) -> float | None:
+        """Return the relative error of a value, None if it could be in one block or another."""
+        x_hat = self.reconstruct(np.reshape(x, 1))
+        return None if x_hat is None else float(np.abs(x_hat[0] - x) / x)
+
+    def scales(self) -> ScaleStats | None:
+        """Summarize the scales, once every block has been quantized."""
+        first, *others = self._scales
+        for scales in others:
+            first |= scales
+        return first
+
+    def params_json(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return the parameters where there is one block, and why some are null."""
+        own: dict[str, Any] = {}
+        if self.n_scales == 1:
+            fields = self.quantizer.chosen_params._asdict()
+            own = {key: value[0].item() for key, value in fields.items()}
+        keys = "scale", "zero_point", "scale_replaced", "zero_point_clipped"
+        params = {key: own.get(key) for key in keys}
+        qmin, qmax = uniform.code_range(self.form.n_bits)
+        reason = MANY_SCALES.format(n=self.n_scales) if self.n_scales > 1 else "the grid has none"
+        reasons = {key: reason for key, value in params.items() if value is None}
+        return params | {"qmin": qmin, "qmax": qmax}, reasons
+
+
+class FromFile:
+    """A tensor as a file or a library stores it: values without codes of ours."""
+
+    n_bits: int | None = None
+    step: float | None = None
+    grid: CompiledGrid | None = None
+
+    def __init__(self, tensor: Tensor, stored: Reconstruction) -> None:
+        """Take the reconstruction of a tensor."""
+        self.tensor, self.stored, self.slow = tensor, stored, stored.slow
+        self.bits_per_value = stored.bits / tensor.size
+        self.why_no_step = OTHER_CODES.format(dtype=stored.dtype)
+
+    def block_quantizer(self) -> QuantizeBlock:
+        """Return the function that reads blocks."""
+        return lambda start, x: Quantized(None, self.read(start, start + x.size), None)
+
+    def block_params(self, start: int, stop: int) -> BlockLayoutParams:
+        """Raise NotImplementedError: there is no grid."""
+        raise NotImplementedError
+
+    def read(self, start: int, stop: int) -> FloatArray:
+        """Read elements `start` to `stop`, flat; raises ValueError where one is not finite."""
+        x_hat = self.stored.read(start, stop)
+        if not np.isfinite(x_hat).all():
+            first = start + int(np.flatnonzero(~np.isfinite(x_hat))[0])
+            index = [int(place) for place in np.unravel_index(first, self.tensor.shape)]
+            why = "is damaged" if self.stored.sha256 else "cannot hold its values"
+            raise ValueError(
+                f"tensor '{self.tensor.name}' comes back as {x_hat[first - start]} at {index}: "
+                f"{self.stored.dtype} {why}"
+            )
+        return x_hat
+
+    def reconstruct(self, _: FloatArray) -> FloatArray | None:
+        """Return None: values are stored by their position."""
+        return None
+
+    def relative_error(self, _: np.float32) -> float | None:
+        """Return None: values are stored by their position."""
+        return None
+
+    def scales(self) -> ScaleStats | None:
+        """Return None: scales are the file's."""
+        return None
+
+    def params_json(self) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return null for every parameter, and why."""
+        keys = "scale", "zero_point", "scale_replaced", "zero_point_clipped", "qmin", "qmax"
+        return dict.fromkeys(keys), dict.fromkeys(keys, self.why_no_step)
+
+
+def needs_survey(tensor: Tensor, form: Format | Reconstruction) -> bool:
+    """Whether the parameters of a format depend on the range of the whole tensor."""
+    if isinstance(form, Reconstruction):
+        return False
+    layout = form.block.layout(tensor.shape)
+    return layout.chosen_beforehand or form.scale_type.tensor_bits > 0
+
+
+def open_codec(
+    tensor: Tensor,
+    form: Format | Reconstruction,
+    surveyed: Survey | None,
+    threads: int,
+    engine: NumpyEngine,
+) -> SingleScale | Blockwise | FromFile:
+    """Return the codec of a tensor, the parameters chosen that have to be before the first block.
+
+    `surveyed` may be None unless `needs_survey`.
+    """
+    if isinstance(form, Reconstruction):
+        return FromFile(tensor, form)
+    quantizer = BlockQuantizer(
+        form,
+        form.block.layout(tensor.shape),
+        engine.reader(tensor),
+        surveyed.absmax if surveyed else math.nan,
+        surveyed.bounds if surveyed else None,
+        lambda function, items: parallel.map_on_threads(function, items, threads),
+        engine.reductions,
+    )
+    even = isinstance(form.element, Uniform) and quantizer.layout.n_blocks == 1
+    # A scale that vanished is no step to count in.
+    if even and quantizer.chosen_scales.smallest:
+        return SingleScale(tensor, form, quantizer)
+    return Blockwise(form, quantizer)

@@ -13,7 +13,7 @@ from quantlab.formats.format import Codec, Format
 from quantlab.measurement import form_of
 from quantlab.sources.numpy import Npy
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.compiled import kernel_for
+from quantlab.stats.compiled import engine_for
 from quantlab.stats.measure import measure
 
 BASE = "sym"
@@ -72,7 +72,7 @@ def peak(name: str, path: str) -> None:
     import threading
 
     (tensor,) = Npy(path).tensors()
-    kernel_for(tensor.size)  # Numba is no memory of a tensor
+    engine_for(tensor.size)  # Numba is no memory of a tensor
     before, most, over = anonymous(), [anonymous()], threading.Event()
 
     def watch() -> None:

@@ -25,7 +25,7 @@ from quantlab.formats.ggml import Ggml
 from quantlab.measurement import form_of, load_mode
 from quantlab.sources.safetensors import Safetensors, SafetensorsFile
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.compiled import kernel_for
+from quantlab.stats.compiled import engine_for
 from quantlab.stats.measure import measure
 
 ROOT = Path(__file__).parents[1]
@@ -118,7 +118,7 @@ def kind(name: str, folder: str) -> None:
     """Print time and memory of one kind."""
     (tensor,) = Safetensors(f"{folder}/original.safetensors").tensors()
     stored = SafetensorsFile(f"{folder}/packed.safetensors").open(tensor)
-    kernel_for(tensor.size)  # to load Numba takes the time and memory of no tensor
+    engine_for(tensor.size)  # to load Numba takes the time and memory of no tensor
     before, start = anonymous("self"), time.perf_counter()
     with ThreadPoolExecutor(1) as pool:
         done = pool.submit(measure, tensor, stored, threads=THREADS)

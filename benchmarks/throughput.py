@@ -131,11 +131,11 @@ def without_numba(threads: int) -> Callable[[Array], Any]:
     """Return the same from NumPy alone."""
 
     def work(x: Array) -> Any:
-        small, compiled.SMALL = compiled.SMALL, EVERY
+        small, compiled.MAX_NUMPY_SIZE = compiled.MAX_NUMPY_SIZE, EVERY
         try:
             return ours(threads)(x)
         finally:
-            compiled.SMALL = small
+            compiled.MAX_NUMPY_SIZE = small
 
     return work
 
@@ -223,7 +223,7 @@ def dtypes() -> None:
 def loading() -> None:
     """Print what importing Numba and the compiled loops takes, once they are kept on disk."""
     code = (
-        "import time, numpy, quantlab.stats.stream; start = time.perf_counter(); import numba; "
+        "import time, numpy, quantlab.stats.measure; start = time.perf_counter(); import numba; "
         "loaded = time.perf_counter(); import quantlab.stats.kernel; end = time.perf_counter(); "
         "print(f'Numba is imported in {loaded - start:.2f} s, its loops in {end - loaded:.2f} s')"
     )
@@ -249,10 +249,10 @@ MEMORY = """
 import sys, threading, time
 from pathlib import Path
 from quantlab.sources.numpy import Npy
-from quantlab.stats.stream import measure
+from quantlab.stats.measure import measure
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
-from quantlab.stats.compiled import kernel_for
+from quantlab.stats.compiled import engine_for
 
 def anonymous():
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -264,7 +264,7 @@ def watch():
         time.sleep(0.005)
 
 (tensor,) = Npy(sys.argv[1]).tensors()
-kernel_for(tensor.size)  # Numba is no memory of a tensor
+engine_for(tensor.size)  # Numba is no memory of a tensor
 before = anonymous()
 peak = [before]
 threading.Thread(target=watch, daemon=True).start()

@@ -86,7 +86,7 @@ class Float(ScaledGrid):
     @property
     def largest_code(self) -> int:
         """The code of the greatest number: its bits, which count the numbers above 0."""
-        return int(np.array(self.largest, self.dtype).view(f"u{self.dtype().itemsize}"))
+        return int(np.array(self.largest, self.dtype).view(f"u{np.dtype(self.dtype).itemsize}"))
 
     def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Map the largest magnitude to `reach`."""
@@ -124,7 +124,9 @@ class Float(ScaledGrid):
         step = np.ldexp(
             np.float32(1), max(int(exponent) - 1, self._min_exponent) - self.mantissa_bits
         )
-        return mask_or_none(np.abs(np.rint(y / step)) > self.largest / step)
+        # Far beyond is beyond, and a quotient of less cannot overflow.
+        steps = np.rint(np.clip(y, -2 * self.largest, 2 * self.largest) / step)
+        return mask_or_none(np.abs(steps) > self.largest / step)
 
     @property
     def _min_exponent(self) -> int:

@@ -41,8 +41,6 @@ def test_a_grid_may_end_at_any_of_its_numbers():
         element = Float(8, 4, 3, largest)
         codes = unscaled(element, ends).codes
         assert (element.largest_code, codes.tolist()) == (code, [[-code, code]])
-    with pytest.raises(ValueError, match=r"of fp16_e8m7: give one from 9\.18\d*e-41 to 2\.58"):
-        Float(16, 8, 7, 3.39e38)
 
 
 def unscaled(element, y):
@@ -212,7 +210,7 @@ def test_torchao_makes_the_same_of_nvfp4():
     assert 0 < np.count_nonzero(~kept) < kept.size / 4
     blocks = x_hat.reshape(-1, 16)
     assert np.array_equal(blocks[kept], theirs["x_hat"].reshape(-1, 16)[kept])
-    assert scales.greatest == theirs["scale"].max() * theirs["unit"]
+    assert scales.largest == theirs["scale"].max() * theirs["unit"]
     zeros = ~x.reshape(-1, 16).any(1)
     assert not blocks[zeros].any()
 

@@ -49,7 +49,7 @@ def zero_code(x, n_bits):
 def test_it_is_its_definition(x, n_bits):
     codes, x_hat, clipped, scales = oracle.round_trip(Format(Log(n_bits)), x)
     check_block(x.tolist(), codes.tolist(), x_hat.tolist(), n_bits)
-    assert scales.greatest == np.abs(x).max()
+    assert scales.largest == np.abs(x).max()
     assert not clipped.any()
 
 

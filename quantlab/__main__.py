@@ -7,9 +7,8 @@ from pathlib import Path
 
 import quantlab
 from quantlab.errors import report_user_errors
-from quantlab.report.listing import listing, stored_listing
 from quantlab.report.settings import composed_settings, verdict_settings
-from quantlab.report.terminal import sweep_summary
+from quantlab.report.terminal import listing, stored_listing, sweep_summary
 from quantlab.sources.readers import DECODERS, reader
 from quantlab.sweep import app
 
@@ -166,8 +165,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _diff(arguments: argparse.Namespace) -> None:
     from quantlab.records.table import read_aggregate
-    from quantlab.report.diff import diff, require_tolerance
-    from quantlab.report.diff_summary import diff_summary
+    from quantlab.report.diff import diff, diff_summary, require_tolerance
 
     before, after = (read_aggregate(each) for each in arguments.directories)
     bar, t = verdict_settings(after.directory, arguments.settings)

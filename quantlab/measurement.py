@@ -13,7 +13,7 @@ from quantlab.formats.blocks import UnfitError
 from quantlab.formats.format import Codec, Format, Reconstruction, compose
 from quantlab.records import record
 from quantlab.report.bar import Bar
-from quantlab.report.run_summary import run_summary
+from quantlab.report.terminal import run_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure as measure_tensor

@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 import quantlab
-from quantlab.report import console, terminal
+from quantlab.report import terminal
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run, run_python, run_quantlab
@@ -40,10 +40,10 @@ def test_the_committed_results_are_what_the_lab_gives(lab_sweep):
 
 def test_the_tables_are_those_of_the_committed_sweep():
     levels = ["dist", "mode"]
-    measured = console.render(terminal.measured_table(committed(), levels, Bar(), Texts("en")))
+    measured = terminal.render(terminal.measured_table(committed(), levels, Bar(), Texts("en")))
     assert measured in README
     assert measured in WRITE_UP
-    assert console.render(terminal.predicted_table(committed(), levels)) in WRITE_UP
+    assert terminal.render(terminal.predicted_table(committed(), levels)) in WRITE_UP
 
 
 def test_the_example_prints_what_is_shown():

@@ -23,8 +23,8 @@ from quantlab.plans.sentences import (
 )
 from quantlab.plans.solve import undominated
 from quantlab.report import plots
+from quantlab.report.page import template
 from quantlab.report.plots import COLOURS, INK, LABEL, figure
-from quantlab.report.template import template
 from quantlab.report.texts import Texts
 from quantlab.text import format_number, label
 

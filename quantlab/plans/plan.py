@@ -13,8 +13,8 @@ from quantlab.plans.request import FIGURES, Request, check_keep, parse_keep
 from quantlab.plans.sentences import plan_summary
 from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar
-from quantlab.report.console import render
 from quantlab.report.settings import verdict_settings
+from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
 
 ASKED = ("bits", "size", "bar", "recipe", "by", "weights", "keep", "same")

@@ -5,9 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from quantlab.plans.mixture import Plan, meets_bar
 from quantlab.plans.options import Assignment
 from quantlab.records.older import UNKNOWN
-from quantlab.report.console import render, table
-from quantlab.report.numbers import percent
-from quantlab.report.sentences import failure_sentences
+from quantlab.report.sentences import failure_sentences, percent
+from quantlab.report.terminal import render, table
 from quantlab.report.texts import Texts
 from quantlab.text import NULL, format_number, format_size, label, printable
 

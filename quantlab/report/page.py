@@ -5,40 +5,50 @@ the words are in ``texts/``, the content comes from `tables`, `storage_table`, `
 `tensor_detail` and `sentences`.
 """
 
-from typing import Any
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from typing import Any, NamedTuple
 
+import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from quantlab.report import plots
 from quantlab.report.findings import Findings
 from quantlab.report.format_name import has_formats
-from quantlab.report.numbers import format_widths
-from quantlab.report.prediction_table import PREDICTED, prediction_table
+from quantlab.report.plots import NAMED, error_vs_storage, shades
 from quantlab.report.sentences import (
     answers,
     bar_text,
     criterion_text,
+    format_widths,
     grouped_by_reason,
+    percent,
     sentence,
     sentences,
     underflow_sentences,
     unmeasured_text,
 )
 from quantlab.report.storage import medians
-from quantlab.report.storage_plot import NAMED, error_vs_storage
-from quantlab.report.storage_table import (
+from quantlab.report.stored import side_by_side, stored_sentences
+from quantlab.report.tables import (
+    GLOSSARY,
+    PREDICTED,
+    SHADES,
+    glossary,
+    heat_table,
+    prediction_table,
     storage_heads,
     storage_sentences,
     storage_table,
     storage_trend,
+    table,
+    trend,
 )
-from quantlab.report.stored import side_by_side, stored_sentences
-from quantlab.report.tables import GLOSSARY, glossary, heat_table, shades, table, trend
-from quantlab.report.template import template
-from quantlab.report.tensor_detail import TensorDetail, tensor_detail
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality, row_name
+from quantlab.stats.rank import SHOWN
 from quantlab.text import format_number, printable
 
 SENTENCES, MOST = 12, 200  # sentences before the fold, and of single tensors behind it
@@ -46,6 +56,29 @@ HEAT = 40  # rows of the heat table before the fold
 PREDICTIONS = 12  # rows of the table of predictions before the fold
 LINES = 60  # failures and tensors left out that are listed, rows of predictions and of report.md
 PLOTS = ("plots/closer_*", "plots/error_vs_*", "error_histogram.png")
+
+
+class Place(NamedTuple):
+    """One of the k largest values, or the next where it came back as the last of them did.
+
+    `after` says which place it has now, `merged` that a value which differed came back equal.
+    """
+
+    element: int
+    x: str
+    x_hat: str
+    after: str
+    merged: bool
+
+
+class TensorDetail(NamedTuple):
+    """One tensor looked at closely."""
+
+    heading: str
+    picture: Markup
+    sentences: list[str]
+    caption: str
+    places: list[Place]
 
 
 def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
@@ -178,7 +211,7 @@ def _page_values(findings: Findings, t: Texts) -> dict[str, Any]:
         "tried": _widths(findings),
         "heat": heat_table(findings.verdicts, _widths(findings), t),
         "heat_first": HEAT,
-        "shades": shades(),
+        "shades": shades(SHADES),
         "predicted": PREDICTED,
         "predictions_first": PREDICTIONS,
         "predictions": prediction_table(findings.rows, findings.levels, t),
@@ -220,3 +253,92 @@ def _bits_caption(findings: Findings, t: Texts) -> str:
 
 def _widths(findings: Findings) -> list[int]:
     return sorted({row["n_bits"] for row in findings.rows if row["n_bits"] is not None})
+
+
+@cache
+def template(name: str) -> jinja2.Template:
+    """Return the template of a name; of HTML it escapes what it is given."""
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("quantlab.report"),
+        autoescape=".html" in name,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["escaped"] = _escaped
+    return environment.get_template(name)
+
+
+def _escaped(text: str) -> str:
+    """Return text that stands in a cell of a Markdown table as it is."""
+    return re.sub(r"([|\\`*_<\[~&])", r"\\\1", " ".join(text.split()))
+
+
+def tensor_detail(
+    name: str, n_bits: int | None, tensor: plots.Entry, drawn: bytes, t: Texts
+) -> TensorDetail:
+    """Return what to say of a tensor beside its picture."""
+    measured, found = tensor["measured"], plots.finding([tensor["measured"]], t)
+    half = f"{tensor['error_histogram']['upper']:.3g}" if plots.has_one_step(tensor) else None
+    codes = {"n_codes": measured["n_codes"], "all": 2**n_bits} if n_bits and tensor["codes"] else {}
+    sentences = [
+        t("errors" if half else "errors_any", finding=found, half=half),
+        *([_codes_sentence(codes, measured, n_bits, t)] if codes else ()),
+        _zeroed_sentence(measured, half, t),
+        *([t("clipped", value=percent(measured["clipped"], t))] if measured["clipped"] else ()),
+    ]
+    alt = ("closer_alt" if half else "closer_alt_any") if codes else "closer_alt_errors"
+    caption, listed = _top(tensor, t)
+    return TensorDetail(
+        heading=t("in_bits", name=name, bits=n_bits) if n_bits else name,
+        picture=Markup(plots.inline(drawn, t(alt, finding=found, half=half, **codes))),
+        sentences=sentences,
+        caption=caption,
+        places=listed,
+    )
+
+
+def _codes_sentence(
+    codes: Mapping[str, int], measured: Mapping[str, Any], n_bits: int | None, t: Texts
+) -> str:
+    entropy = f"{measured['code_entropy']:.2f}"
+    return t("codes_used", **codes, entropy=entropy, bits=n_bits)
+
+
+def _top(tensor: plots.Entry, t: Texts) -> tuple[str, list[Place]]:
+    """Return the largest values before and after, and what to write above them.
+
+    With many scales any other value may come in among them: the ranks are those among themselves.
+    """
+    k, top = tensor["rank"]["top_k"], tensor["top"]
+    caption = t("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN)
+    if tensor["params"]["scale"] is None:
+        caption = f"{caption} {t('top_among')}"
+        top = {key: each[: min(k, SHOWN)] for key, each in top.items()}
+    return caption, list(places(top, k, t))
+
+
+def _zeroed_sentence(measured: Mapping[str, Any], half: str | None, t: Texts) -> str:
+    """Say how many values came back as 0, and of one step, whose map is monotone, which."""
+    if not measured["zeroed"]:
+        return t("flushed_none")
+    return t("flushed" if half else "flushed_any", share=percent(measured["zeroed"], t), half=half)
+
+
+def places(top: Mapping[str, Any], k: int, t: Texts) -> Iterator[Place]:
+    """Yield the k largest values of a record, the next where it merged with them.
+
+    Equal values share their places: a sort puts either first, or leaves it out of the k.
+    """
+    x, x_hat = top["x"], top["x_hat"]
+    for n, (index, before, after) in enumerate(zip(top["indices"], x, x_hat, strict=True)):
+        first = sum(other > after for other in x_hat) + 1
+        last = sum(other >= after for other in x_hat)
+        merged = any(
+            other != before and back == after for other, back in zip(x, x_hat, strict=True)
+        )
+        if n < min(k, SHOWN) or (n == k and merged):
+            rank = "–".join(map(str, dict.fromkeys([first, min(last, k)])))
+            rank = t("top_or_out", places=rank) if last > k else rank
+            yield Place(index, f"{before:.6g}", f"{after:.6g}", rank, merged)

@@ -18,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar
+from quantlab.report.storage import Offer, TensorFormats, front, medians
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import Verdict
 from quantlab.text import label
@@ -61,6 +62,11 @@ ROW = {"ncols": 2, "borderpad": 0, "handlelength": 1.2, "columnspacing": 1.2}  #
 LABEL = 40  # characters that a line of a legend has room for
 SVG = "http://www.w3.org/2000/svg"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+NAMED = 12  # formats of the front that are named; a telephone has room for no more
+BEATEN, BEST = COLOURS[:2]
+HEIGHT, LINE = 3.6, 0.17  # inches, of the picture and of a line of its legend
+ABOVE_LEFT, BELOW_RIGHT = ((-3, 3), "right"), ((3, -10), "left")  # of a point, in points of text
+FIGURE_SPACE = "\u2007"  # as wide as a digit
 
 
 def error_histogram(shown: Sequence[tuple[Row, Entry]], t: Texts) -> Figure:
@@ -273,3 +279,76 @@ def inline(drawn: bytes, alt: str) -> str:
     root.attrib |= {"role": "img", "aria-label": alt}
     text = ElementTree.tostring(root, encoding="unicode")
     return text.replace(INK, "currentColor").replace(PAPER, "none")
+
+
+def error_vs_storage(found: Sequence[TensorFormats], bar: Bar, t: Texts) -> Figure:
+    """Draw the SQNR of each format over its bits a value, of many tensors the medians.
+
+    Points of the front are numbered, and the legend names them. A Gaussian source needs the bits of
+    the dotted line (Shannon's bound); an exact round trip is not drawn.
+    """
+    offers = [offer for offer in medians(found) if not offer.is_exact]
+    best = front(offers)
+    named = chosen(best)
+    drawn = figure(HEIGHT + LINE * len(named))
+    panel = drawn.subplots()
+    _points(panel, offers, best, t)
+    _lines(panel, bar, t)
+    panel.set_xlabel(t("axis_storage"))
+    panel.set_ylabel(t("axis_sqnr" if len(found) == 1 else "axis_sqnr_median"))
+    digits = len(str(len(named)))
+    for number, offer in enumerate(named, 1):
+        offset, side = ABOVE_LEFT if number % 2 else BELOW_RIGHT  # neighbours stay legible
+        place = (offer.bits, offer.sqnr_db)
+        panel.annotate(str(number), place, offset, textcoords="offset points", ha=side)
+        line = f"{number:{FIGURE_SPACE}>{digits}}  {label(offer.name, LABEL)}"
+        panel.plot([], [], " ", label=line)
+    drawn.legend(loc="outside lower left")
+    return drawn
+
+
+def chosen(best: Sequence[Offer]) -> list[Offer]:
+    """Return the offers of a front that are named: of many some, evenly, its ends among them."""
+    places = np.linspace(0, len(best) - 1, min(NAMED, len(best))).round().astype(int)
+    return [best[n] for n in places.tolist()]
+
+
+def _points(panel: Axes, offers: Sequence[Offer], best: Sequence[Offer], t: Texts) -> None:
+    """Draw the front as steps: what the best SQNR is for as many bits."""
+    beaten = [offer for offer in offers if offer not in best]
+    if beaten:
+        panel.scatter(*_coordinates(beaten), s=14, color=BEATEN, label=t("storage_beaten"))
+    steps = panel.plot(*_coordinates(best), "o-", color=BEST, ms=5, lw=1.2)
+    steps[0].set(drawstyle="steps-post", label=t("storage_front"))
+
+
+def _coordinates(offers: Sequence[Offer]) -> tuple[list[float], list[float]]:
+    return [offer.bits for offer in offers], [offer.sqnr_db for offer in offers]
+
+
+def _lines(panel: Axes, bar: Bar, t: Texts) -> None:
+    """Draw the bar, then the bound as far as the points and the bar reach."""
+    if bar.sqnr_db:
+        asked = t("bits_bar", threshold=f"{bar.sqnr_db:g}")
+        panel.axhline(bar.sqnr_db, color=INK, lw=1, ls="--", label=asked)
+    panel.margins(0.12, 0.15)
+    ends, height = panel.get_xlim(), panel.get_ylim()
+    bound = [DB_A_BIT * bits for bits in ends]
+    panel.plot(ends, bound, color=INK, lw=1.2, ls=":", label=t("storage_bound"))
+    panel.set_xlim(*ends)
+    panel.set_ylim(*height)
+
+
+def shades(count: int) -> list[tuple[str, str]]:
+    """List the colours of some shades, dark to light, each with that of text on it."""
+    colours = mpl.colormaps["cividis"].resampled(count)(range(count))
+    return [
+        (mpl.colors.to_hex(colour), "#000" if luminance(colour[:3]) > 0.18 else "#fff")
+        for colour in colours
+    ]
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Return the relative luminance of an sRGB colour (WCAG 2)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import is_plain
-from quantlab.report.numbers import format_widths, percent
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import INT8, Verdict
-from quantlab.text import label, printable
+from quantlab.text import NULL, label, printable
 
 REASONS = 4  # of an answer; more nobody reads
 SKIPPED = 3  # tensors left out, or with values that underflow, that are named
@@ -218,3 +218,16 @@ def skipped_sentences(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
         yield t("left_out", name=label(name), why=why)
     if len(reasons) > SKIPPED:
         yield t("more_left_out", n=len(reasons) - SKIPPED)
+
+
+def percent(share: float | None, t: Texts, digits: int = 3) -> str:
+    """Return a share as a percentage."""
+    return NULL if share is None else t("percent", value=f"{100 * share:.{digits}g}")
+
+
+def format_widths(tried: Sequence[int], t: Texts) -> str:
+    """List widths, those that follow each other by their ends."""
+    steps = {after - before for before, after in pairwise(tried)}
+    if len(tried) > 2 and steps == {1}:
+        return t("range", first=tried[0], last=tried[-1])
+    return ", ".join(map(str, tried))

@@ -1,18 +1,17 @@
 """The tables of a report, as text: every figure, and what each tensor needs at which width."""
 
-from collections.abc import Collection, Sequence
-from typing import NamedTuple
-
-import matplotlib as mpl
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar
 from quantlab.report.format_name import has_formats, level_text
-from quantlab.report.numbers import format_figure
-from quantlab.report.sentences import rank_text
+from quantlab.report.sentences import percent, rank_text
+from quantlab.report.storage import Choices, Offer, TensorFormats, choices, front, medians
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import Verdict, quality
-from quantlab.text import printable
+from quantlab.report.verdict import Verdict, quality, row_name
+from quantlab.text import NULL, format_number, printable
 
 SHADES, FULL = 12, 60.0  # shades of the heat table; the SQNR in dB from which on it is lightest
 FIGURES = {
@@ -31,6 +30,28 @@ GLOSSARY = ("bar", *FIGURES, "top_k", *PARAMS)
 WITH_FORMATS = ("bar", *STORAGE, *FIGURES, *BUDGET, "top_k", *PARAMS)
 SPECIAL = {"stored_dtype": "", "remark": "", "out_sqnr_db": ".2f"}  # of some rows alone
 SPECS = FIGURES | PARAMS | STORAGE | BUDGET | SPECIAL
+MEASURED = {  # the figures that a terminal shows, as it shows them
+    "mae": ".2e",
+    "max_err": ".2e",
+    "rel_err": ".1%",
+    "cos_sim": ".7f",
+    "n_codes": "d",
+    "sqnr_db": ".2f",
+    "zeroed": ".1%",
+}
+RATIOS = {key: MEASURED[key] for key in ("sqnr_db", "rel_err", "zeroed", "cos_sim", "n_codes")}
+BITS, SQNR = ".4g", ".2f"
+FORMATS = 5  # of a source that a sentence names
+PREDICTED = {
+    "scale": ".3g",
+    "max_err": ".3g",
+    "mae": ".3g",
+    "rmse": ".3g",
+    "sqnr_db": ".1f",
+    "landmark_rel_err": "%",
+}
+OF_MANY = [key for key in PREDICTED if key != "landmark_rel_err"]  # not the luck of one value
+GRADES = {"close": math.log(1.1), "off": math.log(1.5), "wrong": math.inf}
 
 
 class Table(NamedTuple):
@@ -110,21 +131,6 @@ def _cell(row: Row | None, t: Texts) -> tuple[str, int | None]:
     return text, shade
 
 
-def shades() -> list[tuple[str, str]]:
-    """Return the colour of each shade, dark to light, and that of text on it."""
-    colours = mpl.colormaps["cividis"].resampled(SHADES)(range(SHADES))
-    return [
-        (mpl.colors.to_hex(colour), "#000" if luminance(colour[:3]) > 0.18 else "#fff")
-        for colour in colours
-    ]
-
-
-def luminance(colour: Sequence[float]) -> float:
-    """Return the relative luminance of an sRGB colour (WCAG 2)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour]
-    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
 def trend(found: Sequence[Verdict], t: Texts) -> str:
     """Return in words what the lines of the first picture show."""
     lines = []
@@ -135,3 +141,138 @@ def trend(found: Sequence[Verdict], t: Texts) -> str:
             bits = {"first": ends[0]["n_bits"], "last": ends[-1]["n_bits"]}
             lines.append(t("trend_line", name=each.name, low=low, high=high, **bits))
     return t("trend", lines="; ".join(lines))
+
+
+def format_figure(value: Any, spec: str, t: Texts) -> str:
+    """Return a figure as text; the spec ``%`` is a share."""
+    return percent(value, t) if spec == "%" else format_number(value, spec)
+
+
+def ratio_cells(figures: Mapping[str, Any]) -> list[str]:
+    """Return the figures that do not depend on the unit of a tensor, a cell each."""
+    return [format_number(figures[key], spec) for key, spec in RATIOS.items()]
+
+
+class StorageRow(NamedTuple):
+    """A tensor, the cheapest format that meets the bar, what it costs and gives."""
+
+    name: str
+    format: str
+    bits: str
+    sqnr: str
+
+
+def storage_table(found: Sequence[TensorFormats], t: Texts) -> list[StorageRow]:
+    """Return a row a tensor, those that need most first."""
+    return [StorageRow(each.name, *_cells(each.cheapest, t)) for each in found]
+
+
+def _cells(offer: Offer | None, t: Texts) -> tuple[str, str, str]:
+    if offer is None:
+        return t("storage_none"), NULL, NULL
+    return offer.name, format_number(offer.bits, BITS), _sqnr(offer, t)
+
+
+def _sqnr(offer: Offer, t: Texts) -> str:
+    return t("exact") if offer.is_exact else format_number(offer.sqnr_db, SQNR)
+
+
+def storage_heads(t: Texts) -> list[str]:
+    """Return what stands over the columns of the table."""
+    return [t(f"storage_{key}") for key in ("tensor", "format", "bits", "sqnr")]
+
+
+def storage_sentences(
+    found: Sequence[TensorFormats], levels: Sequence[str], t: Texts
+) -> Iterator[str]:
+    """Yield the cheapest format: a sentence a tensor, or of many tensors a sentence a source."""
+    if "tensor" in levels:
+        yield from (_summary(each, t) for each in choices(found))
+    else:
+        yield from (_sentence(each, t) for each in found)
+
+
+def _sentence(each: TensorFormats, t: Texts) -> str:
+    if each.cheapest is None:
+        return t("cheapest_none", name=each.name)
+    bits = format_number(each.cheapest.bits, BITS)
+    return t("cheapest", name=each.name, format=each.cheapest.name, bits=bits)
+
+
+def _summary(source: Choices, t: Texts) -> str:
+    words = {"name": source.source, "n": source.tensors}
+    if not source.met:
+        return t("cheapest_many_none", **words)
+    counts = [t("cheapest_count", format=name, n=n) for name, n in source.counts[:FORMATS]]
+    more = sum(n for _, n in source.counts[FORMATS:])
+    counts += [t("cheapest_others", n=more)] if more else []
+    return t("cheapest_many", **words, met=source.met, counts="; ".join(counts))
+
+
+def storage_trend(found: Sequence[TensorFormats], t: Texts) -> str:
+    """Return in words what the picture shows: the front."""
+    points = [
+        t(
+            "storage_alt_point",
+            name=each.name,
+            sqnr=f"{each.sqnr_db:.1f}",
+            bits=f"{each.bits:{BITS}}",
+        )
+        for each in front(medians(found))
+        if not each.is_exact
+    ]
+    return t("storage_alt", front="; ".join(points))
+
+
+class Prediction(NamedTuple):
+    """A figure as predicted and as measured, their ratio, and how wrong that is."""
+
+    predicted: str
+    measured: str
+    ratio: str
+    grade: str
+
+
+def prediction_table(
+    rows: Sequence[Row], levels: Sequence[str], t: Texts
+) -> list[tuple[str, list[Prediction]]]:
+    """Return what was predicted and what came, a row a tensor and run, the most wrong first."""
+    ranked = sorted(
+        filter(is_predicted, rows), key=lambda row: -max(_log_ratio(key, row) for key in OF_MANY)
+    )
+    return [
+        (
+            t("in_bits", name=row_name(row, levels), bits=row["n_bits"]),
+            [_prediction(key, row, t) for key in PREDICTED],
+        )
+        for row in ranked
+    ]
+
+
+def is_predicted(row: Row) -> bool:
+    """Return whether anything was predicted of a row; of many scales none is."""
+    return any(row.get(f"predicted_{key}") is not None for key in PREDICTED)
+
+
+def _prediction(key: str, row: Row, t: Texts) -> Prediction:
+    before, after, log_ratio = row.get(f"predicted_{key}"), row[key], _log_ratio(key, row)
+    texts = format_figure(before, PREDICTED[key], t), format_figure(after, PREDICTED[key], t)
+    if before is None or after is None:
+        return Prediction(*texts, NULL, "")
+    ratio = f"{after - before:+.1f}" if key == "sqnr_db" else f"×{after / before:.2f}"
+    return Prediction(
+        *texts, ratio, next(grade for grade, most in GRADES.items() if log_ratio <= most)
+    )
+
+
+def _log_ratio(key: str, row: Row) -> float:
+    """Return how far a figure is from its prediction: |log| of their ratio, 0 where one is missing.
+
+    Of an SQNR it is the ratio of the errors behind it.
+    """
+    before, after = row.get(f"predicted_{key}"), row[key]
+    if before is None or after is None:
+        return 0.0
+    if key == "sqnr_db":
+        return abs(after - before) / 20 * math.log(10)
+    return abs(math.log(after / before)) if after else math.inf

@@ -6,16 +6,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from quantlab.records.record import Row, group_rows
+from quantlab.records.record import Record, Row, figures, group_rows
 from quantlab.report.bar import Bar
-from quantlab.report.console import Cell, render, table
 from quantlab.report.findings import Findings
 from quantlab.report.format_name import has_formats, level_text, with_format
-from quantlab.report.numbers import MEASURED, RATIOS, ratio_cells
-from quantlab.report.prediction_table import is_predicted
 from quantlab.report.sentences import (
     answers,
     bar_text,
@@ -27,11 +25,21 @@ from quantlab.report.sentences import (
     unmeasured_text,
 )
 from quantlab.report.storage import TensorFormats
-from quantlab.report.storage_table import storage_heads, storage_sentences, storage_table
-from quantlab.report.stored import stored_sentences
+from quantlab.report.stored import stored_rows, stored_sentences
+from quantlab.report.tables import (
+    MEASURED,
+    RATIOS,
+    is_predicted,
+    ratio_cells,
+    storage_heads,
+    storage_sentences,
+    storage_table,
+)
 from quantlab.report.texts import Texts
 from quantlab.report.verdict import quality
-from quantlab.text import NULL, format_number, label
+from quantlab.sources.file import FileEntry
+from quantlab.sources.pairing import StoredFile
+from quantlab.text import NULL, format_number, format_size, label
 
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
 FEW = 12  # predictions, likewise
@@ -41,6 +49,9 @@ MOST = 20  # verdicts
 WORST = 3  # of a run's tensors a terminal shows those that suffer most
 PREDICTED = {"scale": ".3g", "mae": ".3g", "sqnr_db": ".1f", "landmark_rel_err": ".1%"}
 MET, MISSED = "green", "yellow"
+WIDTH = 100  # columns
+NUMBER = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|.+ → .+")
+Cell = str | Text
 
 
 def sweep_summary(found: Findings, files: Sequence[Path], t: Texts) -> str:
@@ -211,3 +222,127 @@ def _level_cells(row: Row, levels: Sequence[str]) -> tuple[str, ...]:
 def _level_heads(levels: Sequence[str]) -> list[str]:
     """Return what stands over levels, swept keys in lines as narrow as their values."""
     return ["bits" if level == "n_bits" else re.sub(r"([._])", r"\1\n", level) for level in levels]
+
+
+def render(*parts: Table | str) -> str:
+    """Return tables, at most `WIDTH` columns wide, and text, a blank line between.
+
+    Only a terminal is given colours.
+    """
+    console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
+    with console.capture() as captured:
+        for number, part in enumerate(part for part in parts if part):
+            if number:
+                console.print()
+            console.print(part, soft_wrap=isinstance(part, str))
+    return re.sub(r" +$", "", captured.get().rstrip("\n"), flags=re.MULTILINE)
+
+
+def table(heads: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> Table:
+    """Align words to the left and numbers to the right; only words may be broken."""
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column, head in enumerate(heads):
+        cells = [row[column] for row in rows]
+        numeric = all(NUMBER.fullmatch(str(each)) for each in cells)
+        made.add_column(
+            head,
+            justify="right" if numeric else "left",
+            no_wrap=numeric,
+            overflow="ellipsis" if numeric else "fold",
+        )
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def run_summary(one: Record, bar: Bar, t: Texts) -> str:
+    """Return the figures of one run: of one tensor all, of many those that decide, worst first."""
+    tensors = one["tensors"]
+    if len(tensors) == 1:
+        lines = list(_figure_lines(one, *next(iter(tensors.items()))))
+    else:
+        lines = [_worst_table(tensors, t), *skipped_sentences(one["skipped"], t)]
+    rows = [figures(each) | {"dist": "", "tensor": name} for name, each in tensors.items()]
+    if stored := stored_rows(rows, ["dist"]):
+        lines += [*stored_sentences(stored, bar, t), bar_text(bar, t)]
+    underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
+    return "\n".join([*lines, *underflow_sentences(underflows, t)])
+
+
+def _worst_table(tensors: dict[str, Any], t: Texts) -> str:
+    measured = {name: tensor["measured"] for name, tensor in tensors.items()}
+    worst = sorted(tensors, key=lambda name: quality(measured[name]))
+    stored = ["stored_dtype"] if any("stored_dtype" in each for each in tensors.values()) else []
+    rows = [
+        (
+            label(name),
+            f"{tensors[name]['n_elements']:,}",
+            *(tensors[name][key] for key in stored),
+            *ratio_cells(measured[name]),
+        )
+        for name in worst[:LONGEST]
+    ]
+    lines = render(table([t("head_worst_first"), t("head_elements"), *stored, *RATIOS], rows))
+    more = len(worst) - LONGEST
+    return "\n".join([lines, t("more_tensors", n=more)]) if more > 0 else lines
+
+
+def _unknown(tensor: dict[str, Any]) -> set[str]:
+    """Return the figures that no codec has, which a terminal leaves out."""
+    if "stored_dtype" not in tensor:
+        return set()
+    reasons = tensor["reasons"]
+    return {key for key, why in reasons.items() if why == reasons.get("scale")}
+
+
+def _figure_lines(one: Record, name: str, tensor: dict[str, Any]) -> Iterator[str]:
+    bits = f"{tensor['storage']['bits_per_value']:.4g} bits a value"
+    if one["n_bits"] is not None and "stored_dtype" not in tensor:
+        bits = f"{one['n_bits']} bits"
+    yield f"{label(name)} {tensor['shape']}, {one['mode']}, {bits}"
+    predicted = tensor["predicted"] or {}
+    unknown = _unknown(tensor)
+    for key, value in (tensor["params"] | tensor["measured"] | tensor["rank"]).items():
+        if key in unknown:
+            continue
+        note = f"   {tensor['reasons'][key]}" if key in tensor["reasons"] else ""
+        if key in predicted:
+            note = f"   predicted {format_number(predicted[key], '.6g')}"
+        yield f"  {key:<20}{format_number(value, '.6g'):>14}{note}"
+
+
+def listing(entries: Sequence[FileEntry]) -> str:
+    """Return what a file of tensors holds, a line each, chosen or why not."""
+    rows = [
+        (label(each.name), str(list(each.shape)), each.dtype, f"{each.size:,}", _choice(each))
+        for each in entries
+    ]
+    return render(table(["tensor", "shape", "dtype", "elements", ""], rows))
+
+
+def stored_listing(file: StoredFile) -> str:
+    """Return what a file holds in codes, and what it costs."""
+    stored = list(file.tensors.values())
+    quantized = [each for each in stored if not each.is_dense]
+    if not quantized:
+        return ""
+    rows = [
+        (
+            label(each.name),
+            str(list(each.shape)),
+            each.dtype,
+            each.fault or format_number(each.bits / max(each.size, 1), ".4g"),
+        )
+        for each in quantized
+    ]
+    bits, size = sum(each.bits for each in stored), sum(each.size for each in stored)
+    return render(
+        f"quantized: compare it with mode=file/{file.format} mode.path={file.path}",
+        table(["tensor", "shape", "stored as", "bits per value"], rows),
+        f"{len(stored)} tensors in all, {bits / max(size, 1):.4g} bits per value, "
+        f"{format_size(bits / 8)}",
+    )
+
+
+def _choice(entry: FileEntry) -> str:
+    return f"left out: {entry.skip_reason}" if entry.skip_reason else "chosen"

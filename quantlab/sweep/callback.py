@@ -24,7 +24,7 @@ class Single(Callback):
 
     def on_run_end(self, config: DictConfig, **kwargs: Any) -> None:
         """Print the figures, and end the program with its error if it has one."""
-        from quantlab.report.run_summary import run_summary  # which the runs of a sweep do without
+        from quantlab.report.terminal import run_summary  # which the runs of a sweep do without
 
         with report_user_errors():  # a record that could not be written is an error too
             one = kwargs["job_return"].return_value

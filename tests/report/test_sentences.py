@@ -3,7 +3,7 @@ import re
 import pytest
 
 from quantlab.report.bar import Bar
-from quantlab.report.sentences import answers, rank_text, sentences, unmeasured_text
+from quantlab.report.sentences import answers, format_widths, rank_text, sentences, unmeasured_text
 from quantlab.report.texts import Texts
 from tests.report.test_verdict import judge, row
 
@@ -144,3 +144,11 @@ def test_what_has_no_verdict_is_named():
     assert (
         unmeasured_text(list("abcdef"), T) == "No verdict for a, b, c, d, and 2 more: not measured"
     )
+
+
+LEVELS = ["dist", "mode", "n_bits"]
+
+
+def test_widths_in_a_row_are_given_by_their_ends():
+    messages = [format_widths(each, T) for each in ([8], [4, 5], [4, 8, 16], [2, 3, 4], [2, 4, 6])]
+    assert messages == ["8", "4, 5", "4, 8, 16", "2 to 4", "2, 4, 6"]

@@ -1,10 +1,15 @@
 import math
 
+import pytest
+
 from quantlab.report import tables
 from quantlab.report.bar import Bar
-from quantlab.report.texts import Texts
+from quantlab.report.storage import tensor_formats
+from quantlab.report.tables import storage_sentences, storage_table, storage_trend
+from quantlab.report.texts import LANGUAGES, Texts
 from quantlab.report.verdict import verdicts
-from tests.report.test_storage import stored
+from tests.report.test_storage import LEVELS as FORMAT_LEVELS
+from tests.report.test_storage import SQNR, some, stored
 from tests.report.test_verdict import LEVELS, row
 
 T = Texts("en")
@@ -95,3 +100,131 @@ def test_where_formats_were_tried_the_table_says_what_they_cost():
 def test_plain_integers_have_the_columns_that_they_always_had():
     rows = [stored("symmetric", n, n + 0.1, 6.0 * n, **MORE) for n in (4, 8)]
     assert tables.table(rows, LEVELS, Bar(), T).heads == [*LEVELS, *tables.GLOSSARY]
+
+
+def said(rows, levels=FORMAT_LEVELS, bar=SQNR):
+    return list(storage_sentences(tensor_formats(rows, levels, bar), levels, T))
+
+
+def test_a_tensor_s_cheapest_format_is_quoted_with_what_it_costs():
+    rows = [stored("symmetric", 8, 8.0533, 20.0), stored("log", 10, 10.1067, 52.0)]
+    assert said(rows) == [
+        "verb_probs: cheapest format that meets the bar: log 10 bits (10.11 bits per value)"
+    ]
+    assert said(some(), bar=Bar(sqnr_db=60.0)) == [
+        "verb_probs: none of the formats tried meets the bar"
+    ]
+
+
+def test_of_many_tensors_a_source_says_how_often_each_is_the_cheapest():
+    levels = [*FORMAT_LEVELS, "tensor"]
+    rows = [each for name in "abc" for each in some(dist="file/npz", tensor=name)]
+    rows += [each | {"sqnr_db": 31.0} for each in some(dist="file/npz", tensor="d")]
+    rows += [each | {"sqnr_db": 1.0} for each in some(dist="file/npz", tensor="e")]
+    assert said(rows, levels) == [
+        "file/npz: 4 of 5 tensors have a format that meets the bar; the cheapest is sym 8 bits for "
+        "3; sym 4 bits for 1"
+    ]
+    none = [each | {"sqnr_db": 1.0} for each in rows]
+    assert said(none, levels) == ["file/npz: none of the 5 tensors has a format that meets the bar"]
+
+
+def test_formats_that_few_tensors_need_are_counted_together():
+    levels = [*FORMAT_LEVELS, "tensor"]
+    rows = [
+        stored(mode, n, float(n), 40.0 if n == chosen else 1.0, tensor=str(chosen))
+        for chosen in range(2, 10)
+        for n, mode in ((chosen, "symmetric"), (11, "nf4"))
+    ]
+    (sentence,) = said(rows, levels)
+    assert sentence.endswith("sym 6 bits for 1; others for 3")
+
+
+def test_the_table_has_a_row_a_tensor():
+    exact = [stored("log", 16, 16.1, None, tensor="exact", max_err=0), stored("nf4", 4, 4.5, 1.0)]
+    rows = [*some(tensor="w"), *exact, *(each | {"tensor": "x"} for each in exact[1:] * 1)]
+    found = tensor_formats(rows, [*FORMAT_LEVELS, "tensor"], SQNR)
+    assert storage_table(found, T) == [
+        ("verb_probs", "none of those tried", "–", "–"),
+        ("x", "none of those tried", "–", "–"),
+        ("exact", "log 16 bits", "16.1", "∞"),
+        ("w", "sym 8 bits", "8.01", "34.00"),
+    ]
+
+
+def test_the_front_is_told_to_those_who_do_not_see_it():
+    rows = [*some(), stored("log", 16, 16.1, None, max_err=0)]
+    assert storage_trend(tensor_formats(rows, FORMAT_LEVELS, SQNR), T) == (
+        "SQNR against bits per value; the front: sym 4 bits with 10.0 dB at 4.01 bits; nf4, group "
+        "32 with 20.0 dB at 4.5 bits; sym 8 bits with 34.0 dB at 8.01 bits; sym 8 bits, group 32 "
+        "with 44.0 dB at 9 bits."
+    )
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_every_language_can_say_it(lang):
+    for bar in (SQNR, Bar(sqnr_db=60.0)):
+        found = tensor_formats(some(), FORMAT_LEVELS, bar)
+        for levels in (FORMAT_LEVELS, [*FORMAT_LEVELS, "tensor"]):
+            assert list(storage_sentences(found, levels, Texts(lang)))
+
+
+FIGURES = {"scale": 0.5, "max_err": 0.25, "mae": 0.1, "rmse": 0.2, "landmark_rel_err": 0.1}
+
+
+def believed(measured, n_bits=8, **predicted):
+    """A row whose figures were predicted as they came, but for what is given."""
+    came = row(n_bits, **FIGURES) | measured
+    asked = {f"predicted_{key}": came[key] for key in tables.PREDICTED}
+    return came | asked | {f"predicted_{key}": value for key, value in predicted.items()}
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "ratio", "grade"),
+    [
+        (0.5, 0.5, "×1.00", "close"),
+        (0.5, 0.549, "×1.10", "close"),
+        (0.5, 0.551, "×1.10", "off"),
+        (0.5, 0.4, "×0.80", "off"),
+        (0.5, 0.751, "×1.50", "wrong"),
+        (0.5, 0.333, "×0.67", "wrong"),
+        (0.5, 0.0, "×0.00", "wrong"),
+    ],
+)
+def test_a_prediction_is_graded_by_its_ratio(before, after, ratio, grade):
+    ((_, guesses),) = tables.prediction_table([believed({"scale": after}, scale=before)], LEVELS, T)
+    assert (guesses[0].ratio, guesses[0].grade) == (ratio, grade)
+
+
+@pytest.mark.parametrize(
+    ("after", "ratio", "grade"),
+    [(40.8, "+0.8", "close"), (39.1, "-0.9", "off"), (44.0, "+4.0", "wrong"), (None, "–", "")],
+)
+def test_an_sqnr_is_graded_by_the_errors_behind_it(after, ratio, grade):
+    ((_, guesses),) = tables.prediction_table(
+        [believed({"sqnr_db": after}, sqnr_db=40.0)], LEVELS, T
+    )
+    sqnr = guesses[list(tables.PREDICTED).index("sqnr_db")]
+    assert (sqnr.predicted, sqnr.ratio, sqnr.grade) == ("40.0", ratio, grade)
+
+
+def test_the_most_wrong_prediction_comes_first():
+    rows = [believed({}), believed({"mae": 0.3}, 4, mae=0.1), believed({"mae": 0.11}, 6, mae=0.1)]
+    names = [name for name, _ in tables.prediction_table(rows, LEVELS, T)]
+    assert names == [f"verb_probs, symmetric, {n} bits" for n in (4, 6, 8)]
+    lucky = believed({"landmark_rel_err": 1e-9}, 16, landmark_rel_err=0.1)  # one value tells little
+    names = [name for name, _ in tables.prediction_table([*rows, lucky], LEVELS, T)]
+    assert names[0] == "verb_probs, symmetric, 4 bits"
+    unknown = row(8) | {"predicted_scale": None}
+    assert tables.prediction_table([unknown, row(8)], LEVELS, T) == []
+
+
+def test_a_figure_that_was_not_predicted_is_a_dash_and_no_mistake():
+    many = believed({"scale": None}, scale=None, landmark_rel_err=None) | {"predicted_mae": 0.2}
+    ((_, guesses),) = tables.prediction_table([many], LEVELS, T)
+    shown = dict(zip(tables.PREDICTED, guesses, strict=True))
+    assert shown["scale"] == ("–", "–", "–", "")
+    assert (shown["landmark_rel_err"].ratio, shown["landmark_rel_err"].grade) == ("–", "")
+    assert shown["mae"].grade == "wrong"
+    assert not tables.is_predicted(row(8))
+    assert tables.prediction_table([row(8), many], LEVELS, T)[0][1] == guesses

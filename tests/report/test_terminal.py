@@ -6,8 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from quantlab.report.console import WIDTH, render
-from quantlab.report.terminal import sweep_summary
+from quantlab.report.terminal import WIDTH, render, sweep_summary
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run_python, run_quantlab
 from tests.report.test_storage import LEVELS, findings_of, some, stored
@@ -77,7 +76,7 @@ def test_no_figure_is_cut(piped):
 
 
 def test_long_names_are_folded():
-    from quantlab.report.listing import listing
+    from quantlab.report.terminal import listing
     from quantlab.sources.file import FileEntry
 
     entry = FileEntry("w" * 48, (2, 3), "float32", lambda: None, skip_reason="because " * 20)

@@ -4,7 +4,7 @@ import string
 import pytest
 import yaml
 
-from quantlab.report import prediction_table, tables, texts
+from quantlab.report import tables, texts
 from quantlab.report.bar import Bar
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.conftest import ROOT
@@ -57,7 +57,7 @@ def test_what_is_named_by_a_key_has_a_text():
     t = Texts("en")
     assert all(f"column_{key}" in t for key in tables.GLOSSARY)
     assert all(f"{kind}_{key}" in t for key in Bar().criteria for kind in ("is", "missed"))
-    assert all(f"grade_{grade}" in t for grade in prediction_table.GRADES)
+    assert all(f"grade_{grade}" in t for grade in tables.GRADES)
 
 
 def test_an_unknown_language_is_named():

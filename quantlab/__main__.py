@@ -141,7 +141,7 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="what takes one format together, e.g. 'blk.0.attn_[qkv].weight'",
     )
-    command.set_defaults(command=_plan)
+    command.set_defaults(command=_plan, exit_code=2)
 
 
 def _plan(arguments: argparse.Namespace) -> None:

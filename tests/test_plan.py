@@ -1,6 +1,7 @@
 """Plans, checks and diffs as a person and a pipeline run them, and llama.cpp taking a recipe."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -190,7 +191,10 @@ def test_a_diff_fails_a_pipeline(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--bits", "1"], "1 bits per value (204 B) is below what there is: plans of this sweep"),
+        (
+            ["--bits", "0.5"],
+            "0.5 bits per value (102 B) is below what there is: plans of",
+        ),
         (["--size", "4.5XB"], "--size takes a number and one of B, kB, MB, GB, TB, KiB"),
         (["--bits", "nan"], "--bits takes a number of bits per value above 0, got nan"),
         (["--bits", "9", "--by", "mae"], "--by takes sqnr_db or out_sqnr_db, got 'mae'"),
@@ -211,7 +215,7 @@ def test_a_diff_fails_a_pipeline(tmp_path):
 def test_a_mistake_is_one_sentence_and_writes_nothing(remedies, refused, arguments, said):
     before = sorted(remedies.iterdir())
     code, sentence = refused("plan", remedies, *(each.format(remedies) for each in arguments))
-    assert code == 1
+    assert code == 2
     assert said in sentence
     assert sorted(remedies.iterdir()) == before
 
@@ -220,7 +224,7 @@ def test_a_mistake_is_one_sentence_and_writes_nothing(remedies, refused, argumen
 def test_what_is_no_sweep_is_named(refused, tmp_path, name):
     rest = {"plan": ["--bar"], "check": [], "diff": [tmp_path]}[name]
     code, sentence = refused(name, tmp_path / "none", *rest)
-    assert code == {"plan": 1, "check": 2, "diff": 2}[name]
+    assert code == 2
     assert f"{tmp_path}/none is not a directory: give the directory of a sweep" in sentence
     code, sentence = refused(name, tmp_path, *rest)
     assert f"{tmp_path}/results.csv does not exist: quantlab aggregate" in sentence
@@ -232,3 +236,18 @@ def test_a_sweep_of_one_format_leaves_no_choice(refused, tmp_path):
     _, sentence = refused("plan", tmp_path, "--bits", "9")
     assert "has one format, sym 8 bits: a plan takes two or more" in sentence
     assert not list(tmp_path.glob("plan*"))
+
+
+def test_a_mode_of_one_s_own_has_an_option_for_each_width(tmp_path):
+    text = (ROOT / "docs" / "extending.md").read_text()
+    for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    sweep = ["dist=laplace", "mode=sym,power_of_two", "n_bits=4,8", "hydra.sweep.dir=s"]
+    done = run_quantlab("run", "--config-dir", "own", "-m", *sweep, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    for width in (4, 8):
+        keep = f"*=POWER_OF_TWO {width} bits"
+        done = run_quantlab("plan", tmp_path / "s", "--bits", "9", "--keep", keep)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.startswith(f"laplace as power_of_two {width} bits (")

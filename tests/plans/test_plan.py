@@ -199,3 +199,43 @@ def test_a_recipe_that_cannot_be_written_writes_nothing(tmp_path):
     with pytest.raises(ValueError, match=r"llama.cpp has no name for 'odd.weight'"):
         ask(tmp_path, bits=33, recipe="llama.cpp")
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_arguments_are_taken_as_people_write_them(directory):
+    assert formats(plan(directory, bits="6.6", same="*.weight")) == [
+        "sym 4 bits, group 32", "int32", "sym 4 bits, group 32",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"bits": "much"}, "bits takes a number of bits per value above 0, got 'much'"),
+        ({"bits": [4]}, "bits takes a number of bits per value above 0, got [4]"),
+        ({"bits": True}, "bits takes a number of bits per value above 0, got True"),
+        ({"size": 60}, "size takes a number and one of B, kB, MB"),
+        ({"bits": 9, "keep": {"a*": 8}}, "keep takes names of tensors and of formats, got ('a*', "),
+        ({"bits": 9, "keep": ["a*=nf4"]}, "keep takes a mapping from patterns to formats, got ["),
+        ({"bits": 9, "keep": {"a*": "nf5"}}, "keep a*=nf5: 'a.weight' has no such format, only fl"),
+        ({"bits": 9, "same": "lstm*"}, "same lstm* matches none of the 2 tensors measured"),
+        ({"bits": 9, "recipe": "onnx"}, "recipe takes one of llama.cpp, torchao, mlx, json, got"),
+        ({"bits": 9, "by": "mae"}, "by takes sqnr_db or out_sqnr_db, got 'mae'"),
+        ({"bits": "0.5"}, "0.5 bits per value (125 B) is below what there is"),
+        ({"size": "12 B"}, "12 B (0.0478803 bits per value) is below what there is"),
+    ],
+)
+def test_python_is_told_of_its_own_arguments(directory, wrong, sentence):
+    with pytest.raises(ValueError, match=r".") as caught:
+        plan(directory, **wrong)
+    assert str(caught.value).startswith(sentence)
+
+
+def test_the_plan_is_printed_before_its_files_cannot_be_written(directory, monkeypatch):
+    def refuse(path, _):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("quantlab.records.disk.write", refuse)
+    texts = run_command(directory, (), NONE | {"bits": 6.6}, "plan DIR")
+    assert next(texts).startswith("a.weight as sym 4 bits, group 32; b.weight as sym 8 bits, chann")
+    with pytest.raises(PermissionError):
+        next(texts)

@@ -1,5 +1,6 @@
 import pytest
 
+from quantlab.plans.mixture import plan_within_budget
 from quantlab.plans.options import slot_name
 from quantlab.plans.problem import build_problem
 from quantlab.plans.request import Request
@@ -145,3 +146,54 @@ def test_of_two_dtypes_to_stay_is_one_choice():
     tensors = [original("a.weight"), original("b.weight", dtype="float16")]
     (both,) = build_problem(sweep(two(), tensors), Request(same=["*"])).slots
     assert (both[0].format, both[0].bits) == ("float32, float16", 48_000)
+
+
+def test_formats_of_one_name_or_of_other_settings_are_told_apart():
+    rows = [
+        row("a.weight", "sym 8 bits", 4.0 + n, 20.0 + n, settings=settings, mode=mode, format=name)
+        for n, (mode, settings, name) in enumerate(
+            [
+                ("power_of_two", None, "power_of_two"),
+                ("power_of_two", '{"mode.base": 2}', "power_of_two"),
+                ("asymmetric", None, "asym 8 bits"),
+                ("asymmetric", '{"mode.zero_point": "clip"}', "asym 8 bits, mode.zero_point=clip"),
+            ]
+        )
+    ]
+    (slot,) = build_problem(sweep(rows), Request()).slots
+    assert [each.bits for each in slot] == [32_000, 4000, 5000, 6000, 7000]
+    keep = [("*", "ASYM 8 bits, mode.zero_point=CLIP")]
+    (slot,) = build_problem(sweep(rows), Request(keep=keep)).slots
+    assert [each.bits for each in slot] == [7000]
+
+
+def test_what_a_runtime_leaves_is_grouped_by_the_reason():
+    names = ["model.layers.0.mlp.up_proj.weight", "model.layers.1.mlp.up_proj.weight"]
+    rows = [row(name, form, 5, 20) for name in names for form in ("ggml/q4_k", "ggml/q8_0")]
+    others = [
+        original("embeddings.position_ids", (1, 512), dtype="int64", n_bytes=4096, reason="int"),
+        original("model.norm.weight", (10,), n_bytes=40, reason="short"),
+        original("pooler.dense.weight", n_bytes=4000, reason="left out by dist.exclude"),
+        original("model.layers.0.input_layernorm.weight", n_bytes=4000, reason="why not"),
+    ]
+    tensors = [*map(original, names), *others]
+    runtime = RUNTIMES["llama.cpp"]
+    problem = build_problem(sweep(rows, tensors), Request(runtime=runtime))
+    assert problem.untaken == {
+        "dtype": ["embeddings.position_ids"],
+        "axes": ["model.norm.weight"],
+        "name": ["pooler.dense.weight"],
+        "rule": ["model.layers.0.input_layernorm.weight"],
+    }
+    recipe = runtime.recipe(plan_within_budget(problem, 10**9).assignments).decode()
+    assert [line.split("=")[0] for line in recipe.splitlines()] == [
+        r"^blk\.0\.ffn_up\.weight$", r"^blk\.1\.ffn_up\.weight$",
+    ]  # fmt: skip
+
+
+def test_a_runtime_that_takes_no_tensor_says_what_to_sweep():
+    rows = [each | {"tensor": each["tensor"] + "_ih"} for each in two()]
+    tensors = [original(name, (100, 32)) for name in ("a.weight_ih", "b.weight_ih")]
+    said = r"quantizes none of the 2 tensors measured \('a.weight_ih', 'b.weight_ih'\).*: sweep a"
+    with pytest.raises(ValueError, match=said):
+        build_problem(sweep(rows, tensors), Request(runtime=RUNTIMES["torchao"]))

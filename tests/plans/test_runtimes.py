@@ -179,3 +179,29 @@ def test_mlx_is_asked_for_the_least_default_group():
 )
 def test_a_format_just_beyond_what_a_runtime_has_is_refused(name, form, change):
     assert config(name, form, **change) is None
+
+
+@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"settings": '{"block.axis": 1}'},
+        {"settings": '{"mode.zero_point": "wide_int"}'},
+        {"settings": '{"mode.zero_point": "clip"}'},
+        {"block": "mine"},
+        {"range": "mine"},
+        {"mode": "mine"},
+    ],
+)
+def test_only_json_takes_what_is_no_runtime_s_own(form, change):
+    for name in ("torchao", "mlx", "llama.cpp"):
+        assert config(name, form, **{"stored_dtype": None, **change}) is None
+    settings = json.loads(change["settings"]) if "settings" in change else change
+    assert settings.items() <= config("json", form, **change).items()
+
+
+def test_experts_whose_rows_no_group_divides_are_no_format_of_mlx():
+    rows = [row("w", "asym 4 bits, group 64", 4.3, 20, size=4 * 48 * 64)]
+    for shape, is_taken in (((4, 48, 64), True), ((4, 64, 48), False)):
+        assigned_ = assigned(rows[0], tensor("w.weight", shape))
+        assert (RUNTIMES["mlx"].config(assigned_) is not None) == is_taken

@@ -13,7 +13,7 @@ from quantlab.plans.options import Assignment, float_width
 from quantlab.plans.runtimes.runtime import Runtime, divides_rows, is_standard, module_name
 from quantlab.records import disk
 
-AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+AFFINE_BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 PRESETS = {"mx/fp4": "mxfp4", "mx/fp8_e4m3": "mxfp8"}
 
 
@@ -31,11 +31,10 @@ class Mlx(Runtime):
         spec = assignment.spec
         if not spec or not is_standard(spec) or not divides_rows(spec, assignment.tensor):
             return None
-        is_affine = spec.mode == "asym" and spec.block == "group"
-        if is_affine and (spec.n_bits not in AFFINE_BITS or spec.block_size not in AFFINE_GROUPS):
+        mode = "affine" if spec.mode == "asym" else PRESETS.get(spec.mode)
+        if mode == "affine" and not (spec.n_bits in AFFINE_BITS and spec.block_size in GROUPS):
             return None
-        mode = "affine" if is_affine else PRESETS.get(spec.mode)
-        if mode is None:
+        if mode is None or spec.block != "group":
             return None
         return {"group_size": spec.block_size, "bits": spec.n_bits, "mode": mode}
 

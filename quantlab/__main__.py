@@ -9,7 +9,7 @@ import quantlab
 from quantlab.errors import report_user_errors
 from quantlab.report.settings import composed_settings, verdict_settings
 from quantlab.report.terminal import listing, stored_listing, sweep_summary
-from quantlab.sources.readers import DECODERS, reader
+from quantlab.sources.readers import DECODERS, reader_of
 from quantlab.sweep import app
 
 EXAMPLES = """
@@ -199,7 +199,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _tensors(arguments: argparse.Namespace) -> None:
-    read = reader(arguments.path)
+    read = reader_of(arguments.path)
     source = read(str(arguments.path), arguments.include, arguments.exclude)
     source.require_matches()
     print(listing(source.entries))

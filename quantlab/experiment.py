@@ -12,6 +12,7 @@ from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
 from quantlab.records.record import Outcome
+from quantlab.sources.file import File
 from quantlab.sources.pairing import Bound
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
@@ -41,7 +42,8 @@ class Experiment:
 
     def __post_init__(self) -> None:
         """Raise ValueError if a setting is out of range or there is nothing to measure."""
-        self.dist.require_tensors()
+        if self._file:
+            self._file.require_tensors()
         rank.require_k(self.k)
         metrics.require_threshold(self.rel_threshold)
         if not isinstance(self.threads, int) or self.threads < 1:
@@ -49,6 +51,16 @@ class Experiment:
                 f"threads must be a whole number of 1 or more, or null for all cores, "
                 f"got {self.threads!r}"
             )
+
+    @property
+    def _file(self) -> File | None:
+        """The source as a file, None where its tensors are drawn."""
+        return self.dist if isinstance(self.dist, File) else None
+
+    @property
+    def listing(self) -> str | None:
+        """The hash of the list of tensors of a divided file, None of any other source."""
+        return self._file.listing() if self._file else None
 
     @cached_property
     def bound(self) -> Format | Codec:
@@ -62,10 +74,11 @@ class Experiment:
             skipped=self._skipped(),
             format=self.form.columns(),
             versions=versions,
-            listing=self.dist.listing(),
+            listing=self.listing,
         )
+        total = self._file.n_bytes() if self._file else None
         with tqdm(
-            total=self.dist.n_bytes(), unit="B", unit_scale=True, delay=1, disable=None, leave=False
+            total=total, unit="B", unit_scale=True, delay=1, disable=None, leave=False
         ) as bar:
             for tensor in self.dist.tensors():
                 try:
@@ -78,12 +91,8 @@ class Experiment:
                     outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
         sizes = (result["n_elements"] for result in outcome.tensors.values())
         versions |= compiled.versions(max(sizes, default=0))
-        stored = self.dist.stored_sizes()
-        unmeasured = {*outcome.skipped, *outcome.failed}
-        outcome.unmeasured.update((name, stored[name]) for name in stored if name in unmeasured)
-        for name, place in self.dist.places().items():
-            if name in outcome.tensors:
-                outcome.tensors[name]["place"] = place
+        if self._file:
+            _locate_in_file(outcome, self._file)
         if not outcome.tensors and not outcome.failed:
             self._require_others(outcome.skipped)
         return outcome
@@ -91,7 +100,7 @@ class Experiment:
     def _require_others(self, skipped: dict[str, str]) -> None:
         """Raise ValueError unless another part of the source has a tensor to measure."""
         reasons = dict(skipped)
-        for tensor in self.dist.others():
+        for tensor in self._file.others() if self._file else ():
             try:
                 self.bound.open(tensor)
             except UnfitError as reason:
@@ -117,7 +126,7 @@ class Experiment:
     def _skipped(self) -> dict[str, str]:
         """List the tensors that are left out on either side, with the reason."""
         unmatched = self.bound.unmatched() if isinstance(self.bound, Codec) else {}
-        return {**self.dist.skipped(), **unmatched}
+        return {**(self._file.skipped() if self._file else {}), **unmatched}
 
     def _measure(self, tensor: Tensor, bar: "tqdm[Any]") -> dict[str, Any]:
         def advance(elements: int) -> None:
@@ -162,6 +171,16 @@ class Experiment:
 
     def _importance(self, tensor: Tensor) -> FloatArray | None:
         return self.importance.of(tensor.name, tensor.shape) if self.importance else None
+
+
+def _locate_in_file(outcome: Outcome, file: File) -> None:
+    """Add the sizes of the tensors that were not measured, and the places of a divided file."""
+    unmeasured = {*outcome.skipped, *outcome.failed}
+    stored = file.stored_sizes()
+    outcome.unmeasured.update((name, stored[name]) for name in stored if name in unmeasured)
+    for name, place in file.places().items():
+        if name in outcome.tensors:
+            outcome.tensors[name]["place"] = place
 
 
 def _check_same_tensor(

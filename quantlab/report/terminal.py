@@ -314,7 +314,7 @@ def _figure_lines(one: Record, name: str, tensor: dict[str, Any]) -> Iterator[st
 def listing(entries: Sequence[FileEntry]) -> str:
     """Return what a file of tensors holds, a line each, chosen or why not."""
     rows = [
-        (label(each.name), str(list(each.shape)), each.dtype, f"{each.size:,}", _choice(each))
+        (label(each.name), str(list(each.shape)), each.dtype_name, f"{each.size:,}", _choice(each))
         for each in entries
     ]
     return render(table(["tensor", "shape", "dtype", "elements", ""], rows))

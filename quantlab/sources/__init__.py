@@ -1,4 +1,4 @@
-"""Where tensors come from: seeded distributions, and files of several formats.
+"""Sources of tensors: seeded distributions, and files of several formats.
 
 A source lists its tensors and opens them one at a time, memory-mapped where the format allows it,
 and says what is believed of them before they are seen. It may know `formats`, and the package that

@@ -10,10 +10,10 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from heapq import heapify, heapreplace
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +21,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_names
+from quantlab.sources.names import Architecture
+from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_patterns
 from quantlab.sources.source import Expected, Source
 from quantlab.sources.tensor import Tensor
 from quantlab.text import label, printable
@@ -35,12 +36,15 @@ SUFFIXES = {
     ".onnx": "onnx",
 }
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
+ON_INDEX = {"ml_dtypes": "ml-dtypes"}  # modules whose package has another name
+SENTENCE_TENSORS = 3  # with reasons, in one message
 
 
 @dataclass(frozen=True)
 class FileEntry:
     """A tensor as its file describes it, with the bytes that it takes there.
 
+    `dtype` is what records call its dtype, `numpy_dtype` the name that NumPy has for it;
     `skip_reason` is the reason why it is not measured.
     """
 
@@ -51,15 +55,56 @@ class FileEntry:
     skip_reason: str | None = None
     n_bytes: int = 0
     is_quantized: bool = False
+    numpy_dtype: str | None = None
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Number of elements."""
         return math.prod(self.shape)
+
+    @property
+    def dtype_name(self) -> str:
+        """NumPy's name of the dtype where it has one, else the file's."""
+        return self.numpy_dtype or self.dtype
 
 
 @dataclass(frozen=True)
-class _Unreadable(Tensor):
+class MappedArray:
+    """An array that lies as it is in a file; `kind` is its dtype as the file calls it.
+
+    `dtype` is None where NumPy has none.
+    """
+
+    path: str
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    dtype: np.dtype[Any] | None
+    offset: int
+    n_bytes: int
+
+    def open(self) -> Tensor:
+        """Map the values."""
+        return map_tensor(self.name, self.dtype, self.shape, self.path, self.offset)
+
+    def entry(self, skip_reason: str | None, *, is_quantized: bool = False) -> FileEntry:
+        """Return the entry of the array in the list of its file."""
+        numpy_dtype = self.dtype.name if self.dtype else None
+        dtype = self.kind if skip_reason or not numpy_dtype else numpy_dtype
+        return FileEntry(
+            self.name,
+            self.shape,
+            dtype,
+            self.open,
+            skip_reason,
+            self.n_bytes,
+            is_quantized,
+            numpy_dtype,
+        )
+
+
+@dataclass(frozen=True)
+class _UnreadableTensor(Tensor):
     """A tensor that its file lists but does not yield."""
 
     reason: str = ""
@@ -90,19 +135,21 @@ class File(Source, ABC):
 
     def __post_init__(self) -> None:
         """Read the list of tensors, so that a bad file is refused before anything runs."""
-        require_names("include", self.include)
-        require_names("exclude", self.exclude)
+        require_patterns("include", self.include)
+        require_patterns("exclude", self.exclude)
         require_part(self.part, self.parts)
-        require_file(Path(self.path), self.format)
-        require_packages(self.needs, self.path, self.format)
+        object.__setattr__(self, "path", existing_path(self.path, self.format))  # it is frozen
+        require_packages(self.needs, self.path)
         _ = self.entries
 
     def require_tensors(self) -> None:
         """Raise ValueError when no tensor is chosen, or a pattern matches none of them."""
         self.require_matches()
-        if all(entry.skip_reason for entry in self.entries):
-            reasons = "; ".join(f"{name}: {why}" for name, why in list(self.skipped().items())[:3])
-            raise ValueError(f"{self.path} holds no tensor to measure: {reasons or 'it is empty'}")
+        skipped = self.skipped()
+        if len(skipped) == len(self.entries):
+            reasons = [f"{name}: {why}" for name, why in [*skipped.items()][:SENTENCE_TENSORS]]
+            listed = "; ".join(reasons) or "it is empty"
+            raise ValueError(f"{self.path} holds no tensor to measure: {listed}")
 
     def require_matches(self) -> None:
         """Raise ValueError, with near misses, when a pattern matches no tensor."""
@@ -124,11 +171,13 @@ class File(Source, ABC):
         """Every tensor of the file, chosen or with the reason why not."""
         with readable(self.path, self.format):
             entries = [self._choose(entry) for entry in self._entries()]
-            names = Counter(entry.name for entry in entries)
-            twice = next((name for name, times in names.items() if times > 1), None)
-            if twice is not None:
-                raise BadFileError(f"holds two tensors of the name '{label(twice)}'")
+            require_unique(entry.name for entry in entries)
             return entries
+
+    @property
+    def architecture(self) -> Architecture | None:
+        """The model's family, where the file names it."""
+        return None
 
     @cached_property
     def _part_of(self) -> dict[str, int]:
@@ -137,54 +186,54 @@ class File(Source, ABC):
         parts = divide([entry.n_bytes for entry in chosen], self.parts)
         return {entry.name: part for entry, part in zip(chosen, parts, strict=True)}
 
-    def _of_part(self, entry: FileEntry) -> bool:
+    def _is_of_part(self, entry: FileEntry) -> bool:
         return self._part_of.get(entry.name) == (self.part or 0)
 
     def tensors(self) -> Iterator[Tensor]:
         """Open the tensors of the part one by one; one that cannot be read says so if measured."""
-        return (self._opened(entry) for entry in self.entries if self._of_part(entry))
+        return (self._open(entry) for entry in self.entries if self._is_of_part(entry))
 
     def others(self) -> Iterator[Tensor]:
         """Open the tensors of the other parts one by one."""
-        others = (each for each in self.entries if not each.skip_reason and not self._of_part(each))
-        return map(self._opened, others)
+        chosen = (entry for entry in self.entries if not entry.skip_reason)
+        return (self._open(entry) for entry in chosen if not self._is_of_part(entry))
 
-    def _opened(self, entry: FileEntry) -> Tensor:
+    def _open(self, entry: FileEntry) -> Tensor:
         try:
             with readable(self.path, self.format):
                 return entry.open()
         except ValueError as reason:
-            return _Unreadable(entry.name, np.empty(0), reason=str(reason))
+            return _UnreadableTensor(entry.name, np.empty(0), reason=str(reason))
 
     def places(self) -> dict[str, int]:
-        """Return where each tensor of a divided file stands in it; nothing of a whole one."""
-        return {each.name: n for n, each in enumerate(self.entries)} if self.parts > 1 else {}
+        """Return the index of each tensor in the list of a divided file; of a whole one nothing."""
+        return {entry.name: n for n, entry in enumerate(self.entries)} if self.parts > 1 else {}
 
     def listing(self) -> str | None:
-        """Return the sha256 of what a divided file lists; None of a whole one."""
+        """Return the sha256 of the list of a divided file, None of a whole one."""
         if self.parts == 1:
             return None
         return hashlib.sha256(json.dumps(self.stored_sizes()).encode()).hexdigest()
 
     def skipped(self) -> dict[str, str]:
-        """Return why each other tensor is left out."""
+        """Return the tensors that are left out, with the reason."""
         return {entry.name: entry.skip_reason for entry in self.entries if entry.skip_reason}
 
     def stored_sizes(self) -> dict[str, dict[str, Any]]:
         """Return ``dtype, shape, n_bytes, place`` of every tensor of the file."""
         return {
-            each.name: {
-                "dtype": each.dtype,
-                "shape": list(each.shape),
-                "n_bytes": each.n_bytes,
+            entry.name: {
+                "dtype": entry.dtype,
+                "shape": list(entry.shape),
+                "n_bytes": entry.n_bytes,
                 "place": place,
             }
-            for place, each in enumerate(self.entries)
+            for place, entry in enumerate(self.entries)
         }
 
     def n_bytes(self) -> int:
         """Return the size of the tensors of the part as stored."""
-        return sum(entry.n_bytes for entry in self.entries if self._of_part(entry))
+        return sum(entry.n_bytes for entry in self.entries if self._is_of_part(entry))
 
     def _choose(self, entry: FileEntry) -> FileEntry:
         reason = entry.skip_reason
@@ -197,21 +246,34 @@ class File(Source, ABC):
         return replace(entry, skip_reason=reason)
 
 
-def require_file(path: Path, kind: str = "tensor") -> None:
-    """Raise ValueError when there is no file at a path."""
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory: name the {kind} file in it")
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: name the {kind} file there is")
-    if path.suffix in PICKLED:
-        raise ValueError(
-            f"{path} holds pickled objects, which run code when they are loaded: convert it to "
-            "safetensors"
-        )
-
-
 class BadFileError(ValueError):
-    """What is wrong with a file, as the rest of a sentence that begins with its path."""
+    """A fault of a file, as the rest of a sentence that begins with its path."""
+
+
+def require_unique(names: Iterable[str], things: str = "tensors") -> None:
+    """Raise BadFileError when a file holds two things of one name."""
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise BadFileError(f"holds two {things} of the name '{label(repeated[0])}'")
+
+
+def existing_path(path: str | Path, kind: str = "tensor") -> str:
+    """Return a path with ``~`` expanded; raises ValueError when no file can be opened there."""
+    expanded = Path(path).expanduser()
+    try:
+        if expanded.is_dir():
+            raise ValueError(f"{path} is a directory: name the {kind} file in it")
+        if not expanded.is_file():
+            raise ValueError(f"{path} does not exist: name the {kind} file there is")
+        if expanded.suffix in PICKLED:
+            raise ValueError(
+                f"{path} holds pickled objects, which run code when they are loaded: convert it to "
+                "safetensors"
+            )
+        expanded.open("rb").close()  # packages report a file without permission as a missing one
+    except OSError as reason:
+        raise ValueError(f"{path} cannot be read: {reason.strerror or reason}") from None
+    return str(expanded)
 
 
 @contextmanager
@@ -223,16 +285,16 @@ def readable(path: str, kind: str) -> Iterator[None]:
         raise ValueError(f"{path} cannot be read: {reason.strerror or reason}") from None
     except BadFileError as reason:
         raise ValueError(f"{path} {printable(str(reason))}") from None
-    except Exception as stumble:
+    except Exception as error:
         other = SUFFIXES.get(Path(path).suffix, kind)
         hint = f"; its suffix is that of {other}" if other != kind else ""
-        what = printable(" ".join(str(stumble).split())) or repr(stumble)
+        cause = printable(" ".join(str(error).split())) or repr(error)
         raise ValueError(
-            f"{path} is no {kind} file, or is cut off or damaged{hint} ({what})"
-        ) from stumble
+            f"{path} is no {kind} file, or is cut off or damaged{hint} ({cause})"
+        ) from error
 
 
-def mapped(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
+def map_tensor(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
     """Map values that lie as they are in a file."""
     state = file_state(path)
     values = np.ndarray(shape, dtype, buffer=_whole_file(state), offset=offset)
@@ -245,39 +307,22 @@ def _whole_file(state: tuple[str, int, int]) -> Any:
     return np.memmap(state[0], dtype=np.uint8, mode="r")
 
 
-def mapped_entry(
-    name: str,
-    shape: tuple[int, ...],
-    kind: str,
-    dtype: np.dtype[Any] | None,
-    otherwise: str,
-    path: str,
-    offset: int,
-    n_bytes: int,
-    *,
-    is_quantized: bool = False,
-) -> FileEntry:
-    """Describe values of a `kind` of the file's own, left out `otherwise` than with a dtype."""
-    open_ = partial(mapped, name, dtype, shape, path, offset)
-    if dtype is None:
-        return FileEntry(name, shape, kind, open_, otherwise, n_bytes, is_quantized)
-    return FileEntry(name, shape, dtype.name, open_, None, n_bytes)
-
-
 def file_state(path: str) -> tuple[str, int, int]:
-    """Return what changes when a file's content does."""
-    stat = Path(path).stat()
-    return str(Path(path).resolve()), stat.st_size, stat.st_mtime_ns
+    """Return path, size and time of change, which identify the content of a file."""
+    expanded = Path(path).expanduser()
+    stat = expanded.stat()
+    return str(expanded.resolve()), stat.st_size, stat.st_mtime_ns
 
 
-def require_packages(needs: Sequence[str], path: str, extra: str) -> None:
-    """Raise ValueError, naming the extra, where a package that reads a file is not installed."""
+def require_packages(needs: Sequence[str], path: str) -> None:
+    """Raise ValueError, with what to install, where a package that reads a file is missing."""
     for package in needs:
         try:
             import_module(package)
         except ModuleNotFoundError:
+            packages = " ".join(ON_INDEX.get(need, need) for need in needs)
             raise ValueError(
-                f"reading {path} takes the package {package}: pip install 'quantlab[{extra}]'"
+                f"reading {path} takes the package {package}: pip install {packages}"
             ) from None
 
 
@@ -309,11 +354,11 @@ def divide(sizes: Sequence[int], parts: int) -> list[int]:
     >>> divide([5, 9, 4, 4], 2)
     [1, 0, 1, 0]
     """
-    found = [0] * len(sizes)
+    part_of = [0] * len(sizes)
     loads = [(0, part) for part in range(min(parts, len(sizes)))]  # any more parts stay empty
     heapify(loads)
     for n in sorted(range(len(sizes)), key=lambda n: -sizes[n]):
         load, part = loads[0]
-        found[n] = part
+        part_of[n] = part
         heapreplace(loads, (load + sizes[n], part))
-    return found
+    return part_of

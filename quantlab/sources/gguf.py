@@ -1,4 +1,4 @@
-"""Files of llama.cpp."""
+"""Files of llama.cpp, read and decoded by the package gguf."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,56 +10,44 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.file import BadFileError, File, FileEntry, file_state, mapped, mapped_entry
-from quantlab.sources.kinds.decoding import StoredTensor, Which, dense, take
+from quantlab.sources.file import (
+    BadFileError,
+    File,
+    FileEntry,
+    MappedArray,
+    file_state,
+    map_tensor,
+)
+from quantlab.sources.kinds.decoding import RowIndex, StoredTensor, dense_tensor, take_rows
 from quantlab.sources.names import Architecture
 from quantlab.sources.pairing import StoredFile
 from quantlab.sources.tensor import Tensor
 
-INTEGERS = ("I8", "I16", "I32", "I64")
-NO_FLOAT = "no floating-point type"
-UNKNOWN = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
+INTEGERS = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+UNDECODED = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
 
 
 @dataclass(frozen=True)
-class GgufTensor:
-    """A tensor as its file describes it; `dtype` is None where it is quantized, or of integers.
+class GgufTensor(MappedArray):
+    """A tensor as its file describes it; `block` values are stored together, in `block_bytes`."""
 
-    `block` values are stored together, in `block_bytes`.
-    """
-
-    path: str
-    name: str
-    shape: tuple[int, ...]
-    kind: str
-    dtype: np.dtype[Any] | None
-    offset: int
     block: int
     block_bytes: int
 
     @property
-    def is_decodable(self) -> bool:
-        """Whether it holds real numbers, in codes that gguf decodes or in none."""
-        return self.kind not in (*INTEGERS, *UNKNOWN)
+    def is_quantized(self) -> bool:
+        """True where values are stored in codes."""
+        return self.dtype is None
 
-    @property
-    def n_bytes(self) -> int:
-        """The size as stored."""
-        return prod(self.shape) // self.block * self.block_bytes
-
-    def open(self) -> Tensor:
-        """Map values that are stored as they are."""
-        return mapped(self.name, self.dtype, self.shape, self.path, self.offset)
-
-    def raw(self) -> Tensor:
+    def open_bytes(self) -> Tensor:
         """Map the bytes of each row."""
         row_bytes = self.shape[-1] // self.block * self.block_bytes
         shape = prod(self.shape[:-1]), row_bytes
-        return mapped(self.name, np.uint8, shape, self.path, self.offset)
+        return map_tensor(self.name, np.uint8, shape, self.path, self.offset)
 
 
-class Contents(NamedTuple):
-    """What a GGUF file holds."""
+class GgufContents(NamedTuple):
+    """The tensors of a GGUF file, and the model's family."""
 
     tensors: list[GgufTensor]
     architecture: Architecture
@@ -71,38 +59,82 @@ class Gguf(File):
     format = "gguf"
     needs = ("gguf", "ml_dtypes")
 
+    @property
     def architecture(self) -> Architecture:
-        """Return what the file says of its model."""
-        return contents(self.path).architecture
+        """The model's family."""
+        return read_contents(self.path).architecture
 
     def _entries(self) -> Iterator[FileEntry]:
-        for each in contents(self.path).tensors:
-            quantized = each.dtype is None and each.kind not in INTEGERS
-            reason = f"{each.kind} is {'quantized already' if quantized else NO_FLOAT}"
-            yield mapped_entry(
-                each.name,
-                each.shape,
-                each.kind,
-                each.dtype,
-                reason,
-                each.path,
-                each.offset,
-                each.n_bytes,
-                is_quantized=quantized,
-            )
+        for tensor in read_contents(self.path).tensors:
+            reason = None
+            if tensor.is_quantized:
+                reason = f"{tensor.kind} is quantized already"
+            elif tensor.kind in INTEGERS:
+                reason = f"{tensor.kind} is no floating-point type"
+            yield tensor.entry(reason, is_quantized=tensor.is_quantized)
 
 
-def contents(path: str) -> Contents:
-    """Return what a GGUF file holds."""
-    return _contents(file_state(path))
+class GgufFile(StoredFile):
+    """A GGUF file; each tensor has a type of its own."""
+
+    format = "gguf"
+    needs = ("gguf", "ml_dtypes")
+
+    @property
+    def file_name(self) -> str:
+        """Name of the file, which mostly says what it is."""
+        return Path(self.path).name
+
+    @property
+    def architecture(self) -> Architecture:
+        """The model's family."""
+        return read_contents(self.path).architecture
+
+    def _decode(self) -> Iterator[StoredTensor]:
+        for tensor in read_contents(self.path).tensors:
+            if tensor.kind not in (*INTEGERS, *UNDECODED):
+                yield _decode(tensor)
 
 
-@lru_cache
-def _contents(state: tuple[str, int, int]) -> Contents:
-    """Read a GGUF file once per state: its reader takes seconds where there is a vocabulary."""
+def _decode(tensor: GgufTensor) -> StoredTensor:
+    if not tensor.is_quantized:
+        return dense_tensor(tensor.open(), tensor.kind)
+    part = tensor.open_bytes()
+    octets = part.array
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        return _dequantize(take_rows(octets, index), tensor.kind)
+
+    def read_elements(start: int, stop: int) -> FloatArray:
+        first, last = start // tensor.block, -(-stop // tensor.block)
+        blocks = octets.reshape(-1, tensor.block_bytes)[first:last]
+        values = _dequantize(blocks, tensor.kind).reshape(-1)
+        return values[start - first * tensor.block : stop - first * tensor.block]
+
+    return StoredTensor(tensor.name, tensor.shape, tensor.kind, (part,), decode_rows, read_elements)
+
+
+def _dequantize(octets: Any, kind: str) -> FloatArray:
     import gguf
 
-    class Reader(gguf.GGUFReader):  # it would read arrays that the file does not have, for ever
+    with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
+        values = gguf.quants.dequantize(octets, gguf.GGMLQuantizationType[kind])
+    return values.astype(np.float32, copy=False)
+
+
+def read_contents(path: str) -> GgufContents:
+    """Return the contents of a GGUF file, read once per state of the file."""
+    return _read_contents(file_state(path))
+
+
+@lru_cache  # the reader takes seconds where there is a vocabulary
+def _read_contents(state: tuple[str, int, int]) -> GgufContents:
+    import gguf
+
+    class Reader(gguf.GGUFReader):
+        """A reader that refuses arrays beyond the end of the file."""
+
+        # gguf's own would go on reading a declared length that the file does not have, for ever.
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
             values = super()._get(offset, dtype, count, override_order)
             if len(values) < count:
@@ -114,13 +146,14 @@ def _contents(state: tuple[str, int, int]) -> Contents:
         reader = Reader(path)
     if reader.endianess == gguf.GGUFEndian.BIG:
         raise BadFileError("is big-endian: convert it with gguf's gguf-convert-endian first")
-    for each in reader.tensors:
-        if each.data_offset < reader.data_offset:
-            raise ValueError(f"{each.name} begins before the data")
-    return Contents([_tensor(path, each) for each in reader.tensors], _architecture(reader))
+    for tensor in reader.tensors:
+        if tensor.data_offset < reader.data_offset:
+            raise ValueError(f"{tensor.name} begins before the data")
+    tensors = [_describe(path, tensor) for tensor in reader.tensors]
+    return GgufContents(tensors, _read_architecture(reader))
 
 
-def _tensor(path: str, tensor: Any) -> GgufTensor:
+def _describe(path: str, tensor: Any) -> GgufTensor:
     import gguf
     import ml_dtypes
 
@@ -129,6 +162,7 @@ def _tensor(path: str, tensor: Any) -> GgufTensor:
         "F32": np.dtype("<f4"),
         "F16": np.dtype("<f2"),
         "BF16": np.dtype(ml_dtypes.bfloat16),
+        **{kind: np.dtype(dtype) for kind, dtype in INTEGERS.items()},
     }
     kind, shape = tensor.tensor_type.name, tuple(tensor.shape.tolist()[::-1])
     block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
@@ -136,69 +170,26 @@ def _tensor(path: str, tensor: Any) -> GgufTensor:
         raise BadFileError(
             f"has rows of {shape[-1]} values in {tensor.name}, no multiple of the {block} of {kind}"
         )
-    offset = int(tensor.data_offset)
-    return GgufTensor(path, tensor.name, shape, kind, dtypes.get(kind), offset, block, size)
-
-
-def _architecture(reader: Any) -> Architecture:
-    name = str(_value(reader, "general.architecture") or "")
-    heads, kv_heads = (
-        _value(reader, f"{name}.attention.{key}") for key in ("head_count", "head_count_kv")
+    offset, n_bytes = int(tensor.data_offset), prod(shape) // block * size
+    return GgufTensor(
+        path, tensor.name, shape, kind, dtypes.get(kind), offset, n_bytes, block, size
     )
-    return Architecture(name, _counts(heads), _counts(kv_heads))
 
 
-def _counts(value: Any) -> tuple[int, ...]:
+def _read_architecture(reader: Any) -> Architecture:
+    name = str(_read_field(reader, "general.architecture") or "")
+    heads, kv_heads = (
+        _read_field(reader, f"{name}.attention.{key}") for key in ("head_count", "head_count_kv")
+    )
+    return Architecture(name, _head_counts(heads), _head_counts(kv_heads))
+
+
+def _head_counts(value: Any) -> tuple[int, ...]:
     """Return a number of heads, or that of each block."""
     counts = value if isinstance(value, list) else [value]
-    return tuple(counts) if all(isinstance(each, int) for each in counts) else ()
+    return tuple(counts) if all(isinstance(count, int) for count in counts) else ()
 
 
-def _value(reader: Any, key: str) -> Any:
+def _read_field(reader: Any, key: str) -> Any:
     field = reader.get_field(key)
     return field.contents() if field else None
-
-
-class GgufFile(StoredFile):
-    """A GGUF file; each tensor has a type of its own."""
-
-    format = "gguf"
-    needs = ("gguf", "ml_dtypes")
-
-    @property
-    def file_name(self) -> str:
-        """The name of the file, which mostly says what it is."""
-        return Path(self.path).name
-
-    def architecture(self) -> Architecture:
-        """Return what the file says of its model."""
-        return contents(self.path).architecture
-
-    def _stored(self) -> list[StoredTensor]:
-        return [_stored(each) for each in contents(self.path).tensors if each.is_decodable]
-
-
-def _stored(tensor: GgufTensor) -> StoredTensor:
-    if tensor.dtype is not None:
-        return dense(tensor.open(), tensor.kind)
-    part = tensor.raw()
-    octets = part.array
-
-    def rows(which: Which) -> FloatArray:
-        return _dequantize(take(octets, which), tensor.kind)
-
-    def elements(start: int, stop: int) -> FloatArray:
-        first, last = start // tensor.block, -(-stop // tensor.block)
-        flat = octets.reshape(-1, tensor.block_bytes)[first:last]
-        values = _dequantize(flat, tensor.kind).reshape(-1)
-        return values[start - first * tensor.block : stop - first * tensor.block]
-
-    return StoredTensor(tensor.name, tensor.shape, tensor.kind, (part,), rows, elements)
-
-
-def _dequantize(octets: Any, kind: str) -> FloatArray:
-    import gguf
-
-    with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
-        values = gguf.quants.dequantize(octets, gguf.GGMLQuantizationType[kind])
-    return values.astype(np.float32, copy=False)

@@ -14,10 +14,16 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
-from quantlab.sources.file import BadFileError, file_state, readable, require_file, require_packages
+from quantlab.sources.file import (
+    BadFileError,
+    existing_path,
+    file_state,
+    readable,
+    require_packages,
+)
 from quantlab.sources.names import gguf_name
 
-LARGEST = 1e20  # of a sum of squares; with some types the library aborts far beyond it
+MAX_SUM = 1e20  # of squares; with some types the library aborts far beyond it
 SUMS, COUNTS = ".in_sum2", ".counts"
 
 
@@ -29,14 +35,14 @@ class Imatrix:
 
     def __post_init__(self) -> None:
         """Read the file, so that a bad one is refused before anything runs."""
-        require_file(Path(self.path), "imatrix")
-        require_packages(("gguf",), self.path, "gguf")
+        object.__setattr__(self, "path", existing_path(self.path, "imatrix"))  # it is frozen
+        require_packages(("gguf",), self.path)
         with readable(self.path, "imatrix"):
-            _read(file_state(self.path))
+            _read_importances(file_state(self.path))
 
     @property
     def name(self) -> str:
-        """The name of the file."""
+        """Name of the file."""
         return Path(self.path).name
 
     def of(self, name: str, shape: Shape) -> FloatArray | None:
@@ -45,44 +51,46 @@ class Imatrix:
         A tensor has the name that llama.cpp gives it, or that of Hugging Face. Raises ValueError
         where the columns are not those of the tensor.
         """
-        known = _read(file_state(self.path))
-        found = known.get(name)
-        if found is None:
-            found = known.get(gguf_name(name) or "")
-        if found is None or len(shape) < 2:
+        importances = _read_importances(file_state(self.path))
+        importance = importances.get(name)
+        if importance is None:
+            importance = importances.get(gguf_name(name) or "")
+        if importance is None or len(shape) < 2:
             return None
-        if len(shape) == 3 and found.size == shape[0] * shape[2]:
-            found = found.reshape(shape[0], shape[2])  # several matrices that see one input
-        experts = len(shape) == 3 and len(found) == shape[0]
-        if found.shape[1] != shape[-1] or not (experts or len(found) == 1):
+        if len(shape) == 3 and importance.size == shape[0] * shape[2]:
+            importance = importance.reshape(shape[0], shape[2])  # matrices that see one input
+        is_of_experts = len(shape) == 3 and len(importance) == shape[0]
+        if importance.shape[1] != shape[-1] or not (is_of_experts or len(importance) == 1):
             raise ValueError(
-                f"{self.path} has importance of {list(found.shape)} for tensor '{name}', "
+                f"{self.path} has importance of {list(importance.shape)} for tensor '{name}', "
                 f"whose shape is {list(shape)}: it is of another model"
             )
-        return found
+        return importance
 
 
 @lru_cache
-def _read(state: tuple[str, int, int]) -> dict[str, FloatArray]:
+def _read_importances(state: tuple[str, int, int]) -> dict[str, FloatArray]:
     """Return the importance of each tensor of a file, which is read once per state."""
     import gguf
 
     f32 = gguf.GGMLQuantizationType.F32
-    found = gguf.GGUFReader(state[0]).tensors
-    tensors = {each.name: each.data for each in found if each.tensor_type == f32}
+    reader = gguf.GGUFReader(state[0])
+    tensors = {entry.name: entry.data for entry in reader.tensors if entry.tensor_type == f32}
     names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
     if not names:
         raise BadFileError(f"has no tensor NAME{SUMS}: it is no importance matrix")
-    return {name: _mean(name, tensors[name + SUMS], tensors.get(name + COUNTS)) for name in names}
+    return {
+        name: _mean_square(name, tensors[name + SUMS], tensors.get(name + COUNTS)) for name in names
+    }
 
 
-def _mean(name: str, sums: NDArray[Any], counts: NDArray[Any] | None) -> FloatArray:
+def _mean_square(name: str, sums: NDArray[Any], counts: NDArray[Any] | None) -> FloatArray:
     """Return sums over counts; an expert that saw no token has no preference, so all are 1."""
     if counts is None or sums.ndim > 2 or counts.size != sums.size // sums.shape[-1]:
         raise BadFileError(f"has no {name}{COUNTS} that goes with {name}{SUMS}")
     counts = np.rint(counts.reshape(-1, 1))  # as llama-quantize does
     sums = sums.reshape(len(counts), -1)
-    if not ((sums < LARGEST).all() and (sums >= 0).all() and np.isfinite(counts).all()):
+    if not ((sums < MAX_SUM).all() and (sums >= 0).all() and np.isfinite(counts).all()):
         raise BadFileError(f"has sums of squares of {name} that are negative, huge or not finite")
     mean = np.divide(sums, counts, out=np.ones(sums.shape, np.float32), where=counts > 0)
     return np.ascontiguousarray(mean, np.float32)

@@ -1,4 +1,4 @@
-"""What one tensor is called in different files of one model, and how llama.cpp reorders it."""
+"""Names of one tensor in different files of a model, and what llama.cpp's converter does to it."""
 
 import re
 from collections import Counter
@@ -10,20 +10,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-LAYERS = 512  # more than any model has: the names of gguf are listed layer by layer
+MAX_LAYERS = 512  # more than any model has: the names of gguf are listed layer by layer
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """What a GGUF file says of its model: its family, and the heads of its attention."""
+    """The family of a model as a GGUF file names it, and the heads of its attention."""
 
     name: str
     heads: tuple[int, ...] = ()  # one, or one a block
     kv_heads: tuple[int, ...] = ()
 
-    def heads_of(self, part: str, block: int) -> int:
-        """Return how many heads "q" or "k" has in a block; 0 where it is not known."""
-        counts = self.heads if part == "q" else self.kv_heads or self.heads
+    def n_heads(self, projection: str, block: int) -> int:
+        """Return the number of heads of "q" or "k" in a block; 0 where it is not known."""
+        counts = self.heads if projection == "q" else self.kv_heads or self.heads
         return counts[block % len(counts)] if len(counts) == 1 or block < len(counts) else 0
 
 
@@ -32,17 +32,17 @@ def _name_map(architecture: str) -> Any:
     import gguf
 
     names = {name: arch for arch, name in gguf.MODEL_ARCH_NAMES.items()}
-    return gguf.get_tensor_name_map(names.get(architecture, gguf.MODEL_ARCH.LLAMA), LAYERS)
+    return gguf.get_tensor_name_map(names.get(architecture, gguf.MODEL_ARCH.LLAMA), MAX_LAYERS)
 
 
 def gguf_name(name: str, architecture: str = "llama") -> str | None:
-    """Return what llama.cpp calls a tensor of Hugging Face; None where it has no name for it.
+    """Translate the name of a tensor of Hugging Face to llama.cpp's; None where it has none.
 
     >>> gguf_name("model.layers.3.self_attn.q_proj.weight")
     'blk.3.attn_q.weight'
     """
-    found = _name_map(architecture).get_name(name, try_suffixes=(".weight", ".bias"))
-    return str(found) if found else None
+    translated = _name_map(architecture).get_name(name, try_suffixes=(".weight", ".bias"))
+    return str(translated) if translated else None
 
 
 PERMUTED = {  # architectures whose rows of q and k llama.cpp's converter reorders
@@ -57,13 +57,13 @@ SHIFTED = {  # architectures to whose norms the converter adds 1
 }  # fmt: skip
 
 
-def shift(name: str, architecture: Architecture) -> float:
-    """Return what llama.cpp's converter adds to the values of a tensor of Hugging Face's `name`."""
+def norm_shift(name: str, architecture: Architecture) -> float:
+    """Return the number that llama.cpp's converter adds to values of Hugging Face's `name`."""
     return 1.0 if architecture.name in SHIFTED and name.endswith("norm.weight") else 0.0
 
 
 def row_order(name: str, rows: int, architecture: Architecture) -> NDArray[np.int64] | None:
-    """Return which row of Hugging Face's q or k is each row of llama.cpp's; None of any other.
+    """Return the row of Hugging Face's q or k that each row of llama.cpp's is; None of any other.
 
     For the architectures in `PERMUTED` its converter turns the two halves of each head into pairs
     (`LlamaModel.permute`). `name` is that of llama.cpp.
@@ -71,41 +71,46 @@ def row_order(name: str, rows: int, architecture: Architecture) -> NDArray[np.in
     match = re.fullmatch(r"blk\.(\d+)\.attn_(q|k)\.(?:weight|bias)", name)
     if not match:
         return None
-    heads = architecture.heads_of(match[2], int(match[1]))
+    heads = architecture.n_heads(match[2], int(match[1]))
     if not heads or rows % (2 * heads):
         return None
     halves = np.arange(rows).reshape(heads, 2, rows // heads // 2)
     return halves.swapaxes(1, 2).reshape(-1)
 
 
-def partners(names: Iterable[str], stored: Iterable[str]) -> Mapping[str, str]:
-    """Return which stored tensor each name is of, by its name, a known suffix, or a longer path.
+def pair_names(names: Iterable[str], stored_names: Iterable[str]) -> Mapping[str, str]:
+    """Return the stored name of each name: a known suffix added or removed, or a longer path.
 
-    >>> partners(["a.weight", "b"], ["model.a.weight", "b.weight", "c"])
+    Equal names pair first. A pair by path must be the only one on both sides.
+
+    >>> pair_names(["a.weight", "b"], ["model.a.weight", "b.weight", "c"])
     {'b': 'b.weight', 'a.weight': 'model.a.weight'}
     """
-    names, held = list(names), set(stored)
-    found = {name: each for name in names for each in _same(name) if each in held}
-    free = held - set(found.values())
-    longer: dict[str, list[str]] = {}
-    for each in free:
-        for end in _ends(each):
-            longer.setdefault(end, []).append(each)
-    likely = {}
+    names, stored = list(names), set(stored_names)
+    pairs = {
+        name: spelling for name in names for spelling in _spellings(name) if spelling in stored
+    }
+    free = stored - set(pairs.values())
+    by_ending: dict[str, list[str]] = {}
+    for path in free:
+        for ending in _endings(path):
+            by_ending.setdefault(ending, []).append(path)
+    by_path = {}
     for name in names:
-        options = longer.get(name) or [each for each in _ends(name) if each in free][:1]
-        if name not in found and len(options) == 1:
-            likely[name] = options[0]
-    times = Counter(likely.values())
-    return found | {name: each for name, each in likely.items() if times[each] == 1}
+        longer = by_ending.get(name)
+        options = longer or [ending for ending in _endings(name) if ending in free][:1]
+        if name not in pairs and len(options) == 1:
+            by_path[name] = options[0]
+    counts = Counter(by_path.values())
+    return pairs | {name: path for name, path in by_path.items() if counts[path] == 1}
 
 
-def _same(name: str) -> list[str]:
-    """Return what else a tensor may be called, its own name last."""
+def _spellings(name: str) -> list[str]:
+    """Return the names that a tensor may have, its own last."""
     return [name.removesuffix(".weight"), f"{name}.weight", name]
 
 
-def _ends(name: str) -> list[str]:
+def _endings(path: str) -> list[str]:
     """Return the ends of a path that have two parts or more."""
-    parts = name.split(".")
+    parts = path.split(".")
     return [".".join(parts[n:]) for n in range(1, len(parts) - 1)]

@@ -12,26 +12,26 @@ def as_list(patterns: Patterns) -> list[str]:
     return [patterns] if isinstance(patterns, str) else list(patterns or ())
 
 
-def require_names(key: str, patterns: Patterns) -> None:
+def require_patterns(key: str, patterns: Patterns) -> None:
     """Raise ValueError unless patterns are text: YAML takes 0, true and nan for something else."""
     if patterns is None:
         return
-    one = isinstance(patterns, str) or not isinstance(patterns, Sequence)
-    for each in [patterns] if one else patterns:
-        if not isinstance(each, str):
+    is_single = isinstance(patterns, str) or not isinstance(patterns, Sequence)
+    for pattern in [patterns] if is_single else patterns:
+        if not isinstance(pattern, str):
             raise ValueError(
-                f"dist.{key} takes names or patterns, got {each!r}: quote it twice, "
-                f"dist.{key}=\"'{each}'\""
+                f"dist.{key} takes names or patterns, got {pattern!r}: quote it twice, "
+                f"dist.{key}=\"'{pattern}'\""
             )
 
 
 def matches(name: str, patterns: Patterns) -> bool:
-    """Say whether a name is one of some patterns or fits one."""
+    """Return True when a name is one of some patterns or fits one."""
     return any(name == pattern or fnmatchcase(name, pattern) for pattern in as_list(patterns))
 
 
 def near_misses(pattern: str, names: list[str]) -> str:
-    """Say what a pattern that matches no name may have meant."""
+    """Describe the names that a pattern which matches none may have meant."""
     bare = pattern.strip("*")
     holding = [name for name in names if bare.lower() in name.lower()]
     if holding and bare:

@@ -1,44 +1,27 @@
-"""Checkpoints of the safetensors package, also in several files."""
+"""Checkpoints of the safetensors package, also in several files, and those that are quantized."""
 
 import json
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from quantlab.sources.file import BadFileError, File, FileEntry, mapped, mapped_entry, readable
+from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, readable
 from quantlab.sources.kinds import awq, bitsandbytes, compressed_tensors, gptq, mlx, mxfp4, scaled
-from quantlab.sources.kinds.decoding import Config, StoredTensor, dense
+from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.pairing import StoredFile
-from quantlab.sources.tensor import Tensor
 from quantlab.text import label
 
 INTEGERS = {
     "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
     "U64": "<u8", "BOOL": "?",
 }  # fmt: skip
+MAX_CONFIG_BYTES = 2**24
 
-
-class RawTensor(NamedTuple):
-    """A tensor as the header of its file has it, of any dtype."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    path: str
-    offset: int
-    n_bytes: int
-
-    @property
-    def is_readable(self) -> bool:
-        """Whether NumPy has its dtype."""
-        return self.kind in _dtypes()
-
-    def open(self) -> Tensor:
-        """Map the values of a dtype that NumPy has."""
-        return mapped(self.name, _dtypes()[self.kind], self.shape, self.path, self.offset)
+# Each takes its tensors from those that are left: AWQ before GPTQ, which takes every qweight.
+MODULES = (awq, gptq, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
 
 
 class Safetensors(File):
@@ -48,37 +31,45 @@ class Safetensors(File):
     needs = ("safetensors", "ml_dtypes")
 
     def _entries(self) -> Iterator[FileEntry]:
-        dtypes = _dtypes()
-        for each in raw_tensors(self.path):
-            dtype = None if each.kind in (*INTEGERS, "F8_E8M0") else dtypes.get(each.kind)
-            reason = f"{each.kind} is no floating-point type"
-            yield mapped_entry(
-                each.name,
-                each.shape,
-                each.kind,
-                dtype,
-                reason,
-                each.path,
-                each.offset,
-                each.n_bytes,
-            )
+        for array in read_arrays(self.path):
+            is_float = array.dtype is not None and array.kind not in (*INTEGERS, "F8_E8M0")
+            yield array.entry(None if is_float else f"{array.kind} is no floating-point type")
 
 
-def raw_tensors(path: str) -> Iterator[RawTensor]:
-    """Yield every tensor of a file, or of a checkpoint in several."""
+class SafetensorsFile(StoredFile):
+    """A safetensors file, or the ``.index.json`` of a checkpoint in several of them."""
+
+    format = "safetensors"
+    needs = ("safetensors", "ml_dtypes")
+
+    def _decode(self) -> Iterator[StoredTensor]:
+        config = _read_config(Path(self.path).with_name("config.json"))
+        arrays = [array for array in read_arrays(self.path) if array.dtype is not None]
+        tensors = {array.name: array.open() for array in arrays}
+        for kind in (kind for module in MODULES for kind in module.KINDS):
+            decoded = list(kind.find(tensors, config))
+            yield from decoded
+            used = {part.name for tensor in decoded for part in tensor.parts}
+            tensors = {name: tensor for name, tensor in tensors.items() if name not in used}
+        floats = (array.name for array in arrays if array.kind not in INTEGERS)
+        yield from (dense_tensor(tensors[name]) for name in floats if name in tensors)
+
+
+def read_arrays(path: str) -> Iterator[MappedArray]:
+    """Yield every array of a file, or of a checkpoint in several."""
     if not path.endswith(".json"):
-        yield from _raw_tensors(path)
+        yield from _read_file(path)
         return
-    for shard, names in _shards(path).items():
+    for shard, names in _read_shards(path).items():
         with readable(shard, Safetensors.format):
-            tensors = {each.name: each for each in _raw_tensors(shard)}
-        missing = [name for name in names if name not in tensors]
+            arrays = {array.name: array for array in _read_file(shard)}
+        missing = [name for name in names if name not in arrays]
         if missing:
             raise BadFileError(f"puts {missing[0]} into {shard}, which does not hold it")
-        yield from (tensors[name] for name in names)
+        yield from (arrays[name] for name in names)
 
 
-def _raw_tensors(path: str) -> Iterator[RawTensor]:
+def _read_file(path: str) -> Iterator[MappedArray]:
     import safetensors
 
     with safetensors.safe_open(path, framework="numpy"):
@@ -88,9 +79,10 @@ def _raw_tensors(path: str) -> Iterator[RawTensor]:
         header = json.loads(file.read(length))
     for name, about in header.items():
         if name != "__metadata__":
-            first, last = about["data_offsets"]
-            shape, offset = tuple(about["shape"]), 8 + length + first
-            yield RawTensor(name, about["dtype"], shape, path, offset, last - first)
+            start, stop = about["data_offsets"]
+            kind, shape = about["dtype"], tuple(about["shape"])
+            offset = 8 + length + start
+            yield MappedArray(path, name, shape, kind, _dtypes().get(kind), offset, stop - start)
 
 
 @cache
@@ -109,7 +101,7 @@ def _dtypes() -> dict[str, np.dtype[Any]]:
     }
 
 
-def _shards(index: str) -> dict[str, list[str]]:
+def _read_shards(index: str) -> dict[str, list[str]]:
     """Return the names of the tensors in each file of a sharded checkpoint."""
     content = json.loads(Path(index).read_bytes())
     if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
@@ -125,39 +117,14 @@ def _shards(index: str) -> dict[str, list[str]]:
     return shards
 
 
-KINDS = (awq, gptq, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
-LARGEST = 2**24  # bytes of a config.json
+def _read_config(path: Path) -> Config:
+    """Return the quantization's config in config.json, empty where there is none.
 
-
-class SafetensorsFile(StoredFile):
-    """A safetensors file, or the ``.index.json`` of a checkpoint in several of them."""
-
-    format = "safetensors"
-    needs = ("safetensors", "ml_dtypes")
-
-    def _stored(self) -> list[StoredTensor]:
-        return list(_decoded(self.path, _config(Path(self.path).with_name("config.json"))))
-
-
-def _decoded(path: str, config: Config) -> Iterator[StoredTensor]:
-    raw = {each.name: each for each in raw_tensors(path) if each.is_readable}
-    tensors = {name: each.open() for name, each in raw.items()}
-    for decoder in KINDS:
-        found = list(decoder.find(tensors, config))
-        yield from found
-        used = {part.name for stored in found for part in stored.parts}
-        tensors = {name: each for name, each in tensors.items() if name not in used}
-    yield from (dense(each) for each in tensors.values() if raw[each.name].kind not in INTEGERS)
-
-
-def _config(path: Path) -> Config:
-    """Return what config.json says of the quantization, nothing where it is not there.
-
-    Raises ValueError when it cannot be read or names a method that no module here decodes.
+    Raises BadFileError when it cannot be read or names a method that no module decodes.
     """
     if not path.is_file():
         return {}
-    if path.stat().st_size > LARGEST:
+    if path.stat().st_size > MAX_CONFIG_BYTES:
         raise BadFileError(f"stands beside a config.json of {path.stat().st_size} bytes")
     try:
         content: Any = json.loads(path.read_bytes())
@@ -167,11 +134,11 @@ def _config(path: Path) -> Config:
     config = content.get("quantization_config") or content.get("quantization") or {}
     if not isinstance(config, dict):
         raise BadFileError("stands beside a config.json whose quantization_config is no mapping")
-    known = sorted({method for decoder in KINDS for method in decoder.METHODS})
-    method = config.get("quant_method", known[0])
-    if method not in known:
+    methods = sorted({method for module in MODULES for method in module.METHODS})
+    method = config.get("quant_method", methods[0])
+    if method not in methods:
         raise BadFileError(
             f"is quantized by {label(repr(method))}, says config.json, which cannot be decoded: "
-            f"known are {', '.join(known)}"
+            f"known are {', '.join(methods)}"
         )
     return config

@@ -1,11 +1,16 @@
-"""What a run measures: a source of named tensors."""
+"""Sources of named tensors, and beliefs about a tensor before it is seen.
+
+To add a belief: a subclass of `Expected` here, and a ``_target_`` below ``expected`` in the yaml of
+the distribution that it is about: range and power, from parameters alone. Nothing here looks at a
+tensor.
+"""
 
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +19,7 @@ from quantlab.sources.tensor import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class Expected(ABC):
-    """What is believed of a tensor before it is seen, in figures and in words.
+    """A belief about a tensor before it is seen, in figures and in words.
 
     `landmark` is a value in the tensor's own unit whose relative error is asked for; `remedies`
     says which format will serve it best, and why.
@@ -37,43 +42,18 @@ class Expected(ABC):
         """Return the root mean square to expect."""
 
 
-class Source(Protocol):
-    """A source of named tensors."""
+class Source(ABC):
+    """Named tensors that a run measures, and the belief about them, None where there is none.
 
-    @property
-    def expected(self) -> Expected | None:
-        """What is believed of the tensors before they are seen, if anything is."""
+    All that a source of one's own has to give. What can be listed before it is opened, left out or
+    divided over runs is a `quantlab.sources.file.File`.
+    """
 
+    expected: Expected | None = None
+
+    @abstractmethod
     def tensors(self) -> Iterator[Tensor]:
         """Yield each tensor."""
-
-    def others(self) -> Iterator[Tensor]:
-        """Yield the tensors that other runs measure, where the source is divided into parts."""
-        return iter(())
-
-    def places(self) -> dict[str, int]:
-        """Return where each tensor of a divided source stands in it; nothing of a whole one."""
-        return {}
-
-    def listing(self) -> str | None:
-        """Return what identifies the list of tensors that is divided; None of a whole source."""
-        return None
-
-    def skipped(self) -> dict[str, str]:
-        """Return the tensors that are left out, with the reason."""
-        return {}
-
-    def stored_sizes(self) -> dict[str, dict[str, Any]]:
-        """Return ``dtype, shape, n_bytes, place`` of each stored tensor, measured or not."""
-        return {}
-
-    def n_bytes(self) -> int | None:
-        """Return how much there is to read, if that is known beforehand."""
-        return None
-
-    def require_tensors(self) -> None:
-        """Raise ValueError when there is nothing to measure."""
-        return  # a source that is no file always has something
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from quantlab.formats.element import FloatArray
 from quantlab.formats.uniform import empty_error, not_finite_error
 from quantlab.text import label
 
-READ = 2**20  # elements hashed or searched at once
+CHUNK_ELEMENTS = 2**20  # hashed or searched at once
 _hashes: dict[Hashable, str] = {}
 
 
@@ -32,27 +32,27 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The shape as stored."""
+        """Shape as stored."""
         return self.array.shape
 
     @property
     def dtype(self) -> str:
-        """The name of the dtype as stored, e.g. bfloat16."""
+        """Name of the dtype as stored, e.g. bfloat16."""
         return self.array.dtype.name
 
     @property
     def itemsize(self) -> int:
-        """The number of bytes that an element takes as stored."""
+        """Number of bytes that an element takes as stored."""
         return self.array.itemsize
 
     @property
     def size(self) -> int:
-        """The number of elements."""
+        """Number of elements."""
         return self.array.size
 
     @cached_property
     def _flat(self) -> Any:
-        """The values in C order: a view where there is one, else an iterator that slices."""
+        """Values in C order: a view where there is one, else an iterator that slices."""
         return self.array.reshape(-1) if self.array.flags.c_contiguous else self.array.flat
 
     def stored(self, start: int, stop: int) -> NDArray[Any]:
@@ -68,38 +68,40 @@ class Tensor:
             return stored.astype(np.float32)
 
     def underflows(self, start: int, block: FloatArray) -> int:
-        """Return how many elements from `start` on are not 0, but are in their float32 `block`."""
+        """Count the elements from `start` on that are 0 in their float32 `block` alone."""
         zeros = 0 if self.itemsize <= 4 else block.size - int(np.count_nonzero(block))
         if not zeros:
             return 0
         stored = self.stored(start, start + block.size)
         return zeros - (block.size - int(np.count_nonzero(stored)))
 
-    def rows(self, width: int, which: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
-        """Return the elements of some rows of `width` elements, and their indices."""
-        spans = [(int(row) * width, min(int(row) * width + width, self.size)) for row in which]
+    def rows(self, width: int, index: NDArray[np.int64]) -> tuple[FloatArray, NDArray[np.int64]]:
+        """Return the elements of rows of `width` elements, and the indices of the elements."""
+        spans = [(int(row) * width, min(int(row) * width + width, self.size)) for row in index]
         values = np.concatenate([self.block(*span) for span in spans])
         return values, np.concatenate([np.arange(*span) for span in spans])
 
     def require_finite(self) -> None:
         """Raise ValueError when empty, or with NaN, Inf or values beyond float32: how many, where.
 
-        Reads the whole tensor; made for one whose range is known to be wrong.
+        Reads the whole tensor; meant for one whose range is known to be wrong.
         """
         if not self.size:
             raise empty_error(label(self.name), self.shape)
-        starts = range(0, self.size, READ)
-        found = [start + _not_finite(self.block(start, start + READ)) for start in starts]
-        where = np.concatenate(found)
-        if not where.size:
+        starts = range(0, self.size, CHUNK_ELEMENTS)
+        chunks = [
+            start + _not_finite(self.block(start, start + CHUNK_ELEMENTS)) for start in starts
+        ]
+        places = np.concatenate(chunks)
+        if not places.size:
             return
-        first = int(where[0])
+        first = int(places[0])
         value = self.stored(first, first + 1)[0]
         index = [int(i) for i in np.unravel_index(first, self.shape)]
-        raise not_finite_error(label(self.name), where.size, self.size, value, index)
+        raise not_finite_error(label(self.name), places.size, self.size, value, index)
 
     def identity(self) -> dict[str, Any]:
-        """Return what tells a tensor from another of its name: ``shape, dtype, sha256``."""
+        """Return ``shape, dtype, sha256``, which tell a tensor from another of its name."""
         return {"shape": list(self.shape), "dtype": self.dtype, "sha256": self.sha256()}
 
     def sha256(self) -> str:
@@ -113,8 +115,8 @@ class Tensor:
 
     def _hash(self) -> str:
         digest = hashlib.sha256()
-        for start in range(0, self.size, READ):
-            values = np.ascontiguousarray(self.stored(start, start + READ))
+        for start in range(0, self.size, CHUNK_ELEMENTS):
+            values = np.ascontiguousarray(self.stored(start, start + CHUNK_ELEMENTS))
             digest.update(values.view(np.uint8).data)
         return digest.hexdigest()
 

@@ -36,7 +36,7 @@ def _state(config: DictConfig, path: Path) -> str:
     if one["status"] == "failed":
         return "failed"
     experiment = build(config)
-    key = record.run_key(settings(config), *experiment.identify(), experiment.dist.listing())
+    key = record.run_key(settings(config), *experiment.identify(), experiment.listing)
     return "complete" if one["key"] == key else "changed"
 
 

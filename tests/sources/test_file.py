@@ -1,9 +1,11 @@
 """Readers on files written by the real packages, and on files that lie."""
 
+import errno
 import json
 import struct
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +220,35 @@ def test_the_parts_of_a_file_are_its_chosen_tensors_each_once_in_its_order(tmp_p
     whole = Npz(path, exclude="left")
     assert [each.name for each in whole.tensors()] == ["b", "a", "c", "d"]
     assert (list(whole.others()), whole.places()) == ([], {})
+
+
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    np.save(tmp_path / "w.npy", X)
+    source = Npy("~/w.npy")
+    assert source.path == str(tmp_path / "w.npy")
+    assert np.array_equal(read(source)["w"], X)
+    assert file.file_state("~/w.npy") == file.file_state(source.path)
+
+
+def test_a_file_without_permission_does_exist(tmp_path, monkeypatch):
+    path = write_safetensors(tmp_path / "w.safetensors", w=X)
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", refuse)  # a mode of 000 stops everybody but root
+    with pytest.raises(ValueError, match=r"w\.safetensors cannot be read: Permission denied$"):
+        Safetensors(path)
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_list_has_one_name_for_one_dtype_and_records_keep_theirs(tmp_path, parts):
+    arrays = {"w": X, "ids": np.arange(3, dtype=np.int32)}
+    source = write_safetensors(tmp_path / "w.safetensors", **arrays)
+    source = Safetensors(source, parts=parts, part=0)
+    assert {entry.name: entry.dtype_name for entry in source.entries} == {
+        "w": "float32",
+        "ids": "int32",
+    }
+    assert source.stored_sizes()["ids"]["dtype"] == "I32"

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from quantlab.sources.names import Architecture, gguf_name, partners, row_order, shift
+from quantlab.sources.names import Architecture, gguf_name, norm_shift, pair_names, row_order
 from tests import tiny_llama
 
 
@@ -46,11 +46,11 @@ def test_other_families_and_names(name, architecture, theirs):
     ],
 )
 def test_partners_are_equal_or_end_alike(name, stored, partner):
-    assert partners([name], stored) == ({name: partner} if partner else {})
+    assert pair_names([name], stored) == ({name: partner} if partner else {})
 
 
 def test_no_stored_tensor_is_the_partner_of_two():
-    found = partners(["layers.0.w", "vision.layers.0.w"], ["layers.0.w"])
+    found = pair_names(["layers.0.w", "vision.layers.0.w"], ["layers.0.w"])
     assert found == {"layers.0.w": "layers.0.w"}
 
 
@@ -110,4 +110,4 @@ def test_keys_have_the_heads_of_queries_where_nothing_else_is_told():
     ],
 )
 def test_norms_of_some_families_are_shifted(name, architecture, more):
-    assert shift(name, Architecture(architecture)) == more
+    assert norm_shift(name, Architecture(architecture)) == more

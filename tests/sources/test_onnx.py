@@ -9,7 +9,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quantlab.experiment import Experiment
-from quantlab.sources.onnx import Onnx, OnnxFile, graph
+from quantlab.sources.onnx import Onnx, OnnxFile, read_graph
 from quantlab.stats.survey import survey
 from tests.sources.kinds.samples import decoded
 from tests.sources.samples import RNG, X, read
@@ -142,7 +142,7 @@ def test_many_initializers_are_listed_in_no_time(tmp_path):
     made = [TensorProto(name=str(n), data_type=1, dims=[1], float_data=[n]) for n in range(30_000)]
     path = save(tmp_path / "m.onnx", *made)
     start = time.process_time()
-    assert len(graph(path).initializers) == 30_000
+    assert len(read_graph(path).initializers) == 30_000
     assert time.process_time() - start < 2
 
 
@@ -303,7 +303,7 @@ def check(tmp_path, node, *initializers, kind=np.float32):
     assert tensor.name == "w"
     y = run(made).astype(np.float32)
     np.testing.assert_array_equal(decoded(tensor), y, strict=True)
-    read = tensor.reader(tensor.rows)
+    read = tensor.reader()
     for start, stop in np.sort(RNG.integers(0, tensor.size + 1, (5, 2))):
         if start < stop:
             np.testing.assert_array_equal(read(start, stop), y.reshape(-1)[start:stop])
@@ -462,7 +462,7 @@ def test_matmul_n_bits(tmp_path, inputs, outputs, block, bits, zero, kind):
     assert tensor.name == "w"
     np.testing.assert_array_equal(decoded(tensor), y, strict=True)
     which = RNG.permutation(inputs)[:7]
-    np.testing.assert_array_equal(tensor.rows(which), y[which])
+    np.testing.assert_array_equal(tensor.decode_rows(which), y[which])
 
 
 @pytest.mark.parametrize("zero", ["none", "codes"])

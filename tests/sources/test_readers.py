@@ -24,12 +24,12 @@ def test_a_flipped_byte_is_read_or_refused(tmp_path, kind, offset):
     content[offset] ^= 0x91
     path.write_bytes(content)
     with contextlib.suppress(ValueError):
-        read(readers.reader(path)(str(path)))
+        read(readers.reader_of(path)(str(path)))
 
 
 def test_a_suffix_that_nobody_reads_is_told(tmp_path):
     (tmp_path / "w.txt").touch()
     with pytest.raises(ValueError, match=r"has none of the suffixes \.npy, \.npz, "):
-        readers.reader(tmp_path / "w.txt")
+        readers.reader_of(tmp_path / "w.txt")
     with pytest.raises(ValueError, match="does not exist"):
-        readers.reader(tmp_path / "x.bin")
+        readers.reader_of(tmp_path / "x.bin")

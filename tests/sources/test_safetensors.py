@@ -7,7 +7,7 @@ import pytest
 from safetensors import TensorSpec, serialize_file
 
 from quantlab.sources.file import PICKLED
-from quantlab.sources.safetensors import LARGEST, Safetensors, SafetensorsFile
+from quantlab.sources.safetensors import MAX_CONFIG_BYTES, Safetensors, SafetensorsFile
 from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, save, vector, write
 from tests.sources.samples import X, read, write_raw, write_safetensors
 
@@ -64,7 +64,7 @@ def stored(folder):
 
 
 def decoded(tensor):
-    return tensor.reader(tensor.rows)(0, tensor.size).reshape(tensor.shape)
+    return tensor.reader()(0, tensor.size).reshape(tensor.shape)
 
 
 @pytest.mark.parametrize("folder", VECTORS, ids=lambda path: path.name)
@@ -79,14 +79,14 @@ def test_a_decoder_equals_the_package_bit_for_bit(folder):
 @pytest.mark.parametrize("folder", VECTORS, ids=lambda path: path.name)
 def test_any_stretch_and_any_rows_are_those_of_the_whole(folder):
     tensor, rng = stored(folder), np.random.default_rng(0)
-    whole, read = decoded(tensor), tensor.reader(tensor.rows)
+    whole, read = decoded(tensor), tensor.reader()
     for _ in range(20):
         start, stop = sorted(rng.integers(0, tensor.size + 1, 2))
         if start < stop:
             np.testing.assert_array_equal(read(start, stop), whole.reshape(-1)[start:stop])
     flat = whole.reshape(-1, whole.shape[-1])
     which = rng.permutation(len(flat))[:5]
-    np.testing.assert_array_equal(tensor.rows(which), flat[which])
+    np.testing.assert_array_equal(tensor.decode_rows(which), flat[which])
 
 
 def test_there_is_a_vector_of_every_decoder():
@@ -148,7 +148,10 @@ CONFIGS = {
     "no UTF-8": (b'{"a": "\xff"}', r"stands beside a config.json that is no JSON \("),
     "too deep": (b"[" * 200_000, r"stands beside a config.json that is no JSON \("),
     "endless digits": (b"9" * 5000, r"stands beside a config.json that is no JSON \("),
-    "too long": (b" " * (LARGEST + 1), f"stands beside a config.json of {LARGEST + 1} bytes"),
+    "too long": (
+        b" " * (MAX_CONFIG_BYTES + 1),
+        f"stands beside a config.json of {MAX_CONFIG_BYTES + 1} bytes",
+    ),
     "a list of settings": (
         b'{"quantization_config": [4]}',
         "stands beside a config.json whose quantization_config is no mapping",

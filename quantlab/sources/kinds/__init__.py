@@ -1,5 +1,7 @@
-"""Files that are quantized already, decoded in NumPy: what a runtime computes with.
+"""Kinds of quantized checkpoints, decoded in NumPy to the values that a runtime computes with.
 
-One module a kind of checkpoint; each finds its tensors among those of a file and yields them with
-their rows decoded when they are asked for. It may know the readers beside it, and `formats`.
+One module a kind. To add one: a module whose docstring has the formula, with `METHODS` (the names
+that config.json may give as ``quant_method``) and `KINDS`, each a `decoding.Kind`: a table of the
+tensors that a weight is stored in, and a function that decodes rows. Then its name in `MODULES` of
+``sources/safetensors.py``, and a vector of the real package in ``tests/data/stored``.
 """

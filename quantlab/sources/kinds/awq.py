@@ -4,9 +4,6 @@
 are output 0, then 2, 4, 6, 1, 3, 5, 7.
 """
 
-from collections.abc import Iterator
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,69 +11,65 @@ from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
     FLOATS,
     WORDS,
-    Config,
-    MisfitError,
-    Rows,
+    DecodeRows,
+    Kind,
+    Part,
+    Parts,
+    RowIndex,
     StoredTensor,
-    Tensors,
-    Which,
-    bases,
-    contradiction,
-    guarded,
-    parts_of,
-    require_parts,
-    whole,
+    config_contradiction,
+    exact_ratio,
 )
-from quantlab.sources.tensor import Tensor
 
 METHODS = ("awq",)
 BITS = 4
 PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where in its word each output is
-LINEAR = np.arange(8)
+LINEAR_PLACES = np.arange(8)
 
 
-def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
-    """Yield the tensors whose words hold several outputs each."""
-    for base in bases(tensors, ".qweight"):
-        parts = parts_of(tensors, base, ("qweight", "qzeros", "scales"))
-        if f"{base}.g_idx" not in tensors and _is_awq(parts, config):
-            yield guarded(f"{base}.weight", parts, _stored, config)
-
-
-def _is_awq(parts: dict[str, Tensor], config: Config) -> bool:
+def _is_awq(parts: Parts) -> bool:
+    # GPTQ names its parts alike, but packs inputs: its words have a column an output.
+    if "g_idx" in parts:
+        return False
     if "scales" not in parts:
-        return config.get("quant_method") in METHODS
+        return parts.config.get("quant_method") in METHODS
     return parts["qweight"].shape[-1:] != parts["scales"].shape[-1:]
 
 
-def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    qweight, qzeros, scales = require_parts(parts, qweight=WORDS, qzeros=WORDS, scales=FLOATS)
-    if not qweight.ndim == qzeros.ndim == scales.ndim == 2:
-        raise MisfitError("has words or scales that are no matrix")
-    inputs, outputs = qweight.shape[0], scales.shape[1]
-    found = f"words of {list(qweight.shape)} and scales of {list(scales.shape)}"
-    group = whole(inputs, scales.shape[0], found)
-    if qweight.shape[1] * 8 != outputs or qzeros.shape != (scales.shape[0], outputs // 8):
-        raise MisfitError(f"has {found} and zero points of {list(qzeros.shape)}, which do not fit")
-    of = np.arange(inputs) // group
+def _decode(parts: Parts) -> StoredTensor:
+    qweight, qzeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
+    inputs, (groups, outputs) = qweight.shape[0], scales.shape
+    if qweight.shape[1] * 8 != outputs or qzeros.shape != (groups, outputs // 8):
+        raise parts.misfit()
+    group = exact_ratio(inputs, groups, parts.misfit())
+    group_of = np.arange(inputs) // group
 
-    def rows(places: NDArray[Any], shift: int = 0) -> Rows:
-        def decode(which: Which) -> FloatArray:
-            word, place = which // 8, 4 * places[which % 8]
+    def decoder(places: NDArray[np.int64], zero_shift: int = 0) -> DecodeRows:
+        def decode_rows(index: RowIndex) -> FloatArray:
+            word, place = index // 8, 4 * places[index % 8]
             codes = (qweight[:, word] >> place) & 15
-            zeros = ((qzeros[:, word] >> place) & 15) + shift
-            values = (codes - zeros[of]).astype(scales.dtype) * scales[:, which][of]
+            zeros = ((qzeros[:, word] >> place) & 15) + zero_shift
+            values = (codes - zeros[group_of]).astype(scales.dtype) * scales[:, index][group_of]
             return np.ascontiguousarray(values.T, np.float32)
 
-        return decode
+        return decode_rows
 
     return StoredTensor(
-        name,
+        parts.name,
         (outputs, inputs),
         f"AWQ {BITS} bits, group {group}",
-        tuple(parts.values()),
-        rows(PLACES),
-        readings={"with zero points stored less 1": rows(PLACES, 1)},
-        rearranged={"with codes in the order of outputs": rows(LINEAR)},
-        remark=contradiction(config, bits=BITS, group_size=group),
+        parts.stored,
+        decoder(PLACES),
+        readings={"with zero points stored less 1": decoder(PLACES, 1)},
+        rearranged={"with codes in the order of outputs": decoder(LINEAR_PLACES)},
+        remark=config_contradiction(parts.config, bits=BITS, group_size=group),
     )
+
+
+PARTS = {
+    "qweight": Part(".qweight", WORDS, ndim=2),
+    "qzeros": Part(".qzeros", WORDS, ndim=2),
+    "scales": Part(".scales", FLOATS, ndim=2),
+    "g_idx": Part(".g_idx", is_optional=True),  # of GPTQ alone
+}
+KINDS = (Kind(PARTS, "qweight", _decode, _is_awq),)

@@ -6,7 +6,7 @@ Two codes share a byte, the first in the high half. Nested, the magnitudes are c
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import prod
 from typing import Any
 
@@ -17,49 +17,31 @@ from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
     BYTES,
     FLOATS,
-    Config,
+    Kind,
     MisfitError,
+    Part,
+    Parts,
+    RowIndex,
     StoredTensor,
-    Tensors,
-    Which,
-    guarded,
-    parts_of,
-    require_parts,
     row_width,
 )
-from quantlab.sources.tensor import Tensor
 from quantlab.text import label
 
-Magnitudes = Callable[[NDArray[np.int64]], NDArray[np.float32]]
 METHODS = ("bitsandbytes",)
-STATE = ".quant_state.bitsandbytes__"
-KINDS = ("nf4", "fp4")
-ANY = ("uint8", "int8", "float16", "bfloat16", "float32")  # that bytes are stored under
-LARGEST = 2**16  # bytes of a state
+MAX_STATE_BYTES = 2**16
+BlockMagnitudes = Callable[[RowIndex], NDArray[np.float32]]  # by the numbers of blocks
 
 
-def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
-    """Yield the tensors that have a state."""
-    for state in tensors:
-        name, found, kind = state.partition(STATE)
-        if found and kind in KINDS:
-            keys = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
-            parts = parts_of(tensors, name, keys) | {"state": tensors[state]}
-            if name in tensors:
-                parts["weight"] = tensors[name]
-            yield guarded(name, parts, _stored, config)
-
-
-def _state(parts: dict[str, Tensor]) -> dict[str, Any]:
-    """Return what the state says; raises MisfitError where it says no shape and block size."""
-    array = parts["state"].array
+def _read_state(parts: Parts) -> dict[str, Any]:
+    """Return the state; raises MisfitError where it gives no shape and block size."""
+    array = parts["state"]
     try:
-        if array.nbytes > LARGEST:
+        if array.nbytes > MAX_STATE_BYTES:
             raise ValueError("it is too long")
         state = json.loads(array.tobytes())
         shape = tuple(state["shape"])
         numbers = (state["blocksize"], state.get("nested_blocksize", 256), *shape)
-        if not all(type(each) is int and 0 < each < 2**63 for each in numbers) or not shape:
+        if not all(type(n) is int and 0 < n < 2**63 for n in numbers) or not shape:
             raise ValueError("its numbers are impossible")
         if not math.isfinite(float(state.get("nested_offset", 0))):
             raise ValueError("its offset is impossible")
@@ -68,62 +50,72 @@ def _state(parts: dict[str, Tensor]) -> dict[str, Any]:
     return dict(state) | {"shape": shape}
 
 
-def _stored(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
-    weight, quant_map = require_parts(parts, weight=ANY, quant_map=FLOATS)
-    state = _state(parts)
+def _decode(parts: Parts) -> StoredTensor:
+    state = _read_state(parts)
     shape, block = state["shape"], state["blocksize"]
-    size, codes = prod(shape), weight.reshape(-1).view(np.uint8)
-    absmax = _absmax(parts, state, -(-size // block))
+    size, codes = prod(shape), parts["weight"].reshape(-1).view(np.uint8)
+    absmax = _block_magnitudes(parts, state, -(-size // block))
+    levels = parts["quant_map"].reshape(-1).astype(np.float32)
     if codes.size != -(-size // 2):
         raise MisfitError(f"has {codes.size} bytes of codes for the shape {list(shape)}")
-    if quant_map.size != 16:
-        raise MisfitError(f"has a quant_map of {quant_map.size} levels, where 16 belong")
-    levels, rounded = quant_map.reshape(-1).astype(np.float32), _dtype(state)
-    width = row_width(shape)
+    if levels.size != 16:
+        raise MisfitError(f"has a quant_map of {levels.size} levels, where 16 belong")
+    rounded, width = _compute_dtype(state), row_width(shape)
 
-    def at(places: Which, *, high_first: bool = True) -> FloatArray:
-        octets, odd = codes[places // 2], places % 2 == 1
-        values = levels[np.where(odd == high_first, octets & 15, octets >> 4)]
+    def decode(places: RowIndex, *, high_first: bool = True) -> FloatArray:
+        octets, is_odd = codes[places // 2], places % 2 == 1
+        values = levels[np.where(is_odd == high_first, octets & 15, octets >> 4)]
         return (values * absmax(places // block)).astype(rounded).astype(np.float32)
 
-    def rows(which: Which, *, high_first: bool = True) -> FloatArray:
-        return at(which[:, None] * width + np.arange(width), high_first=high_first)
+    def decode_rows(index: RowIndex, *, high_first: bool = True) -> FloatArray:
+        return decode(index[:, None] * width + np.arange(width), high_first=high_first)
 
+    nested = ", nested" if "nested_absmax" in parts else ""
     return StoredTensor(
-        name,
+        parts.name,
         shape,
-        f"bitsandbytes {label(str(state.get('quant_type', '4 bits')))}, block {block}"
-        + (", nested" if "nested_absmax" in parts else ""),
-        tuple(parts.values()),
-        rows,
-        elements=lambda start, stop: at(np.arange(start, stop)),
+        f"bitsandbytes {label(str(state.get('quant_type', '4 bits')))}, block {block}{nested}",
+        parts.stored,
+        decode_rows,
+        read_elements=lambda start, stop: decode(np.arange(start, stop)),
         rearranged={
-            "with the halves of bytes swapped": lambda which: rows(which, high_first=False)
+            "with the halves of bytes swapped": lambda index: decode_rows(index, high_first=False)
         },
     )
 
 
-def _absmax(parts: dict[str, Tensor], state: dict[str, Any], n: int) -> Magnitudes:
-    """Return what gives the magnitudes of some of the `n` blocks, in float32."""
-    (absmax,) = require_parts(parts, absmax=(*BYTES, *FLOATS))
-    absmax = absmax.reshape(-1)
+def _block_magnitudes(parts: Parts, state: dict[str, Any], n: int) -> BlockMagnitudes:
+    """Return a function that computes the magnitudes of blocks, of `n` in all."""
+    absmax = parts["absmax"].reshape(-1)
     if absmax.size != n:
         raise MisfitError(f"has {absmax.size} magnitudes for {n} blocks")
     if absmax.dtype != np.uint8 and "nested_absmax" in parts:
         raise MisfitError(f"has nested magnitudes of {absmax.dtype}, where uint8 belongs")
     if absmax.dtype != np.uint8:
         return lambda blocks: absmax[blocks].astype(np.float32)
-    table, outer = require_parts(parts, nested_quant_map=FLOATS, nested_absmax=FLOATS)
-    table, outer = table.reshape(-1), outer.reshape(-1)
+    table, outer = parts["nested_quant_map"].reshape(-1), parts["nested_absmax"].reshape(-1)
     block, offset = state.get("nested_blocksize", 256), np.float32(state.get("nested_offset", 0))
     if table.size != 256 or outer.size != -(-n // block):
         raise MisfitError("has nested magnitudes that do not fit")
     return lambda blocks: table[absmax[blocks]] * outer[blocks // block] + offset
 
 
-def _dtype(state: dict[str, Any]) -> np.dtype[Any]:
+def _compute_dtype(state: dict[str, Any]) -> np.dtype[Any]:
     """Return the dtype that weights are computed in."""
     import ml_dtypes
 
-    kinds = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-    return np.dtype(kinds.get(str(state.get("dtype")), np.float32))
+    dtypes = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+    return np.dtype(dtypes.get(str(state.get("dtype")), np.float32))
+
+
+STATE = ".quant_state.bitsandbytes__"
+PARTS = {
+    "absmax": Part(".absmax", (*BYTES, *FLOATS)),
+    "quant_map": Part(".quant_map", FLOATS),
+    "nested_absmax": Part(".nested_absmax", FLOATS, is_optional=True),
+    "nested_quant_map": Part(".nested_quant_map", FLOATS, is_optional=True),
+    "state": Part((f"{STATE}nf4", f"{STATE}fp4")),
+    # Packed bytes may be stored under any dtype (bnb_4bit_quant_storage).
+    "weight": Part("", (*BYTES, "int8", *FLOATS)),
+}
+KINDS = (Kind(PARTS, "state", _decode, original=""),)

@@ -5,7 +5,6 @@ byte, and ``W = code * (scale / global_scale)`` in bfloat16. Other values are ro
 the scale.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -19,135 +18,115 @@ from quantlab.sources.kinds.decoding import (
     INTEGERS,
     WORDS,
     Config,
+    Kind,
     MisfitError,
+    Part,
+    Parts,
+    RowIndex,
     StoredTensor,
-    Tensors,
-    Which,
-    bases,
-    contradiction,
-    guarded,
-    nibbles,
-    parts_of,
-    require_parts,
-    take,
-    unpack,
-    whole,
-    words_of,
+    config_contradiction,
+    exact_ratio,
+    group_index,
+    slice_words,
+    take_rows,
+    unpack_codes,
+    unpack_nibbles,
 )
-from quantlab.sources.tensor import Tensor
 
 METHODS = ("compressed-tensors",)
-KEYS = (
-    "weight_packed", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
-    "weight_global_scale",
-)  # fmt: skip
 
 
-def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
-    """Yield the tensors whose weight is packed."""
-    for base in bases(tensors, ".weight_packed"):
-        parts = parts_of(tensors, base, KEYS)
-        four = parts["weight_packed"].dtype == "uint8"
-        yield guarded(f"{base}.weight", parts, _nvfp4 if four else _stored, config)
-
-
-def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    packed, scale, shape = require_parts(
-        parts, weight_packed=WORDS, weight_scale=FLOATS, weight_shape=INTEGERS
-    )
-    if shape.size != 2 or packed.ndim != 2 or scale.ndim != 2:
-        raise MisfitError(f"has words of {list(packed.shape)} and a shape of {shape.size} numbers")
-    outputs, inputs = (int(each) for each in shape.reshape(-1))
-    found = (
-        f"words of {list(packed.shape)} and scales of {list(scale.shape)} for the shape "
-        f"{[outputs, inputs]}"
-    )
+def _decode_packed(parts: Parts) -> StoredTensor:
+    packed, scale, shape = parts["weight_packed"], parts["weight_scale"], parts["weight_shape"]
+    if shape.size != 2:
+        raise MisfitError(f"has a weight_shape of {shape.size} numbers, where 2 belong")
+    outputs, inputs = (int(n) for n in shape.reshape(-1))
+    misfit = parts.misfit("weight_packed", "weight_scale", beside=f"the shape {[outputs, inputs]}")
     bits = 32 * packed.shape[1] // inputs if inputs > 0 else 0
     if outputs != len(packed) or outputs != len(scale) or not 2 <= bits <= 8:
-        raise MisfitError(f"has {found}, which do not fit")
+        raise misfit
     if -(-inputs * bits // 32) != packed.shape[1]:
-        raise MisfitError(f"has {found}, which do not fit")
-    group = whole(inputs, scale.shape[1], found)
-    of = _groups(parts, inputs, group)
-    half = 2 ** (bits - 1)
+        raise misfit
+    groups = scale.shape[1]
+    group = exact_ratio(inputs, groups, misfit)
+    group_of = group_index(parts, "weight_g_idx", inputs, groups)
 
-    def rows(which: Which) -> FloatArray:
-        codes = unpack(take(packed, which), bits, inputs) - half
-        zeros = _zeros(parts, which, bits, scale.shape)
-        values = (codes - zeros[:, of]).astype(scale.dtype) * take(scale, which)[:, of]
+    def decode_rows(index: RowIndex) -> FloatArray:
+        codes = unpack_codes(take_rows(packed, index), bits, inputs) - 2 ** (bits - 1)
+        zeros = _unpack_zeros(parts, index, bits, scale.shape)[:, group_of]
+        values = (codes - zeros).astype(scale.dtype) * take_rows(scale, index)[:, group_of]
         return values.astype(np.float32)
 
+    stated = {"num_bits": bits} | ({"group_size": group} if groups > 1 else {})
     return StoredTensor(
-        name,
+        parts.name,
         (outputs, inputs),
-        f"compressed-tensors {bits} bits, "
-        + (f"group {group}" if scale.shape[1] > 1 else "per channel"),
-        tuple(parts.values()),
-        rows,
-        remark=contradiction(
-            _weights(config),
-            num_bits=bits,
-            **({"group_size": group} if scale.shape[1] > 1 else {}),
-        ),
+        f"compressed-tensors {bits} bits, {f'group {group}' if groups > 1 else 'per channel'}",
+        parts.stored,
+        decode_rows,
+        remark=config_contradiction(_weight_settings(parts.config), **stated),
     )
 
 
-def _groups(parts: dict[str, Tensor], inputs: int, group: int) -> NDArray[Any]:
-    """Return the group of each input."""
-    if "weight_g_idx" not in parts:
-        return np.arange(inputs) // group
-    (of,) = require_parts(parts, weight_g_idx=INTEGERS)
-    if of.shape != (inputs,) or int(of.min()) < 0 or int(of.max()) >= inputs // group:
-        raise MisfitError(f"has a weight_g_idx of {list(of.shape)} that names no group")
-    return of
-
-
-def _zeros(
-    parts: dict[str, Tensor], which: Which, bits: int, scales: tuple[int, ...]
-) -> NDArray[Any]:
-    """Return the zero points of some rows, ``(rows, groups)``; they may be packed along rows."""
+def _unpack_zeros(parts: Parts, index: RowIndex, bits: int, scales: tuple[int, ...]) -> Any:
+    """Return the zero points of rows, ``(rows, groups)``; they may be packed along rows."""
     if "weight_zero_point" not in parts:
-        return np.zeros((which.size, scales[1]), np.int32)
-    (zeros,) = require_parts(parts, weight_zero_point=("int8", *WORDS))
+        return np.zeros((index.size, scales[1]), np.int32)
+    zeros: NDArray[Any] = parts["weight_zero_point"]
     if zeros.shape == scales:
-        return take(zeros, which).astype(np.int32)
+        return take_rows(zeros, index).astype(np.int32)
     if zeros.dtype != np.int32 or zeros.shape != (-(-scales[0] * bits // 32), scales[1]):
-        raise MisfitError(f"has zero points of {list(zeros.shape)} beside scales of {list(scales)}")
-    words, first = words_of(zeros.T, bits, which)
-    codes = unpack(words, bits, words.shape[1] * 32 // bits)
-    return codes.T[which - first] - 2 ** (bits - 1)
+        raise parts.misfit("weight_zero_point", "weight_scale")
+    words, first = slice_words(zeros.T, bits, index)
+    codes = unpack_codes(words, bits, words.shape[1] * 32 // bits)
+    return codes.T[index - first] - 2 ** (bits - 1)
 
 
-def _weights(config: Config) -> Config:
-    """Return what the first group of the config says of weights."""
+def _weight_settings(config: Config) -> Config:
+    """Return the settings of weights in the first group of the config."""
     groups = config.get("config_groups")
     first: Any = next(iter(groups.values()), {}) if isinstance(groups, dict) else {}
     weights = first.get("weights") if isinstance(first, dict) else None
     return weights if isinstance(weights, dict) else {}
 
 
-def _nvfp4(name: str, parts: dict[str, Tensor], _: Config) -> StoredTensor:
+def _decode_nvfp4(parts: Parts) -> StoredTensor:
     import ml_dtypes
 
-    packed, scale, whole_scale = require_parts(
-        parts,
-        weight_packed=BYTES,
-        weight_scale=("float8_e4m3fn",),
-        weight_global_scale=("float32",),
+    packed, scale, global_scale = (
+        parts[key] for key in ("weight_packed", "weight_scale", "weight_global_scale")
     )
-    if packed.ndim != 2 or scale.ndim != 2 or len(scale) != len(packed) or whole_scale.size != 1:
-        raise MisfitError(f"has bytes of {list(packed.shape)} and scales of {list(scale.shape)}")
-    if not whole_scale.reshape(-1)[0] > 0:
-        raise MisfitError(f"has a weight_global_scale of {whole_scale.reshape(-1)[0]}")
+    if len(scale) != len(packed) or global_scale.size != 1:
+        raise parts.misfit()
+    tensor_scale = np.float32(global_scale.reshape(-1)[0])
+    if not tensor_scale > 0:
+        raise MisfitError(f"has a weight_global_scale of {tensor_scale}")
     inputs = 2 * packed.shape[1]
-    group = whole(inputs, scale.shape[1], f"rows of {inputs} and {scale.shape[1]} scales")
-    tensor_scale = np.float32(whole_scale.reshape(-1)[0])
+    group = exact_ratio(inputs, scale.shape[1], parts.misfit())
 
-    def rows(which: Which) -> FloatArray:
-        values = FP4[nibbles(take(packed, which))].reshape(len(which), -1, group)
-        scales = take(scale, which).astype(np.float32) / tensor_scale
+    def decode_rows(index: RowIndex) -> FloatArray:
+        values = FP4[unpack_nibbles(take_rows(packed, index))].reshape(len(index), -1, group)
+        scales = take_rows(scale, index).astype(np.float32) / tensor_scale
         rounded = (values * scales[..., None]).astype(ml_dtypes.bfloat16)
-        return rounded.reshape(len(which), inputs).astype(np.float32)
+        return rounded.reshape(len(index), inputs).astype(np.float32)
 
-    dtype = f"nvfp4, group {group}"
-    return StoredTensor(name, (len(packed), inputs), dtype, tuple(parts.values()), rows)
+    shape = len(packed), inputs
+    return StoredTensor(parts.name, shape, f"nvfp4, group {group}", parts.stored, decode_rows)
+
+
+PACKED = {
+    "weight_packed": Part(".weight_packed", WORDS, ndim=2),
+    "weight_scale": Part(".weight_scale", FLOATS, ndim=2),
+    "weight_zero_point": Part(".weight_zero_point", ("int8", *WORDS), is_optional=True),
+    "weight_shape": Part(".weight_shape", INTEGERS),
+    "weight_g_idx": Part(".weight_g_idx", INTEGERS, is_optional=True),
+}
+NVFP4 = {
+    "weight_packed": Part(".weight_packed", BYTES, ndim=2),
+    "weight_scale": Part(".weight_scale", ("float8_e4m3fn",), ndim=2),
+    "weight_global_scale": Part(".weight_global_scale", ("float32",)),
+}
+KINDS = (
+    Kind(NVFP4, "weight_packed", _decode_nvfp4, lambda p: p["weight_packed"].dtype == np.uint8),
+    Kind(PACKED, "weight_packed", _decode_packed),
+)

@@ -1,7 +1,11 @@
-"""A tensor that a file stores in codes, decoded row by row."""
+"""The frame of a kind of checkpoint: which tensors make a weight, and its rows decoded on demand.
+
+A `Kind` lists the parts of a weight by their suffixes and dtypes; `Parts` are those of one weight,
+`StoredTensor` is the weight decoded. Below it, codes that share words and bytes.
+"""
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import prod
@@ -15,74 +19,235 @@ from quantlab.formats.element import FloatArray
 from quantlab.sources.tensor import Tensor
 from quantlab.text import label
 
-LONG = 2**16  # values of a row that is decoded once, and not for every stretch of it
-Which = NDArray[np.int64]  # rows of a tensor, by their numbers
-Rows = Callable[[Which], FloatArray]  # those rows, decoded, an array ``(rows, columns)``
+LONG_ROW = 2**16  # values; a longer row is decoded once, and not for every stretch of it
+MAX_FAULT_CHARS = 250
+RowIndex = NDArray[np.int64]  # numbers of rows
+DecodeRows = Callable[[RowIndex], FloatArray]  # rows by number to values, (rows, columns)
+Config = Mapping[str, Any]  # what config.json says of the quantization
+
+# Names of dtypes.
+WORDS, INTEGERS, BYTES = ("int32", "uint32"), ("int32", "int64"), ("uint8",)
+FLOATS = ("float16", "bfloat16", "float32")
+
+
+class MisfitError(ValueError):
+    """Parts of a tensor that do not belong together, as the rest of a sentence."""
 
 
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor under the name that its original has, and of its shape.
 
-    A row is an index of all axes but the last; a tensor of one dimension is one row. `elements`
-    reads any stretch without whole rows, which may be long. `parts` hold all that is stored of it.
-    `readings` are other known readings of the same words, `rearranged` those that put values in
-    other places; `remark` says what is wrong with the file, `fault` why the tensor cannot be
-    decoded.
+    A row is an index of all axes but the last; a tensor of one dimension is one row.
+    `read_elements` reads any stretch without whole rows, which may be long. `parts` hold all that
+    is stored of it. `readings` are other known readings of the same words, `rearranged` those that
+    put values in other places; `remark` says what is wrong with the file, `fault` why the tensor
+    cannot be decoded. `is_dense` says that values are stored as they are, in no codes.
     """
 
     name: str
     shape: Shape
     dtype: str
     parts: tuple[Tensor, ...]
-    rows: Rows
-    elements: Read | None = None
-    readings: Mapping[str, Rows] = field(default_factory=dict)
-    rearranged: Mapping[str, Rows] = field(default_factory=dict)
+    decode_rows: DecodeRows
+    read_elements: Read | None = None
+    readings: Mapping[str, DecodeRows] = field(default_factory=dict)
+    rearranged: Mapping[str, DecodeRows] = field(default_factory=dict)
     remark: str | None = None
     fault: str | None = None
-    is_dense: bool = False  # whether it is stored as it is, in no codes
+    is_dense: bool = False
 
     @property
     def size(self) -> int:
-        """The number of values."""
+        """Number of values."""
         return prod(self.shape)
 
     @property
     def bits(self) -> int:
-        """The number of bits that are stored."""
+        """Number of bits as stored, of all parts."""
         return 8 * sum(part.size * part.itemsize for part in self.parts)
 
     def sha256(self) -> str:
-        """Return the sha256 of all that is stored."""
+        """Return the sha256 of all parts as stored."""
         if len(self.parts) == 1:
             return self.parts[0].sha256()
         hashes = "".join(part.sha256() for part in self.parts)
         return hashlib.sha256(hashes.encode()).hexdigest()
 
-    def reader(self, rows: Rows, order: Which | None = None) -> Read:
-        """Return what reads elements, flat in C order, with rows in some other `order`."""
-        if self.elements and rows is self.rows and order is None:
-            return self.elements
+    def reader(self, decode_rows: DecodeRows | None = None, order: RowIndex | None = None) -> Read:
+        """Return a function that reads elements ``start`` to ``stop``, flat in C order.
+
+        Rows are decoded by `decode_rows`, in another reading than the tensor's own, and come in
+        `order`; elements, where the tensor has one dimension.
+        """
+        decode = decode_rows or self.decode_rows
+        if self.read_elements and decode is self.decode_rows and order is None:
+            return self.read_elements
         width = row_width(self.shape)
 
+        # Blocks of a tensor are read one after the other: without this a row of millions of values
+        # would be decoded as a whole for each of its blocks.
         @lru_cache(maxsize=1)
-        def row(n: int) -> FloatArray:
-            return rows(np.array([n])).reshape(-1)
+        def decode_long_row(row: int) -> FloatArray:
+            return decode(np.array([row])).reshape(-1)
 
         def read(start: int, stop: int) -> FloatArray:
             first, last = start // width, -(-stop // width)
-            if width > LONG and order is None and last - first == 1:
-                with np.errstate(all="ignore"):
-                    return row(first)[start - first * width : stop - first * width]
-            if order is not None and len(self.shape) < 2:
-                return rows(np.zeros(1, np.int64)).reshape(-1)[order[start:stop]]
-            which = np.arange(first, last) if order is None else order[first:last]
             with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
-                values = rows(which).reshape(-1)
+                if width > LONG_ROW and order is None and last - first == 1:
+                    return decode_long_row(first)[start - first * width : stop - first * width]
+                if order is not None and len(self.shape) < 2:
+                    return decode(np.zeros(1, np.int64)).reshape(-1)[order[start:stop]]
+                index = np.arange(first, last) if order is None else order[first:last]
+                values = decode(index).reshape(-1)
             return values[start - first * width : stop - first * width]
 
         return read
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The tensors that one weight is stored in, by what they are, and the quantization's config.
+
+    ``parts[key]`` is an array as stored.
+    """
+
+    name: str
+    tensors: Mapping[str, Tensor]
+    config: Config
+
+    def __contains__(self, key: str) -> bool:
+        """Say that a part is stored."""
+        return key in self.tensors
+
+    def __getitem__(self, key: str) -> NDArray[Any]:
+        """Return the array of a part; raises MisfitError where there is none."""
+        if key not in self.tensors:
+            raise MisfitError(f"has no {key}")
+        return self.tensors[key].array
+
+    def get(self, key: str) -> NDArray[Any] | None:
+        """Return the array of a part, None where there is none."""
+        tensor = self.tensors.get(key)
+        return tensor.array if tensor else None
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """All tensors."""
+        return tuple(self.tensors.values())
+
+    def require(
+        self, key: str, dtypes: tuple[str, ...] | None = None, ndim: int | None = None
+    ) -> None:
+        """Raise MisfitError unless a part is stored, of one of `dtypes`, with `ndim` axes."""
+        array = self[key]
+        if dtypes and array.dtype.name not in dtypes:
+            raise MisfitError(f"has {key} of {array.dtype}, where {' or '.join(dtypes)} belongs")
+        if ndim not in (None, array.ndim):
+            shape = "no matrix" if ndim == 2 else f"not of {ndim} axes"
+            raise MisfitError(f"has {key} of {list(array.shape)}, which is {shape}")
+
+    def misfit(self, *keys: str, beside: str = "") -> MisfitError:
+        """Return the error of parts, all by default, whose shapes do not fit, `beside` a fact."""
+        shapes = [f"{key} of {list(self[key].shape)}" for key in keys or self.tensors]
+        listed = " and ".join([", ".join(shapes[:-1]), shapes[-1]] if shapes[1:] else shapes)
+        return MisfitError(f"has {listed}{beside and f' for {beside}'}, which do not fit")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a weight: its suffix, or several spellings of it, its dtypes, its axes."""
+
+    suffix: str | tuple[str, ...]
+    dtypes: tuple[str, ...] | None = None
+    ndim: int | None = None
+    is_optional: bool = False
+
+
+Decode = Callable[[Parts], StoredTensor]
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Weights that are stored in parts ``STEM + suffix``.
+
+    Each stem is recognised by its part `anchor`, if `accepts` does not refuse its parts; its
+    original is called ``STEM + original``. `decode` gets parts whose dtypes and axes are checked;
+    it raises MisfitError where shapes do not fit each other.
+    """
+
+    parts: Mapping[str, Part]
+    anchor: str
+    decode: Decode
+    accepts: Callable[[Parts], bool] = lambda _: True
+    original: str = ".weight"
+
+    def find(self, tensors: Mapping[str, Tensor], config: Config) -> Iterator[StoredTensor]:
+        """Yield the weights of this kind, decoded, or with the fault that they have."""
+        for stem in self._stems(tensors):
+            parts = Parts(f"{stem}{self.original}", dict(self._parts(tensors, stem)), config)
+            if self.accepts(parts):
+                yield decode_or_fault(parts, self._decode_checked)
+
+    def _stems(self, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+        for suffix in _spellings(self.parts[self.anchor]):
+            yield from (name.removesuffix(suffix) for name in tensors if name.endswith(suffix))
+
+    def _parts(self, tensors: Mapping[str, Tensor], stem: str) -> Iterator[tuple[str, Tensor]]:
+        for key, part in self.parts.items():
+            names = [f"{stem}{suffix}" for suffix in _spellings(part)]
+            if tensor := next((tensors[name] for name in names if name in tensors), None):
+                yield key, tensor
+
+    def _decode_checked(self, parts: Parts) -> StoredTensor:
+        for key, part in self.parts.items():
+            if key in parts or not part.is_optional:
+                parts.require(key, part.dtypes, part.ndim)
+        return self.decode(parts)
+
+
+def _spellings(part: Part) -> tuple[str, ...]:
+    return (part.suffix,) if isinstance(part.suffix, str) else part.suffix
+
+
+def decode_or_fault(parts: Parts, decode: Decode) -> StoredTensor:
+    """Return a tensor, or one whose `fault` says why its parts make none.
+
+    Both its ends are decoded, which finds what a look at shapes does not.
+    """
+    try:
+        tensor = decode(parts)
+        if not tensor.size:
+            raise MisfitError(f"is empty, its shape is {list(tensor.shape)}")
+        read = tensor.reader()
+        read(0, 1), read(tensor.size - 1, tensor.size)
+    except MisfitError as reason:
+        return _faulty(parts, str(reason))
+    except Exception as error:  # files hold anything: a fault costs one tensor, never the file
+        return _faulty(parts, f"cannot be decoded ({type(error).__name__}: {error})")
+    return tensor
+
+
+def _faulty(parts: Parts, reason: str) -> StoredTensor:
+    fault = label(" ".join(reason.split()), MAX_FAULT_CHARS)
+
+    def decode_rows(_: RowIndex) -> FloatArray:
+        raise ValueError(fault)
+
+    return StoredTensor(parts.name, (0,), "damaged", parts.stored, decode_rows, fault=fault)
+
+
+def dense_tensor(tensor: Tensor, dtype: str | None = None) -> StoredTensor:
+    """Wrap a tensor that is stored as it is, its dtype called `dtype`."""
+    values = tensor.array.reshape(-1, row_width(tensor.shape)) if tensor.size else tensor.array
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        return take_rows(values, index).astype(np.float32)
+
+    dtype = dtype or tensor.dtype
+    return StoredTensor(
+        tensor.name, tensor.shape, dtype, (tensor,), decode_rows, tensor.block, is_dense=True
+    )
 
 
 def row_width(shape: Shape) -> int:
@@ -90,124 +255,53 @@ def row_width(shape: Shape) -> int:
     return shape[-1] if len(shape) > 1 else prod(shape)
 
 
-def dense(tensor: Tensor, dtype: str | None = None) -> StoredTensor:
-    """Return a tensor that is stored as it is."""
-    values = tensor.array.reshape(-1, row_width(tensor.shape)) if tensor.size else tensor.array
-
-    def rows(which: Which) -> FloatArray:
-        return take(values, which).astype(np.float32)
-
-    dtype = dtype or tensor.dtype
-    return StoredTensor(
-        tensor.name, tensor.shape, dtype, (tensor,), rows, tensor.block, is_dense=True
-    )
+def take_rows(array: NDArray[Any], index: RowIndex) -> NDArray[Any]:
+    """Return rows of an array, consecutive ones as a view."""
+    # Fancy indexing copies; rows that are asked for mostly follow each other.
+    if index.size and index[-1] - index[0] + 1 == index.size and (np.diff(index) == 1).all():
+        return array[int(index[0]) : int(index[-1]) + 1]
+    return array[index]
 
 
-def _span(which: Which) -> Any:
-    """Return consecutive rows as a slice, which copies nothing."""
-    if which.size and which[-1] - which[0] + 1 == which.size and (np.diff(which) == 1).all():
-        return slice(int(which[0]), int(which[-1]) + 1)
-    return which
+def exact_ratio(numerator: int, denominator: int, misfit: MisfitError) -> int:
+    """Return a quotient; raises `misfit` unless it is a whole number above 0."""
+    if not denominator or numerator % denominator or not numerator:
+        raise misfit
+    return numerator // denominator
 
 
-def take(array: NDArray[Any], which: Which) -> NDArray[Any]:
-    """Return some rows of a stored array."""
-    return array[_span(which)]
+def group_index(
+    parts: Parts, key: str, inputs: int, groups: int, *, wraps: bool = False
+) -> NDArray[Any]:
+    """Return the group of each input: as a part says, or in order where there is none.
 
-
-Tensors = Mapping[str, Tensor]
-Kinds = tuple[str, ...]  # dtypes
-WORDS, INTEGERS, BYTES = ("int32", "uint32"), ("int32", "int64"), ("uint8",)
-FLOATS = ("float16", "bfloat16", "float32")
-Config = Mapping[str, Any]  # of the quantization, from config.json
-
-
-def parts_of(tensors: Tensors, base: str, keys: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return the tensors ``BASE.KEY`` that there are."""
-    return {key: tensors[f"{base}.{key}"] for key in keys if f"{base}.{key}" in tensors}
-
-
-def bases(tensors: Tensors, suffix: str) -> list[str]:
-    """Return what stands before a suffix in the names that end with it."""
-    return [name.removesuffix(suffix) for name in tensors if name.endswith(suffix)]
-
-
-class MisfitError(ValueError):
-    """Parts of a tensor that do not belong together, as the rest of a sentence."""
-
-
-def guarded(
-    name: str,
-    parts: dict[str, Tensor],
-    stored: Callable[[str, dict[str, Tensor], Config], StoredTensor],
-    config: Config,
-) -> StoredTensor:
-    """Return a tensor, or one whose `fault` says why its parts make none.
-
-    Both its ends are decoded, which finds what a look at shapes does not.
+    A group of ``-groups`` to -1 counts from the last where `wraps` says so. Raises MisfitError
+    where `groups` do not divide inputs, or where the part names others.
     """
-    try:
-        found = stored(name, parts, config)
-        if not found.size:
-            raise MisfitError(f"is empty, its shape is {list(found.shape)}")
-        read = found.reader(found.rows)
-        read(0, 1), read(found.size - 1, found.size)
-    except MisfitError as reason:
-        return _damaged(name, parts, str(reason))
-    except Exception as stumble:  # a decoder stumbles over what nobody thought of
-        return _damaged(name, parts, f"cannot be decoded ({type(stumble).__name__}: {stumble})")
-    return found
+    if key not in parts:
+        return np.arange(inputs) // exact_ratio(inputs, groups, parts.misfit())
+    index = parts[key]
+    if index.shape != (inputs,) or index.min() < -groups * wraps or index.max() >= groups:
+        raise MisfitError(f"has {key} of {list(index.shape)} that names no group of {groups}")
+    return index
 
 
-def _damaged(name: str, parts: Mapping[str, Tensor], fault: str) -> StoredTensor:
-    def rows(_: Which) -> FloatArray:
-        raise ValueError(fault)
-
-    fault = label(" ".join(fault.split()), 250)
-    return StoredTensor(name, (0,), "damaged", tuple(parts.values()), rows, fault=fault)
-
-
-def require_parts(parts: Mapping[str, Tensor], **kinds: Kinds) -> list[NDArray[Any]]:
-    """Return the arrays of some parts, of one of some dtypes each.
-
-    Raises MisfitError where one is missing or of another dtype.
-    """
-    for key, dtypes in kinds.items():
-        if key not in parts:
-            raise MisfitError(f"has no {key}")
-        if parts[key].dtype not in dtypes:
-            raise MisfitError(
-                f"has {key} of {parts[key].dtype}, where {' or '.join(dtypes)} belongs"
-            )
-    return [parts[key].array for key in kinds]
-
-
-def whole(n: int, of: int, what: str) -> int:
-    """Return ``n / of``; raises MisfitError unless it is a whole number above 0."""
-    if not of or n % of or not n:
-        raise MisfitError(f"has {what}, which do not go with each other")
-    return n // of
-
-
-def contradiction(config: Config, **found: Any) -> str | None:
-    """Say where config.json says something else than the tensors; None where it does not."""
-    said = [
+def config_contradiction(config: Config, **decoded: Any) -> str | None:
+    """Return a sentence where config.json states other settings than the tensors have."""
+    sentences = [
         f"config.json says {key} {label(str(config[key]))}, the tensors {value}"
-        for key, value in found.items()
+        for key, value in decoded.items()
         if key in config and config[key] not in (value, None, -1)
     ]
-    return "; ".join(said) or None
+    return "; ".join(sentences) or None
 
 
-Codes = NDArray[np.int32]
-
-
-def unpack(words: NDArray[Any], bits: int, n: int) -> Codes:
-    """Return the first `n` codes of each row of unsigned words, ``(rows, n)``.
+def unpack_codes(words: NDArray[Any], bits: int, n: int) -> NDArray[np.int32]:
+    """Unpack the first `n` codes of each row of unsigned words, lowest bits first, ``(rows, n)``.
 
     A row is a stream of bits: where a width does not divide a word, codes go on in the next.
 
-    >>> unpack(np.array([[0x87654321]], np.uint32), 4, 8)
+    >>> unpack_codes(np.array([[0x87654321]], np.uint32), 4, 8)
     array([[1, 2, 3, 4, 5, 6, 7, 8]], dtype=int32)
     """
     rows, columns = words.shape
@@ -223,17 +317,15 @@ def unpack(words: NDArray[Any], bits: int, n: int) -> Codes:
     return (stream.reshape(rows, n, bits) * weights).sum(axis=2, dtype=np.int32)
 
 
-def words_of(words: NDArray[Any], bits: int, which: NDArray[np.int64]) -> tuple[NDArray[Any], int]:
-    """Return the columns of words that hold some codes of each row, and which code is their first.
-
-    32 codes fill as many words as they have bits, whatever the width.
-    """
-    first, last = int(which.min()) // 32 * 32, int(which.max()) // 32 * 32 + 32
+def slice_words(words: NDArray[Any], bits: int, codes: RowIndex) -> tuple[NDArray[Any], int]:
+    """Return the columns of words that hold the `codes` of each row, and their first code."""
+    # 32 codes fill as many words as they have bits, whatever the width: a place to cut.
+    first, last = int(codes.min()) // 32 * 32, int(codes.max()) // 32 * 32 + 32
     return words[:, first * bits // 32 : last * bits // 32], first
 
 
-def nibbles(octets: NDArray[np.uint8], *, high_first: bool = False) -> NDArray[np.uint8]:
-    """Return the two codes of each byte, ``(..., 2 n)``."""
+def unpack_nibbles(octets: NDArray[np.uint8], *, high_first: bool = False) -> NDArray[np.uint8]:
+    """Unpack the two codes of each byte, ``(..., 2 n)``."""
     low, high = octets & 15, octets >> 4
     pair = (high, low) if high_first else (low, high)
     return np.stack(pair, axis=-1).reshape(*octets.shape[:-1], -1)

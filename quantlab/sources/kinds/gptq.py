@@ -5,7 +5,6 @@ unless ``checkpoint_format`` is gptq_v2, stores zero points less 1: it is taken 
 at once, so that a zero point of 0 borrows from the next.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,89 +15,75 @@ from quantlab.sources.kinds.decoding import (
     FLOATS,
     INTEGERS,
     WORDS,
-    Config,
-    MisfitError,
-    Rows,
+    DecodeRows,
+    Kind,
+    Part,
+    Parts,
+    RowIndex,
     StoredTensor,
-    Tensors,
-    Which,
-    bases,
-    contradiction,
-    guarded,
-    parts_of,
-    require_parts,
-    unpack,
-    whole,
-    words_of,
+    config_contradiction,
+    exact_ratio,
+    group_index,
+    slice_words,
+    unpack_codes,
 )
-from quantlab.sources.tensor import Tensor
 
 METHODS = ("gptq",)
-KEYS = ("qweight", "qzeros", "scales", "g_idx")
 V1, V2 = "with zero points stored less 1 (gptq_v1)", "with zero points as they are (gptq_v2)"
 
 
-def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
-    """Yield the tensors whose words hold several inputs each."""
-    for base in bases(tensors, ".qweight"):
-        parts, name = parts_of(tensors, base, KEYS), f"{base}.weight"
-        yield guarded(name, parts, _stored, config)
-
-
-def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    qweight, qzeros, scales = require_parts(parts, qweight=WORDS, qzeros=WORDS, scales=FLOATS)
-    if not qweight.ndim == qzeros.ndim == scales.ndim == 2:
-        raise MisfitError("has words or scales that are no matrix")
-    found = (
-        f"words of {list(qweight.shape)}, zero points of {list(qzeros.shape)} and scales of "
-        f"{list(scales.shape)}"
-    )
+def _decode(parts: Parts) -> StoredTensor:
+    qweight, qzeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
     groups, outputs = scales.shape
-    bits = whole(32 * qzeros.shape[1], outputs, found)
-    if qweight.shape[1] != outputs or qzeros.shape[0] != groups or not 2 <= bits <= 8:
-        raise MisfitError(f"has {found}, which do not fit")
-    inputs = whole(32 * qweight.shape[0], bits, found)
-    if not groups:
-        raise MisfitError(f"has {found}, which do not fit")
-    group, of = -(-inputs // groups), _groups(parts, inputs, groups)
-    v2 = config.get("checkpoint_format") == "gptq_v2"
+    bits = exact_ratio(32 * qzeros.shape[1], outputs, parts.misfit())
+    inputs = exact_ratio(32 * qweight.shape[0], bits, parts.misfit())
+    if qweight.shape[1] != outputs or qzeros.shape[0] != groups:
+        raise parts.misfit()
+    if not groups or not 2 <= bits <= 8:
+        raise parts.misfit()
+    # Negative indices count from the end, as in the kernels that the format was made for.
+    group_of = group_index(parts, "g_idx", inputs, groups, wraps=True)
+    group = -(-inputs // groups)
 
-    def rows(shift: int) -> Rows:
-        def decode(which: Which) -> FloatArray:
-            codes = unpack(qweight[:, which].T, bits, inputs)
-            zeros = _zeros(qzeros, which, bits, shift)
-            values = (codes - zeros[:, of]).astype(scales.dtype) * scales[:, which].T[:, of]
-            return values.astype(np.float32)
+    def decoder(zero_shift: int) -> DecodeRows:
+        def decode_rows(index: RowIndex) -> FloatArray:
+            codes = unpack_codes(qweight[:, index].T, bits, inputs)
+            zeros = _unpack_zeros(qzeros, index, bits, zero_shift)
+            scale = scales[:, index].T[:, group_of]
+            return ((codes - zeros[:, group_of]).astype(scales.dtype) * scale).astype(np.float32)
 
-        return decode
+        return decode_rows
 
+    is_v2 = parts.config.get("checkpoint_format") == "gptq_v2"
     return StoredTensor(
-        name,
+        parts.name,
         (outputs, inputs),
         f"GPTQ {bits} bits, group {group}",
-        tuple(parts.values()),
-        rows(0 if v2 else 1),
-        readings={V1: rows(1)} if v2 else {V2: rows(0)},
-        remark=contradiction(config, bits=bits, group_size=group),
+        parts.stored,
+        decoder(0 if is_v2 else 1),
+        readings={V1: decoder(1)} if is_v2 else {V2: decoder(0)},
+        remark=config_contradiction(parts.config, bits=bits, group_size=group),
     )
 
 
-def _groups(parts: dict[str, Tensor], inputs: int, groups: int) -> NDArray[Any]:
-    """Return the group of each input."""
-    if "g_idx" not in parts:
-        return np.arange(inputs) // whole(inputs, groups, f"{groups} groups of {inputs} inputs")
-    (of,) = require_parts(parts, g_idx=INTEGERS)
-    if of.shape != (inputs,) or int(of.min()) < -groups or int(of.max()) >= groups:
-        raise MisfitError(f"has a g_idx of {list(of.shape)} that names no group of {groups}")
-    return of
-
-
-def _zeros(qzeros: NDArray[Any], which: Which, bits: int, more: int) -> NDArray[Any]:
-    """Return the zero points of some outputs, each `more` than stored, ``(outputs, groups)``."""
-    held, first = words_of(qzeros, bits, which)
-    words = np.ascontiguousarray(held).view(np.uint32)
+def _unpack_zeros(
+    qzeros: NDArray[Any], index: RowIndex, bits: int, zero_shift: int
+) -> NDArray[Any]:
+    """Unpack the zero points of outputs, `zero_shift` added, ``(outputs, groups)``."""
+    columns, first = slice_words(qzeros, bits, index)
+    words = np.ascontiguousarray(columns).view(np.uint32)
     n = words.shape[1] * 32 // bits
     if 32 % bits == 0:
-        of_each = sum(more << place for place in range(0, 32, bits))
-        return unpack(words + np.uint32(of_each), bits, n).T[which - first]
-    return (unpack(words, bits, n).T[which - first] + more) % 2**bits
+        # Added to words, not to codes: the carry into the next code undoes the borrow of v1.
+        of_all = sum(zero_shift << place for place in range(0, 32, bits))
+        return unpack_codes(words + np.uint32(of_all), bits, n).T[index - first]
+    return (unpack_codes(words, bits, n).T[index - first] + zero_shift) % 2**bits
+
+
+PARTS = {
+    "qweight": Part(".qweight", WORDS, ndim=2),
+    "qzeros": Part(".qzeros", WORDS, ndim=2),
+    "scales": Part(".scales", FLOATS, ndim=2),
+    "g_idx": Part(".g_idx", INTEGERS, is_optional=True),
+}
+KINDS = (Kind(PARTS, "qweight", _decode),)

@@ -4,8 +4,6 @@
 nvfp4 have no biases; codes are floats, and scales powers of two or fp8.
 """
 
-from collections.abc import Iterator
-
 import numpy as np
 
 from quantlab.formats.element import FloatArray
@@ -15,100 +13,113 @@ from quantlab.sources.kinds.decoding import (
     FP4,
     WORDS,
     Config,
+    Kind,
     MisfitError,
+    Part,
+    Parts,
+    RowIndex,
     StoredTensor,
-    Tensors,
-    Which,
-    bases,
-    contradiction,
-    guarded,
-    nibbles,
-    parts_of,
-    require_parts,
-    take,
-    unpack,
-    whole,
+    config_contradiction,
+    exact_ratio,
+    take_rows,
+    unpack_codes,
+    unpack_nibbles,
 )
-from quantlab.sources.tensor import Tensor
 
 METHODS = ("mlx",)
 BITS, GROUPS = (2, 3, 4, 5, 6, 8), (64, 32, 128)
-
-
-def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
-    """Yield the tensors that have words, scales and biases."""
-    for base in bases(tensors, ".scales"):
-        parts, name = parts_of(tensors, base, ("weight", "scales", "biases")), f"{base}.weight"
-        if "weight" in parts and parts["weight"].dtype == "uint32":
-            own = config.get(base, config)
-            settings = own if isinstance(own, dict) else config
-            floats = parts["scales"].dtype == "uint8"
-            yield guarded(name, parts, _of_floats if floats else _stored, settings)
-
-
-def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    weight, scales, biases = require_parts(parts, weight=WORDS, scales=FLOATS, biases=FLOATS)
-    if weight.ndim < 2 or scales.shape != biases.shape or scales.shape[:-1] != weight.shape[:-1]:
-        raise MisfitError(
-            f"has words of {list(weight.shape)}, scales of {list(scales.shape)} and biases of "
-            f"{list(biases.shape)}, which do not fit"
-        )
-    bits, group = _width(weight.shape[-1], scales.shape[-1], config)
-    inputs = scales.shape[-1] * group
-    flat = [each.reshape(-1, each.shape[-1]) for each in (weight, scales, biases)]
-
-    def rows(which: Which) -> FloatArray:
-        words, scale, bias = (take(each, which) for each in flat)
-        codes = unpack(words, bits, inputs).reshape(len(which), -1, group)
-        values = codes.astype(scale.dtype) * scale[..., None] + bias[..., None]
-        return values.reshape(len(which), inputs).astype(np.float32)
-
-    return StoredTensor(
-        name,
-        (*weight.shape[:-1], inputs),
-        f"MLX {bits} bits, group {group}",
-        tuple(parts.values()),
-        rows,
-        remark=contradiction(config, bits=bits, group_size=group),
-    )
-
-
 MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits and group size
 
 
-def _of_floats(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    """Return a tensor whose codes are e2m1 or e4m3."""
-    import ml_dtypes
-
-    weight, scales = require_parts(parts, weight=WORDS, scales=BYTES)
-    if weight.ndim < 2 or weight.shape[:-1] != scales.shape[:-1]:
-        raise MisfitError(f"has words of {list(weight.shape)} and scales of {list(scales.shape)}")
-    product = whole(32 * weight.shape[-1], scales.shape[-1], f"words of {list(weight.shape)}")
-    fitting = [mode for mode, (bits, group) in MODES.items() if bits * group == product]
-    mode = config.get("mode") if config.get("mode") in fitting else next(iter(fitting), None)
-    if mode is None:
-        raise MisfitError(f"has words of {list(weight.shape)} and scales of {list(scales.shape)}")
-    bits, group = MODES[mode]
-    kind = ml_dtypes.float8_e4m3fn if mode == "nvfp4" else ml_dtypes.float8_e8m0fnu
-    octets, inputs = weight.reshape(-1, weight.shape[-1]), scales.shape[-1] * group
-    of_groups = scales.reshape(-1, scales.shape[-1])
-
-    def rows(which: Which) -> FloatArray:
-        held = np.ascontiguousarray(take(octets, which)).view(np.uint8)
-        values = FP4[nibbles(held)] if bits == 4 else held.view(ml_dtypes.float8_e4m3fn)
-        scale = take(of_groups, which).view(kind).astype(np.float32)
-        grouped = values.astype(np.float32).reshape(len(which), -1, group)
-        return (grouped * scale[..., None]).reshape(len(which), inputs)
-
-    shape = *weight.shape[:-1], inputs
-    return StoredTensor(name, shape, f"MLX {mode}", tuple(parts.values()), rows)
+def _settings(parts: Parts) -> Config:
+    """Return the settings of a layer of its own, or those of all."""
+    own = parts.config.get(parts.name.removesuffix(".weight"))
+    return own if isinstance(own, dict) else parts.config
 
 
-def _width(words: int, groups: int, config: Config) -> tuple[int, int]:
-    """Return bits and group size, of which the shapes say the product alone."""
-    product = whole(32 * words, groups, f"rows of {words} words and {groups} scales")
-    stated = config.get("bits"), config.get("group_size")
+def _decode_affine(parts: Parts) -> StoredTensor:
+    weight, scales, biases = parts["weight"], parts["scales"], parts["biases"]
+    if weight.ndim < 2 or scales.shape != biases.shape or scales.shape[:-1] != weight.shape[:-1]:
+        raise parts.misfit()
+    settings = _settings(parts)
+    bits, group = _bits_and_group(parts, settings)
+    inputs = scales.shape[-1] * group
+    flat = [array.reshape(-1, array.shape[-1]) for array in (weight, scales, biases)]
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        words, scale, bias = (take_rows(array, index) for array in flat)
+        codes = unpack_codes(words, bits, inputs).reshape(len(index), -1, group)
+        values = codes.astype(scale.dtype) * scale[..., None] + bias[..., None]
+        return values.reshape(len(index), inputs).astype(np.float32)
+
+    return StoredTensor(
+        parts.name,
+        (*weight.shape[:-1], inputs),
+        f"MLX {bits} bits, group {group}",
+        parts.stored,
+        decode_rows,
+        remark=config_contradiction(settings, bits=bits, group_size=group),
+    )
+
+
+def _bits_per_scale(parts: Parts) -> int:
+    words, groups = parts["weight"].shape[-1], parts["scales"].shape[-1]
+    return exact_ratio(32 * words, groups, parts.misfit())
+
+
+def _bits_and_group(parts: Parts, settings: Config) -> tuple[int, int]:
+    """Return bits and group size; shapes give their product alone, settings choose among equals."""
+    product = _bits_per_scale(parts)
     options = [(bits, group) for group in GROUPS for bits in BITS if bits * group == product]
     if not options:
         raise MisfitError(f"has {product} bits a scale, which no width and group size make")
-    return next((each for each in options if each == stated), options[0])
+    stated = settings.get("bits"), settings.get("group_size")
+    return next((option for option in options if option == stated), options[0])
+
+
+def _decode_floats(parts: Parts) -> StoredTensor:
+    import ml_dtypes
+
+    weight, scales = parts["weight"], parts["scales"]
+    if weight.ndim < 2 or weight.shape[:-1] != scales.shape[:-1]:
+        raise parts.misfit()
+    product, stated = _bits_per_scale(parts), _settings(parts).get("mode")
+    fitting = [mode for mode, (bits, group) in MODES.items() if bits * group == product]
+    if not fitting:
+        raise parts.misfit()
+    mode = stated if stated in fitting else fitting[0]
+    bits, group = MODES[mode]
+    scale_dtype = ml_dtypes.float8_e4m3fn if mode == "nvfp4" else ml_dtypes.float8_e8m0fnu
+    inputs = scales.shape[-1] * group
+    words, flat_scales = (array.reshape(-1, array.shape[-1]) for array in (weight, scales))
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        octets = np.ascontiguousarray(take_rows(words, index)).view(np.uint8)
+        values = FP4[unpack_nibbles(octets)] if bits == 4 else octets.view(ml_dtypes.float8_e4m3fn)
+        scale = take_rows(flat_scales, index).view(scale_dtype).astype(np.float32)
+        grouped = values.astype(np.float32).reshape(len(index), -1, group)
+        return (grouped * scale[..., None]).reshape(len(index), inputs)
+
+    shape = *weight.shape[:-1], inputs
+    return StoredTensor(parts.name, shape, f"MLX {mode}", parts.stored, decode_rows)
+
+
+def _has_words(parts: Parts) -> bool:
+    return "weight" in parts and parts["weight"].dtype == np.uint32
+
+
+FLOAT_CODES = {"weight": Part(".weight", WORDS), "scales": Part(".scales", BYTES)}
+AFFINE = {
+    "weight": Part(".weight", WORDS),
+    "scales": Part(".scales", FLOATS),
+    "biases": Part(".biases", FLOATS),
+}
+KINDS = (
+    Kind(
+        FLOAT_CODES,
+        "scales",
+        _decode_floats,
+        lambda parts: _has_words(parts) and parts["scales"].dtype == np.uint8,
+    ),
+    Kind(AFFINE, "scales", _decode_affine, _has_words),
+)

@@ -5,7 +5,6 @@ columns, as DeepSeek's ``weight_scale_inv``; bitsandbytes' int8 has ``SCB``, 127
 rounded to the type of the scale.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,101 +14,75 @@ from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
     FLOATS,
     Config,
-    MisfitError,
+    Kind,
+    Part,
+    Parts,
+    RowIndex,
     StoredTensor,
-    Tensors,
-    Which,
-    bases,
-    contradiction,
-    guarded,
-    parts_of,
-    require_parts,
-    take,
+    config_contradiction,
+    take_rows,
 )
-from quantlab.sources.tensor import Tensor
 
 METHODS = ("fp8", "fbgemm_fp8", "finegrained_fp8", "compressed-tensors", "bitsandbytes")
-SCALES = ("weight_scale_inv", "weight_scale", "SCB")
 CODES = {"float8_e4m3fn": "fp8 e4m3", "float8_e5m2": "fp8 e5m2", "int8": "int8"}
+DEEPSEEK_BLOCK = (128, 128)
+BLOCK_SCALE, INT8_SCALE = ".weight_scale_inv", ".SCB"
 
 
-def find(tensors: Tensors, config: Config) -> Iterator[StoredTensor]:
-    """Yield the weights of a byte each that have a scale."""
-    for base in bases(tensors, ".weight"):
-        parts = parts_of(tensors, base, ("weight", *SCALES, "weight_zero_point"))
-        if parts["weight"].dtype in CODES and any(key in parts for key in SCALES):
-            yield guarded(f"{base}.weight", parts, _stored, config)
-
-
-def _stored(name: str, parts: dict[str, Tensor], config: Config) -> StoredTensor:
-    weight, key = parts["weight"], next(key for key in SCALES if key in parts)
-    require_parts(parts, **{key: (*FLOATS, "float8_e8m0fnu")})
-    if len(weight.shape) != 2:
-        raise MisfitError(f"has codes of {list(weight.shape)}, which are no matrix")
-    scale, last = parts[key].array.astype(np.float32), np.float32(1 / 127 if key == "SCB" else 1)
-    dtype = _rounded(parts[key].array.dtype)
+def _decode(parts: Parts) -> StoredTensor:
+    weight, scale = parts["weight"], parts["scale"]
+    scale_name = parts.tensors["scale"].name
+    factor = np.float32(1 / 127 if scale_name.endswith(INT8_SCALE) else 1)
+    # A scale of one byte is a type for scales alone: no runtime computes in it.
+    rounded = scale.dtype if scale.itemsize > 1 else np.dtype(np.float32)
+    scale = scale.astype(np.float32)
     scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
-    block = _block(weight.shape, scale.shape, config)
-    zero = None
-    if "weight_zero_point" in parts:
-        (zero,) = require_parts(parts, weight_zero_point=("int8",))
-        if zero.size != scale.size:
-            raise MisfitError(
-                f"has zero points of {list(zero.shape)}, scales of {list(scale.shape)}"
-            )
+    block = _block_shape(parts, weight.shape, scale.shape)
+    zero = parts.get("zero_point")
+    if zero is not None and zero.size != scale.size:
+        raise parts.misfit("zero_point", "scale")
     columns = np.arange(weight.shape[1]) // block[1]
 
-    def rows(which: Which) -> FloatArray:
-        codes = take(weight.array, which).astype(np.float32)
+    def decode_rows(index: RowIndex) -> FloatArray:
+        codes = take_rows(weight, index).astype(np.float32)
         if zero is not None:
-            codes -= _spread(zero.reshape(scale.shape), which, block[0], columns)
-        values = codes * _spread(scale, which, block[0], columns) * last
-        return values.astype(dtype).astype(np.float32)
+            codes -= _spread(zero.reshape(scale.shape), index // block[0], columns)
+        values = codes * _spread(scale, index // block[0], columns) * factor
+        return values.astype(rounded).astype(np.float32)
 
+    is_blocks = scale_name.endswith(BLOCK_SCALE)
     return StoredTensor(
-        name,
+        parts.name,
         weight.shape,
-        f"{CODES[weight.dtype]}, {_sharing(scale.shape, weight.shape, block)}",
-        tuple(parts.values()),
-        rows,
-        remark=contradiction(config, weight_block_size=list(block))
-        if key == "weight_scale_inv"
-        else None,
+        f"{CODES[weight.dtype.name]}, {_sharing(scale.shape, weight.shape, block)}",
+        parts.stored,
+        decode_rows,
+        remark=config_contradiction(parts.config if is_blocks else {}, weight_block_size=[*block]),
     )
 
 
-def _rounded(scale: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type that values are rounded to: that of scales, unless it is of scales alone."""
-    return scale if scale.itemsize > 1 else np.dtype(np.float32)
-
-
-def _block(shape: tuple[int, ...], scales: tuple[int, ...], config: Config) -> tuple[int, int]:
-    """Return how many rows and columns share a scale."""
-    misfit = MisfitError(
-        f"has codes of {list(shape)} and scales of {list(scales)}, which do not fit"
-    )
+def _block_shape(parts: Parts, shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
+    """Return the number of rows and of columns that share a scale."""
     if len(scales) != 2 or 0 in scales:
-        raise misfit
-    of_shapes = [-(-n // m) for n, m in zip(shape, scales, strict=True)]
-    for block in (_stated(config), [128, 128], of_shapes):
+        raise parts.misfit("weight", "scale")
+    even = tuple(-(-n // m) for n, m in zip(shape, scales, strict=True))
+    for block in (_stated_block(parts.config), DEEPSEEK_BLOCK, even):
         if all(-(-n // b) == m for n, m, b in zip(shape, scales, block, strict=True)):
             return block[0], block[1]
-    raise misfit
+    raise parts.misfit("weight", "scale")
 
 
-def _stated(config: Config) -> list[int]:
+def _stated_block(config: Config) -> tuple[int, ...]:
     """Return the block size in the config, or DeepSeek's where it makes no sense."""
     block: Any = config.get("weight_block_size")
-    sound = isinstance(block, list) and len(block) == 2
-    return block if sound and all(type(n) is int and n > 0 for n in block) else [128, 128]
+    is_pair = isinstance(block, list) and len(block) == 2
+    is_sound = is_pair and all(type(n) is int and n > 0 for n in block)
+    return tuple(block) if is_sound else DEEPSEEK_BLOCK
 
 
-def _spread(
-    scale: NDArray[Any], which: Which, rows: int, columns: NDArray[np.int64]
-) -> NDArray[Any]:
-    """Return the scale of each value of some rows, or one that broadcasts to them."""
-    of_rows = scale[which // rows]
-    return of_rows if scale.shape[1] == 1 else of_rows[:, columns]
+def _spread(scale: NDArray[Any], rows: RowIndex, columns: RowIndex) -> NDArray[Any]:
+    """Return the scale of each value of rows, or one that broadcasts to them."""
+    return scale[rows] if scale.shape[1] == 1 else scale[rows][:, columns]
 
 
 def _sharing(scales: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, int]) -> str:
@@ -118,3 +91,15 @@ def _sharing(scales: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, 
     if scales[1] == 1:
         return "per channel"
     return f"group {block[1]}" if scales[0] == shape[0] else f"blocks of {block[0]}x{block[1]}"
+
+
+def _has_scale(parts: Parts) -> bool:
+    return "scale" in parts and parts["weight"].dtype.name in CODES
+
+
+PARTS = {
+    "weight": Part(".weight", tuple(CODES), ndim=2),
+    "scale": Part((BLOCK_SCALE, ".weight_scale", INT8_SCALE), (*FLOATS, "float8_e8m0fnu")),
+    "zero_point": Part(".weight_zero_point", ("int8",), is_optional=True),
+}
+KINDS = (Kind(PARTS, "weight", _decode, _has_scale),)

@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 
 from quantlab.experiment import Experiment
-from quantlab.sources.safetensors import Safetensors, SafetensorsFile, raw_tensors
+from quantlab.sources.safetensors import Safetensors, SafetensorsFile, read_arrays
 from tests.conftest import ROOT
 from tests.sources.samples import write_raw, write_safetensors
 
@@ -23,7 +23,7 @@ KINDS = {
 
 def vector(folder):
     """Return the parts of a vector by what follows the layer's name, and its config.json."""
-    tensors = {each.name: each.open().array for each in raw_tensors(str(DATA / folder / FILE))}
+    tensors = {each.name: each.open().array for each in read_arrays(str(DATA / folder / FILE))}
     config = json.loads((DATA / folder / "config.json").read_bytes())
     return {short(name): np.array(array) for name, array in tensors.items()}, config
 
@@ -89,7 +89,7 @@ def opened(path):
 
 
 def decoded(tensor):
-    return tensor.reader(tensor.rows)(0, tensor.size).reshape(tensor.shape)
+    return tensor.reader()(0, tensor.size).reshape(tensor.shape)
 
 
 def expected(folder):

@@ -23,12 +23,12 @@ BAD = {
     "a shape of other rows": (shape(64, 128), "for the shape [64, 128], which do not fit"),
     "a shape of few columns": (shape(32, 8), "which do not fit"),
     "a shape of many columns": (shape(32, 2**40), "which do not fit"),
-    "a shape no group divides": (shape(32, 127), "do not go with each other"),
+    "a shape no group divides": (shape(32, 127), "do not fit"),
     "a shape of nothing": (shape(32, 0), "which do not fit"),
     "a shape below nothing": (shape(-32, -128), "which do not fit"),
-    "a shape of one number": (shape(4096), "a shape of 1 numbers"),
-    "a shape of three": (shape(2, 16, 128), "a shape of 3 numbers"),
-    "an empty shape": (shape(), "a shape of 0 numbers"),
+    "a shape of one number": (shape(4096), "a weight_shape of 1 numbers"),
+    "a shape of three": (shape(2, 16, 128), "a weight_shape of 3 numbers"),
+    "an empty shape": (shape(), "a weight_shape of 0 numbers"),
     "a shape of floats": (
         {"weight_shape": lambda s: s.astype(np.float32) + np.float32(0.5)},
         "float32",
@@ -39,15 +39,24 @@ BAD = {
     ),
     "words of other rows": ({"weight_packed": lambda w: w[:31]}, "which do not fit"),
     "words of another width": ({"weight_packed": lambda w: w[:, :15]}, "do not"),
-    "words of one dimension": ({"weight_packed": np.ravel}, "has words of [512]"),
-    "words of three": ({"weight_packed": lambda w: w[None]}, "has words of [1, 32, 16]"),
-    "scales of one dimension": ({"weight_scale": lambda s: s[:, 0]}, "words of"),
-    "scales of no groups": ({"weight_scale": lambda s: s[:, :0]}, "do not go with each other"),
+    "words of one dimension": (
+        {"weight_packed": np.ravel},
+        "has weight_packed of [512], which is no matrix",
+    ),
+    "words of three": (
+        {"weight_packed": lambda w: w[None]},
+        "has weight_packed of [1, 32, 16], which is no matrix",
+    ),
+    "scales of one dimension": (
+        {"weight_scale": lambda s: s[:, 0]},
+        "has weight_scale of [32], which is no",
+    ),
+    "scales of no groups": ({"weight_scale": lambda s: s[:, :0]}, "do not fit"),
     "scales of other rows": ({"weight_scale": lambda s: s[:31]}, "which do not fit"),
-    "groups that do not divide": ({"weight_scale": lambda s: s[:, :3]}, "do not go with"),
+    "groups that do not divide": ({"weight_scale": lambda s: s[:, :3]}, "do not fit"),
     "zero points that do not fit": (
         {"weight_zero_point": lambda _: np.zeros((3, 4), np.int32)},
-        "has zero points of [3, 4] beside scales of [32, 4]",
+        "has weight_zero_point of [3, 4] and weight_scale of [32, 4], which do not fit",
     ),
     "zero points of floats": (
         {"weight_zero_point": lambda _: np.full((32, 4), np.nan, np.float32)},
@@ -71,15 +80,24 @@ BAD_FP4 = {
     "no scale of the tensor": ({"weight_global_scale": None}, "has no weight_global_scale"),
     "two scales of the tensor": (
         {"weight_global_scale": lambda s: np.concatenate([s, s])},
-        "has bytes of",
+        "weight_global_scale of [2], which do not fit",
     ),
     "a scale of 0": ({"weight_global_scale": lambda s: s * 0}, "weight_global_scale"),
-    "bytes of one dimension": ({"weight_packed": np.ravel}, "has bytes of [2048]"),
-    "bytes of three": ({"weight_packed": lambda w: w[None]}, "has bytes of [1, 32, 64]"),
-    "other rows": ({"weight_packed": lambda w: w[:31]}, "has bytes of [31, 64]"),
-    "no columns": ({"weight_packed": lambda w: w[:, :0]}, "do not go with each other"),
-    "no groups": ({"weight_scale": lambda s: s[:, :0]}, "do not go with each other"),
-    "groups that do not divide": ({"weight_scale": lambda s: s[:, :7]}, "do not go with"),
+    "bytes of one dimension": (
+        {"weight_packed": np.ravel},
+        "has weight_packed of [2048], which is no matrix",
+    ),
+    "bytes of three": (
+        {"weight_packed": lambda w: w[None]},
+        "has weight_packed of [1, 32, 64], which is no matrix",
+    ),
+    "other rows": (
+        {"weight_packed": lambda w: w[:31]},
+        "has weight_packed of [31, 64], weight_scale of [32, 8] and",
+    ),
+    "no columns": ({"weight_packed": lambda w: w[:, :0]}, "do not fit"),
+    "no groups": ({"weight_scale": lambda s: s[:, :0]}, "do not fit"),
+    "groups that do not divide": ({"weight_scale": lambda s: s[:, :7]}, "do not fit"),
 }
 
 

@@ -20,13 +20,13 @@ BAD = {
     "no scales": ({"scales": None}, "has no scales"),
     "no zero points": ({"qzeros": None}, "has no qzeros"),
     "words of other outputs": ({"qweight": lambda w: w[:, :31]}, "which do not fit"),
-    "no words": ({"qweight": lambda w: w[:0]}, "do not go with each other"),
+    "no words": ({"qweight": lambda w: w[:0]}, "do not fit"),
     "no words a row": ({"qweight": lambda w: w[:, :0]}, "which do not fit"),
     "no scales at all": ({"scales": lambda s: s[:0]}, "do"),
     "no groups": ({"scales": lambda s: s[:0], "qzeros": lambda z: z[:0]}, "do"),
     "groups that do not divide": (
         {"scales": lambda s: s[:3], "qzeros": lambda z: z[:3], "g_idx": None},
-        "3 groups of 128 inputs, which do not go with each other",
+        "scales of [3, 32], which do not fit",
     ),
     "zero points of other groups": ({"qzeros": lambda z: z[:3]}, "which do not fit"),
     "zero points of another width": ({"qzeros": lambda z: z[:, :3]}, "do not"),
@@ -60,7 +60,7 @@ def test_parts_that_make_no_tensor_are_a_fault(tmp_path, changes, why):
 def test_without_a_config_the_words_decode_as_version_1(tmp_path, folder):
     tensor = opened(save(tmp_path, folder, config=lambda _: None))
     read = (
-        tensor.rows
+        tensor.decode_rows
         if "v2" not in folder
         else tensor.readings["with zero points as they are (gptq_v2)"]
     )

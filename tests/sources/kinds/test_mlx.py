@@ -28,9 +28,9 @@ BAD = {
     "words of three": ({"weight": lambda w: w[None]}, "which do not fit"),
     "no groups": (
         {"scales": lambda s: s[:, :0], "biases": lambda b: b[:, :0]},
-        "do not go with each other",
+        "do not fit",
     ),
-    "no words a row": ({"weight": lambda w: w[:, :0]}, "do not go with each other"),
+    "no words a row": ({"weight": lambda w: w[:, :0]}, "do not fit"),
     "a width there is not": ({"weight": lambda w: w[:, :14]}, "which no width and group size make"),
     "scales of integers": (
         {"scales": lambda s: s.view(np.int16), "biases": lambda b: b.view(np.int16)},
@@ -39,10 +39,10 @@ BAD = {
 }
 
 BAD_FLOATS = {
-    "other rows": ({"weight": lambda w: w[:15]}, "has words of [15, 16] and scales of [16, 4]"),
-    "no groups": ({"scales": lambda s: s[:, :0]}, "do not go with each other"),
-    "no words a row": ({"weight": lambda w: w[:, :0]}, "do not go with each other"),
-    "words of none": ({"weight": lambda w: w[0, 0]}, "has words of []"),
+    "other rows": ({"weight": lambda w: w[:15]}, "has weight of [15, 16] and scales of [16, 4]"),
+    "no groups": ({"scales": lambda s: s[:, :0]}, "do not fit"),
+    "no words a row": ({"weight": lambda w: w[:, :0]}, "do not fit"),
+    "words of none": ({"weight": lambda w: w[0, 0]}, "has weight of []"),
     "scales of none": ({"scales": lambda s: s[0, 0]}, "scales of []"),
     "groups of no mode": ({"scales": lambda s: s[:, :1]}, "and scales of [16, 1]"),
     "scales of one dimension": ({"scales": np.ravel}, "and scales of [64]"),

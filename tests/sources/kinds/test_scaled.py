@@ -35,13 +35,13 @@ BAD = {
     "blocks that do not fit": (
         "fp8-blocks",
         {"weight_scale_inv": lambda _: np.ones((60, 3), np.float32)},
-        "codes of [64, 192] and scales of [60, 3], which do not fit",
+        "weight of [64, 192] and scale of [60, 3], which do not fit",
     ),
     "too many blocks": ("fp8-tensor", {"weight_scale": lambda _: np.ones((97, 5), "f4")}, "do not"),
     "zero points of other rows": (
         "ct-naive-asym",
         {"weight_zero_point": lambda z: z[:31]},
-        "zero points",
+        "has zero_point of [31, 1] and scale of [32, 1]",
     ),
     "zero points of floats": (
         "ct-naive-asym",

@@ -49,6 +49,7 @@ def test_floats_of_every_kind(tmp_path, kind, raw):
     found = read(source)["w"]
     np.testing.assert_array_equal(found, stored.astype(np.float32), strict=True)
     assert source.n_bytes() == stored.nbytes
+    assert source.entries[0].dtype_name == np.dtype(KINDS[kind]).name
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: TensorProto.DataType.Name(kind))

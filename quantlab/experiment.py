@@ -1,7 +1,8 @@
 """One combination of tensors and format, measured tensor by tensor."""
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -18,6 +19,7 @@ from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, metrics, rank
 from quantlab.stats.measure import measure
+from quantlab.stats.metrics import Metric
 from quantlab.stats.predict import predict
 from quantlab.stats.readings import better_reading
 from quantlab.text import label
@@ -30,7 +32,8 @@ class Experiment:
     """One combination of tensors and format, and the settings of its measurement.
 
     `rel_threshold` is the magnitude below which a value has no relative error; `threads` changes
-    the time and no figure; `importance` is that of the columns of tensors.
+    the time and no figure; `importance` is that of the columns of tensors; `extra_metrics` are
+    functions of `quantlab.stats.metrics.Evidence`, by the names of their figures.
     """
 
     dist: Source
@@ -39,6 +42,7 @@ class Experiment:
     rel_threshold: float
     threads: int
     importance: Importance | None = None
+    extra_metrics: Mapping[str, Metric] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ValueError if a setting is out of range or there is nothing to measure."""
@@ -143,6 +147,7 @@ class Experiment:
             advance,
             landmark=expected.landmark if expected else None,
             importance=self._importance(tensor),
+            extra_metrics=self.extra_metrics,
         )
         if self.importance and "out_sqnr_db" not in result["measured"]:
             result["measured"]["out_sqnr_db"] = None

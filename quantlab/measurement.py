@@ -17,6 +17,7 @@ from quantlab.report.terminal import run_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure as measure_tensor
+from quantlab.stats.metrics import Metric
 from quantlab.stats.parallel import usable_cores
 
 NAME = "x"
@@ -66,6 +67,7 @@ def measure(
     block: Any = "tensor",
     scale: str = "float32",
     range: Any = "absmax",
+    metrics: Mapping[str, Metric] | None = None,
 ) -> Any:
     """Measure what it costs to store an array, or each array of a mapping.
 
@@ -86,6 +88,8 @@ def measure(
         The type that scales are stored in: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
     range
         ``"absmax"``, ``"mse"`` or ``"percentile"``, or an object of `quantlab.formats.ranges`.
+    metrics
+        Further metrics by their names: functions of `quantlab.stats.metrics.Evidence`.
 
     Returns
     -------
@@ -108,19 +112,21 @@ def measure(
     if isinstance(x, Mapping):
         import pandas as pd
 
-        rows = [{"tensor": name, **_measure(array, mode, form, name)} for name, array in x.items()]
-        return pd.DataFrame(rows)
-    return _measure(x, mode, form, NAME)
+        results = {name: _measure(a, mode, form, name, metrics) for name, a in x.items()}
+        return pd.DataFrame([{"tensor": name, **result} for name, result in results.items()])
+    return _measure(x, mode, form, NAME, metrics)
 
 
-def _measure(x: Any, mode: Any, form: Format | Codec, name: str) -> Measurement:
+def _measure(
+    x: Any, mode: Any, form: Format | Codec, name: str, metrics: Mapping[str, Metric] | None
+) -> Measurement:
     mode = mode if isinstance(mode, str) else type(mode).__name__
     array = Tensor(name, as_array(x, name))
     try:
         opened = form.open(array)
     except UnfitError as reason:
         raise ValueError(f"{name} cannot be stored as {mode}: {reason}") from None
-    tensor = measure_tensor(array, opened, threads=usable_cores())
+    tensor = measure_tensor(array, opened, threads=usable_cores(), extra_metrics=metrics)
     stored = {"stored_dtype": opened.dtype} if isinstance(opened, Reconstruction) else {}
     named = tensor | {"predicted": None} | stored
     return Measurement(named, uniform.mode_name(mode), form.n_bits, name)

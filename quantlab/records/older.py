@@ -68,8 +68,9 @@ def oldest_config(config: dict[str, Any]) -> dict[str, Any]:
     are expectations in words, which change no figure.
     """
     older = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
-    if isinstance(metrics := older.get("metrics"), dict) and metrics.get("imatrix") is None:
-        older["metrics"] = {key: value for key, value in metrics.items() if key != "imatrix"}
+    if isinstance(metrics := older.get("metrics"), dict):
+        defaults = [{"imatrix": None}, {"extra": {}}]
+        older["metrics"] = {k: v for k, v in metrics.items() if {k: v} not in defaults}
     renamed = _renamed(older, ORIGINAL)
     dist = renamed.get("dist")
     if isinstance(dist, dict) and isinstance(dist.get("expected"), dict):

@@ -8,7 +8,7 @@ any size of block.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,7 @@ from quantlab.formats.format import Format, Reconstruction
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import metrics, parallel
 from quantlab.stats.compiled import CompiledEngine, engine_for
-from quantlab.stats.metrics import ColumnImportance, Evidence, OutputPower
+from quantlab.stats.metrics import ColumnImportance, Evidence, Metric, OutputPower
 from quantlab.stats.rank import RankComparison
 from quantlab.stats.reference import (
     CHUNK,
@@ -60,11 +60,13 @@ def measure(
     advance: Advance = lambda _: None,
     landmark: float | None = None,
     importance: FloatArray | None = None,
+    extra_metrics: Mapping[str, Metric] | None = None,
 ) -> dict[str, Any]:
     """Measure the round trip of a tensor, as plain JSON values.
 
     The relative error of a value, `landmark`, is among the figures where one is given, and the
     error of the output where the `importance` of columns is, an array ``(matrices, columns)``.
+    `extra_metrics` are functions of `Evidence` by the names of their figures.
     `advance` is called, from any thread, with the number of elements that have just been measured.
     Raises ValueError, naming the tensor, when it is empty or holds a value that is no finite
     float32.
@@ -87,7 +89,7 @@ def measure(
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
     trip = _run(tensor, codec, surveyed, engine, options, columns, threads, advance)
     surveyed, evidence = trip.surveyed, trip.evidence()
-    measured, reasons = metrics.figures(evidence)
+    measured, reasons = metrics.figures(evidence, extra_metrics)
     if columns:
         measured["out_sqnr_db"] = metrics.out_sqnr_db(evidence.powers)
         if measured["out_sqnr_db"] is None:

@@ -4,13 +4,14 @@
 |err|^2 / |x|^2.
 
 To add a metric: write a function of `Evidence` and append it to `METRICS`; its name is its column.
+Outside a clone a yaml in ``metric/`` names the function: see docs/extending.md.
 A figure that does not exist raises `UndefinedError` with the reason, and becomes null.
 """
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -198,7 +199,8 @@ def divergence(x: FloatArray, x_hat: FloatArray) -> float:
     return float((p * np.log2(p / q)).sum())
 
 
-METRICS = (
+Metric = Callable[[Evidence], float]
+METRICS: tuple[Metric, ...] = (
     mae,
     max_err,
     rel_err,
@@ -219,17 +221,33 @@ METRICS = (
 )
 
 
-def figures(evidence: Evidence) -> tuple[dict[str, float | None], dict[str, str]]:
-    """Return every metric under its name, and for each null the reason why."""
+def figures(
+    evidence: Evidence, extra: Mapping[str, Metric] | None = None
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Compute every metric, and `extra` ones, by name; give the reason for each null.
+
+    Raises ValueError if an extra metric has the name of another, or is no number.
+    """
     values: dict[str, float | None] = {}
     reasons: dict[str, str] = {}
-    for metric in METRICS:
+    builtin = [(metric.__name__, metric) for metric in METRICS]
+    for name, metric in [*builtin, *(extra or {}).items()]:
+        if name in values:
+            raise ValueError(f"metric={name} has the name of a built-in metric: rename it")
         try:
-            values[metric.__name__] = metric(evidence)
+            values[name] = _require_number(name, metric(evidence))
         except UndefinedError as reason:
-            values[metric.__name__] = None
-            reasons[metric.__name__] = str(reason)
+            values[name] = None
+            reasons[name] = str(reason)
     return values, reasons
+
+
+def _require_number(name: str, value: Any) -> float:
+    if not isinstance(value, int | float | np.number) or not math.isfinite(value):
+        raise ValueError(
+            f"metric={name} gave {value!r}: return a finite number, or raise UndefinedError"
+        )
+    return value.item() if isinstance(value, np.number) else value
 
 
 def _step(e: Evidence) -> float:

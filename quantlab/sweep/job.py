@@ -45,6 +45,7 @@ def build(cfg: DictConfig) -> Experiment:
         form=_format(cfg),
         importance=Imatrix(imatrix) if imatrix else None,
         k=OmegaConf.select(cfg, "rank.k"),
+        extra_metrics=instantiate(OmegaConf.select(cfg, "metrics.extra") or {}),
         rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
         threads=usable_cores() if cfg.threads is None else cfg.threads,
     )

@@ -234,7 +234,7 @@ def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(content)
     command = re.search(r"^quantlab (run --config-dir own .*)$", text, re.MULTILINE)[1]
-    done = run_quantlab(*command.split(), cwd=tmp_path)
+    done = run_quantlab(*shlex.split(command), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     (results,) = tmp_path.glob("multirun/*/results.json")
     modes = json.loads(results.read_bytes())["laplace"]
@@ -242,6 +242,7 @@ def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
         "power_of_two": ["4", "8"],
         "symmetric": ["4", "8"],
     }
+    assert all("crest" in figures for widths in modes.values() for figures in widths.values())
 
 
 def test_sweeps_resume_as_shown(tmp_path):

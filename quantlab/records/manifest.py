@@ -37,8 +37,8 @@ def manifest(
 def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
     """Describe a sweep by its directory alone: command, levels, runs, tensors, times."""
     records = [run.record for run in runs if run.record]
-    whole = [run.record for run in parts.combined(runs) if run.record]
-    missing = parts.missing(runs)
+    whole = [run.record for run in parts.join_parts(runs) if run.record]
+    missing = parts.missing_part_advice(runs)
     return {
         "command": _command(directory, records),
         "levels": list(levels),

@@ -1,169 +1,273 @@
-"""Runs that measure parts of one source, put together as the run of the whole.
+"""Runs that measure parts of one source: which part each measures, and their sum as one run.
 
-A part is no level of the results: what was measured in parts reads as if it had been measured at
-once.
+A source whose config has ``part`` and ``parts`` is divided over several runs. A part is no level of
+the results: what was measured in parts reads as if it had been measured at once.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import count, groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantlab.records.division import (
-    KEYS,
-    WHOLE,
-    Division,
-    claim,
-    division,
-    require_apart,
-    undivided,
-    without_part,
-)
-from quantlab.records.record import Record, Run
+from quantlab.records.record import Record, Run, has_effect, run_key
+
+DIVISION_KEYS = ("part", "parts")  # of a source
+DIVISION_OVERRIDES = {f"dist.{key}" for key in DIVISION_KEYS}
+PART_SUFFIX = re.compile(r"-part-\d+-of-\d+$")  # of the name of a run directory
 
 
-class Gap(NamedTuple):
-    """The parts that are lacking of a source in one format: of `parts` those that it `lacks`.
+class Division(NamedTuple):
+    """Part `part` of `parts`, counted from 0; a whole source is the one part of one."""
 
-    `overrides` are those of its runs that choose figures, sorted, without what divides it.
+    part: int
+    parts: int
+
+    def __str__(self) -> str:
+        """Name the part, for an error message."""
+        return f"part {self.part} of {self.parts}" if self.parts > 1 else "undivided"
+
+    @property
+    def suffix(self) -> str:
+        """End of the name of a run directory; empty for a whole source."""
+        return f"-part-{self.part}-of-{self.parts}" if self.parts > 1 else ""
+
+
+WHOLE = Division(0, 1)
+
+
+class RunIdentity(NamedTuple):
+    """Identity of the run in a directory: its config without the part, and which part it measures.
+
+    `config_key` is the same for all parts of one source in one format.
+    """
+
+    directory: str
+    config_key: str
+    division: Division
+
+    def overlaps(self, other: "RunIdentity") -> bool:
+        """Test whether two runs of one config measure the same tensors in parts."""
+        if self.division.parts != other.division.parts:
+            return True
+        return self.division == other.division != WHOLE
+
+
+class MissingParts(NamedTuple):
+    """The `missing` parts, of `parts`, of a source in one format.
+
+    `overrides` are those of its runs that choose figures, sorted, without what divides the source.
     """
 
     dist: str
     overrides: tuple[str, ...]
     parts: int
-    lacks: tuple[int, ...]
+    missing: tuple[int, ...]
 
     @property
     def source(self) -> str:
-        """What was divided."""
-        settings = [each for each in self.overrides if not each.startswith("dist=")]
+        """Name of the divided source, with its settings."""
+        settings = [override for override in self.overrides if not override.startswith("dist=")]
         return " ".join([self.dist, *settings, f"in {self.parts} parts"])
 
     @property
     def override(self) -> str:
-        """What asks for all parts."""
+        """Override that sweeps over all parts."""
         return f"dist.part=range({self.parts})"
 
     @property
-    def fault(self) -> str:
-        """What is wrong."""
-        return f"part{'s' if len(self.lacks) > 1 else ''} {_spans(self.lacks)} without a record"
+    def problem(self) -> str:
+        """Sentence that names the missing parts."""
+        noun = "parts" if len(self.missing) > 1 else "part"
+        return f"{noun} {format_spans(self.missing)} without a record"
 
     @property
-    def reason(self) -> str:
-        """What is wrong, and what to do."""
-        return f"{self.fault}: repeat its sweep in this directory with {self.override}"
+    def advice(self) -> str:
+        """The problem, and how to solve it."""
+        return f"{self.problem}: repeat its sweep in this directory with {self.override}"
 
 
-def _spans(numbers: Sequence[int]) -> str:
-    """Return ascending numbers as text, those that follow each other as one span."""
+def format_spans(numbers: Sequence[int]) -> str:
+    """Format ascending numbers, three or more in a row as a span.
+
+    >>> format_spans([0, 1, 2, 3, 5, 7, 8])
+    '0 to 3, 5, 7, 8'
+    """
     place = count()
-    spans = [[*span] for _, span in groupby(numbers, lambda n: n - next(place))]
+    spans = [[*span] for _, span in groupby(numbers, lambda number: number - next(place))]
     return ", ".join(
-        f"{one[0]} to {one[-1]}" if len(one) > 2 else ", ".join(map(str, one)) for one in spans
+        f"{span[0]} to {span[-1]}" if len(span) > 2 else ", ".join(map(str, span)) for span in spans
     )
 
 
-def require_consistent(runs: Sequence[Run], directory: Path) -> None:
-    """Raise ValueError where runs below a directory measure parts that do not make up a whole.
+def read_division(dist: Any) -> Division | None:
+    """Read the part from a source's config; None if the source cannot be divided."""
+    if not isinstance(dist, Mapping) or not all(key in dist for key in DIVISION_KEYS):
+        return None
+    part, parts = (dist[key] for key in DIVISION_KEYS)
+    if type(parts) is not int or not (part is None or type(part) is int):
+        return None
+    return Division(part or 0, parts)
 
-    They measure the same tensors, or the source listed others when one of them was measured.
+
+def whole_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert the config of a part to that of a run of the whole source."""
+    dist = {key: value for key, value in config["dist"].items() if key not in DIVISION_KEYS}
+    return {**config, "dist": dist}
+
+
+def is_part_override(override: str) -> bool:
+    """Test whether an override divides a source, or chooses a part."""
+    return override.lstrip("+").partition("=")[0] in DIVISION_OVERRIDES
+
+
+def without_part_overrides(overrides: Iterable[str]) -> tuple[str, ...]:
+    """Select and sort the overrides that choose figures, without those that divide the source."""
+    return tuple(
+        sorted(
+            override
+            for override in overrides
+            if has_effect(override) and not is_part_override(override)
+        )
+    )
+
+
+def identify_run(directory: str, dist: str, config: Mapping[str, Any]) -> RunIdentity:
+    """Identify a run by its config; `dist` is the name of its source."""
+    division = read_division(config.get("dist"))
+    key = run_key(whole_config(config) if division else dict(config), {}, {})
+    return RunIdentity(directory, f"{dist} {key}", division or WHOLE)
+
+
+def require_disjoint(identities: Iterable[RunIdentity], directory: Path) -> None:
+    """Raise ValueError if two runs of a sweep measure the same tensors of a divided source."""
+    runs_of: dict[str, list[RunIdentity]] = {}
+    for run in identities:
+        others = runs_of.setdefault(run.config_key, [])
+        for other in others:
+            if run.overlaps(other):
+                raise ValueError(
+                    f"{directory / other.directory} ({other.division}) and "
+                    f"{directory / run.directory} ({run.division}) would measure the same "
+                    "tensors: divide a source one way in a directory, or name another with "
+                    "hydra.sweep.dir=..."
+                )
+        others.append(run)
+
+
+def require_consistent(runs: Sequence[Run], directory: Path) -> None:
+    """Raise ValueError if runs below a directory measure parts that do not make up a whole.
+
+    Either two of them measure the same tensors, or their file listed other tensors for one of them
+    than for another.
     """
     if not any(_is_part(run) for run in runs):
         return
-    known = [(run.directory, run.record) for run in runs if run.record]
-    require_apart((claim(name, one["dist"], one["config"]) for name, one in known), directory)
-    for group in _grouped(runs):
+    recorded = [(run.directory, run.record) for run in runs if run.record]
+    require_disjoint(
+        (identify_run(name, record["dist"], record["config"]) for name, record in recorded),
+        directory,
+    )
+    for group in _group_parts(runs):
         _require_one_listing(group, directory)
 
 
 def _require_one_listing(group: Sequence[Run], directory: Path) -> None:
-    one, *others = [run for run in group if run.record and "listing" in run.record] or [group[0]]
+    listed = [run for run in group if run.record and "listing" in run.record]
+    first, *others = listed or [group[0]]
     for run in others:
-        if run.record and one.record and run.record["listing"] != one.record["listing"]:
+        if run.record and first.record and run.record["listing"] != first.record["listing"]:
             raise ValueError(
-                f"the file listed other tensors for {directory / one.directory} than for "
+                f"the file listed other tensors for {directory / first.directory} than for "
                 f"{directory / run.directory}: repeat their sweep in this directory with "
                 f"dist.part=range({_division(run).parts})"
             )
 
 
-def no_settings(records: Sequence[Record]) -> set[str]:
-    """Return the keys of a division that no record has in its config, though they were typed."""
-    dists = [one["config"].get("dist") for one in records]
-    has_own = {key for dist in dists if isinstance(dist, Mapping) for key in KEYS if key in dist}
-    return {f"dist.{key}" for key in KEYS if key not in has_own}
+def unrecorded_part_keys(records: Sequence[Record]) -> set[str]:
+    """Collect the keys that divide a source and stand in the config of no record.
+
+    They may have been typed all the same: the config of an undivided source leaves them out.
+    """
+    dists = [record["config"].get("dist") for record in records]
+    recorded = {
+        key for dist in dists if isinstance(dist, Mapping) for key in DIVISION_KEYS if key in dist
+    }
+    return {f"dist.{key}" for key in DIVISION_KEYS if key not in recorded}
 
 
-def combined(runs: Sequence[Run]) -> list[Run]:
-    """Return runs in their order, the parts of one source as one run in the place of the first."""
-    return [_joined(group) if _is_part(group[0]) else group[0] for group in _grouped(runs)]
+def join_parts(runs: Sequence[Run]) -> list[Run]:
+    """Join the parts of each source to one run, in the place of the first; keep other runs."""
+    return [_join(group) if _is_part(group[0]) else group[0] for group in _group_parts(runs)]
 
 
-def _grouped(runs: Sequence[Run]) -> list[list[Run]]:
-    """Return runs in their order, the parts of one source together, and each other run alone."""
+def find_missing_parts(runs: Sequence[Run]) -> list[MissingParts]:
+    """Find the divided sources that lack parts in some format."""
+    divided = [_missing_parts(group) for group in _group_parts(runs) if _is_part(group[0])]
+    return [source for source in divided if source.missing]
+
+
+def _missing_parts(group: Sequence[Run]) -> MissingParts:
+    record, parts = group[0].record or {}, _division(group[0]).parts
+    missing = sorted(set(range(parts)) - {_division(run).part for run in group})
+    overrides = without_part_overrides(record["overrides"])
+    return MissingParts(record["dist"], overrides, parts, tuple(missing))
+
+
+def missing_part_advice(runs: Sequence[Run]) -> dict[str, str]:
+    """Map each divided source that lacks parts to the advice about it."""
+    return {source.source: source.advice for source in find_missing_parts(runs)}
+
+
+def _group_parts(runs: Sequence[Run]) -> list[list[Run]]:
+    """Group the parts of one source; every other run stands alone. The order of runs is kept."""
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        groups.setdefault(_question(run) if _is_part(run) else run.directory, []).append(run)
+        groups.setdefault(_config_key(run) if _is_part(run) else run.directory, []).append(run)
     return [*groups.values()]
 
 
-def gaps(runs: Sequence[Run]) -> list[Gap]:
-    """Return where parts are lacking of a divided source in some format."""
-    divided = [group for group in _grouped(runs) if _is_part(group[0])]
-    return [gap for parts in divided if (gap := _gap(parts)).lacks]
-
-
-def _gap(found: Sequence[Run]) -> Gap:
-    one, parts = found[0].record or {}, _division(found[0]).parts
-    lacks = set(range(parts)) - {_division(run).part for run in found}
-    return Gap(one["dist"], undivided(one["overrides"]), parts, tuple(sorted(lacks)))
-
-
-def missing(runs: Sequence[Run]) -> dict[str, str]:
-    """Return the divided sources that lack parts, and what to do about each."""
-    return {each.source: each.reason for each in gaps(runs)}
-
-
 def _division(run: Run) -> Division:
-    return (run.record and division(run.record["config"].get("dist"))) or WHOLE
+    return (run.record and read_division(run.record["config"].get("dist"))) or WHOLE
 
 
 def _is_part(run: Run) -> bool:
     return _division(run).parts > 1
 
 
-def _question(run: Run) -> str:
-    one = run.record or {}
-    return claim(run.directory, one["dist"], one["config"]).question
+def _config_key(run: Run) -> str:
+    record = run.record or {}
+    return identify_run(run.directory, record["dist"], record["config"]).config_key
 
 
-def _joined(parts: Sequence[Run]) -> Run:
-    """Return the run of a whole source, its tensors in the order of the source."""
-    records = [run.record for run in parts if run.record]
-    places = {name: place for one in records for name, place in _places(one).items()}
+def _join(group: Sequence[Run]) -> Run:
+    """Join the parts of a source to one run, its tensors in the order of the source."""
+    records = [run.record for run in group if run.record]
+    places = {name: place for record in records for name, place in _places(record).items()}
 
     def merged(key: str) -> dict[str, Any]:
-        every = (item for one in records for item in one.get(key, {}).items())
-        return dict(sorted(every, key=lambda item: places.get(item[0], math.inf)))
+        items = (item for record in records for item in record.get(key, {}).items())
+        return dict(sorted(items, key=lambda item: places.get(item[0], math.inf)))
 
     keys = ("tensors", "identities", "directories", "failed", "unmeasured")
     whole = records[0] | {key: merged(key) for key in keys}
-    whole["config"] = without_part(whole["config"])
-    whole["spec"] = next((one["spec"] for one in records if one["spec"]), None)
+    whole["config"] = whole_config(whole["config"])
+    whole["spec"] = next((record["spec"] for record in records if record["spec"]), None)
     skipped = merged("skipped")
-    whole["skipped"] = {name: skipped[name] for name in [*_left_out_of_all(records), *skipped]}
-    return parts[0]._replace(record=whole)
+    whole["skipped"] = {name: skipped[name] for name in [*_skipped_by_all(records), *skipped]}
+    return group[0]._replace(record=whole)
 
 
-def _places(one: Record) -> dict[str, int]:
-    """Return where the tensors of a part stand in the source, also those without figures."""
-    without = one.get("unmeasured", {})
-    return one["places"] | {name: each["place"] for name, each in without.items()}
+def _places(record: Record) -> dict[str, int]:
+    """Map the tensors of a part to their places in the source, also those without figures."""
+    unmeasured = record.get("unmeasured", {})
+    return record["places"] | {name: tensor["place"] for name, tensor in unmeasured.items()}
 
 
-def _left_out_of_all(records: Sequence[Record]) -> list[str]:
-    """Return the tensors that every part leaves out, as no format changes that they are."""
-    every = [one["skipped"] for one in records if one["spec"]]  # the others failed before
-    return [name for name in every[0] if all(name in each for each in every)] if every else []
+def _skipped_by_all(records: Sequence[Record]) -> list[str]:
+    """List the tensors that every part leaves out: these are left out in any format."""
+    skipped = [record["skipped"] for record in records if record["spec"]]  # others failed earlier
+    if not skipped:
+        return []
+    return [name for name in skipped[0] if all(name in names for names in skipped)]

@@ -67,7 +67,7 @@ def _read_run(path: Path, directory: Path) -> Run:
 def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[str]]:
     """Make the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
     parts.require_consistent(runs, directory)
-    records = [run.record for run in parts.combined(runs) if run.record]
+    records = [run.record for run in parts.join_parts(runs) if run.record]
     axes = swept_axes(records)
     table = tidy(records, axes)
     levels = varied_levels(table, axes)
@@ -86,7 +86,7 @@ def tables(table: pd.DataFrame, levels: list[str], missed: Sequence[str]) -> dic
 
 def run_directories(runs: Sequence[Run], directory: Path) -> list[Path]:
     """List the run directory of each row of the table."""
-    records = [run.record for run in parts.combined(runs) if run.record]
+    records = [run.record for run in parts.join_parts(runs) if run.record]
     return [directory / name for content in records for name in content["directories"].values()]
 
 
@@ -103,7 +103,7 @@ def swept_axes(records: list[Record]) -> list[str]:
     """List the overridden keys, beyond `FACTORS`, whose values differ between the records."""
     keys = {key for content in records for key in _overrides(content)}
     keys = {key for key in keys - {*FACTORS} - FORMAT_SETTINGS if record.has_effect(key)}
-    keys -= parts.no_settings(records)
+    keys -= parts.unrecorded_part_keys(records)
     return sorted(key for key in keys if len({as_text(_setting(r, key)) for r in records}) > 1)
 
 

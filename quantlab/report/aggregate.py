@@ -28,7 +28,7 @@ class Aggregate(NamedTuple):
     findings: Findings
     files: list[Path]
     failed: list[list[str]]
-    gaps: Sequence[parts.Gap]
+    gaps: Sequence[parts.MissingParts]
 
 
 def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
@@ -58,7 +58,7 @@ def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
     _remove_stale_plots(directory, artefacts)
     failed = [run.record["overrides"] for run in runs if run.record and run.error]
     files = [directory / name for name in artefacts]
-    return Aggregate(findings, files, failed, parts.gaps(runs))
+    return Aggregate(findings, files, failed, parts.find_missing_parts(runs))
 
 
 def _findings(
@@ -70,7 +70,7 @@ def _findings(
     provenance: Mapping[str, str],
 ) -> Findings:
     directories = run_directories(runs, directory)
-    records = [run.record for run in parts.combined(runs) if run.record]
+    records = [run.record for run in parts.join_parts(runs) if run.record]
     failures = {_run_label(run): run.error for run in runs if run.error}
     return Findings(
         rows=rows,
@@ -79,7 +79,7 @@ def _findings(
         bar=bar,
         details=_entries(choose_details(rows, levels), rows, directories),
         histogram=_entries(choose_histogram(rows), rows, directories) if rows else [],
-        failures=failures | parts.missing(runs),
+        failures=failures | parts.missing_part_advice(runs),
         skipped={name: why for one in records for name, why in one["skipped"].items()},
         unmeasured=list(dict.fromkeys(name for one in records for name in one["failed"])),
         provenance=provenance,

@@ -8,7 +8,7 @@ from omegaconf import DictConfig
 
 from quantlab.errors import report_user_errors
 from quantlab.records import record
-from quantlab.records.division import division
+from quantlab.records.parts import read_division
 from quantlab.report.settings import report_settings
 from quantlab.sweep.job import make_directory, require_valid
 
@@ -32,7 +32,7 @@ class Single(Callback):
         directory = Path(config.hydra.runtime.output_dir)
         if one["tensors"]:
             print(run_summary(one, bar, t))
-        part = division(one["config"].get("dist"))
+        part = read_division(one["config"].get("dist"))
         if part and part.parts > 1:
             print(t("run_of_part", **part._asdict(), n=len(one["tensors"])))
         if one["tensors"] or not one["error"]:  # a part of a source may be empty

@@ -29,8 +29,8 @@ from quantlab.formats.format import Codec, Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
-from quantlab.records.division import WHOLE, division, undivided, without_part
 from quantlab.records.older import DEFAULTS, current_name, with_current_names
+from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
 from quantlab.report.settings import report_settings
 from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
@@ -148,8 +148,8 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     """
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
     config = cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
-    if division(config.get("dist")) == WHOLE:
-        config = without_part(config)
+    if read_division(config.get("dist")) == WHOLE:
+        config = whole_config(config)
     return config | {key: _used(config[key]) for key in ("block", "range") if key in config}
 
 
@@ -183,8 +183,8 @@ def run_name(*, _root_: DictConfig) -> str:
     """
     choices, overrides = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
     asked, part = sorted(each for each in overrides if record.has_effect(each)), ""
-    if divided := division(_root_.get("dist")):
-        asked = [*undivided(asked)]
+    if divided := read_division(_root_.get("dist")):
+        asked = [*without_part_overrides(asked)]
         part = divided.suffix
     width = "" if _root_.n_bits is None else f"-{_root_.n_bits}bit"
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}{width}")

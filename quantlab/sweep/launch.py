@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import shlex
 import sys
 from collections import Counter
@@ -10,6 +11,7 @@ from contextlib import contextmanager, nullcontext, redirect_stderr
 from pathlib import Path
 from typing import cast
 
+from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf
@@ -18,7 +20,7 @@ from tqdm import tqdm
 from quantlab import interrupt
 from quantlab.errors import INTERRUPTED, error_sentence
 from quantlab.records import disk, record
-from quantlab.records.division import undivided
+from quantlab.records.parts import without_part_overrides
 from quantlab.report.bar import Bar
 from quantlab.report.settings import report_settings
 from quantlab.report.texts import Texts
@@ -26,9 +28,9 @@ from quantlab.sweep import resume
 from quantlab.sweep.divisions import require_apart
 from quantlab.sweep.grid import Job, grid
 from quantlab.sweep.job import make_directory, program
-from quantlab.sweep.lock import exclusive
 from quantlab.sweep.progress import Progress
 
+LOCK_NAME = ".lock"
 BATCH = 1000  # runs launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
 
 
@@ -49,12 +51,30 @@ def sweep(
     jobs = grid(products, config, loader)
     require_apart(jobs, directory, config, loader)
     make_directory(directory)
-    with exclusive(directory):
+    with lock_directory(directory):
         disk.clear(directory)
         disk.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         pending = _pending_jobs(jobs, directory, config, loader)
         stopped = _launch(pending, directory, launcher)
         _finish(jobs, directory, stopped, *report_settings(config))
+
+
+@contextmanager
+def lock_directory(directory: Path) -> Iterator[None]:
+    """Hold a sweep's directory against a second sweep; raises ValueError, naming who holds it.
+
+    The system gives the lock back when the process that holds it ends, however it ends.
+    """
+    path = directory / LOCK_NAME
+    try:
+        with FileLock(path, timeout=0):
+            path.write_text(f"process {os.getpid()} on {platform.node()}")
+            yield
+    except Timeout:
+        raise ValueError(
+            f"{directory} is in use by another sweep, {path.read_text()}: wait for it to end, or "
+            "sweep into another directory with hydra.sweep.dir=..."
+        ) from None
 
 
 def _pending_jobs(
@@ -124,7 +144,7 @@ def _finish(
         print(f"\n{sweep_summary(done.findings, done.files, t)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
-        wholes = {undivided(each) for each in asked}
+        wholes = {without_part_overrides(each) for each in asked}
         gaps = [each for each in done.gaps if each.overrides in wholes]
     except ValueError as error:  # resuming would end here too
         if not stopped:
@@ -142,7 +162,7 @@ def _finish(
     if gaps:
         gap, others = gaps[0], len(gaps) - 1
         command = _resume_command(directory, gap.override)
-        why = f"{gap.source}: {gap.fault}{f', and {others} more' if others else ''}"
+        why = f"{gap.source}: {gap.problem}{f', and {others} more' if others else ''}"
         print(f"quantlab: {why}; to finish the sweep, run: {command}", file=sys.stderr)
         raise SystemExit(1)
 

@@ -1,12 +1,25 @@
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from quantlab.experiment import Experiment
 from quantlab.formats.format import PLAIN, Format
 from quantlab.formats.uniform import Symmetric
-from quantlab.records import parts
+from quantlab.records.parts import (
+    WHOLE,
+    Division,
+    MissingParts,
+    find_missing_parts,
+    identify_run,
+    is_part_override,
+    join_parts,
+    read_division,
+    require_disjoint,
+    whole_config,
+    without_part_overrides,
+)
 from quantlab.records.record import Outcome
 from quantlab.records.table import collect
 from quantlab.sources.lab import Hidden
@@ -68,7 +81,7 @@ def test_lacking_parts_are_a_failure_that_says_what_to_do(tmp_path):
     keep_part(tmp_path / "b", 0, 4, outcome([4]), seed=4)
     keep_part(tmp_path / "c", 1, 4, outcome([3]), seed=4)
     done = aggregate(tmp_path)
-    assert [(each.parts, each.lacks) for each in done.gaps] == [(4, (0, 2, 3)), (4, (2, 3))]
+    assert [(each.parts, each.missing) for each in done.gaps] == [(4, (0, 2, 3)), (4, (2, 3))]
     why = "without a record: repeat its sweep in this directory with dist.part=range(4)"
     failures = {
         "hidden seed=8 in 4 parts": f"parts 0, 2, 3 {why}",
@@ -82,11 +95,11 @@ def test_lacking_parts_are_a_failure_that_says_what_to_do(tmp_path):
 
 
 def test_parts_that_follow_each_other_are_named_as_a_span():
-    lacks = (0, 1, 2, 3, 5, 7, 8, 10, 11, 12)
-    gap = parts.Gap("hidden", ("dist=hidden", "n_bits=4"), 13, lacks)
+    missing = (0, 1, 2, 3, 5, 7, 8, 10, 11, 12)
+    gap = MissingParts("hidden", ("dist=hidden", "n_bits=4"), 13, missing)
     assert gap.source == "hidden n_bits=4 in 13 parts"
-    assert gap.fault == "parts 0 to 3, 5, 7, 8, 10 to 12 without a record"
-    assert gap._replace(lacks=(2,)).fault == "part 2 without a record"
+    assert gap.problem == "parts 0 to 3, 5, 7, 8, 10 to 12 without a record"
+    assert gap._replace(missing=(2,)).problem == "part 2 without a record"
 
 
 def test_parts_of_a_file_that_has_changed_since_are_refused(tmp_path):
@@ -134,5 +147,46 @@ def test_a_part_of_a_source_of_its_own_kind_is_a_level(tmp_path):
 def test_runs_that_are_no_parts_are_left_as_they_are(tmp_path):
     keep_part(tmp_path / "a", 0, 1, outcome([0]))
     runs = collect(tmp_path)
-    assert parts.combined(runs) == runs
-    assert parts.gaps(runs) == []
+    assert join_parts(runs) == runs
+    assert find_missing_parts(runs) == []
+
+
+def config(part=0, parts=1, **others):
+    return {"dist": {"path": "w.npy", "part": part, "parts": parts}, "n_bits": 8, **others}
+
+
+@pytest.mark.parametrize("dist", [None, "w.npy", {}, {"part": 1}, {"part": 0, "parts": "2"}])
+def test_what_cannot_be_divided_has_no_division(dist):
+    assert read_division(dist) is None
+
+
+def test_a_division_is_in_the_config_of_a_source_and_in_the_name_of_its_runs():
+    assert read_division(config(1, 4)["dist"]) == Division(1, 4)
+    assert read_division(config(None, 1)["dist"]) == WHOLE
+    assert whole_config(config(1, 4)) == {"dist": {"path": "w.npy"}, "n_bits": 8}
+    assert [Division(1, 4).suffix, Division(0, 1).suffix] == ["-part-1-of-4", ""]
+    asked = ["threads=2", "n_bits=4", "dist.part=1", "+dist.parts=4", "dist=file/npy"]
+    assert without_part_overrides(asked) == ("dist=file/npy", "n_bits=4")
+    typed = ["dist.part=1", "+dist.parts=4", "dist.path=parts", "dist.party=1", "part=1"]
+    assert [is_part_override(each) for each in typed] == [True, True, False, False, False]
+
+
+def test_parts_share_a_question_unless_a_setting_that_changes_figures_differs():
+    def question(**others):
+        return identify_run("run", "file/npy", config(**others)).config_key
+
+    assert question(part=1, parts=4) == question(part=2, parts=4, threads=1) == question()
+    assert question() != question(seed=1)
+    assert question() != identify_run("run", "file/npz", config()).config_key
+
+
+def test_only_parts_that_overlap_clash():
+    def require(*configs):
+        identities = [identify_run(str(n), "file/npy", each) for n, each in enumerate(configs)]
+        require_disjoint(identities, Path("s"))
+
+    require(config(0, 2), config(1, 2), config(0, 3, seed=1), config(0, 1, seed=2))
+    require(config(), config())  # two answers of the whole: the table says so better
+    for one, two in (((0, 2), (0, 3)), ((0, 2), (0, 1)), ((0, 1), (1, 2)), ((1, 2), (1, 2))):
+        with pytest.raises(ValueError, match=r"^s/0 \(.*\) and s/1 \(.*\) would measure the same"):
+            require(config(*one), config(*two))

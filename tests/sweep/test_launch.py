@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from quantlab.records import record
-from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, run, start
+from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, run, start, wait_for_records
 
 
 def test_a_sweep_killed_ten_times_ends_as_one_left_alone(undisturbed, tmp_path):
@@ -111,3 +111,16 @@ def test_the_command_that_goes_on_is_the_one_typed(tmp_path):
     assert done.stderr.endswith(f"python {RUN[1]} -m {' '.join([*sweep, *flags])}\n")
     manifest = json.loads((tmp_path / "s" / "manifest.json").read_text())
     assert manifest["command"].startswith(f"python run.py -m {' '.join(flags)} dist=file/npy")
+
+
+def test_the_second_sweep_into_a_directory_is_informed_who_holds_it(tmp_path):
+    first = start(*SWEEP, f"hydra.sweep.dir={tmp_path}")
+    wait_for_records(tmp_path)
+    os.killpg(first.pid, signal.SIGSTOP)  # it shall not end before the second begins
+    second = run(*SWEEP, f"hydra.sweep.dir={tmp_path}")
+    assert second.returncode == 1
+    assert f"is in use by another sweep, process {first.pid} on" in second.stderr
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    third = run(*SWEEP, f"hydra.sweep.dir={tmp_path}")  # the lock of the dead holds nobody up
+    assert third.returncode == 0, third.stderr

@@ -89,15 +89,7 @@ def measure(
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
     trip = _run(tensor, codec, surveyed, engine, options, columns, threads, advance)
     surveyed, evidence = trip.surveyed, trip.evidence()
-    measured, reasons = metrics.figures(evidence, extra_metrics)
-    if columns:
-        measured["out_sqnr_db"] = metrics.out_sqnr_db(evidence.powers)
-        if measured["out_sqnr_db"] is None:
-            reasons["out_sqnr_db"] = "there is no noise, or no signal"
-    if landmark is not None:
-        measured["landmark_rel_err"] = codec.relative_error(np.float32(landmark))
-        if measured["landmark_rel_err"] is None:
-            reasons["landmark_rel_err"] = codec.why_no_step
+    measured, reasons = _compute_figures(trip, evidence, landmark, extra_metrics)
     params, unknown = codec.params_json()
     certified = isinstance(form, Format) and form.plain and isinstance(codec, SingleScale)
     if not certified:
@@ -122,6 +114,38 @@ def measure(
         "storage": metrics.storage_figures(codec.bits_per_value, measured["sqnr_db"], scales),
         "error_budget": metrics.error_budget(evidence.sums, evidence.clipped),
     }
+
+
+def _compute_figures(
+    trip: "_RoundTrip",
+    evidence: Evidence,
+    landmark: float | None,
+    extra_metrics: Mapping[str, Metric] | None,
+) -> tuple[dict[str, float | None], dict[str, str]]:
+    """Return every figure under its name, and for each null the reason why."""
+    measured, reasons = metrics.figures(evidence, extra_metrics)
+    further: dict[str, tuple[float | None, str]] = {}
+    if evidence.powers:
+        decibels = metrics.out_sqnr_db(evidence.powers)
+        further["out_sqnr_db"] = decibels, "there is no noise, or no signal"
+    if landmark is not None:
+        relative = trip.codec.relative_error(np.float32(landmark))
+        further["landmark_rel_err"] = relative, trip.codec.why_no_step
+    for key, (value, reason) in further.items():
+        measured[key] = value
+        reasons |= {key: reason} if value is None else {}
+    if trip.surveyed.underflowed and not trip.surveyed.absmax:
+        # As float32 the tensor is all zeros, and its round trip would look perfect.
+        reasons.pop("zeroed", None)
+        reasons["sqnr_db"] = "every value that is not 0 is too small for float32"
+        measured |= {"zeroed": 1.0, "max_err": _stored_absmax(trip.tensor)}
+    return measured, reasons
+
+
+def _stored_absmax(tensor: Tensor) -> float:
+    """Return the largest magnitude of a tensor as it is stored."""
+    starts = range(0, tensor.size, CHUNK)
+    return max(float(np.abs(tensor.stored(at, at + CHUNK)).max()) for at in starts)
 
 
 def _sample_stride(size: int) -> int:

@@ -255,3 +255,16 @@ def test_an_entry_says_what_it_is_about():
         "scale": 1.0, "zero_point": 0, "scale_replaced": False, "zero_point_clipped": False,
         "qmin": -8, "qmax": 7,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [10, 3 * CHUNK])
+def test_a_tensor_that_is_lost_as_float32_does_not_look_perfect(size):
+    x = np.zeros(size)
+    x[3:6] = [1e-60, -3e-60, 2e-60]
+    result = measure(x, Symmetric(8))
+    assert result["underflowed"] == 3
+    assert result["measured"]["max_err"] == 3e-60
+    assert result["measured"]["zeroed"] == 1
+    assert result["measured"]["sqnr_db"] is None
+    assert result["reasons"]["sqnr_db"] == "every value that is not 0 is too small for float32"
+    assert measure(x * 0, Symmetric(8))["measured"]["max_err"] == 0

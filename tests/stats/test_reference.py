@@ -28,15 +28,19 @@ from quantlab.stats.survey import new_maxima
 RNG = np.random.default_rng(0)
 
 
-def sums(x, x_hat, rel_threshold, clipped=None):
-    """Return the sums of a round trip, as NumPy adds them."""
+def sums(x, x_hat, rel_threshold, clipped=None, step=None):
+    """Return the sums of a round trip, as NumPy adds them block by block."""
     engine, options = NumpyEngine(), new_options(x.size, rel_threshold)
-    found = engine.gather(0, x, Quantized(None, x_hat, clipped), options, engine.new_table(None))
+    parts, moments, step = [], [], step or x.size
+    for start in range(0, x.size, step):
+        block = slice(start, start + step)
+        mask = None if clipped is None else clipped[block]
+        own = options._replace(maxima=options.maxima[:0], errors=options.errors[block])
+        quantized, table = Quantized(None, x_hat[block], mask), engine.new_table(None)
+        parts.append(engine.gather(0, x[block], quantized, own, table))
+        moments.append(engine.survey(x[block], step, np.empty(1, np.float32))[2])
     assert np.array_equal(options.errors, np.abs(x_hat - x))
-    assert options.maxima.max() == x_hat.max()
-    return combine_sums(
-        [found], combine_moments(x.size, [engine.survey(x, x.size, x[:1].copy())[2]])
-    )
+    return combine_sums(parts, combine_moments(x.size, moments))
 
 
 def new_options(size, rel_threshold):

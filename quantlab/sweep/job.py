@@ -56,7 +56,7 @@ def _format(cfg: DictConfig) -> Format | Codec:
     choices = {key: _plain(cfg[key]) for key in ("mode", "block", "range") if key in cfg}
     choices["mode"]["n_bits"] = cfg.n_bits
     files = [choices["mode"][key] for key in ("path", "imatrix") if choices["mode"].get(key)]
-    states = [file_state(each) for each in files if Path(each).is_file()]
+    states = [file_state(each) for each in files if Path(each).expanduser().is_file()]
     return _composed(json.dumps(choices), tuple(states))
 
 

@@ -1,6 +1,6 @@
 """The files of a plan in the directory of its sweep, and whether they are still as written.
 
-plan.json holds what was asked, the sums, the tensors, and the sha256 of the other files.
+plan.json holds the options of the command, the sums, the tensors, and the sha256 of the others.
 """
 
 import hashlib
@@ -42,11 +42,11 @@ def assignment_row(assignment: Assignment) -> dict[str, Any]:
 
 
 def plan_json(
-    plan: Plan, asked: Mapping[str, Any], results_sha256: str, files: Mapping[str, bytes]
+    plan: Plan, typed: Mapping[str, Any], results_sha256: str, files: Mapping[str, bytes]
 ) -> bytes:
     """Return plan.json.
 
-    `asked` are the options of the command, `results_sha256` is that of the results.json which the
+    `typed` are the options of the command, `results_sha256` is that of the results.json which the
     plan was made from, `files` are those written beside it.
     """
     best = plan.best_uniform
@@ -55,7 +55,7 @@ def plan_json(
         {
             "schema": SCHEMA,
             "results_sha256": results_sha256,
-            "asked": dict(asked),
+            "asked": dict(typed),
             "bits_per_value": plan.bits_per_value,
             "n_bytes": -(-plan.bits // 8),
             "noise": plan.noise,

@@ -45,7 +45,7 @@ class Plan:
         ]
 
     @cached_property
-    def left_out(self) -> list[Assignment]:
+    def unmeasured(self) -> list[Assignment]:
         """Assignments of the tensors that were not measured, which stay as they are stored."""
         measured = {part.tensor.key for option in self.chosen for part in option.assignments}
         return [
@@ -73,15 +73,15 @@ class Plan:
         return math.fsum(assignment.noise for assignment in self.assignments)
 
     @cached_property
-    def left_out_bits(self) -> int:
+    def unmeasured_bits(self) -> int:
         """Size of the tensors that were not measured."""
-        return sum(assignment.bits for assignment in self.left_out)
+        return sum(assignment.bits for assignment in self.unmeasured)
 
     @cached_property
     def front(self) -> list[FrontPoint]:
         """Mixtures of the relaxed problem, in bits of the whole checkpoint."""
         return [
-            FrontPoint(point.bits + self.left_out_bits, point.noise)
+            FrontPoint(point.bits + self.unmeasured_bits, point.noise)
             for point in relaxed_front(self.problem.slots)
         ]
 
@@ -117,7 +117,7 @@ class Plan:
             for by_spec in self._options_by_spec
         ]
         parts = [part for option in options for part in option.assignments]
-        return Option.of([*self.left_out, *parts], spec)
+        return Option.of([*self.unmeasured, *parts], spec)
 
     @cached_property
     def _options_by_spec(self) -> list[dict[FormatSpec | None, Option]]:
@@ -139,7 +139,7 @@ class Plan:
         return next((option for option in self.uniform if self.meets_bar(option)), None)
 
     def meets_bar(self, option: Option) -> bool:
-        """Whether all tensors of an option meet the bar, see `meets_bar`."""
+        """Return True if all tensors of an option meet the bar of the plan."""
         return self.bar is not None and meets_bar(option.assignments, self.bar)
 
     @property
@@ -153,7 +153,7 @@ class Plan:
 
 
 def meets_bar(assignments: Sequence[Assignment], bar: Bar) -> bool:
-    """Whether tensors meet a bar in their formats; one that stays as it is stored does."""
+    """Return True if all tensors meet a bar; one that stays as it is stored does."""
     return all(part.row is None or not bar.missed(part.row) for part in assignments)
 
 
@@ -179,7 +179,7 @@ def plan_within_budget(
     # By name, so that the order of the checkpoint does not decide between equal choices.
     order = sorted(range(len(problem.slots)), key=lambda slot: slot_name(problem.slots[slot]))
     slots = [problem.slots[slot] for slot in order]
-    chosen = dict(zip(order, least_noise(slots, budget - smallest.left_out_bits), strict=True))
+    chosen = dict(zip(order, least_noise(slots, budget - smallest.unmeasured_bits), strict=True))
     return Plan(problem, [chosen[slot] for slot in range(len(order))], budget)
 
 

@@ -1,4 +1,4 @@
-"""What may be chosen: for each tensor the formats that were tried, with their size and noise.
+"""Tensors, formats and options: what a plan chooses among, with size and noise.
 
 The noise of a tensor in a format is its weighted relative squared error, alpha * 10^(-SQNR/10). A
 slot is a sequence of options for one tensor, or for several that take one format together; a plan
@@ -44,7 +44,7 @@ class Original:
 
     @property
     def is_float(self) -> bool:
-        """Whether the values are floating-point numbers."""
+        """True if the values are floating-point numbers."""
         return "float" in self.dtype
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from quantlab.plans.files import PLAN_JSON, assignment_row, plan_json, recipe_bytes, write_files
 from quantlab.plans.mixture import Plan, make_plan
 from quantlab.plans.problem import format_names
-from quantlab.plans.request import FIGURES, Request, check_keep, parse_keep
+from quantlab.plans.request import FIGURES, Request, parse_keep
 from quantlab.plans.sentences import plan_summary
 from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar
@@ -17,7 +17,7 @@ from quantlab.report.settings import verdict_settings
 from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
 
-ASKED = ("bits", "size", "bar", "recipe", "by", "weights", "keep", "same")
+OPTIONS = ("bits", "size", "bar", "recipe", "by", "weights", "keep", "same")
 COUNTS = ("n_elements", "n_bytes", "n_bits", "block_size")
 NUMBERS = ("bits_per_value", "sqnr_db", "noise")
 
@@ -75,18 +75,12 @@ def plan(
     """
     sweep = read_aggregate(Path(directory))
     sweep_bar, _ = verdict_settings(sweep.directory, [])
-    request = Request.parse(
-        bits=bits,
-        size=size,
-        bar=Bar.of(bar) if isinstance(bar, Mapping) else sweep_bar if bar else None,
-        recipe=recipe,
-        by=by,
-        weights=weights,
-        keep=check_keep(keep),
-        same=same,
-        names=tensor_names(sweep),
-    )
-    return plan_table(make_plan(sweep, request))
+    criteria = Bar.of(bar) if isinstance(bar, Mapping) else sweep_bar if bar else None
+    options = {
+        "bits": bits, "size": size, "bar": criteria, "recipe": recipe, "by": by,
+        "weights": weights, "keep": keep, "same": same,
+    }  # fmt: skip
+    return plan_table(make_plan(sweep, Request.parse(options, tensor_names(sweep))))
 
 
 def plan_table(plan: Plan) -> pd.DataFrame:
@@ -116,20 +110,16 @@ def run_command(
     sweep = read_aggregate(directory)
     bar, texts = verdict_settings(directory, settings)
     formats = format_names(sweep)
-    asked = {name: options[name] for name in ASKED}
-    request = Request.parse(
-        **asked
-        | {
-            "bar": bar if options["bar"] else None,
-            "keep": [parse_keep(text, formats) for text in options["keep"]],
-        },
-        names=tensor_names(sweep),
-        dashes="--",
-    )
+    typed = {name: options[name] for name in OPTIONS}
+    parsed = typed | {
+        "bar": bar if typed["bar"] else None,
+        "keep": [parse_keep(text, formats) for text in typed["keep"]],
+    }
+    request = Request.parse(parsed, tensor_names(sweep), dashes="--")
     plan = make_plan(sweep, request)
-    notes = {name: value for name, value in asked.items() if value}
-    notes |= {"weights": str(options["weights"])} if options["weights"] else {}
-    notes |= {"bar": bar.criteria} if options["bar"] else {}
+    notes = {name: value for name, value in typed.items() if value}
+    notes |= {"weights": str(typed["weights"])} if typed["weights"] else {}
+    notes |= {"bar": bar.criteria} if typed["bar"] else {}
     files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts)
     yield plan_summary(plan, texts)
     write_files(directory, files)
@@ -139,7 +129,7 @@ def run_command(
 
 
 def plan_artefacts(
-    plan: Plan, sweep: Aggregated, asked: Mapping[str, Any], command: str, texts: Texts
+    plan: Plan, sweep: Aggregated, typed: Mapping[str, Any], command: str, texts: Texts
 ) -> dict[str, bytes]:
     """Return the files of a plan by their names, with the recipe of its runtime."""
     from quantlab.plans.page import render_page  # matplotlib, which quantlab.plan does without
@@ -150,7 +140,7 @@ def plan_artefacts(
         "plan.html": render_page(plan, command, sweep.sha256, texts),
         **({runtime.file: recipe_bytes(plan, runtime)} if runtime else {}),
     }
-    return {**files, PLAN_JSON: plan_json(plan, asked, sweep.sha256, files)}
+    return {**files, PLAN_JSON: plan_json(plan, typed, sweep.sha256, files)}
 
 
 def table_csv(table: pd.DataFrame) -> bytes:

@@ -19,7 +19,6 @@ from quantlab.plans.options import (
 )
 from quantlab.plans.request import FIGURES, Request
 from quantlab.plans.runtimes.runtime import Runtime, table_bits
-from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.sources.patterns import matches
 from quantlab.text import first_few, label
@@ -56,41 +55,47 @@ class Problem:
 
 def build_problem(sweep: Aggregated, request: Request) -> Problem:
     """List the options of each tensor; raises ValueError if the request cannot be met."""
-    tensors, tried = read_originals(sweep), _measured_formats(sweep)
-    measured = [tensor for tensor in tensors if tensor.key in tried]
-    request.check_patterns([tensor.name for tensor in measured])
-    drafts = [_draft(tensor, tried[tensor.key]) for tensor in measured]
-    _require_two_formats(sweep, tensors, drafts)
-    refused = _refused_formats(drafts, request.runtime)
-    usable = [_usable(assignments, request) for assignments in drafts]
-    _require_runtime_formats(request.runtime, drafts, usable)
-    _require_figure(sweep, request, usable)
+    tensors, runtime = read_originals(sweep), request.runtime
+    drafts = _draft_assignments(sweep, tensors)
+    request.check_patterns([assignments[0].tensor.name for assignments in drafts])
+    specs = dict.fromkeys(draft.spec for assignments in drafts for draft in assignments)
+    if len(specs) < 2:
+        raise ValueError(_one_format_message(sweep, tensors, drafts))
+    supported = {
+        draft.spec
+        for assignments in drafts
+        for draft in assignments
+        if runtime is None or runtime.config(draft) is not None
+    }
+    refused = [spec.name for spec in specs if spec and spec not in supported]
+    usable = [_usable_assignments(assignments, request) for assignments in drafts]
+    if runtime and not any(usable):  # its recipe would be empty
+        raise ValueError(_no_recipe_message(runtime, drafts, refused if not supported else ()))
+    has_figure = [_has_figure(assignments, request.by) for assignments in usable]
+    if request.by != FIGURES[0] and not any(has_figure):
+        raise ValueError(
+            f"{sweep.directory} has no {request.by}: sweep with metrics.imatrix=FILE, the "
+            "importance matrix of the checkpoint"
+        )
     slots = [
-        [Option.of([Assignment(tensor, tensor.bits)]), *_options(assignments)]
-        for tensor, assignments in zip(measured, usable, strict=True)
+        [Option.of([Assignment(draft.tensor, draft.tensor.bits)]), *_finite_options(assignments)]
+        for (draft, *_), assignments in zip(drafts, usable, strict=True)
     ]
+    triples = list(zip(slots, usable, has_figure, strict=True))
     return Problem(
         tensors=tensors,
         slots=list(_merge_slots([_keep_format(slot, request, refused) for slot in slots], request)),
         refused=refused,
-        untaken=_untaken_tensors(tensors, request.runtime),
-        stand_ins=[
-            assignments[0].tensor.name
-            for assignments in usable
-            if assignments and not _has_figure(assignments, request.by)
-        ],
-        without_format=[
-            slot_name(slot)
-            for slot, assignments in zip(slots, usable, strict=True)
-            if assignments and len(slot) == 1
-        ],
+        untaken=_untaken_tensors(tensors, runtime),
+        stand_ins=[slot_name(slot) for slot, parts, has_it in triples if parts and not has_it],
+        without_format=[slot_name(slot) for slot, parts, _ in triples if parts and len(slot) == 1],
         failures=sweep.failures,
-        runtime=request.runtime,
+        runtime=runtime,
     )
 
 
-def _measured_formats(sweep: Aggregated) -> Mapping[tuple[str, str], Mapping[FormatSpec, Row]]:
-    """Return the rows of each tensor by their formats, by the tensor's source and name."""
+def _draft_assignments(sweep: Aggregated, tensors: Sequence[Original]) -> list[list[Assignment]]:
+    """Assign each measured tensor the formats it was tried in, without noise."""
     others = [
         level for level in sweep.levels if level not in FACTORS and not is_format_column(level)
     ]
@@ -99,62 +104,44 @@ def _measured_formats(sweep: Aggregated) -> Mapping[tuple[str, str], Mapping[For
             f"{sweep.directory} varies {' and '.join(others)}, which is no part of a format: give "
             f"each {others[0]} a hydra.sweep.dir of its own"
         )
-    tried: dict[tuple[str, str], dict[FormatSpec, Row]] = {}
+    by_key = {tensor.key: tensor for tensor in tensors}
+    drafts: dict[tuple[str, str], dict[FormatSpec, Assignment]] = {key: {} for key in by_key}
     for row in sweep.rows:
-        if row.get("bits_per_value") is not None:
-            tried.setdefault((row["dist"], row["tensor"]), {})[FormatSpec.from_row(row)] = row
-    return tried
+        key = row["dist"], row["tensor"]
+        if key in by_key and row.get("bits_per_value") is not None:
+            spec = FormatSpec.from_row(row)
+            drafts[key][spec] = Assignment(by_key[key], table_bits(row), 0.0, spec, row)
+    return [list(formats.values()) for formats in drafts.values() if formats]
 
 
-def _draft(tensor: Original, rows: Mapping[FormatSpec, Row]) -> list[Assignment]:
-    """Assign a tensor each format that was tried, without noise and of the size in the table."""
-    return [Assignment(tensor, table_bits(row), 0.0, spec, row) for spec, row in rows.items()]
-
-
-def _usable(drafts: Sequence[Assignment], request: Request) -> list[Assignment]:
-    """Compute size and noise of the assignments that the runtime has.
+def _usable_assignments(drafts: Sequence[Assignment], request: Request) -> list[Assignment]:
+    """Compute size and noise of the assignments of one tensor that the runtime has.
 
     The SQNR stands in where no row has the figure that was asked for.
     """
-    runtime = request.runtime
+    runtime, tensor = request.runtime, drafts[0].tensor
     if runtime:
-        takes = not any(runtime.refuse_tensor(draft.tensor) for draft in drafts[:1])
+        is_taken = runtime.refuse_tensor(tensor) is None
         drafts = [
             replace(draft, bits=runtime.stored_bits(draft))
             for draft in drafts
-            if takes and runtime.config(draft) is not None
+            if is_taken and runtime.config(draft) is not None
         ]
     figure = request.by if _has_figure(drafts, request.by) else FIGURES[0]
+    alpha = request.weights.get(tensor.name, 1.0)
     return [
-        replace(
-            draft,
-            noise=request.weights.get(draft.tensor.name, 1.0) * relative_error(draft.row, figure),
-        )
+        replace(draft, noise=alpha * relative_error(draft.row, figure))
         for draft in drafts
         if draft.row
     ]
 
 
 def _has_figure(assignments: Iterable[Assignment], figure: str) -> bool:
-    return any(
-        assignment.row and assignment.row.get(figure) is not None for assignment in assignments
-    )
+    return any(part.row and part.row.get(figure) is not None for part in assignments)
 
 
-def _options(assignments: Iterable[Assignment]) -> Iterator[Option]:
-    """Yield an option for each assignment with a finite noise."""
-    for assignment in assignments:
-        if math.isfinite(assignment.noise):
-            yield Option.of([assignment], assignment.spec)
-
-
-def _refused_formats(drafts: Iterable[Sequence[Assignment]], runtime: Runtime | None) -> list[str]:
-    """Name the formats that the runtime has for no tensor."""
-    supported: dict[FormatSpec | None, bool] = {}
-    for draft in (draft for assignments in drafts for draft in assignments):
-        has_format = runtime is None or runtime.config(draft) is not None
-        supported[draft.spec] = supported.get(draft.spec, False) or has_format
-    return [spec.name for spec, is_supported in supported.items() if spec and not is_supported]
+def _finite_options(assignments: Iterable[Assignment]) -> list[Option]:
+    return [Option.of([part], part.spec) for part in assignments if math.isfinite(part.noise)]
 
 
 def _untaken_tensors(tensors: Iterable[Original], runtime: Runtime | None) -> dict[str, list[str]]:
@@ -167,61 +154,35 @@ def _untaken_tensors(tensors: Iterable[Original], runtime: Runtime | None) -> di
     return groups
 
 
-def _require_two_formats(
+def _one_format_message(
     sweep: Aggregated, tensors: Sequence[Original], drafts: Sequence[Sequence[Assignment]]
-) -> None:
-    """Raise ValueError, with the range of sizes, if fewer than two formats were tried."""
-    specs = {draft.spec for assignments in drafts for draft in assignments}
-    if len(specs) > 1:
-        return
-    name = next((spec.name for spec in specs if spec), "none")
+) -> str:
+    """Name the format, and the range of sizes that there is with it."""
+    name = drafts[0][0].format if drafts else "none"
     n_values = max(sum(tensor.size for tensor in tensors), 1)
     stored = sum(tensor.bits for tensor in tensors)
-    saved = [
-        [0, *(draft.tensor.bits - draft.bits for draft in assignments)] for assignments in drafts
-    ]
-    least, most = ((stored - sum(map(end, saved))) / n_values for end in (max, min))
-    raise ValueError(
-        f"{sweep.directory} has one format, {name}: a plan takes two or "
-        f"more (with this one it has from {least:.4g} to {most:.4g} bits per value)"
+    savings = [max(draft.tensor.bits - draft.bits, 0) for (draft, *_) in drafts]
+    return (
+        f"{sweep.directory} has one format, {name}: a plan takes two or more (with this one it has "
+        f"from {(stored - sum(savings)) / n_values:.4g} to {stored / n_values:.4g} bits per value)"
     )
 
 
-def _require_runtime_formats(
-    runtime: Runtime | None,
-    drafts: Sequence[Sequence[Assignment]],
-    usable: Sequence[Sequence[Assignment]],
-) -> None:
-    """Raise ValueError if no tensor has a format of the runtime: its recipe would be empty."""
-    if runtime is None or any(usable):
-        return
-    if all(runtime.config(draft) is None for assignments in drafts for draft in assignments):
-        names = dict.fromkeys(draft.format for assignments in drafts for draft in assignments)
-        raise ValueError(
-            f"{runtime.name} has none of the formats tried ({'; '.join(names)}): "
+def _no_recipe_message(
+    runtime: Runtime, drafts: Sequence[Sequence[Assignment]], refused: Sequence[str]
+) -> str:
+    """Say that a runtime has none of the formats, else that it takes no tensor in any."""
+    if refused:
+        return (
+            f"{runtime.name} has none of the formats tried ({'; '.join(refused)}): "
             f"sweep {runtime.hint}"
         )
-    tensors = first_few(
-        [f"'{label(assignments[0].tensor.name)}'" for assignments in drafts],
-        MESSAGE_TENSORS,
-        "and {} more".format,
-    )
-    raise ValueError(
+    names = [f"'{label(assignments[0].tensor.name)}'" for assignments in drafts]
+    return (
         f"{runtime.name} quantizes none of the {len(drafts)} tensors measured "
-        f"({', '.join(tensors)}) in a format tried: sweep {runtime.scope}"
+        f"({', '.join(first_few(names, MESSAGE_TENSORS, 'and {} more'.format))}) in a format "
+        f"tried: sweep {runtime.scope}"
     )
-
-
-def _require_figure(
-    sweep: Aggregated, request: Request, usable: Sequence[Sequence[Assignment]]
-) -> None:
-    """Raise ValueError if no tensor has the figure that noise is computed from."""
-    has_figure = any(_has_figure(assignments, request.by) for assignments in usable)
-    if request.by != FIGURES[0] and not has_figure:
-        raise ValueError(
-            f"{sweep.directory} has no {request.by}: sweep with metrics.imatrix=FILE, the "
-            "importance matrix of the checkpoint"
-        )
 
 
 def format_names(sweep: Aggregated) -> set[str]:

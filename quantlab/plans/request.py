@@ -1,4 +1,4 @@
-"""What a person asks of a plan: a budget or a bar, a runtime, weights and demands on tensors."""
+"""The request for a plan: a budget or a bar, a runtime, weights and demands on tensors."""
 
 import csv
 import math
@@ -7,11 +7,12 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from quantlab.plans.runtimes import find_runtime
 from quantlab.plans.runtimes.runtime import Runtime
 from quantlab.report.bar import Bar
-from quantlab.sources.patterns import Patterns, as_list, matches, near_misses
+from quantlab.sources.patterns import as_list, matches, near_misses
 from quantlab.text import format_size, label
 
 FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
@@ -26,7 +27,7 @@ BITS_ROUNDING = Fraction(2.0**-52)
 
 @dataclass(frozen=True)
 class Request:
-    """What a plan is asked for: one of `bits` per value, a `size` in bytes and a `bar`.
+    """One of `bits` per value, a `size` in bytes and a `bar`, and the demands on a plan.
 
     `by` is the figure that noise is computed from, `weights` the alpha of tensors, 1 if not given;
     `runtime` must have each format; `keep` are pairs of a pattern of names and a format, of which
@@ -46,38 +47,28 @@ class Request:
 
     @classmethod
     def parse(
-        cls,
-        *,
-        bits: float | str | None = None,
-        size: str | None = None,
-        bar: Bar | None = None,
-        recipe: str | None = None,
-        by: str = FIGURES[0],
-        weights: Mapping[str, float] | str | Path | None = None,
-        keep: Sequence[tuple[str, str]] = (),
-        same: Patterns = (),
-        names: Collection[str] = (),
-        dashes: str = "",
+        cls, options: Mapping[str, Any], names: Collection[str] = (), dashes: str = ""
     ) -> "Request":
-        """Check the arguments of `plan`; `names` are those of the tensors that were measured.
+        """Check the arguments of `quantlab.plan`; `names` are those of the tensors measured.
 
         Raises ValueError unless exactly one of `bits`, `size` and `bar` is given, and for anything
         that is not what its argument takes.
         """
+        bits, size, bar, by = (options.get(key) for key in ("bits", "size", "bar", "by"))
         if [bits, size, bar].count(None) != 2:
-            options = (f"{dashes}{name}" for name in ("bits", "size", "bar"))
-            raise ValueError("a plan takes one of {}, {} and {}".format(*options))
-        if by not in FIGURES:
+            raise ValueError(f"a plan takes one of {dashes}bits, {dashes}size and {dashes}bar")
+        if by and by not in FIGURES:
             raise ValueError(f"{dashes}by takes {' or '.join(FIGURES)}, got {by!r}")
+        recipe = options.get("recipe")
         return cls(
             bits=None if bits is None else parse_bits(bits, f"{dashes}bits"),
             size=None if size is None else parse_size(size, f"{dashes}size"),
             bar=bar,
-            by=by,
-            weights=_parse_weights(weights, names),
-            runtime=None if recipe is None else find_runtime(recipe, f"{dashes}recipe"),
-            keep=tuple(keep),
-            same=tuple(as_list(same)),
+            by=by or FIGURES[0],
+            weights=parse_weights(options.get("weights") or {}, names),
+            runtime=find_runtime(recipe, f"{dashes}recipe") if recipe else None,
+            keep=_check_keep(options.get("keep") or ()),
+            same=tuple(as_list(options.get("same"))),
             dashes=dashes,
         )
 
@@ -148,49 +139,47 @@ def parse_keep(text: str, formats: Collection[str]) -> tuple[str, str]:
     return next((pair for pair in splits if pair[1].lower() in formats), splits[-1])
 
 
-def check_keep(keep: Mapping[str, str] | None) -> list[tuple[str, str]]:
-    """Return the pairs of a mapping; raises ValueError unless all are text."""
-    if not isinstance(keep or {}, Mapping):
-        raise ValueError(f"keep takes a mapping from patterns to formats, got {keep!r}")
-    pairs = list((keep or {}).items())
+def _check_keep(keep: Any) -> Sequence[tuple[str, str]]:
+    """Return pairs of patterns and formats, from a mapping too; raises ValueError."""
+    pairs = tuple(keep.items()) if isinstance(keep, Mapping) else keep
     for pair in pairs:
-        if not all(isinstance(part, str) for part in pair):
-            raise ValueError(f"keep takes names of tensors and of formats, got {pair!r}")
+        if not isinstance(pair, tuple) or not all(isinstance(part, str) for part in pair):
+            raise ValueError(f"keep takes a mapping from patterns to formats, got {keep!r}")
     return pairs
 
 
-def _parse_weights(
-    weights: Mapping[str, float] | str | Path | None, names: Collection[str]
+def parse_weights(
+    weights: Mapping[str, float] | str | Path, names: Collection[str]
 ) -> Mapping[str, float]:
-    if isinstance(weights, str | Path):
-        return read_weights(Path(weights), names)
-    for name, alpha in (weights or {}).items():
-        _parse_weight([name, str(alpha)], "weights", names)
-    return weights or {}
+    """Return the alpha of each tensor, from a csv file whose first line is ``tensor,alpha`` too.
 
-
-def read_weights(path: Path, names: Collection[str]) -> dict[str, float]:
-    """Return the alpha of each tensor that a csv file lists; others count as 1.
-
-    The first line is ``tensor,alpha``. Raises ValueError, naming the line, if a tensor is none of
-    `names` or is listed twice, or its alpha is no number from 0 up.
+    Raises ValueError, with the line, if a tensor is none of `names` or is listed twice, or its
+    alpha is no number from 0 up.
     """
-    weights: dict[str, float] = {}
+    if isinstance(weights, Mapping):
+        lines = [("weights", [name, str(alpha)]) for name, alpha in weights.items()]
+    else:
+        lines = _read_weight_lines(Path(weights))
+    alphas: dict[str, float] = {}
+    for where, line in lines:
+        name, alpha = _parse_weight(line, where, names)
+        if name in alphas:
+            raise ValueError(f"{where}: '{label(name)}' stands there twice")
+        alphas[name] = alpha
+    return alphas
+
+
+def _read_weight_lines(path: Path) -> list[tuple[str, list[str]]]:
+    """Return the lines of a csv file, each with what to call it."""
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
-            lines = list(csv.reader(file))
+            head, *lines = list(csv.reader(file)) or [[]]
     except (OSError, UnicodeDecodeError, csv.Error) as reason:
         why = getattr(reason, "strerror", None) or reason
         raise ValueError(f"{path} cannot be read: {why}") from None
-    if not lines or [cell.strip() for cell in lines[0]] != WEIGHTS_HEAD:
+    if [cell.strip() for cell in head] != WEIGHTS_HEAD:
         raise ValueError(f"{path} must begin with the line {','.join(WEIGHTS_HEAD)}")
-    for number, line in enumerate(lines[1:], 2):
-        if line:
-            name, alpha = _parse_weight(line, f"{path}, line {number}", names)
-            if name in weights:
-                raise ValueError(f"{path}, line {number}: '{label(name)}' stands there twice")
-            weights[name] = alpha
-    return weights
+    return [(f"{path}, line {number}", line) for number, line in enumerate(lines, 2) if line]
 
 
 def _parse_weight(line: list[str], where: str, names: Collection[str]) -> tuple[str, float]:

@@ -20,8 +20,8 @@ MIN_SHARE = 1e-6  # that is worth a sentence
 
 def plan_answer(plan: Plan, texts: Texts) -> str:
     """Return the plan in one line: of few tensors each with its format."""
-    left_out = {assignment.tensor.key for assignment in plan.left_out}
-    measured = [part for part in plan.assignments if part.tensor.key not in left_out]
+    unmeasured = {assignment.tensor.key for assignment in plan.unmeasured}
+    measured = [part for part in plan.assignments if part.tensor.key not in unmeasured]
     sums = {
         "bits": format_number(plan.bits_per_value, BITS_SPEC),
         "size": format_size(plan.bits / 8),
@@ -37,7 +37,7 @@ def plan_answer(plan: Plan, texts: Texts) -> str:
 
 
 def plan_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
-    """Yield how the plan compares, and what it leaves open."""
+    """Yield sentences that compare the plan, and list the tensors and formats that it leaves."""
     problem = plan.problem
     yield from _bar_sentences(plan, texts) if plan.bar else _noise_sentences(plan, texts)
     if problem.failures:
@@ -46,9 +46,9 @@ def plan_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     unknown = [part for part in plan.assignments if part.tensor.dtype == UNKNOWN]
     if unknown:
         yield texts("plan_unknown", n=len(unknown), names=_tensor_names(unknown, texts))
-    stored = [part for part in plan.left_out if part.bits]
+    stored = [part for part in plan.unmeasured if part.bits]
     if stored:
-        size = format_size(plan.left_out_bits / 8)
+        size = format_size(plan.unmeasured_bits / 8)
         yield texts("plan_left_out", n=len(stored), size=size, names=_tensor_names(stored, texts))
     yield from _runtime_sentences(plan, texts)
     if problem.stand_ins:

@@ -130,7 +130,7 @@ def test_mlx_pays_for_its_biases(tmp_path):
     "asked", [{"bits": 1e300}, {"size": f"{10**30}TB"}, {"size": "9" * 999 + "B"}]
 )
 def test_more_than_enough_is_enough(asked):
-    made = make_plan(sweep(two(), TENSORS), Request.parse(**asked))
+    made = make_plan(sweep(two(), TENSORS), Request.parse(asked))
     assert (made.noise, made.gap, made.bits) == (0, 0, 64_160)
 
 
@@ -214,7 +214,7 @@ def test_arguments_are_taken_as_people_write_them(directory):
         ({"bits": [4]}, "bits takes a number of bits per value above 0, got [4]"),
         ({"bits": True}, "bits takes a number of bits per value above 0, got True"),
         ({"size": 60}, "size takes a number and one of B, kB, MB"),
-        ({"bits": 9, "keep": {"a*": 8}}, "keep takes names of tensors and of formats, got ('a*', "),
+        ({"bits": 9, "keep": {"a*": 8}}, "keep takes a mapping from patterns to formats, got {"),
         ({"bits": 9, "keep": ["a*=nf4"]}, "keep takes a mapping from patterns to formats, got ["),
         ({"bits": 9, "keep": {"a*": "nf5"}}, "keep a*=nf5: 'a.weight' has no such format, only fl"),
         ({"bits": 9, "same": "lstm*"}, "same lstm* matches none of the 2 tensors measured"),

@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from quantlab.plans.request import Request, parse_bits, parse_keep, parse_size, read_weights
+from quantlab.plans.request import parse_bits, parse_keep, parse_size, parse_weights
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ NAMES = ["a.weight", "b,c"]
 def test_what_is_listed_is_read(tmp_path):
     path = tmp_path / "w.csv"
     path.write_text('tensor,alpha\na.weight,2.5\n\n"b,c",0\n')
-    assert read_weights(path, NAMES) == {"a.weight": 2.5, "b,c": 0}
+    assert parse_weights(path, NAMES) == {"a.weight": 2.5, "b,c": 0}
 
 
 @pytest.mark.parametrize(
@@ -65,16 +65,14 @@ def test_a_mistake_is_named_with_its_line(tmp_path, content, said):
     path = tmp_path / "w.csv"
     path.write_bytes(content.encode("latin-1"))
     with pytest.raises(ValueError, match=rf"{path}") as caught:
-        read_weights(path, NAMES)
+        parse_weights(path, NAMES)
     assert said.replace("near", "") in str(caught.value)
 
 
 def test_weights_given_in_python_are_held_to_the_same():
-    assert Request.parse(bits=4, weights={"a.weight": 1.0}, names=NAMES).weights == {
-        "a.weight": 1.0
-    }
+    assert parse_weights({"a.weight": 1.0}, NAMES) == {"a.weight": 1.0}
     with pytest.raises(ValueError, match=r"weights: the alpha of 'a.weight' must be from 0 up"):
-        Request.parse(bits=4, weights={"a.weight": -1.0}, names=NAMES)
+        parse_weights({"a.weight": -1.0}, NAMES)
 
 
 @pytest.mark.parametrize(

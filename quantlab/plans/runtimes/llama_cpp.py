@@ -43,7 +43,7 @@ class LlamaCpp(Runtime):
     scope = "a GGUF file with dist=file/gguf, whose matrices are named *.weight"
 
     def refuse_tensor(self, tensor: Original) -> str | None:
-        """Return why llama-quantize leaves a tensor, as its ``tensor_allows_quantization``."""
+        """Return the reason why llama-quantize does not quantize a tensor, None if it does."""
         if not tensor.is_float:
             return "dtype"
         if len(_significant_axes(tensor)) < MIN_AXES:
@@ -67,7 +67,7 @@ class LlamaCpp(Runtime):
         return "".join(f"{self._line(part)}\n" for part in assignments if self._has(part)).encode()
 
     def _has(self, assignment: Assignment) -> bool:
-        """Whether a tensor has a line."""
+        """Return True if a tensor has a line; raises ValueError if it has no name."""
         tensor = assignment.tensor
         refusal = self.refuse_tensor(tensor)
         if refusal == "name" and tensor.reason is None:

@@ -25,7 +25,7 @@ class Runtime(ABC):
     axes: range | None = range(2, 3)  # numbers of axes of the layers' weights; None for any tensor
 
     def refuse_tensor(self, tensor: Original) -> str | None:
-        """Return why a tensor is not quantized, None if it is.
+        """Return the reason why a tensor is not quantized, None if it is.
 
         The reason is ``dtype``, ``axes``, ``name``, ``layer`` or ``rule``; the texts of a report
         have a sentence ``plan_untaken_...`` for each.
@@ -86,12 +86,12 @@ def table_bits(row: Row) -> int:
 
 
 def is_standard(spec: FormatSpec) -> bool:
-    """Whether a format has its mode's own settings and scales over the whole range."""
+    """Return True if a format has its mode's own settings and scales over the whole range."""
     return not spec.settings and spec.range in (None, "absmax")
 
 
 def divides_rows(spec: FormatSpec, tensor: Original) -> bool:
-    """Whether groups divide the last axis of a tensor, as runtimes demand."""
+    """Return True if groups divide the last axis of a tensor, as runtimes demand."""
     return spec.block != "group" or tensor.shape[-1] % (spec.block_size or 1) == 0
 
 

@@ -29,11 +29,11 @@ NUMBERS = {  # enum ggml_type of ggml.h
     "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "iq1_m": 29, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39,
     "nvfp4": 40,
 }  # fmt: skip
-LARGEST = 2.0**24  # magnitude; far beyond it the library aborts, or its scales are inf
+MAX_MAGNITUDE = 2.0**24  # magnitude; far beyond it the library aborts, or its scales are inf
 
 
 class Importance(Protocol):
-    """What an importance matrix says of each tensor."""
+    """An importance matrix: the importance of the columns of tensors."""
 
     @property
     def name(self) -> str:
@@ -61,7 +61,7 @@ class Ggml(Codec):
         self._ggml.ggml_quantize_init(self._number)
         self._traits = self._ggml.ggml_get_type_traits(self._number).contents
         self.versions = {PACKAGE: version(PACKAGE)}
-        self.largest = np.inf if type == "mxfp4" else LARGEST
+        self.largest = np.inf if type == "mxfp4" else MAX_MAGNITUDE
         if self._takes_imatrix and imatrix is None:
             raise ContradictionError(
                 f"mode=ggml/{type} takes an importance matrix: add mode.imatrix=FILE"
@@ -74,13 +74,13 @@ class Ggml(Codec):
     def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return a tensor as the library gives it back; raises UnfitError as llama.cpp does."""
         self._require_rows(tensor.shape)
-        known = self.imatrix.of(tensor.name, tensor.shape) if self.imatrix else None
-        if self.imatrix and known is None and self._takes_imatrix:
+        importance = self.imatrix.of(tensor.name, tensor.shape) if self.imatrix else None
+        if self.imatrix and importance is None and self._takes_imatrix:
             raise UnfitError(
                 f"{self.imatrix.name} has no importance of it, which ggml/{self.type} takes"
             )
         blocks = prod(tensor.shape) // self._traits.block
-        rows = _Rows(self, tensor, known)
+        rows = _Rows(self, tensor, importance)
         return Reconstruction(rows.read, self.type, 8 * blocks * self._traits.size, slow=True)
 
     def _require_rows(self, shape: Shape) -> None:
@@ -124,9 +124,9 @@ class _Rows:
         self.matrix = prod(tensor.shape) // (1 if importance is None else len(importance))
 
     def read(self, start: int, stop: int) -> FloatArray:
-        """Return what some elements come back as."""
+        """Reconstruct elements `start` to `stop`."""
         first, last = start - start % self.row, stop + -stop % self.row
-        parts = [self._part(*each) for each in self._of_matrices(first, last)]
+        parts = [self._part(*span) for span in self._of_matrices(first, last)]
         x_hat = parts[0] if len(parts) == 1 else np.concatenate(parts)
         return x_hat[start - first : stop - first]
 
@@ -166,12 +166,12 @@ class _Traits(ctypes.Structure):
 @cache
 def _library() -> Any:
     """Return the functions of ggml that are called, without the Python module around them."""
-    found = find_spec(PACKAGE)
-    if found is None or found.origin is None:
+    spec = find_spec(PACKAGE)
+    if spec is None or spec.origin is None:
         raise ValueError(
             f"the types of llama.cpp take the package {PACKAGE}: pip install {PACKAGE} gguf"
         )
-    name = next(Path(found.origin).parent.glob(f"{PACKAGE}*.so"))
+    name = next(Path(spec.origin).parent.glob(f"{PACKAGE}*.so"))
     ggml = ctypes.CDLL(str(name))
     size, number, pointer = ctypes.c_int64, ctypes.c_int, ctypes.c_void_p
     ggml.ggml_quantize_init.argtypes = [number]

@@ -232,7 +232,7 @@ def versions(size: int) -> dict[str, str]:
 def _load() -> CompiledEngine | None:
     """Import the loops; log once if they cannot be."""
     if find_spec(NUMBA) is None:
-        log.warning("NumPy measures, a tenth as fast as Numba on large tensors: pip install numba")
+        log.warning("NumPy measures, a sixth as fast as Numba on large tensors: pip install numba")
         return None
     try:
         return CompiledEngine(import_module("quantlab.stats.kernel"))

@@ -1,4 +1,4 @@
-"""Whether the order of the largest values survives a round trip (lab 03, block E).
+"""Compare the order of the largest values before and after a round trip (lab 03, block E).
 
 Quantization makes ties, and sorting breaks ties by luck: the answer to "is the top 10 the same?"
 is then an interval. With one scale a quantizer is monotone and can only merge neighbours; with more

@@ -166,7 +166,7 @@ def test_a_damaged_checkpoint(tmp_path, folder):
         (tmp_path / "config.json").write_text(json.dumps(said))
         require_harmless(path, "safetensors")
         whole = path.read_bytes()
-        length = struct.unpack_codes("<Q", whole[:8])[0]
+        length = struct.unpack("<Q", whole[:8])[0]
         path.write_bytes(flipped(rng, whole, length + 8 if rng.random() < 0.7 else None))
         require_harmless(path, "safetensors")
 

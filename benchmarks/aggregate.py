@@ -23,10 +23,10 @@ start = time.perf_counter()
 from pathlib import Path
 from quantlab.report.terminal import sweep_summary
 from quantlab.report.aggregate import aggregate
-from quantlab.report.bar import Bar
+from quantlab.report.bar import ReportSettings
 from quantlab.report.texts import Texts
 t = Texts("en")
-done = aggregate(Path(sys.argv[1]), Bar(), t)
+done = aggregate(Path(sys.argv[1]), ReportSettings({}, t))
 sweep_summary(done.findings, done.files, t)
 print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 """

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from quantlab.measurement import measure
     from quantlab.plans.plan import plan
     from quantlab.records.table import load
-    from quantlab.report.verdict_table import verdict
+    from quantlab.report.verdict import verdict
 
 __version__ = "0.1.0"
 __all__ = ["__version__", "load", "measure", "plan", "quant", "verdict"]
@@ -27,7 +27,7 @@ _MODULES = {
     "measure": "measurement",
     "plan": "plans.plan",
     "quant": "quant",
-    "verdict": "report.verdict_table",
+    "verdict": "report.verdict",
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import quantlab
 from quantlab.errors import report_user_errors
-from quantlab.report.settings import composed_settings, verdict_settings
+from quantlab.report.bar import read_settings, row_bars, typed_settings
 from quantlab.report.terminal import listing, stored_listing, sweep_summary
 from quantlab.sources.readers import DECODERS, reader_of
 from quantlab.sweep import app
@@ -106,9 +106,10 @@ def _aggregate(arguments: argparse.Namespace) -> None:
         aggregate,  # pandas and matplotlib, which no other command needs
     )
 
-    bar, t = composed_settings(arguments.directory, arguments.settings)
-    done = aggregate(arguments.directory, bar, t)
-    print(sweep_summary(done.findings, done.files, t))
+    typed = typed_settings(arguments.directory)
+    settings = read_settings(arguments.directory, [*typed, *arguments.settings])
+    done = aggregate(arguments.directory, settings)
+    print(sweep_summary(done.findings, done.files, settings.texts))
     if done.findings.failures:
         raise SystemExit(1)
 
@@ -154,12 +155,15 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from quantlab.records.table import read_aggregate
-    from quantlab.report.check import check
+    from quantlab.report.choices import find_choices
+    from quantlab.report.sentences import check_lines
 
-    found = read_aggregate(arguments.directory)
-    passed, lines = check(found, *verdict_settings(arguments.directory, arguments.settings))
-    print("\n".join(lines))
-    if not passed:
+    sweep = read_aggregate(arguments.directory)
+    settings = read_settings(arguments.directory, arguments.settings)
+    rows = settings.judged(sweep.rows)
+    choices = find_choices(rows, sweep.levels)
+    print("\n".join(check_lines(choices, row_bars(rows), sweep.failures, settings.texts)))
+    if sweep.failures or not all(choice.meets for choice in choices):
         raise SystemExit(1)
 
 
@@ -167,11 +171,12 @@ def _diff(arguments: argparse.Namespace) -> None:
     from quantlab.records.table import read_aggregate
     from quantlab.report.diff import diff, diff_summary, require_tolerance
 
-    before, after = (read_aggregate(each) for each in arguments.directories)
-    bar, t = verdict_settings(after.directory, arguments.settings)
+    sweeps = [read_aggregate(directory) for directory in arguments.directories]
+    settings = read_settings(sweeps[1].directory, arguments.settings)
+    before, after = (sweep._replace(rows=settings.judged(sweep.rows)) for sweep in sweeps)
     tolerance = require_tolerance(arguments.tolerance)
-    found = diff(before, after, bar)
-    print(diff_summary(found, tolerance, t))
+    found = diff(before, after)
+    print(diff_summary(found, tolerance, settings.texts))
     if found.is_worse(tolerance):
         raise SystemExit(1)
 

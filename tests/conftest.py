@@ -9,7 +9,7 @@ from hypothesis import settings
 
 from quantlab.formats.format import Format, as_element
 from quantlab.report import aggregate as aggregation
-from quantlab.report.bar import Bar
+from quantlab.report.bar import ReportSettings
 from quantlab.report.terminal import sweep_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.tensor import Tensor
@@ -34,8 +34,8 @@ def measure(x, how, name="x", **settings):
 
 
 def aggregate(directory, **bar):
-    """Aggregate a sweep as it is by default, or with another bar."""
-    return aggregation.aggregate(directory, Bar(**bar), Texts("en"))
+    """Aggregate a sweep with the bars of its runs, or with other criteria."""
+    return aggregation.aggregate(directory, ReportSettings(bar, Texts("en")))
 
 
 def printed(done):

@@ -30,7 +30,7 @@ OF_A_WHOLE_ROOM = {
 }
 LIGHT = [
     *(f"{room}.{path.stem}" for room in ROOMS[:3] for path in (PACKAGE / room).glob("[a-z]*.py")),
-    "records.record", "report.verdict", "report.terminal", "experiment",
+    "records.record", "report.choices", "report.terminal", "experiment",
     "measurement", "quant",
 ]  # fmt: skip
 

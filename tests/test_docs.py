@@ -40,7 +40,7 @@ def test_the_committed_results_are_what_the_lab_gives(lab_sweep):
 
 def test_the_tables_are_those_of_the_committed_sweep():
     levels = ["dist", "mode"]
-    measured = terminal.render(terminal.measured_table(committed(), levels, Bar(), Texts("en")))
+    measured = terminal.render(terminal.measured_table(committed(), levels, Texts("en")))
     assert measured in README
     assert measured in WRITE_UP
     assert terminal.render(terminal.predicted_table(committed(), levels)) in WRITE_UP

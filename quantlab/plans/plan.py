@@ -12,8 +12,7 @@ from quantlab.plans.problem import format_names
 from quantlab.plans.request import FIGURES, Request, parse_keep
 from quantlab.plans.sentences import plan_summary
 from quantlab.records.table import Aggregated, read_aggregate
-from quantlab.report.bar import Bar
-from quantlab.report.settings import verdict_settings
+from quantlab.report.bar import Bar, read_settings, row_bars
 from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
 
@@ -74,7 +73,7 @@ def plan(
         format or weight is unknown.
     """
     sweep = read_aggregate(Path(directory))
-    sweep_bar, _ = verdict_settings(sweep.directory, [])
+    sweep_bar = row_bars(sweep.rows)[0]
     criteria = Bar.of(bar) if isinstance(bar, Mapping) else sweep_bar if bar else None
     options = {
         "bits": bits, "size": size, "bar": criteria, "recipe": recipe, "by": by,
@@ -108,7 +107,9 @@ def run_command(
     `options` are those of the command line, by their names; nothing is written if one is wrong.
     """
     sweep = read_aggregate(directory)
-    bar, texts = verdict_settings(directory, settings)
+    report = read_settings(directory, settings)
+    sweep, texts = sweep._replace(rows=report.judged(sweep.rows)), report.texts
+    bar = row_bars(sweep.rows)[0]
     formats = format_names(sweep)
     typed = {name: options[name] for name in OPTIONS}
     parsed = typed | {

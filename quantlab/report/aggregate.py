@@ -10,12 +10,11 @@ from typing import Any, NamedTuple, cast
 from quantlab.records import disk, manifest, parts, record
 from quantlab.records.record import Row, Run
 from quantlab.records.table import collect, run_directories, tables, tabulate
-from quantlab.report import page, tensor_verdict
-from quantlab.report.bar import Bar
+from quantlab.report import page, verdict
+from quantlab.report.bar import Bar, ReportSettings
+from quantlab.report.choices import find_choices
 from quantlab.report.findings import Findings, TensorEntry, choose_details, choose_histogram
-from quantlab.report.tensor_verdict import tensor_verdicts, verdict_json
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import verdicts
 from quantlab.text import NULL
 
 
@@ -31,24 +30,26 @@ class Aggregate(NamedTuple):
     gaps: Sequence[parts.MissingParts]
 
 
-def aggregate(directory: Path, bar: Bar, t: Texts) -> Aggregate:
+def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     """Write the aggregate of every record below `directory` into it.
 
-    Its files depend on the records, the command in the sweep's multirun.yaml, the bar and the
-    language alone; the manifest has the times. A record that cannot be read is a failure like that
+    Its files depend on the records, the command in the sweep's multirun.yaml and the settings
+    alone; the manifest has the times. A record that cannot be read is a failure like that
     of a run. Raises ValueError when there is no record, or when two records answer for the same
     combination.
     """
     runs = collect(directory)
     table, levels = tabulate(runs, directory)
-    rows = cast("list[Row]", table.to_dict("records"))
-    artefacts = tables(table, levels, ["; ".join(bar.missed(row)) for row in rows])
+    rows = settings.judged(cast("list[Row]", table.to_dict("records")))
+    table = table.assign(**{key: [row[key] for row in rows] for key in Bar().columns()})
+    missed = ["; ".join(Bar.from_row(row).missed(row)) for row in rows]
+    artefacts = tables(table, levels, missed)
     origin = manifest.from_directory(directory, runs, levels)
-    provenance = _provenance(runs, origin, artefacts, t)
-    findings = _findings(runs, directory, rows, levels, bar, provenance)
-    judged = tensor_verdicts(rows, levels, bar)
-    artefacts[tensor_verdict.NAME] = verdict_json(judged, bar, findings.failures)
-    artefacts |= page.artefacts(findings, t)
+    provenance = _provenance(runs, origin, artefacts, settings.texts)
+    findings = _findings(runs, directory, rows, levels, provenance)
+    choices = find_choices(rows, levels)
+    artefacts[verdict.NAME] = verdict.verdict_json(choices, findings.bars, findings.failures)
+    artefacts |= page.artefacts(findings, settings.texts)
     artefacts["manifest.json"] = disk.to_json(
         manifest.manifest(origin, manifest.hydra_files(directory), artefacts)
     )
@@ -66,7 +67,6 @@ def _findings(
     directory: Path,
     rows: list[Row],
     levels: list[str],
-    bar: Bar,
     provenance: Mapping[str, str],
 ) -> Findings:
     directories = run_directories(runs, directory)
@@ -75,8 +75,6 @@ def _findings(
     return Findings(
         rows=rows,
         levels=levels,
-        verdicts=verdicts(rows, levels, bar),
-        bar=bar,
         details=_entries(choose_details(rows, levels), rows, directories),
         histogram=_entries(choose_histogram(rows), rows, directories) if rows else [],
         failures=failures | parts.missing_part_advice(runs),

@@ -1,23 +1,34 @@
-"""The bar: what figures a width must reach for a tensor to be stored in it."""
+"""The bar: the figures that a tensor must reach in a format, and the settings of a report.
+
+Each run is recorded with its bar, and each row of the table is judged by the bar of its run; what
+is said later, as in ``quantlab report DIR report.bar.sqnr_db=25``, changes the bar of every row.
+"""
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from quantlab.records.record import Row
+from quantlab.report.texts import Texts
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 COLUMN = "bar_"  # what the columns of a row's bar begin with
+COMPOSED = ("multirun.yaml", ".hydra/config.yaml")  # of a sweep, and of a run alone
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """What is asked of the figures; a criterion that is None asks nothing.
+    """Criteria that figures must meet, all of them; None leaves a criterion out.
 
     `top_order`: the k largest values keep their order, however new ties are broken. `rel_err`: the
-    mean relative error is at most this share. `sqnr_db`: the SQNR is at least this, in dB. All of
-    them must hold; a figure that does not exist holds where nothing was lost.
+    mean relative error is at most this share. `sqnr_db`: the SQNR is at least this, in dB. A figure
+    that does not exist meets them where nothing was lost; a tensor whose values were all too small
+    for float32 meets none.
     """
 
     top_order: bool | None = True
@@ -25,7 +36,7 @@ class Bar:
     sqnr_db: float | None = 30.0
 
     def __post_init__(self) -> None:
-        """Raise ValueError when a threshold makes no sense, or nothing is asked."""
+        """Raise ValueError if a threshold makes no sense, or there is no criterion."""
         if not isinstance(self.top_order, bool | None):
             raise ValueError(
                 f"report.bar.top_order must be true, false or null, got {self.top_order!r}"
@@ -36,44 +47,132 @@ class Bar:
             raise ValueError("report.bar asks nothing: give at least one of its keys a value")
 
     @classmethod
-    def of(cls, asked: Any) -> "Bar":
-        """Return the bar that a config asks for, which asks nothing that it does not name.
+    def of(cls, criteria: Any) -> "Bar":
+        """Make a bar of the criteria in a config; those that it does not name are left out.
 
-        Raises ValueError when it is none.
+        Raises ValueError if it is no mapping of criteria.
         """
-        known = [each.name for each in fields(cls)]
-        if not isinstance(asked, Mapping) or not asked.keys() <= set(known):
-            raise ValueError(f"report.bar takes {', '.join(known)}, got {asked!r}")
-        return cls(**{key: asked.get(key) for key in known})
+        require_criteria(criteria)
+        return cls(**{key: criteria.get(key) for key in CRITERIA})
 
     @classmethod
     def from_row(cls, row: Row) -> "Bar":
         """Make the bar of the run that a row is from; the default bar if the row has none."""
-        criteria = {field.name: row.get(f"{COLUMN}{field.name}") for field in fields(cls)}
-        return cls(**criteria) if any(value is not None for value in criteria.values()) else cls()
+        return _bar_of(*(row.get(f"{COLUMN}{key}") for key in CRITERIA))
+
+    def columns(self) -> dict[str, Any]:
+        """Return the columns of results.csv that say the bar of a row."""
+        return {f"{COLUMN}{key}": getattr(self, key) for key in CRITERIA}
 
     @cached_property
     def criteria(self) -> dict[str, Any]:
-        """What is asked, with the threshold."""
-        return {key: asked for key, asked in asdict(self).items() if asked not in (None, False)}
+        """The criteria with their thresholds."""
+        return {key: limit for key, limit in asdict(self).items() if limit not in (None, False)}
 
     def missed(self, row: Row) -> list[str]:
-        """Return the criteria that the figures of a row do not meet."""
-        return [key for key, asked in self.criteria.items() if not _meets(key, asked, row)]
+        """List the criteria that the figures of a row do not meet."""
+        if is_lost_to_float32(row):
+            return list(self.criteria)
+        return [key for key, limit in self.criteria.items() if not _meets(key, limit, row)]
 
 
-def _meets(key: str, asked: Any, row: Row) -> bool:
+CRITERIA = tuple(field.name for field in fields(Bar))
+
+
+@lru_cache(maxsize=1024, typed=True)  # 30 and 30.0 are written as they came
+def _bar_of(*criteria: Any) -> Bar:
+    if all(value is None for value in criteria):
+        return Bar()
+    return Bar(**dict(zip(CRITERIA, criteria, strict=True)))
+
+
+def require_criteria(criteria: Any) -> None:
+    """Raise ValueError unless this is a mapping whose keys are criteria of a bar."""
+    if not isinstance(criteria, Mapping) or not criteria.keys() <= set(CRITERIA):
+        raise ValueError(f"report.bar takes {', '.join(CRITERIA)}, got {criteria!r}")
+
+
+def is_lost_to_float32(row: Row) -> bool:
+    """Test whether a tensor had values and all of them became 0 as float32."""
+    return bool(row.get("underflowed")) and row.get("x_min") == row.get("x_max") == 0
+
+
+def _meets(key: str, limit: Any, row: Row) -> bool:
     if key == "top_order":
         return row["top_order_kept"]
     if row[key] is None:
         return row["max_err"] == 0
-    return row[key] <= asked if key == "rel_err" else row[key] >= asked
+    return row[key] <= limit if key == "rel_err" else row[key] >= limit
 
 
-def _require_within(key: str, asked: float | None, most: float) -> None:
-    if asked is None:
+def _require_within(key: str, limit: float | None, most: float) -> None:
+    if limit is None:
         return
-    number = isinstance(asked, int | float) and not isinstance(asked, bool)
-    if not number or not 0 < asked <= most or asked == math.inf:
-        limit = "" if most == math.inf else f", up to {most} (0.05 is 5 %),"
-        raise ValueError(f"report.bar.{key} must be a number above 0{limit} or null, got {asked!r}")
+    number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    if not number or not 0 < limit <= most or limit == math.inf:
+        range_text = "" if most == math.inf else f", up to {most} (0.05 is 5 %),"
+        raise ValueError(
+            f"report.bar.{key} must be a number above 0{range_text} or null, got {limit!r}"
+        )
+
+
+def row_bars(rows: Sequence[Row]) -> list[Bar]:
+    """List the bars by which rows are judged, each once; without rows there is the default."""
+    return list(dict.fromkeys(map(Bar.from_row, rows))) or [Bar()]
+
+
+class ReportSettings(NamedTuple):
+    """Criteria that change the bar of every row, and the words of a report."""
+
+    criteria: Mapping[str, Any]
+    texts: Texts
+
+    def judged(self, rows: Sequence[Row]) -> list[Row]:
+        """Return rows with the columns of the bar by which they are judged.
+
+        Raises ValueError if a bar makes no sense.
+        """
+        return [{**row, **replace(Bar.from_row(row), **self.criteria).columns()} for row in rows]
+
+
+def run_settings(cfg: "DictConfig") -> tuple[Bar, Texts]:
+    """Read bar and words from the config of a run; raises ValueError where they make no sense."""
+    from omegaconf import DictConfig, OmegaConf  # a notebook measures without it
+
+    report = OmegaConf.select(cfg, "report", default=OmegaConf.create())
+    if not isinstance(report, DictConfig):
+        raise ValueError(f"report takes lang and bar, got {report!r}")
+    values = cast("dict[str, Any]", OmegaConf.to_container(report, resolve=True))
+    return Bar.of(values["bar"]) if "bar" in values else Bar(), Texts(values.get("lang", "en"))
+
+
+def read_settings(directory: Path, settings: Sequence[str] = ()) -> ReportSettings:
+    """Read the language of a sweep or run, and the settings that change its bar and language.
+
+    Settings are overrides such as ``report.bar.sqnr_db=25``. Raises ValueError where they make no
+    sense, OmegaConf's errors where a key is unknown.
+    """
+    from omegaconf import OmegaConf
+
+    config = OmegaConf.create({"report": {"lang": "en", "bar": asdict(Bar())}})
+    OmegaConf.set_struct(config, True)
+    for name in COMPOSED:
+        if (directory / name).exists():
+            report = OmegaConf.select(OmegaConf.load(directory / name), "report") or {}
+            config.report.lang = report.get("lang", config.report.lang)
+    config.merge_with_dotlist(list(settings))
+    _, texts = run_settings(config)
+    given = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
+    criteria = cast("dict[str, Any]", given).get("report", {}).get("bar", {})
+    require_criteria(criteria)
+    return ReportSettings(criteria, texts)
+
+
+def typed_settings(directory: Path) -> list[str]:
+    """List the settings of the report in the command of a sweep: they hold for all of its runs."""
+    from omegaconf import OmegaConf
+
+    path = directory / COMPOSED[0]
+    command = OmegaConf.load(path) if path.exists() else OmegaConf.create()
+    overrides = OmegaConf.select(command, "hydra.overrides.task") or []
+    return [text for text in map(str, overrides) if text.startswith("report.")]

@@ -8,13 +8,13 @@ from typing import Any
 
 from rich.table import Table
 
+from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
-from quantlab.report.format_name import format_name
+from quantlab.report.choices import find_choices, portable_spec, tensor_levels
 from quantlab.report.sentences import failure_sentences, rank_text
 from quantlab.report.tables import MEASURED
-from quantlab.report.tensor_verdict import tensor_levels, tensor_verdicts
 from quantlab.report.terminal import render, table
 from quantlab.report.texts import Texts
 from quantlab.text import as_text, format_number, label
@@ -33,7 +33,11 @@ class Change:
     before: Row
     after: Row
     formats: tuple[str, str]
-    bar: Bar
+
+    @cached_property
+    def bar(self) -> Bar:
+        """The bar of the second sweep."""
+        return Bar.from_row(self.after)
 
     @cached_property
     def worse_by(self) -> Mapping[str, float]:
@@ -79,7 +83,7 @@ class Diff:
         return bool(gone) or any(each.is_worse(tolerance) for each in self.changes)
 
 
-def diff(before: Aggregated, after: Aggregated, bar: Bar) -> Diff:
+def diff(before: Aggregated, after: Aggregated) -> Diff:
     """Return what changed; raises ValueError where the sweeps are not of one checkpoint."""
     _require_same_tensors(before, after)
     levels = _levels(before, after)
@@ -93,26 +97,25 @@ def diff(before: Aggregated, after: Aggregated, bar: Bar) -> Diff:
             "a tensor: compare sweeps of the same formats, or of one format each"
         )
     changes = [
-        Change(name, then, now, (_stored_as(then, before), _stored_as(now, after)), bar)
-        for name, then, now in pairs
+        Change(name, then, now, (_stored_as(then), _stored_as(now))) for name, then, now in pairs
     ]
     changes.sort(key=lambda each: -each.greatest)
     only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
     missing = [name for name in one if name not in other]
-    before_and_after = (_cheapest_formats(each, levels, bar) for each in (before, after))
+    before_and_after = (_cheapest_formats(each, levels) for each in (before, after))
     return Diff(changes, _changed(*before_and_after), only, missing, after.failures)
 
 
-def _by_tensor(found: Aggregated, levels: Sequence[str]) -> dict[str, dict[str, Row]]:
+def _by_tensor(found: Aggregated, levels: Sequence[str]) -> dict[str, dict[FormatSpec, Row]]:
     """Return the rows of each tensor by their formats."""
-    tensors: dict[str, dict[str, Row]] = {}
+    tensors: dict[str, dict[FormatSpec, Row]] = {}
     for row in found.rows:
         formats = tensors.setdefault(_name(row, levels), {})
-        formats[format_name(row, found.levels)] = row
+        formats[portable_spec(row)] = row
     return tensors
 
 
-def _pairs(one: Mapping[str, Row], other: Mapping[str, Row]) -> list[tuple[Row, Row]]:
+def _pairs(one: Mapping[FormatSpec, Row], other: Mapping[FormatSpec, Row]) -> list[tuple[Row, Row]]:
     """Return the rows of one tensor that are compared: of equal formats, or each the only one."""
     same = [(one[name], other[name]) for name in one if name in other]
     if not same and len(one) == len(other) == 1:
@@ -120,11 +123,11 @@ def _pairs(one: Mapping[str, Row], other: Mapping[str, Row]) -> list[tuple[Row, 
     return same
 
 
-def _stored_as(row: Row, found: Aggregated) -> str:
+def _stored_as(row: Row) -> str:
     """Return the format of a row; of a file the type that it stores the tensor in."""
     if row.get("stored_file"):
         return str(row["stored_dtype"])
-    return format_name(row, found.levels)
+    return FormatSpec.from_row(row).name
 
 
 def _worse(key: str, before: Row, after: Row) -> float:
@@ -167,23 +170,27 @@ def _name(row: Row, levels: Sequence[str]) -> str:
     return ", ".join([*names, *(f"{key}={value}" for key, value in named.items())])
 
 
-def _cheapest_formats(found: Aggregated, levels: Sequence[str], bar: Bar) -> dict[str, str | None]:
+def _cheapest_formats(found: Aggregated, levels: Sequence[str]) -> dict[str, FormatSpec | None]:
     """Return the cheapest format that meets the bar of each tensor that has a choice."""
-    tried = _by_tensor(found, levels)
-    judged = tensor_verdicts(found.rows, found.levels, bar)
-    by_name = {_name(each.row, levels): each for each in judged}
     return {
-        name: each.format if each.meets else None
-        for name, each in by_name.items()
-        if len(tried[name]) > 1
+        _name(choice.best.row, levels): portable_spec(choice.best.row) if choice.meets else None
+        for choice in find_choices(found.rows, found.levels)
+        if len(choice.formats) > 1
     }
 
 
 def _changed(
-    one: Mapping[str, str | None], other: Mapping[str, str | None]
+    before: Mapping[str, FormatSpec | None], after: Mapping[str, FormatSpec | None]
 ) -> dict[str, tuple[str | None, str | None]]:
-    common = [name for name in one if name in other]
-    return {name: (one[name], other[name]) for name in common if one[name] != other[name]}
+    return {
+        name: (_spec_name(before[name]), _spec_name(after[name]))
+        for name in before
+        if name in after and before[name] != after[name]
+    }
+
+
+def _spec_name(spec: FormatSpec | None) -> str | None:
+    return spec.name if spec else None
 
 
 def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:
@@ -239,7 +246,7 @@ def diff_summary(found: Diff, tolerance: float, t: Texts) -> str:
 def _table(changed: Sequence[Change], t: Texts) -> Iterator[Table]:
     if not changed:
         return
-    keys = list(changed[0].bar.criteria)
+    keys = list(dict.fromkeys(key for each in changed for key in each.bar.criteria))
     heads = [t("storage_tensor"), t("diff_format"), *(_head(key, t) for key in keys)]
     yield table(heads, [_cells(each, keys, t) for each in changed])
 

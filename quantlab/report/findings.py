@@ -6,10 +6,16 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from quantlab.records.record import Row, group_rows
-from quantlab.report.bar import Bar
-from quantlab.report.storage import TensorFormats, tensor_formats
+from quantlab.report.bar import Bar, row_bars
+from quantlab.report.choices import (
+    INT8,
+    TensorChoice,
+    Widths,
+    find_widths,
+    quality,
+    storage_choices,
+)
 from quantlab.report.stored import StoredRows, stored_rows
-from quantlab.report.verdict import INT8, Verdict, quality
 
 DETAILS = 6  # tensors that are looked at closely
 HISTOGRAM = "hidden"  # the lab's choice (block F)
@@ -26,16 +32,14 @@ class TensorEntry(NamedTuple):
 class Findings:
     """What a report tells of a sweep.
 
-    `rows` and `levels` are those of its table, `verdicts` has the worst first; `details` are looked
-    at closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
+    `rows` and `levels` are those of its table, each row with its bar; `details` are looked at
+    closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
     reason, `unmeasured` are the tensors that failed; `provenance` maps a text's key to what stands
     beside it.
     """
 
     rows: Sequence[Row]
     levels: Sequence[str]
-    verdicts: Sequence[Verdict]
-    bar: Bar
     details: Sequence[TensorEntry]
     histogram: Sequence[TensorEntry]
     failures: Mapping[str, str]
@@ -58,9 +62,19 @@ class Findings:
         return stored_rows(self.rows, self.levels)
 
     @cached_property
-    def storage(self) -> list[TensorFormats]:
+    def bars(self) -> list[Bar]:
+        """The bars by which rows are judged; more than one if runs differ in theirs."""
+        return row_bars(self.rows)
+
+    @cached_property
+    def widths(self) -> list[Widths]:
+        """The widths tried on each tensor and mode, those that need most bits first."""
+        return find_widths(self.rows, self.levels)
+
+    @cached_property
+    def storage(self) -> list[TensorChoice]:
         """The formats tried on each tensor; none where there are but plain integers."""
-        return tensor_formats(self.rows, self.levels, self.bar)
+        return storage_choices(self.rows, self.levels)
 
 
 def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:

@@ -15,13 +15,13 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from quantlab.report import plots
+from quantlab.report.choices import format_points, has_formats, quality, row_name
 from quantlab.report.findings import Findings
-from quantlab.report.format_name import has_formats
 from quantlab.report.plots import NAMED, error_vs_storage, shades
 from quantlab.report.sentences import (
     answers,
     bar_text,
-    criterion_text,
+    criterion_heads,
     format_widths,
     grouped_by_reason,
     percent,
@@ -30,7 +30,6 @@ from quantlab.report.sentences import (
     underflow_sentences,
     unmeasured_text,
 )
-from quantlab.report.storage import medians
 from quantlab.report.stored import side_by_side, stored_sentences
 from quantlab.report.tables import (
     GLOSSARY,
@@ -47,7 +46,6 @@ from quantlab.report.tables import (
     trend,
 )
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import quality, row_name
 from quantlab.stats.rank import SHOWN
 from quantlab.text import format_number, printable
 
@@ -100,17 +98,17 @@ def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
 
 
 def _bits_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Markup | None:
-    if not findings.verdicts:
+    if not findings.widths:
         return None
-    drawn = plots.error_vs_bits(findings.verdicts, findings.bar, t)
+    drawn = plots.error_vs_bits(findings.widths, findings.bars, t)
     svg = _save_figure(files, "error_vs_bits", drawn)
-    return Markup(plots.inline(svg, trend(findings.verdicts[: plots.LINES], t)))
+    return Markup(plots.inline(svg, trend(findings.widths[: plots.LINES], t)))
 
 
 def _storage_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Markup | None:
-    if all(offer.is_exact for offer in medians(findings.storage)):
+    if all(offer.is_exact for offer in format_points(findings.storage)):
         return None  # nothing to draw
-    drawn = error_vs_storage(findings.storage, findings.bar, t)
+    drawn = error_vs_storage(findings.storage, findings.bars, t)
     svg = _save_figure(files, "error_vs_storage", drawn)
     return Markup(plots.inline(svg, storage_trend(findings.storage, t)))
 
@@ -146,19 +144,17 @@ def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
     return {
         "title": _title(findings, t),
         "subtitle": _subtitle(findings, t) if findings.rows else t("not_measured"),
-        "criteria": [criterion_text(key, asked, t) for key, asked in findings.bar.criteria.items()],
-        "answers": list(answers(findings.verdicts, t)),
+        "criteria": criterion_heads(findings.bars, t),
+        "answers": list(answers(findings.widths, t)),
         "sentences": [
-            *stored_sentences(findings.stored, findings.bar, t),
+            *stored_sentences(findings.stored, t),
             *storage_sentences(findings.storage, findings.levels, t),
-            *sentences(findings.verdicts, findings.levels, t),
+            *sentences(findings.widths, findings.levels, t),
         ],
         "row_head": t("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor"),
         "unmeasured": unmeasured_text(findings.unmeasured, t),
-        "the_bar": bar_text(findings.bar, t),
-        "starred": any(
-            each.gaps([key]) for each in findings.verdicts for key in findings.bar.criteria
-        ),
+        "the_bar": bar_text(findings.rows, t),
+        "starred": any(each.gaps([key]) for each in findings.widths for key in each.bar.criteria),
         "failures": grouped_by_reason(findings.failures, t),
         "underflows": list(underflow_sentences(findings.underflows, t)),
         "skipped": [(printable(each), why) for each, why in findings.skipped.items()],
@@ -168,9 +164,9 @@ def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
 
 
 def _title(findings: Findings, t: Texts) -> str:
-    if findings.stored and not findings.verdicts:
+    if findings.stored and not findings.widths:
         return t("title_stored" if len(findings.stored) == 1 else "title_stored_many")
-    tensors = {each.rows[0]["tensor"] for each in findings.verdicts}
+    tensors = {each.rows[0]["tensor"] for each in findings.widths}
     return t("title" if len(tensors) == 1 else "title_many")
 
 
@@ -207,15 +203,15 @@ def _page_values(findings: Findings, t: Texts) -> dict[str, Any]:
     return {
         "first": SENTENCES,
         "most": MOST,
-        "single": [sentence(each, t) for each in findings.verdicts[:MOST]] if many else [],
+        "single": [sentence(each, t) for each in findings.widths[:MOST]] if many else [],
         "tried": _widths(findings),
-        "heat": heat_table(findings.verdicts, _widths(findings), t),
+        "heat": heat_table(findings.widths, _widths(findings), t),
         "heat_first": HEAT,
         "shades": shades(SHADES),
         "predicted": PREDICTED,
         "predictions_first": PREDICTIONS,
         "predictions": prediction_table(findings.rows, findings.levels, t),
-        "table": table(findings.rows, findings.levels, findings.bar, t),
+        "table": table(findings.rows, findings.levels, t),
         "glossary": _glossary(findings, t),
         "bits_caption": _bits_caption(findings, t),
     }
@@ -240,15 +236,15 @@ def _markdown_values(findings: Findings, t: Texts) -> dict[str, Any]:
         rows = sorted(rows, key=quality)[:LINES]
     return {
         "tried": _widths(findings),
-        "heat": heat_table(findings.verdicts[:LINES], _widths(findings), t),
-        "table": table(rows, findings.levels, findings.bar, t),
+        "heat": heat_table(findings.widths[:LINES], _widths(findings), t),
+        "table": table(rows, findings.levels, t),
     }
 
 
 def _bits_caption(findings: Findings, t: Texts) -> str:
-    if len(findings.verdicts) <= plots.LINES:
+    if len(findings.widths) <= plots.LINES:
         return t("bits_caption")
-    return t("bits_caption_many", n=plots.LINES, of=len(findings.verdicts))
+    return t("bits_caption_many", n=plots.LINES, of=len(findings.widths))
 
 
 def _widths(findings: Findings) -> list[int]:

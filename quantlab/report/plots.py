@@ -18,9 +18,8 @@ from matplotlib.ticker import MaxNLocator
 
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar
-from quantlab.report.storage import Offer, TensorFormats, front, medians
+from quantlab.report.choices import FormatPoint, TensorChoice, Widths, format_points, storage_front
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import Verdict
 from quantlab.text import label
 
 Entry = dict[str, Any]  # what a record says of one tensor
@@ -122,7 +121,7 @@ def _codes(panel: Axes, tensor: Entry, t: Texts) -> None:
     _place_legend(panel)
 
 
-def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
+def error_vs_bits(found: Sequence[Widths], bars: Sequence[Bar], t: Texts) -> Figure:
     """Draw the SQNR of each tensor and mode at each width, beside what theory gives a bit.
 
     `found` has the worst first; of more than `LINES` those are drawn, and the middle half of all.
@@ -138,9 +137,7 @@ def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
         low, high = zip(*quarters, strict=True)
         middle = t("bits_others", n=len(found))
         panel.fill_between(bits, low, high, color=INK, alpha=0.15, label=middle)
-    if bar.sqnr_db:
-        asked = t("bits_bar", threshold=f"{bar.sqnr_db:g}")
-        panel.axhline(bar.sqnr_db, color=INK, lw=1, ls="--", label=asked)
+    _draw_bars(panel, bars, t)
     _theory(panel, found, bits, t)
     panel.set_xticks(bits)
     panel.set_xlabel(t("axis_bits"))
@@ -150,7 +147,14 @@ def error_vs_bits(found: Sequence[Verdict], bar: Bar, t: Texts) -> Figure:
     return drawn
 
 
-def _line(panel: Axes, one: Verdict, number: int) -> None:
+def _draw_bars(panel: Axes, bars: Sequence[Bar], t: Texts) -> None:
+    """Draw a line at each SQNR that some bar demands."""
+    for limit in dict.fromkeys(bar.sqnr_db for bar in bars if bar.sqnr_db):
+        text = t("bits_bar", threshold=f"{limit:g}")
+        panel.axhline(limit, color=INK, lw=1, ls="--", label=text)
+
+
+def _line(panel: Axes, one: Widths, number: int) -> None:
     panel.plot(
         [row["n_bits"] for row in one.rows],
         [math.nan if row["sqnr_db"] is None else row["sqnr_db"] for row in one.rows],
@@ -162,7 +166,7 @@ def _line(panel: Axes, one: Verdict, number: int) -> None:
     )
 
 
-def _theory(panel: Axes, found: Sequence[Verdict], bits: Sequence[int], t: Texts) -> None:
+def _theory(panel: Axes, found: Sequence[Widths], bits: Sequence[int], t: Texts) -> None:
     """Draw a line that rises 6.02 dB a bit, from the middle of what the fewest bits gave."""
     start = _sqnr_at(found, bits[0])
     if not start:
@@ -172,9 +176,9 @@ def _theory(panel: Axes, found: Sequence[Verdict], bits: Sequence[int], t: Texts
     panel.plot(ends, height, color=INK, lw=1.2, ls=":", label=t("bits_theory"))
 
 
-def _sqnr_at(found: Sequence[Verdict], n_bits: int) -> list[float]:
+def _sqnr_at(found: Sequence[Widths], n_bits: int) -> list[float]:
     """Return the SQNR of every tensor that has one at a width."""
-    rows = (each.at(n_bits) for each in found)
+    rows = (each.row_at(n_bits) for each in found)
     return [row["sqnr_db"] for row in rows if row and row["sqnr_db"] is not None]
 
 
@@ -281,19 +285,19 @@ def inline(drawn: bytes, alt: str) -> str:
     return text.replace(INK, "currentColor").replace(PAPER, "none")
 
 
-def error_vs_storage(found: Sequence[TensorFormats], bar: Bar, t: Texts) -> Figure:
+def error_vs_storage(found: Sequence[TensorChoice], bars: Sequence[Bar], t: Texts) -> Figure:
     """Draw the SQNR of each format over its bits a value, of many tensors the medians.
 
     Points of the front are numbered, and the legend names them. A Gaussian source needs the bits of
     the dotted line (Shannon's bound); an exact round trip is not drawn.
     """
-    offers = [offer for offer in medians(found) if not offer.is_exact]
-    best = front(offers)
+    offers = [offer for offer in format_points(found) if not offer.is_exact]
+    best = storage_front(offers)
     named = chosen(best)
     drawn = figure(HEIGHT + LINE * len(named))
     panel = drawn.subplots()
     _points(panel, offers, best, t)
-    _lines(panel, bar, t)
+    _lines(panel, bars, t)
     panel.set_xlabel(t("axis_storage"))
     panel.set_ylabel(t("axis_sqnr" if len(found) == 1 else "axis_sqnr_median"))
     digits = len(str(len(named)))
@@ -307,13 +311,15 @@ def error_vs_storage(found: Sequence[TensorFormats], bar: Bar, t: Texts) -> Figu
     return drawn
 
 
-def chosen(best: Sequence[Offer]) -> list[Offer]:
+def chosen(best: Sequence[FormatPoint]) -> list[FormatPoint]:
     """Return the offers of a front that are named: of many some, evenly, its ends among them."""
     places = np.linspace(0, len(best) - 1, min(NAMED, len(best))).round().astype(int)
     return [best[n] for n in places.tolist()]
 
 
-def _points(panel: Axes, offers: Sequence[Offer], best: Sequence[Offer], t: Texts) -> None:
+def _points(
+    panel: Axes, offers: Sequence[FormatPoint], best: Sequence[FormatPoint], t: Texts
+) -> None:
     """Draw the front as steps: what the best SQNR is for as many bits."""
     beaten = [offer for offer in offers if offer not in best]
     if beaten:
@@ -322,15 +328,13 @@ def _points(panel: Axes, offers: Sequence[Offer], best: Sequence[Offer], t: Text
     steps[0].set(drawstyle="steps-post", label=t("storage_front"))
 
 
-def _coordinates(offers: Sequence[Offer]) -> tuple[list[float], list[float]]:
+def _coordinates(offers: Sequence[FormatPoint]) -> tuple[list[float], list[float]]:
     return [offer.bits for offer in offers], [offer.sqnr_db for offer in offers]
 
 
-def _lines(panel: Axes, bar: Bar, t: Texts) -> None:
+def _lines(panel: Axes, bars: Sequence[Bar], t: Texts) -> None:
     """Draw the bar, then the bound as far as the points and the bar reach."""
-    if bar.sqnr_db:
-        asked = t("bits_bar", threshold=f"{bar.sqnr_db:g}")
-        panel.axhline(bar.sqnr_db, color=INK, lw=1, ls="--", label=asked)
+    _draw_bars(panel, bars, t)
     panel.margins(0.12, 0.15)
     ends, height = panel.get_xlim(), panel.get_ylim()
     bound = [DB_A_BIT * bits for bits in ends]

@@ -5,29 +5,29 @@ from decimal import Decimal
 from itertools import pairwise
 from typing import Any
 
+from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
-from quantlab.report.bar import Bar
-from quantlab.report.format_name import is_plain
+from quantlab.report.bar import Bar, is_lost_to_float32
+from quantlab.report.choices import INT8, FormatResult, TensorChoice, Widths
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import INT8, Verdict
 from quantlab.text import NULL, label, printable
 
 REASONS = 4  # of an answer; more nobody reads
 SKIPPED = 3  # tensors left out, or with values that underflow, that are named
 
 
-def sentences(found: Sequence[Verdict], levels: Sequence[str], t: Texts) -> Iterator[str]:
+def sentences(found: Sequence[Widths], levels: Sequence[str], t: Texts) -> Iterator[str]:
     """Yield what to quote: a sentence a tensor and mode, or a run's name for one of many."""
     if "tensor" not in levels:
         yield from (sentence(each, t) for each in found)
         return
-    runs: dict[str, list[Verdict]] = {}
+    runs: dict[str, list[Widths]] = {}
     for each in found:
         runs.setdefault(each.run, []).append(each)
     yield from (_summary(each, t) for each in runs.values())
 
 
-def sentence(each: Verdict, t: Texts) -> str:
+def sentence(each: Widths, t: Texts) -> str:
     """Say how few bits a tensor needs, and by which figures."""
     row, tried = each.decisive, [row["n_bits"] for row in each.rows]
     words = {"name": each.name, "bits": row["n_bits"], "tried": format_widths(tried, t)}
@@ -39,12 +39,12 @@ def sentence(each: Verdict, t: Texts) -> str:
     return text + (t("gap", widths=format_widths(gaps, t)) if gaps else "")
 
 
-def _summary(found: Sequence[Verdict], t: Texts) -> str:
+def _summary(found: Sequence[Widths], t: Texts) -> str:
     """Say how many tensors of a run meet the bar, each criterion, and which is worst off."""
     worst, bar = found[0], found[0].bar
     counts = [
-        f"{criterion_text(key, asked, t)}: {sum(each.fewest([key]) is not None for each in found)}"
-        for key, asked in bar.criteria.items()
+        f"{criterion_text(key, limit, t)}: {sum(bool(each.fewest_bits([key])) for each in found)}"
+        for key, limit in bar.criteria.items()
     ]
     return t(
         "summary",
@@ -59,16 +59,20 @@ def _summary(found: Sequence[Verdict], t: Texts) -> str:
     )
 
 
-def answers(found: Iterable[Verdict], t: Texts) -> Iterator[tuple[str, str]]:
+def answers(found: Iterable[Widths], t: Texts) -> Iterator[tuple[str, str]]:
     """Yield the questions that the catalogue has of a source, and what its 8-bit figures answer.
 
     They are of plain integers, without blocks or a chosen range. The answer is yes where some mode
     meets the bar whatever else was swept.
     """
-    asked: dict[str, dict[str, list[Verdict]]] = {}
+    asked: dict[str, dict[str, list[Widths]]] = {}
     for each in found:
         dist, mode = each.rows[0]["dist"], each.rows[0]["mode"]
-        if INT8 in each.missed and is_plain(each.rows[0]) and f"question_{dist}" in t:
+        if (
+            INT8 in each.missed
+            and FormatSpec.from_row(each.rows[0]).is_plain
+            and f"question_{dist}" in t
+        ):
             asked.setdefault(dist, {}).setdefault(mode, []).append(each)
     for dist, modes in asked.items():
         runs = [each for mode in modes.values() for each in mode]
@@ -101,10 +105,68 @@ def _reasons(row: Row, bar: Bar, t: Texts) -> str:
     return missed_text(row, bar, t) if bar.missed(row) else _figures(row, bar, t)
 
 
-def bar_text(bar: Bar, t: Texts) -> str:
-    """Return the bar, every criterion with its threshold."""
-    asked = "; ".join(criterion_text(key, asked, t) for key, asked in bar.criteria.items())
-    return t("the_bar", criteria=asked)
+def bar_text(rows: Sequence[Row], t: Texts) -> str:
+    """Name the bar by which rows are judged; where there are several, a line each and whose."""
+    sources: dict[Bar, dict[str, None]] = {}
+    for row in rows:
+        sources.setdefault(Bar.from_row(row), {})[row["dist"]] = None
+    if len(sources) < 2:
+        return t("the_bar", criteria=criteria_text(next(iter(sources), Bar()), t))
+    apart = len({name for names in sources.values() for name in names}) == sum(
+        map(len, sources.values())
+    )
+    if not apart:  # runs of one source have several bars
+        for row in rows:
+            sources[Bar.from_row(row)].pop(row["dist"], None)
+            sources[Bar.from_row(row)][f"{row['dist']} in {FormatSpec.from_row(row).name}"] = None
+    return "\n".join(
+        t(
+            "the_bar_of",
+            names=", ".join(_first_few([*map(printable, names)], t)),
+            criteria=criteria_text(bar, t),
+        )
+        for bar, names in sources.items()
+    )
+
+
+def criteria_text(bar: Bar, t: Texts) -> str:
+    """List the criteria of a bar with their thresholds."""
+    return "; ".join(criterion_text(key, limit, t) for key, limit in bar.criteria.items())
+
+
+def criterion_heads(bars: Sequence[Bar], t: Texts) -> list[str]:
+    """Head a column for each criterion of some bar; several thresholds stand beside each other."""
+    heads: dict[str, dict[str, None]] = {}
+    for bar in bars:
+        for key, limit in bar.criteria.items():
+            heads.setdefault(key, {})[criterion_text(key, limit, t)] = None
+    return [" / ".join(limits) for limits in heads.values()]
+
+
+def check_lines(
+    choices: Sequence[TensorChoice], bars: Sequence[Bar], failures: Mapping[str, str], t: Texts
+) -> list[str]:
+    """List what fails a check: runs that failed, tensors that miss the bar; the last line sums up.
+
+    A run that failed fails the check: its tensors have no figures.
+    """
+    failing = [choice for choice in choices if not choice.meets]
+    criteria = " / ".join(criteria_text(bar, t) for bar in bars)
+    words = {"n": len(choices), "criteria": criteria}
+    if not failing and not failures:
+        return [t("check_passed", **words)]
+    sums = [t("check_failed", **words, missing=len(failing))]
+    sums += [t("failures", n=len(failures))] if failures else []
+    return [
+        *failure_sentences(failures, t),
+        *(_miss_text(choice.best, choice.name, t) for choice in failing),
+        "; ".join(sums),
+    ]
+
+
+def _miss_text(result: FormatResult, name: str, t: Texts) -> str:
+    why = missed_text(result.row, Bar.from_row(result.row), t)
+    return t("check_missed", name=name, format=result.name, missed=why)
 
 
 def criterion_text(key: str, asked: Any, t: Texts) -> str:
@@ -119,6 +181,8 @@ def _figures(row: Row, bar: Bar, t: Texts) -> str:
 
 def missed_text(row: Row, bar: Bar, t: Texts) -> str:
     """Say which criteria of the bar a row misses, and by what figures."""
+    if is_lost_to_float32(row):
+        return t("missed_underflow")
     said = [_figure(f"missed_{key}", key, row, t, bar) for key in bar.missed(row)]
     return ", ".join([*said, *_zeroed(row, t)])
 

@@ -9,9 +9,9 @@ from statistics import median
 
 from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar
+from quantlab.report.choices import quality
 from quantlab.report.sentences import grouped_by_reason
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import quality
 from quantlab.text import NULL, as_text, format_number, format_size, printable
 
 TYPES = 6  # of a file that a sentence names
@@ -64,14 +64,14 @@ def _name(row: Row, varied: Sequence[str]) -> str:
     return ", ".join([row["stored_file"], *(f"{key}={as_text(row[key])}" for key in varied)])
 
 
-def stored_sentences(found: Sequence[StoredRows], bar: Bar, t: Texts) -> Iterator[str]:
+def stored_sentences(found: Sequence[StoredRows], t: Texts) -> Iterator[str]:
     """Yield a sentence a file, and then one for each thing that is wrong with one."""
     for each in found:
         yield t(
             "stored",
             name=printable(each.name),
             n=len(each.rows),
-            met=sum(not bar.missed(row) for row in each.rows),
+            met=sum(not Bar.from_row(row).missed(row) for row in each.rows),
             bits=format_number(each.bits_per_value, BITS),
             size=format_size(each.n_bytes),
             median=_decibels(each.median_db, t),

@@ -4,14 +4,24 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from quantlab.formats.format import PLAIN
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar
-from quantlab.report.format_name import has_formats, level_text
+from quantlab.report.choices import (
+    FormatResult,
+    SourceCounts,
+    TensorChoice,
+    Widths,
+    count_by_source,
+    format_points,
+    has_formats,
+    quality,
+    row_name,
+    storage_front,
+)
 from quantlab.report.sentences import percent, rank_text
-from quantlab.report.storage import Choices, Offer, TensorFormats, choices, front, medians
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import Verdict, quality, row_name
-from quantlab.text import NULL, format_number, printable
+from quantlab.text import NULL, as_text, format_number, printable
 
 SHADES, FULL = 12, 60.0  # shades of the heat table; the SQNR in dB from which on it is lightest
 FIGURES = {
@@ -62,7 +72,7 @@ class Table(NamedTuple):
     words: list[int]
 
 
-def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Table:
+def table(rows: Sequence[Row], levels: Sequence[str], t: Texts) -> Table:
     """Return the figures that decide and those they come from, a row a tensor and run."""
     tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
@@ -72,7 +82,7 @@ def table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Tab
     cells = [
         [
             *(printable(level_text(row, key)) for key in keys),
-            *(_figure(row, key, bar, t) for key in columns),
+            *(_figure(row, key, t) for key in columns),
         ]
         for row in rows
     ]
@@ -87,9 +97,14 @@ def glossary(rows: Sequence[Row]) -> tuple[str, ...]:
     return (*special, *WITH_FORMATS)
 
 
-def _figure(row: Row, key: str, bar: Bar, t: Texts) -> str:
+def level_text(row: Row, level: str) -> str:
+    """Return the value of a level as text; a choice that a format does not have is a dash."""
+    return NULL if row[level] is None and level in ("n_bits", *PLAIN) else as_text(row[level])
+
+
+def _figure(row: Row, key: str, t: Texts) -> str:
     if key == "bar":
-        return " ".join(bar.missed(row)) or t("bar_met")
+        return " ".join(Bar.from_row(row).missed(row)) or t("bar_met")
     return rank_text(row, t) if key == "top_k" else format_figure(row.get(key), SPECS[key], t)
 
 
@@ -101,24 +116,27 @@ class HeatRow(NamedTuple):
     cells: list[tuple[str, int | None]]
 
 
-def heat_table(found: Sequence[Verdict], widths: Sequence[int], t: Texts) -> list[HeatRow]:
+def heat_table(found: Sequence[Widths], widths: Sequence[int], t: Texts) -> list[HeatRow]:
     """Return a row a tensor and mode, the worst first; a cell is its text and its shade."""
+    criteria = list(dict.fromkeys(key for each in found for key in each.bar.criteria))
     return [
         HeatRow(
             each.name,
-            [
-                _fewest(each, criteria, t)
-                for criteria in (each.bar.criteria, *([key] for key in each.bar.criteria))
-            ],
-            [_cell(each.at(n_bits), t) for n_bits in widths],
+            [_fewest(each, keys, t) for keys in (each.bar.criteria, *([key] for key in criteria))],
+            [_cell(each.row_at(n_bits), t) for n_bits in widths],
         )
         for each in found
     ]
 
 
-def _fewest(each: Verdict, criteria: Collection[str], t: Texts) -> str:
-    """Return the fewest bits, with a star where more bits may be too few again."""
-    text = str(each.fewest(criteria) or t("none_tried"))
+def _fewest(each: Widths, criteria: Collection[str], t: Texts) -> str:
+    """Return the fewest bits, with a star where more bits may be too few again.
+
+    It is a dash where the bar of the run does not have such a criterion.
+    """
+    if not each.bar.criteria.keys() & set(criteria):
+        return NULL
+    text = str(each.fewest_bits(criteria) or t("none_tried"))
     return text + "*" * bool(each.gaps(criteria))
 
 
@@ -131,7 +149,7 @@ def _cell(row: Row | None, t: Texts) -> tuple[str, int | None]:
     return text, shade
 
 
-def trend(found: Sequence[Verdict], t: Texts) -> str:
+def trend(found: Sequence[Widths], t: Texts) -> str:
     """Return in words what the lines of the first picture show."""
     lines = []
     for each in found:
@@ -162,19 +180,19 @@ class StorageRow(NamedTuple):
     sqnr: str
 
 
-def storage_table(found: Sequence[TensorFormats], t: Texts) -> list[StorageRow]:
+def storage_table(found: Sequence[TensorChoice], t: Texts) -> list[StorageRow]:
     """Return a row a tensor, those that need most first."""
     return [StorageRow(each.name, *_cells(each.cheapest, t)) for each in found]
 
 
-def _cells(offer: Offer | None, t: Texts) -> tuple[str, str, str]:
+def _cells(offer: FormatResult | None, t: Texts) -> tuple[str, str, str]:
     if offer is None:
         return t("storage_none"), NULL, NULL
     return offer.name, format_number(offer.bits, BITS), _sqnr(offer, t)
 
 
-def _sqnr(offer: Offer, t: Texts) -> str:
-    return t("exact") if offer.is_exact else format_number(offer.sqnr_db, SQNR)
+def _sqnr(offer: FormatResult, t: Texts) -> str:
+    return t("exact") if math.isinf(offer.sqnr_db) else format_number(offer.sqnr_db, SQNR)
 
 
 def storage_heads(t: Texts) -> list[str]:
@@ -183,33 +201,33 @@ def storage_heads(t: Texts) -> list[str]:
 
 
 def storage_sentences(
-    found: Sequence[TensorFormats], levels: Sequence[str], t: Texts
+    found: Sequence[TensorChoice], levels: Sequence[str], t: Texts
 ) -> Iterator[str]:
     """Yield the cheapest format: a sentence a tensor, or of many tensors a sentence a source."""
     if "tensor" in levels:
-        yield from (_summary(each, t) for each in choices(found))
+        yield from (_summary(each, t) for each in count_by_source(found))
     else:
         yield from (_sentence(each, t) for each in found)
 
 
-def _sentence(each: TensorFormats, t: Texts) -> str:
+def _sentence(each: TensorChoice, t: Texts) -> str:
     if each.cheapest is None:
         return t("cheapest_none", name=each.name)
     bits = format_number(each.cheapest.bits, BITS)
     return t("cheapest", name=each.name, format=each.cheapest.name, bits=bits)
 
 
-def _summary(source: Choices, t: Texts) -> str:
-    words = {"name": source.source, "n": source.tensors}
-    if not source.met:
+def _summary(source: SourceCounts, t: Texts) -> str:
+    words = {"name": source.source, "n": source.n_tensors}
+    if not source.n_met:
         return t("cheapest_many_none", **words)
-    counts = [t("cheapest_count", format=name, n=n) for name, n in source.counts[:FORMATS]]
-    more = sum(n for _, n in source.counts[FORMATS:])
+    counts = [t("cheapest_count", format=name, n=n) for name, n in source.formats[:FORMATS]]
+    more = sum(n for _, n in source.formats[FORMATS:])
     counts += [t("cheapest_others", n=more)] if more else []
-    return t("cheapest_many", **words, met=source.met, counts="; ".join(counts))
+    return t("cheapest_many", **words, met=source.n_met, counts="; ".join(counts))
 
 
-def storage_trend(found: Sequence[TensorFormats], t: Texts) -> str:
+def storage_trend(found: Sequence[TensorChoice], t: Texts) -> str:
     """Return in words what the picture shows: the front."""
     points = [
         t(
@@ -218,7 +236,7 @@ def storage_trend(found: Sequence[TensorFormats], t: Texts) -> str:
             sqnr=f"{each.sqnr_db:.1f}",
             bits=f"{each.bits:{BITS}}",
         )
-        for each in front(medians(found))
+        for each in storage_front(format_points(found))
         if not each.is_exact
     ]
     return t("storage_alt", front="; ".join(points))

@@ -10,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from quantlab.formats.format import is_format_column
 from quantlab.records.record import Record, Row, figures, group_rows
 from quantlab.report.bar import Bar
+from quantlab.report.choices import TensorChoice, has_formats, quality
 from quantlab.report.findings import Findings
-from quantlab.report.format_name import has_formats, level_text, with_format
 from quantlab.report.sentences import (
     answers,
     bar_text,
@@ -24,19 +25,18 @@ from quantlab.report.sentences import (
     underflow_sentences,
     unmeasured_text,
 )
-from quantlab.report.storage import TensorFormats
 from quantlab.report.stored import stored_rows, stored_sentences
 from quantlab.report.tables import (
     MEASURED,
     RATIOS,
     is_predicted,
+    level_text,
     ratio_cells,
     storage_heads,
     storage_sentences,
     storage_table,
 )
 from quantlab.report.texts import Texts
-from quantlab.report.verdict import quality
 from quantlab.sources.file import FileEntry
 from quantlab.sources.pairing import StoredFile
 from quantlab.text import NULL, format_number, format_size, label
@@ -75,7 +75,8 @@ def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
     if not rows:
         return
     if has_formats(rows):
-        rows, levels = with_format(rows, levels)
+        kept = [level for level in levels if not is_format_column(level)]
+        levels = [kept[0], "format", *kept[1:]]
     if "tensor" in levels:
         levels = [level for level in levels if level != "tensor"]
         runs = _rows_by_run(rows, levels)
@@ -83,7 +84,7 @@ def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
         yield t("worst_tensors", n=WORST)
         yield worst_table(runs, levels)
     else:
-        yield from _figure_tables(rows, levels, found.bar, t)
+        yield from _figure_tables(rows, levels, t)
     if found.storage:
         yield t("section_storage")
         yield storage_overview(found.storage, t)
@@ -91,10 +92,8 @@ def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
     yield "\n".join(_verdicts(found, t))
 
 
-def _figure_tables(
-    rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts
-) -> Iterator[Table | str]:
-    yield measured_table(rows, levels, bar, t)
+def _figure_tables(rows: Sequence[Row], levels: Sequence[str], t: Texts) -> Iterator[Table | str]:
+    yield measured_table(rows, levels, t)
     yield from _more_rows(rows, t)
     has_predictions = "predicted_scale" in rows[0]
     if has_predictions and len(rows) <= FEW:
@@ -110,26 +109,26 @@ def _more_rows(rows: Sequence[Any], t: Texts) -> Iterator[str]:
 
 
 def _verdicts(found: Findings, t: Texts) -> Iterator[str]:
-    yield from (f"{question} {answer}" for question, answer in answers(found.verdicts, t))
+    yield from (f"{question} {answer}" for question, answer in answers(found.widths, t))
     found_sentences = [
-        *stored_sentences(found.stored, found.bar, t),
+        *stored_sentences(found.stored, t),
         *storage_sentences(found.storage, found.levels, t),
-        *sentences(found.verdicts, found.levels, t),
+        *sentences(found.widths, found.levels, t),
     ]
     yield from found_sentences[:MOST]
     if len(found_sentences) > MOST:
         yield t("more_verdicts", n=len(found_sentences) - MOST)
     if found.unmeasured:
         yield unmeasured_text(found.unmeasured, t)
-    yield bar_text(found.bar, t)
+    yield bar_text(found.rows, t)
 
 
-def measured_table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Texts) -> Table:
+def measured_table(rows: Sequence[Row], levels: Sequence[str], t: Texts) -> Table:
     """Return the figures that decide, a row a tensor and run."""
     lines = [
         (
             *_level_cells(row, levels),
-            *(_coloured(key, spec, row, bar) for key, spec in MEASURED.items()),
+            *(_coloured(key, spec, row) for key, spec in MEASURED.items()),
             Text(rank_text(row, t), MET if row["top_order_kept"] else MISSED),
         )
         for row in rows[:LONGEST]
@@ -137,7 +136,8 @@ def measured_table(rows: Sequence[Row], levels: Sequence[str], bar: Bar, t: Text
     return table([*_level_heads(levels), *MEASURED, t("head_top_k")], lines)
 
 
-def _coloured(key: str, spec: str, row: Row, bar: Bar) -> Cell:
+def _coloured(key: str, spec: str, row: Row) -> Cell:
+    bar = Bar.from_row(row)
     text = format_number(row[key], spec)
     if key not in bar.criteria:
         return text
@@ -198,7 +198,7 @@ def worst_table(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
     return table([*_level_heads(levels), "tensor", *stored, *RATIOS], lines[:LONGEST])
 
 
-def storage_overview(found: Sequence[TensorFormats], t: Texts) -> Table:
+def storage_overview(found: Sequence[TensorChoice], t: Texts) -> Table:
     """Return the cheapest format of each tensor that meets the bar."""
     lines = [(label(row.name), *row[1:]) for row in storage_table(found[:LONGEST], t)]
     return table(storage_heads(t), lines)
@@ -262,9 +262,10 @@ def run_summary(one: Record, bar: Bar, t: Texts) -> str:
         lines = list(_figure_lines(one, *next(iter(tensors.items()))))
     else:
         lines = [_worst_table(tensors, t), *skipped_sentences(one["skipped"], t)]
-    rows = [figures(each) | {"dist": "", "tensor": name} for name, each in tensors.items()]
+    shared = {"dist": one.get("dist", ""), **bar.columns()}
+    rows = [figures(each) | shared | {"tensor": name} for name, each in tensors.items()]
     if stored := stored_rows(rows, ["dist"]):
-        lines += [*stored_sentences(stored, bar, t), bar_text(bar, t)]
+        lines += [*stored_sentences(stored, t), bar_text(rows, t)]
     underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
     return "\n".join([*lines, *underflow_sentences(underflows, t)])
 

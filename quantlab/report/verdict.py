@@ -1,88 +1,101 @@
-"""How few bits each tensor needs."""
+"""verdict.json: whether each tensor of a sweep meets the bar in some format of those tried."""
 
-import math
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-from quantlab.records.record import Row, group_rows
+import pandas as pd
+
+from quantlab.records import disk
 from quantlab.report.bar import Bar
-from quantlab.report.format_name import FORMAT, has_setting, varied_choices
-from quantlab.text import as_text, printable
+from quantlab.report.choices import TensorChoice
 
-INT8 = 8  # the width that the lab's question is about
+NAME = "verdict.json"
+SCHEMA = 1
+FIGURES = ("mode", "n_bits", "bits_per_value", "sqnr_db", "rel_err")
+TYPES = {
+    "dist": "string",
+    "tensor": "string",
+    "meets": "boolean",
+    "missed": "string",
+    "format": "string",
+    "mode": "string",
+    "n_bits": "Int64",
+    "bits_per_value": "float64",
+    "sqnr_db": "float64",
+    "rel_err": "float64",
+}
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """How one tensor fares in one mode; `rows` are its widths, the narrowest first.
+def verdict(directory: str | Path) -> pd.DataFrame:
+    """Load the verdict of a sweep from its verdict.json, one row a tensor.
 
-    `name` says which tensor and mode, `run` which source and mode, and what else was swept.
+    `format` is the cheapest that meets the bar, else the nearest, with its mode, `n_bits` and
+    `bits_per_value` in bits, `sqnr_db` in dB, and `rel_err` as a share; `missed` are the criteria
+    that it does not meet, missing where it meets all. What else the sweep varied stands beside the
+    names. Raises ValueError if the directory holds no verdict.
     """
-
-    name: str
-    run: str
-    rows: list[Row]
-    bar: Bar
-
-    @cached_property
-    def missed(self) -> dict[int, set[str]]:
-        """The criteria of the bar that each width misses, the narrowest first."""
-        return {row["n_bits"]: set(self.bar.missed(row)) for row in self.rows}
-
-    @cached_property
-    def bits(self) -> int | None:
-        """The fewest bits tried that meet the bar; None where none does."""
-        return self.fewest(self.bar.criteria)
-
-    def fewest(self, criteria: Collection[str]) -> int | None:
-        """Return the fewest bits tried that meet some of the bar's criteria."""
-        return next((n for n, missed in self.missed.items() if missed.isdisjoint(criteria)), None)
-
-    def gaps(self, criteria: Collection[str]) -> list[int]:
-        """Return the widths that miss some of the bar's criteria, though fewer bits meet them."""
-        least = self.fewest(criteria) or math.inf
-        wider = {n: missed for n, missed in self.missed.items() if n > least}
-        return [n for n, missed in wider.items() if not missed.isdisjoint(criteria)]
-
-    @property
-    def decisive(self) -> Row:
-        """The row to quote: of the fewest bits that meet the bar, else of the widest."""
-        return self.at(self.bits) or self.rows[-1]
-
-    def at(self, n_bits: int | None) -> Row | None:
-        """Return the row of a width, if it was tried."""
-        return next((row for row in self.rows if row["n_bits"] == n_bits), None)
+    tensors = read_verdict(Path(directory))["tensors"]
+    table = pd.DataFrame(
+        [tensor | {"missed": "; ".join(tensor["missed"]) or None} for tensor in tensors],
+        columns=list(tensors[0]) if tensors else list(TYPES),
+    )
+    return table.astype(TYPES)
 
 
-def verdicts(rows: Sequence[Row], levels: Sequence[str], bar: Bar) -> list[Verdict]:
-    """Return the verdict of each tensor and mode, the worst first; `levels` nest the table.
+def verdict_json(
+    choices: Sequence[TensorChoice], bars: Sequence[Bar], failures: Mapping[str, str]
+) -> bytes:
+    """Write verdict.json: the bars, whether all tensors meet theirs, each of them, failed runs.
 
-    There is none of files, which have widths of their own.
+    `bar` is null where runs have different bars; each tensor then has its own.
     """
-    found, chosen = [], [row for row in rows if row["n_bits"] is not None]
-    for places in group_rows(chosen, [level for level in levels if level != "n_bits"]):
-        widths = sorted((chosen[n] for n in places), key=lambda row: row["n_bits"])
-        run = row_name(widths[0], levels, run=True)
-        found.append(Verdict(row_name(widths[0], levels), run, widths, bar))
-    return sorted(found, key=_worst_first)
+    tensors = [_tensor_json(choice, own_bar=len(bars) > 1) for choice in choices]
+    return disk.to_json(
+        {
+            "schema": SCHEMA,
+            "bar": _bar_json(bars[0]) if len(bars) == 1 else None,
+            "meets": not failures and all(choice.meets for choice in choices),
+            "tensors": tensors,
+            "failures": dict(failures),
+        }
+    )
 
 
-def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
-    """Say which tensor and mode a row is of, then what else was swept but the width.
+def read_verdict(directory: Path) -> dict[str, Any]:
+    """Read verdict.json of a sweep; raises ValueError where there is none to read."""
+    path = directory / NAME
+    again = f"quantlab aggregate {directory} writes it"
+    if not path.is_file():
+        raise ValueError(f"{path} does not exist: {again}")
+    try:
+        content = json.loads(path.read_bytes())
+        if isinstance(content["meets"], bool) and isinstance(content["tensors"], list):
+            return dict(content)
+        raise KeyError("meets")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path} is no verdict: {again} again") from None
 
-    Of a `run` it says which source and mode.
-    """
-    rest = [level for level in levels if level not in ("dist", "tensor", *FORMAT)]
-    others = [f"{level}={as_text(row[level])}" for level in rest if has_setting(row, level)]
-    settings = [*varied_choices(row, levels), *others]
-    return ", ".join(map(printable, [row["dist" if run else "tensor"], row["mode"], *settings]))
+
+def _bar_json(bar: Bar) -> dict[str, float | bool | None]:
+    """Return the thresholds as they are written: 30 and 30.0 are one."""
+    return {
+        key: value if value is None or isinstance(value, bool) else float(value)
+        for key, value in asdict(bar).items()
+    }
 
 
-def _worst_first(each: Verdict) -> tuple[float, float]:
-    return -(each.bits or math.inf), quality(each.rows[-1])
-
-
-def quality(figures: Row) -> float:
-    """Return the SQNR to rank by, in dB; a perfect round trip, which has none, ranks first."""
-    return math.inf if figures["sqnr_db"] is None else figures["sqnr_db"]
+def _tensor_json(choice: TensorChoice, *, own_bar: bool) -> dict[str, Any]:
+    best = choice.best
+    return {
+        "dist": choice.dist,
+        "tensor": choice.tensor,
+        **choice.settings,
+        "meets": choice.meets,
+        "missed": list(best.missed),
+        "format": best.name,
+        **{key: best.row.get(key) for key in FIGURES},
+        **({"bar": _bar_json(Bar.from_row(best.row))} if own_bar else {}),
+    }

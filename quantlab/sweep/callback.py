@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from quantlab.errors import report_user_errors
 from quantlab.records import record
 from quantlab.records.parts import read_division
-from quantlab.report.settings import report_settings
+from quantlab.report.bar import run_settings
 from quantlab.sweep.job import make_directory, require_valid
 
 
@@ -28,7 +28,7 @@ class Single(Callback):
 
         with report_user_errors():  # a record that could not be written is an error too
             one = kwargs["job_return"].return_value
-        bar, t = report_settings(config)
+        bar, t = run_settings(config)
         directory = Path(config.hydra.runtime.output_dir)
         if one["tensors"]:
             print(run_summary(one, bar, t))

@@ -31,7 +31,7 @@ from quantlab.formats.uniform import mode_name
 from quantlab.records import record
 from quantlab.records.older import DEFAULTS, current_name, with_current_names
 from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
-from quantlab.report.settings import report_settings
+from quantlab.report.bar import run_settings
 from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.stats.parallel import usable_cores
@@ -95,7 +95,7 @@ def require_valid(cfg: DictConfig) -> None:
     """Raise ValueError where a config makes no experiment, or none that JSON can record."""
     with run_environment(cfg):
         build(cfg)
-        report_settings(cfg)
+        run_settings(cfg)
         if not isinstance(cfg.get("resume", True), bool):
             raise ValueError(f"resume must be true or false, got {cfg.resume!r}")
         try:

@@ -21,9 +21,7 @@ from quantlab import interrupt
 from quantlab.errors import INTERRUPTED, error_sentence
 from quantlab.records import disk, record
 from quantlab.records.parts import without_part_overrides
-from quantlab.report.bar import Bar
-from quantlab.report.settings import report_settings
-from quantlab.report.texts import Texts
+from quantlab.report.bar import read_settings, typed_settings
 from quantlab.sweep import resume
 from quantlab.sweep.divisions import require_apart
 from quantlab.sweep.grid import Job, grid
@@ -56,7 +54,7 @@ def sweep(
         disk.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
         pending = _pending_jobs(jobs, directory, config, loader)
         stopped = _launch(pending, directory, launcher)
-        _finish(jobs, directory, stopped, *report_settings(config))
+        _finish(jobs, directory, stopped)
 
 
 @contextmanager
@@ -131,17 +129,16 @@ def _without_sacct() -> Iterator[None]:
                 os.dup2(terminal.fileno(), 2)
 
 
-def _finish(
-    jobs: Sequence[Job], directory: Path, stopped: BaseException | None, bar: Bar, t: Texts
-) -> None:
+def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None) -> None:
     """Aggregate what is complete, print it, and end the program where something went wrong."""
     from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
     from quantlab.report.terminal import sweep_summary
 
     failed, gaps = 0, []
     try:
-        done = aggregate(directory, bar, t)
-        print(f"\n{sweep_summary(done.findings, done.files, t)}")
+        settings = read_settings(directory, typed_settings(directory))
+        done = aggregate(directory, settings)
+        print(f"\n{sweep_summary(done.findings, done.files, settings.texts)}")
         asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
         failed = sum(tuple(each) in asked for each in done.failed)
         wholes = {without_part_overrides(each) for each in asked}

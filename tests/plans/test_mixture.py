@@ -9,8 +9,8 @@ from quantlab.plans.mixture import plan_for_bar, plan_within_budget
 from quantlab.plans.problem import build_problem
 from quantlab.plans.request import Request
 from quantlab.report.bar import Bar
-from quantlab.report.check import check
-from quantlab.report.tensor_verdict import tensor_verdicts
+from quantlab.report.choices import find_choices
+from quantlab.report.sentences import check_lines
 from quantlab.report.texts import Texts
 from tests.plans.samples import FORMATS, LEVELS, chosen, make, original, row, sweep, two
 
@@ -162,11 +162,12 @@ def test_verdict_check_and_plan_say_the_same_of_each_tensor(tensors):
         for form, (bits, sqnr_db) in zip(itertools.islice(FORMATS, 4), figures, strict=False)
     ]
     found = sweep(rows)
-    judged = {each.tensor: each for each in tensor_verdicts(rows, LEVELS, BAR)}
+    choices = find_choices([row | BAR.columns() for row in rows], LEVELS)
+    judged = {choice.tensor: choice for choice in choices}
     made = plan_for_bar(build_problem(found, Request()), BAR)
     for name, form in chosen(made).items():
         assert (form == "float32") == (not judged[name].meets)
-        assert form in ("float32", judged[name].format)
-    passed, lines = check(found, BAR, Texts("en"))
-    assert passed == (not made.unmet)
+        assert form in ("float32", judged[name].best.name)
+    lines = check_lines(choices, [BAR], {}, Texts("en"))
+    assert lines[-1].startswith("check failed" if made.unmet else "check passed")
     assert len(lines) == len(made.unmet) + 1

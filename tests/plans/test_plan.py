@@ -7,18 +7,18 @@ from quantlab.plans.mixture import make_plan
 from quantlab.plans.plan import plan, run_command
 from quantlab.plans.request import Request
 from quantlab.report.bar import Bar
-from quantlab.report.tensor_verdict import tensor_verdicts, verdict_json
 from tests.plans.samples import original, row, sweep, two
-from tests.report.test_storage import SQNR
+from tests.report.samples import SQNR
 
 OUT = original("c", (5,), sha256=None, dtype="int32", n_bytes=20, reason="int32 is no float")
 TENSORS = [original("a.weight"), OUT, original("b.weight")]
 
 
 def write(directory, rows=None, tensors=TENSORS, failures=(), bar=None):
-    """Write what a plan reads of a sweep, with a verdict where there is a bar."""
+    """Write what a plan reads of a sweep, judged by a bar if there is one."""
     found = sweep(rows or two(), tensors)
-    table = pd.DataFrame(found.rows).astype({"block_size": "Int64"})
+    rows = [row | (bar.columns() if bar else {}) for row in found.rows]
+    table = pd.DataFrame(rows).astype({"block_size": "Int64"})
     table.to_csv(directory / "results.csv", index=False)
     (directory / "results.json").write_text("{}\n")
     lost = {"key": None, "record_sha256": None, "status": "failed"}
@@ -28,9 +28,6 @@ def write(directory, rows=None, tensors=TENSORS, failures=(), bar=None):
         "start": None, "end": None, "hydra": {}, "tensors": found.tensors,
     }  # fmt: skip
     (directory / "manifest.json").write_text(json.dumps(manifest))
-    if bar:
-        judged = tensor_verdicts(found.rows, found.levels, bar)
-        (directory / "verdict.json").write_bytes(verdict_json(judged, bar, {}))
     return directory
 
 

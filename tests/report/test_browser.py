@@ -14,9 +14,10 @@ from quantlab.records.table import read_aggregate
 from quantlab.report import page as pages
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, aggregate
+from tests.report.samples import FORMAT_LEVELS as LEVELS
+from tests.report.samples import findings_of, some
 from tests.report.test_page import many
-from tests.report.test_storage import LEVELS, findings_of, some
-from tests.report.test_storage_plot import crowd
+from tests.report.test_plots import crowd
 
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]

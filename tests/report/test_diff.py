@@ -6,9 +6,8 @@ from hypothesis import given
 from quantlab.report.bar import Bar
 from quantlab.report.diff import LONGEST, diff, diff_summary, require_tolerance
 from quantlab.report.texts import LANGUAGES, Texts
-from tests.report.test_check import sweep
-from tests.report.test_storage import LEVELS, SQNR, stored
-from tests.report.test_tensor_verdict import ROWS
+from tests.report.samples import FORMAT_LEVELS as LEVELS
+from tests.report.samples import ROWS, SQNR, judged, stored, sweep
 
 REL_ERR = Bar(top_order=None, sqnr_db=None)
 ORDER = Bar(sqnr_db=None, rel_err=None)
@@ -20,7 +19,8 @@ def widths(*n_bits, less=0.0, **change):
 
 
 def compare(before, after, bar=SQNR, levels=LEVELS, **change):
-    return diff(sweep(before, levels, directory="then"), sweep(after, levels, **change), bar)
+    then = sweep(judged(before, bar), levels, directory="then")
+    return diff(then, sweep(judged(after, bar), levels, **change))
 
 
 def worse_by(before, after, bar):
@@ -147,14 +147,14 @@ def test_tensors_are_told_apart_by_source_where_there_are_two():
 def test_sweeps_of_other_values_are_refused():
     one, other = sweep(widths(8), directory="one"), sweep(widths(8), sha256="1" * 64)
     with pytest.raises(ValueError, match="'verb_probs' has other values in sweep than in one: a d"):
-        diff(one, other, SQNR)
+        diff(one, other)
 
 
 @pytest.mark.parametrize("change", [{"name": "other"}, {"sha256": None}])
 def test_sweeps_without_a_tensor_in_common_are_refused(change):
     one, other = sweep(widths(8)), sweep(widths(8), directory="other", **change)
     with pytest.raises(ValueError, match="sweep and other have no tensor in common: a diff is of"):
-        diff(one, other, SQNR)
+        diff(one, other)
 
 
 def test_sweeps_without_a_format_in_common_are_refused():

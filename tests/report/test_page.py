@@ -12,14 +12,13 @@ from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.records.record import Outcome
 from quantlab.report import page, tables
 from quantlab.report.aggregate import aggregate as collect
-from quantlab.report.bar import Bar
+from quantlab.report.bar import ReportSettings
 from quantlab.report.page import places, tensor_detail
 from quantlab.report.plots import plot_style, svg, tensor_plot
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.conftest import aggregate, measure, run, run_quantlab
+from tests.report.samples import FORMAT_LEVELS, findings_of, some, stored
 from tests.report.test_aggregate import keep
-from tests.report.test_storage import LEVELS as FORMAT_LEVELS
-from tests.report.test_storage import findings_of, some, stored
 
 HOSTILE = "w|<script>alert(1)</script>`[x](y)*_\n"
 
@@ -92,6 +91,9 @@ def test_the_settings_of_a_sweep_are_those_of_its_report(tmp_path):
     assert "los 5 mayores conservan su orden, la SQNR es" in again.stdout
     other = run(*sweep)
     assert "resuming: 1 complete; 0 to do" in other.stdout  # a report is no reason to measure
+    assert "8 bits meet the bar; the top 5 keeps its order, the SQNR is" in other.stdout
+    other = run(*sweep, "report.bar.rel_err=0.01")
+    assert "0 to do" in other.stdout
     assert "8 bits do not meet the bar; the mean relative error is 1.14%" in other.stdout
 
 
@@ -145,7 +147,7 @@ def test_no_name_is_taken_for_markup(tmp_path, lang):
 
     many(tmp_path, [HOSTILE, "plain"])
     keep(tmp_path / "bad", 2, 3, work=fail)
-    collect(tmp_path, Bar(), Texts(lang))
+    collect(tmp_path, ReportSettings({}, Texts(lang)))
     page = (tmp_path / "report.html").read_text()
     assert "<script>alert" not in page
     assert "&lt;script&gt;alert" in page
@@ -294,6 +296,7 @@ def test_a_plain_sweep_has_the_page_that_it_always_had():
         stored(mode, n, n + 0.05, 6.0 * n) for mode in ("symmetric", "asymmetric") for n in (4, 8)
     ]
     old = ("dist", "mode", "tensor", "n_bits", "rel_err", "sqnr_db", "max_err", "zeroed")
+    old += ("settings", "format", *PLAIN)
     kept = [
         {key: value for key, value in each.items() if key in old or key.startswith("top_")}
         for each in rows

@@ -12,13 +12,13 @@ from matplotlib.text import Annotation
 from quantlab.records import record
 from quantlab.report import plots
 from quantlab.report.bar import Bar
+from quantlab.report.choices import FormatPoint, find_widths
 from quantlab.report.plots import NAMED, chosen, error_vs_storage, luminance, shades
-from quantlab.report.storage import Offer, tensor_formats
 from quantlab.report.tables import SHADES
 from quantlab.report.texts import LANGUAGES, Texts
-from quantlab.report.verdict import verdicts
 from tests.conftest import ROOT
-from tests.report.test_storage import GROUP, LEVELS, SQNR, some, stored
+from tests.report.samples import FORMAT_LEVELS as LEVELS
+from tests.report.samples import GROUP, SQNR, some, storage_of, stored, with_format
 
 T = Texts("en")
 BOTH = {"light": "#fff", "dark": "#14171a"}
@@ -132,10 +132,10 @@ def test_errors_beyond_half_a_step_are_drawn(lab):
 def test_no_word_leaves_the_picture(lab):
     long = "dist.path=/somewhere/far/away/" + "checkpoint" * 4
     rows = [row(long, n, 6.02 * n) for n in range(2, 17)]
-    found = verdicts(rows, ["dist", "mode"], Bar())
+    found = find_widths(rows, ["dist", "mode"])
     with plots.plot_style():
         shown = [(one | {"tensor": "x"}, entry(one)) for one in lab[:2]]
-        drawn = [plots.error_vs_bits(found, Bar(), T), plots.error_histogram(shown, T)]
+        drawn = [plots.error_vs_bits(found, [Bar()], T), plots.error_histogram(shown, T)]
         drawn += [plots.tensor_plot(entry(one), T) for one in lab]
         for picture in drawn:
             canvas = FigureCanvasAgg(picture)
@@ -217,13 +217,13 @@ def test_the_histogram_of_many_scales_names_the_mode_alone(lab):
 def row(name, n_bits, sqnr_db):
     rest = {"top_order_kept": True, "rel_err": 0.1, "max_err": 0}
     named = {"dist": name, "mode": "symmetric", "tensor": name, "n_bits": n_bits}
-    return named | rest | {"sqnr_db": sqnr_db}
+    return with_format(named | rest | {"sqnr_db": sqnr_db})
 
 
 def test_the_worst_lines_are_drawn_and_the_rest_is_a_band():
     rows = [row(f"_t{i}", n, 6.02 * n - i) for i in range(20) for n in (4, 8)]
     with plots.plot_style():
-        drawn = plots.error_vs_bits(verdicts(rows, ["dist", "mode"], Bar()), Bar(), T)
+        drawn = plots.error_vs_bits(find_widths(rows, ["dist", "mode"]), [Bar()], T)
     (panel,), (legend,) = drawn.axes, drawn.legends
     worst = [f"_t{i}, symmetric" for i in range(19, 11, -1)]
     assert [text.get_text() for text in legend.get_texts()] == [
@@ -238,9 +238,9 @@ def test_the_worst_lines_are_drawn_and_the_rest_is_a_band():
 def test_a_perfect_round_trip_is_no_point():
     rows = [row("a", 4, 20.0), row("a", 8, None), row("b", 4, None), row("b", 8, None)]
     with plots.plot_style():
-        plots.png(plots.error_vs_bits(verdicts(rows, ["dist", "mode"], Bar()), Bar(), T))
-        none = verdicts(rows[2:], ["dist", "mode"], Bar())
-        plots.png(plots.error_vs_bits(none, Bar(sqnr_db=None), T))
+        plots.png(plots.error_vs_bits(find_widths(rows, ["dist", "mode"]), [Bar()], T))
+        none = find_widths(rows[2:], ["dist", "mode"])
+        plots.png(plots.error_vs_bits(none, [Bar(sqnr_db=None)], T))
 
 
 def crowd():
@@ -260,7 +260,7 @@ def crowd():
 
 def drawn(rows, bar=SQNR, levels=LEVELS, t=T):
     with plots.plot_style():
-        return error_vs_storage(tensor_formats(rows, levels, bar), bar, t)
+        return error_vs_storage(storage_of(rows, levels, bar), [bar], t)
 
 
 def names(picture):
@@ -319,7 +319,7 @@ def test_of_many_tensors_the_axis_says_that_they_are_medians():
 def test_the_same_rows_are_the_same_bytes():
     def both():
         with plots.plot_style():
-            picture = error_vs_storage(tensor_formats(crowd(), LEVELS, SQNR), SQNR, T)
+            picture = error_vs_storage(storage_of(crowd(), LEVELS, SQNR), [SQNR], T)
             return plots.png(picture), plots.svg(picture, salt="x")
 
     assert both() == both()
@@ -337,7 +337,7 @@ def test_a_format_with_underscores_and_dollars_is_named_as_it_is():
 
 
 def test_of_a_long_front_some_are_named_and_its_ends():
-    best = [Offer(n, -n, str(n)) for n in range(40)]
+    best = [FormatPoint(n, n, str(n)) for n in range(40)]
     assert len(chosen(best)) == NAMED
     assert (chosen(best)[0], chosen(best)[-1]) == (best[0], best[-1])
     assert chosen(best[:3]) == best[:3]

@@ -11,7 +11,7 @@ from quantlab.report.stored import (
     stored_sentences,
 )
 from quantlab.report.texts import Texts
-from tests.report.test_verdict import row
+from tests.report.samples import judged, row
 
 T = Texts("en")
 LEVELS = ["dist", "mode", "tensor", "mode.path"]
@@ -47,7 +47,7 @@ def files(rows):
 
 
 def said(rows, bar=BAR):
-    return list(stored_sentences(files(rows), bar, T))
+    return list(stored_sentences(files(judged(rows, bar)), T))
 
 
 def test_a_sentence_says_what_a_file_costs_and_what_it_lost():
@@ -172,6 +172,6 @@ def test_the_error_of_the_output_stands_beside_where_it_is_known():
 @pytest.mark.parametrize("language", ["en", "es"])
 def test_every_sentence_is_in_every_language(language):
     found = files([*FILE, tensor("x", 1.0, remark="wrong")])
-    sentences = list(stored_sentences(found, BAR, Texts(language)))
+    sentences = list(stored_sentences(found, Texts(language)))
     assert len(sentences) == 2
     assert "{" not in "".join(sentences)

@@ -4,13 +4,20 @@ import pytest
 
 from quantlab.report import tables
 from quantlab.report.bar import Bar
-from quantlab.report.storage import tensor_formats
+from quantlab.report.choices import find_widths
 from quantlab.report.tables import storage_sentences, storage_table, storage_trend
 from quantlab.report.texts import LANGUAGES, Texts
-from quantlab.report.verdict import verdicts
-from tests.report.test_storage import LEVELS as FORMAT_LEVELS
-from tests.report.test_storage import SQNR, some, stored
-from tests.report.test_verdict import LEVELS, row
+from tests.report.samples import (
+    FORMAT_LEVELS,
+    LEVELS,
+    SQNR,
+    judged,
+    row,
+    some,
+    storage_of,
+    stored,
+    widths_of,
+)
 
 T = Texts("en")
 
@@ -22,7 +29,7 @@ def test_each_row_has_its_own_figures():
     }  # fmt: skip
     one = row(8, rel_err=0.5, top_merged=1, **figures)
     other = row(4, sqnr_db=None, rel_err=None, **figures | {"mae": 0.0, "max_err": 0})
-    table = tables.table([one, other], LEVELS, Bar(), T)
+    table = tables.table([one, other], LEVELS, T)
     messages = [dict(zip(table.heads, cells, strict=True)) for cells in table.rows]
     assert messages[0] == {
         "dist": "verb_probs", "mode": "symmetric", "n_bits": "8", "bar": "top_order rel_err",
@@ -41,10 +48,10 @@ def test_a_tensor_is_named_in_full_where_it_is_not_its_source():
     figures = dict.fromkeys(["mae", "cos_sim", "n_codes", "scale", "zero_point", "n_elements"], 1)
     names = [f"vision_model.encoder.layers.{n}.self_attn.out_proj.weight" for n in (0, 10)]
     rows = [row(8, tensor=name, **figures) for name in names]
-    table = tables.table(rows, LEVELS, Bar(), T)
+    table = tables.table(rows, LEVELS, T)
     assert [cells[table.heads.index("tensor")] for cells in table.rows] == names
     levels = [*LEVELS, "tensor"]
-    assert {one.name for one in tables.heat_table(verdicts(rows, levels, Bar()), [8], T)} == {
+    assert {one.name for one in tables.heat_table(widths_of(rows, levels), [8], T)} == {
         f"{name}, symmetric" for name in names
     }
 
@@ -52,7 +59,7 @@ def test_a_tensor_is_named_in_full_where_it_is_not_its_source():
 def test_the_heat_of_a_width_is_its_sqnr():
     rows = [row(4, sqnr_db=-3.0), row(6, sqnr_db=29.9), row(8, sqnr_db=math.nextafter(60, 0))]
     (one,) = tables.heat_table(
-        verdicts([*rows, row(16, sqnr_db=None, max_err=0)], LEVELS, Bar()), [2, 4, 6, 8, 16], T
+        widths_of([*rows, row(16, sqnr_db=None, max_err=0)], LEVELS), [2, 4, 6, 8, 16], T
     )
     assert one.name == "verb_probs, symmetric"
     assert one.fewest == ["8", "4", "4", "8"]
@@ -61,12 +68,12 @@ def test_the_heat_of_a_width_is_its_sqnr():
 
 def test_a_star_says_that_a_wider_one_misses():
     rows = [row(4), row(6, top_merged=1), row(8)]
-    (one,) = tables.heat_table(verdicts(rows, LEVELS, Bar()), [4, 6, 8], T)
+    (one,) = tables.heat_table(widths_of(rows, LEVELS), [4, 6, 8], T)
     assert one.fewest == ["4*", "4*", "4", "4"]
 
 
 def test_none_is_said_where_no_width_is_enough():
-    (one,) = tables.heat_table(verdicts([row(8, rel_err=0.5)], LEVELS, Bar()), [8], T)
+    (one,) = tables.heat_table(widths_of([row(8, rel_err=0.5)], LEVELS), [8], T)
     assert one.fewest == ["none", "8", "none", "8"]
 
 
@@ -81,7 +88,7 @@ def test_where_formats_were_tried_the_table_says_what_they_cost():
     levels = [*LEVELS, "block", "block_size"]
     plain = stored("symmetric", 8, 8.0533, 40.0, **MORE)
     other = stored("nf4", 4, 4.5, 20.0, block="group", block_size=64, **MORE)
-    table = tables.table([plain, other], levels, Bar(), T)
+    table = tables.table([plain, other], levels, T)
     one, two = (dict(zip(table.heads, cells, strict=True)) for cells in table.rows)
     assert (one["bits_per_value"], two["bits_per_value"]) == ("8.053", "4.5")
     assert (one["block_size"], two["block_size"]) == ("–", "64")
@@ -91,19 +98,17 @@ def test_where_formats_were_tried_the_table_says_what_they_cost():
     assert [table.heads[n - 1] for n in table.words] == ["dist", "mode", "block", "bar", "top_k"]
     old = row(6, **{key: MORE[key] for key in ("mae", "cos_sim", "n_codes", "n_elements")})
     old |= {"block": None, "block_size": None, "scale": 1.0, "zero_point": 0}
-    cells = dict(
-        zip(table.heads, tables.table([old, other], levels, Bar(), T).rows[0], strict=True)
-    )
+    cells = dict(zip(table.heads, tables.table([old, other], levels, T).rows[0], strict=True))
     assert cells["bits_per_value"] == cells["clip_share"] == cells["block"] == "–"
 
 
 def test_plain_integers_have_the_columns_that_they_always_had():
     rows = [stored("symmetric", n, n + 0.1, 6.0 * n, **MORE) for n in (4, 8)]
-    assert tables.table(rows, LEVELS, Bar(), T).heads == [*LEVELS, *tables.GLOSSARY]
+    assert tables.table(rows, LEVELS, T).heads == [*LEVELS, *tables.GLOSSARY]
 
 
 def said(rows, levels=FORMAT_LEVELS, bar=SQNR):
-    return list(storage_sentences(tensor_formats(rows, levels, bar), levels, T))
+    return list(storage_sentences(storage_of(rows, levels, bar), levels, T))
 
 
 def test_a_tensor_s_cheapest_format_is_quoted_with_what_it_costs():
@@ -143,7 +148,7 @@ def test_formats_that_few_tensors_need_are_counted_together():
 def test_the_table_has_a_row_a_tensor():
     exact = [stored("log", 16, 16.1, None, tensor="exact", max_err=0), stored("nf4", 4, 4.5, 1.0)]
     rows = [*some(tensor="w"), *exact, *(each | {"tensor": "x"} for each in exact[1:] * 1)]
-    found = tensor_formats(rows, [*FORMAT_LEVELS, "tensor"], SQNR)
+    found = storage_of(rows, [*FORMAT_LEVELS, "tensor"], SQNR)
     assert storage_table(found, T) == [
         ("verb_probs", "none of those tried", "–", "–"),
         ("x", "none of those tried", "–", "–"),
@@ -154,7 +159,7 @@ def test_the_table_has_a_row_a_tensor():
 
 def test_the_front_is_told_to_those_who_do_not_see_it():
     rows = [*some(), stored("log", 16, 16.1, None, max_err=0)]
-    assert storage_trend(tensor_formats(rows, FORMAT_LEVELS, SQNR), T) == (
+    assert storage_trend(storage_of(rows, FORMAT_LEVELS, SQNR), T) == (
         "SQNR against bits per value; the front: sym 4 bits with 10.0 dB at 4.01 bits; nf4, group "
         "32 with 20.0 dB at 4.5 bits; sym 8 bits with 34.0 dB at 8.01 bits; sym 8 bits, group 32 "
         "with 44.0 dB at 9 bits."
@@ -164,7 +169,7 @@ def test_the_front_is_told_to_those_who_do_not_see_it():
 @pytest.mark.parametrize("lang", LANGUAGES)
 def test_every_language_can_say_it(lang):
     for bar in (SQNR, Bar(sqnr_db=60.0)):
-        found = tensor_formats(some(), FORMAT_LEVELS, bar)
+        found = storage_of(some(), FORMAT_LEVELS, bar)
         for levels in (FORMAT_LEVELS, [*FORMAT_LEVELS, "tensor"]):
             assert list(storage_sentences(found, levels, Texts(lang)))
 
@@ -228,3 +233,9 @@ def test_a_figure_that_was_not_predicted_is_a_dash_and_no_mistake():
     assert shown["mae"].grade == "wrong"
     assert not tables.is_predicted(row(8))
     assert tables.prediction_table([row(8), many], LEVELS, T)[0][1] == guesses
+
+
+def test_a_criterion_that_a_bar_does_not_have_is_a_dash():
+    rows = [*judged([row(8, tensor="a")]), *judged([row(8, tensor="b")], SQNR)]
+    heat = tables.heat_table(find_widths(rows, [*LEVELS, "tensor"]), [8], T)
+    assert [line.fewest for line in heat] == [["8", "8", "8", "8"], ["8", "–", "–", "8"]]

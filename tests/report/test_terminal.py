@@ -9,7 +9,8 @@ import pytest
 from quantlab.report.terminal import WIDTH, render, sweep_summary
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run_python, run_quantlab
-from tests.report.test_storage import LEVELS, findings_of, some, stored
+from tests.report.samples import FORMAT_LEVELS as LEVELS
+from tests.report.samples import findings_of, some, stored
 
 MET, MISSED = "\x1b[32m", "\x1b[33m"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")

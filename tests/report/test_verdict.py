@@ -1,75 +1,110 @@
-from hypothesis import given
-from hypothesis import strategies as st
+import json
+
+import pandas as pd
+import pytest
 
 from quantlab.report.bar import Bar
-from quantlab.report.sentences import sentences
-from quantlab.report.texts import Texts
-from quantlab.report.verdict import row_name, verdicts
-
-T = Texts("en")
-LEVELS = ["dist", "mode", "n_bits"]
-
-
-def row(n_bits, **change):
-    """The figures of a width that meets the bar, but for what is changed."""
-    figures = {
-        "dist": "verb_probs",
-        "mode": "symmetric",
-        "tensor": "verb_probs",
-        "n_bits": n_bits,
-        "top_k": 10,
-        "top_merged": 0,
-        "top_swapped": 0,
-        "top_worst": 1.0,
-        "top_best": 1.0,
-        "rel_err": 0.001,
-        "sqnr_db": 50.0,
-        "max_err": 0.1,
-        "zeroed": 0.0,
-    } | change
-    lost = figures["top_merged"] or figures["top_swapped"] or figures["top_worst"] < 1
-    return {"top_order_kept": not lost} | figures
+from quantlab.report.choices import find_choices
+from quantlab.report.verdict import NAME, TYPES, read_verdict, verdict, verdict_json
+from tests.report.samples import (
+    FORMAT_LEVELS,
+    GROUP,
+    LEVELS,
+    SQNR,
+    choices_of,
+    judged,
+    row,
+    some,
+    stored,
+)
 
 
-def judge(*rows, levels=LEVELS, bar=None):
-    return verdicts(rows, levels, bar or Bar())
+def test_the_file_says_all_of_it():
+    rows = [*some(tensor="a"), stored("nf4", 4, 4.5, 20.0, tensor="b", **GROUP)]
+    content = json.loads(verdict_json(choices_of(rows), [SQNR], {}))
+    assert content["bar"] == {"top_order": None, "rel_err": None, "sqnr_db": 30.0}
+    assert (content["meets"], content["failures"]) == (False, {})
+    assert content["tensors"] == [
+        {
+            "dist": "verb_probs", "tensor": "a", "meets": True, "missed": [],
+            "format": "sym 8 bits", "mode": "symmetric", "n_bits": 8, "bits_per_value": 8.01,
+            "sqnr_db": 34.0, "rel_err": 0.001,
+        },
+        {
+            "dist": "verb_probs", "tensor": "b", "meets": False, "missed": ["sqnr_db"],
+            "format": "nf4, group 32", "mode": "nf4", "n_bits": 4, "bits_per_value": 4.5,
+            "sqnr_db": 20.0, "rel_err": 0.001,
+        },
+    ]  # fmt: skip
 
 
-@given(st.dictionaries(st.integers(2, 16), st.booleans(), min_size=1))
-def test_the_fewest_bits_are_the_least_width_that_meets_the_bar(meets):
-    (one,) = judge(*(row(n, rel_err=0.001 if good else 0.5) for n, good in meets.items()))
-    assert one.bits == min((n for n, good in meets.items() if good), default=None)
-    (said,) = sentences([one], LEVELS, T)
-    failing = [n for n, good in sorted(meets.items()) if one.bits and n > one.bits and not good]
-    assert ("the wider" in said) == bool(failing)
-    assert ("none of the widths tried" in said or "do not meet" in said) == (one.bits is None)
+def test_a_run_that_failed_fails_the_whole():
+    good = choices_of([row(8)], LEVELS)
+    assert json.loads(verdict_json(good, [SQNR], {}))["meets"] is True
+    assert json.loads(verdict_json(good, [SQNR], {"run": "no"}))["meets"] is False
 
 
-def test_each_criterion_has_its_own_fewest_bits():
-    (one,) = judge(row(4, top_merged=1, rel_err=0.5), row(6, rel_err=0.5), row(8))
-    assert one.bits == 8
-    assert [one.fewest([key]) for key in one.bar.criteria] == [6, 8, 4]
+def test_30_and_30_0_are_one_bar():
+    assert verdict_json([], [Bar(sqnr_db=30)], {}) == verdict_json([], [Bar(sqnr_db=30.0)], {})
 
 
-def test_the_worst_come_first():
-    good, fair, poor = row(8, mode="a"), row(8, mode="b", rel_err=0.02), row(8, mode="c")
-    found = judge(good, fair | {"sqnr_db": 40.0}, poor | {"sqnr_db": 10.0})
-    assert [each.rows[0]["mode"] for each in found] == ["c", "b", "a"]
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "{}", '{"meets": 1, "tensors": []}', '{"meets": true, "tensors": {}}'],
+)
+def test_what_is_no_verdict_is_named(tmp_path, content):
+    with pytest.raises(ValueError, match=r"verdict\.json does not exist: quantlab aggregate "):
+        read_verdict(tmp_path)
+    (tmp_path / NAME).write_text(content)
+    with pytest.raises(ValueError, match=r"verdict\.json is no verdict: quantlab aggregate .* aga"):
+        read_verdict(tmp_path)
 
 
-def test_a_name_says_what_was_swept():
-    one = row(8, seed=3) | {"mode.zero_point": "clip", "dist.batch": None, "tensor": "w"}
-    levels = ["dist", "mode", "n_bits", "dist.batch", "mode.zero_point", "seed"]
-    assert row_name(one, levels) == "w, symmetric, dist.batch=null, mode.zero_point=clip, seed=3"
-    assert row_name(one, LEVELS, run=True) == "verb_probs, symmetric"
+def test_where_runs_have_several_bars_each_tensor_has_its_own():
+    fifty = Bar(sqnr_db=50.0)
+    rows = [*judged(some(tensor="a"), SQNR), *judged(some(tensor="b"), fifty)]
+    content = json.loads(verdict_json(find_choices(rows, FORMAT_LEVELS), [SQNR, fifty], {}))
+    assert content["bar"] is None
+    assert [tensor["bar"]["sqnr_db"] for tensor in content["tensors"]] == [30.0, 50.0]
 
 
-def test_a_name_says_how_a_format_differs_where_formats_differ():
-    one = row(4, tensor="w", mode="symmetric", block="group", block_size=32, seed=3)
-    one |= {"scale_dtype": "float16", "range": "absmax"}
-    levels = [*LEVELS, "block", "block_size", "scale_dtype", "range", "seed"]
-    assert row_name(one, levels) == "w, symmetric, group 32, float16, seed=3"
-    assert row_name(one | {"block": "tensor", "block_size": None}, levels) == (
-        "w, symmetric, float16, seed=3"
-    )
-    assert row_name(one, [*LEVELS, "block_size"], run=True) == "verb_probs, symmetric, group 32"
+def written(directory, rows, levels=FORMAT_LEVELS):
+    choices = choices_of(rows, levels)
+    (directory / NAME).write_bytes(verdict_json(choices, [SQNR], {}))
+    return verdict(directory)
+
+
+def kinds(table):
+    return {key: str(dtype) for key, dtype in table.dtypes.items()}
+
+
+def test_a_tensor_is_a_row(tmp_path):
+    exact = stored("log", 16, 16.0, None, tensor="exact", max_err=0.0)
+    poor = stored("ggml/q4_0", None, 4.5, 20.0, tensor="poor")
+    table = written(tmp_path, [*some(tensor="a"), exact, poor])
+    assert kinds(table) == TYPES
+    assert table["tensor"].tolist() == ["a", "exact", "poor"]
+    assert table["meets"].tolist() == [True, True, False]
+    assert table["format"].tolist() == ["sym 8 bits", "log 16 bits", "ggml/q4_0"]
+    assert table["missed"].isna().tolist() == [True, True, False]
+    assert table["missed"][2] == "sqnr_db"
+    assert table["sqnr_db"].isna().tolist() == [False, True, False]
+    assert pd.isna(table["n_bits"][2])
+
+
+def test_what_else_was_swept_stands_beside_the_names(tmp_path):
+    rows = [each | {"seed": n} for n in (1, 2) for each in some()]
+    table = written(tmp_path, rows, [*FORMAT_LEVELS, "seed"])
+    assert list(table)[:4] == ["dist", "tensor", "seed", "meets"]
+    assert table["seed"].tolist() == [1, 2]
+    assert kinds(table) | TYPES == kinds(table)
+
+
+def test_a_sweep_without_figures_has_the_columns(tmp_path):
+    table = written(tmp_path, [])
+    assert (len(table), kinds(table)) == (0, TYPES)
+
+
+def test_a_directory_without_a_verdict_is_named(tmp_path):
+    with pytest.raises(ValueError, match=rf"{NAME} does not exist: quantlab aggregate {tmp_path} "):
+        verdict(str(tmp_path))

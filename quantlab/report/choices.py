@@ -1,0 +1,317 @@
+"""The formats that were tried on each tensor: which meet the bar, which of them is the cheapest.
+
+Rows of a table -> `find_choices` -> a `TensorChoice` a tensor, with a `FormatResult` a format;
+`find_widths` has the same rows by mode, for the question how few bits a tensor needs. A row is
+judged by the bar of its run, a format is told from others by its `FormatSpec`.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from statistics import median
+from typing import Any, NamedTuple, TypeVar
+
+from quantlab.formats.format import FILE, PLAIN, FormatSpec, is_format_column
+from quantlab.records.record import Row, group_rows
+from quantlab.report.bar import Bar
+from quantlab.text import as_text, printable
+
+INT8 = 8  # the width that the lab's question is about
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class FormatResult:
+    """One tensor in one format: its row of the table, judged by the bar of the row's run."""
+
+    spec: FormatSpec
+    row: Row
+
+    @property
+    def name(self) -> str:
+        """The name of the format, to read."""
+        return self.spec.name
+
+    @property
+    def bits(self) -> float:
+        """All that is stored, in bits per value; infinite where an old version left it out."""
+        bits = self.row.get("bits_per_value")
+        return math.inf if bits is None else float(bits)
+
+    @property
+    def sqnr_db(self) -> float:
+        """The SQNR in dB, infinite where it has no value."""
+        return quality(self.row)
+
+    @cached_property
+    def missed(self) -> list[str]:
+        """The criteria of the bar that the figures do not meet."""
+        return Bar.from_row(self.row).missed(self.row)
+
+    @property
+    def meets(self) -> bool:
+        """Whether all criteria of the bar are met."""
+        return not self.missed
+
+    @property
+    def cost(self) -> tuple[float, float, str]:
+        """The order of choice among equals before the bar: fewer bits, more SQNR, then by name."""
+        return self.bits, -self.sqnr_db, self.name
+
+
+@dataclass(frozen=True)
+class TensorChoice:
+    """The formats that were tried on one tensor, the cheapest first.
+
+    `settings` are what else was swept that is no part of a format.
+    """
+
+    dist: str
+    tensor: str
+    settings: Mapping[str, Any]
+    formats: Sequence[FormatResult]
+
+    @property
+    def name(self) -> str:
+        """The tensor, and what else was swept."""
+        return self._with_settings(self.tensor)
+
+    @property
+    def source(self) -> str:
+        """The source of the tensor, and what else was swept."""
+        return self._with_settings(self.dist)
+
+    def _with_settings(self, name: str) -> str:
+        settings = (f"{key}={as_text(value)}" for key, value in self.settings.items())
+        return ", ".join(map(printable, [name, *settings]))
+
+    @cached_property
+    def cheapest(self) -> FormatResult | None:
+        """The cheapest format that meets the bar; None where none does."""
+        return next((result for result in self.formats if result.meets), None)
+
+    @cached_property
+    def best(self) -> FormatResult:
+        """The cheapest format that meets the bar, else the nearest to it.
+
+        The nearest misses the fewest criteria, then has the highest SQNR.
+        """
+        return self.cheapest or min(
+            self.formats,
+            key=lambda result: (len(result.missed), -result.sqnr_db, result.bits, result.name),
+        )
+
+    @property
+    def meets(self) -> bool:
+        """Whether some format meets the bar."""
+        return self.cheapest is not None
+
+
+def tensor_levels(levels: Sequence[str]) -> list[str]:
+    """List what tells tensors apart: source, name, and the levels that are no format."""
+    names = ["dist", "tensor"]
+    return names + [name for name in levels if name not in names and not is_format_column(name)]
+
+
+def find_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorChoice]:
+    """Group rows by tensor, in the order of the table; `levels` nest the table."""
+    keys = tensor_levels(levels)
+    choices = []
+    for group in group_rows(rows, keys):
+        results = [FormatResult(FormatSpec.from_row(rows[n]), rows[n]) for n in group]
+        first, formats = rows[group[0]], sorted(results, key=lambda result: result.cost)
+        settings = {key: first[key] for key in keys[2:]}
+        choices.append(TensorChoice(first["dist"], first["tensor"], settings, formats))
+    return choices
+
+
+def has_formats(rows: Iterable[Row]) -> bool:
+    """Test whether any row is of more than a plain integer, and has its cost in bits."""
+    return any(
+        row.get("bits_per_value") is not None and not FormatSpec.from_row(row).is_plain
+        for row in rows
+    )
+
+
+def storage_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorChoice]:
+    """Find the choices among formats of known cost, the most expensive tensor first.
+
+    The list is empty where no tensor has two formats beyond a width of plain integers.
+    """
+    choices = find_choices([row for row in rows if row.get("bits_per_value") is not None], levels)
+    if not any(
+        len(choice.formats) > 1 and has_formats(result.row for result in choice.formats)
+        for choice in choices
+    ):
+        return []
+    return sorted(
+        choices, key=lambda choice: -choice.cheapest.bits if choice.cheapest else -math.inf
+    )
+
+
+def pareto_front(items: Iterable[Item], cost: Callable[[Item], tuple[float, float]]) -> list[Item]:
+    """Choose the items that no other beats in both costs, the first cost rising; of equals one.
+
+    Items of infinite second cost are left out; an infinite gain, -inf, is the end of a front.
+
+    >>> pareto_front([(4, 20), (5, 21), (6, 10)], cost=lambda item: item)
+    [(4, 20), (6, 10)]
+    """
+    front, least = [], math.inf
+    for item in sorted(items, key=cost):
+        if cost(item)[1] < least:
+            front.append(item)
+            least = cost(item)[1]
+    return front
+
+
+class FormatPoint(NamedTuple):
+    """A format in bits per value and SQNR in dB, the medians over its tensors."""
+
+    bits: float
+    sqnr_db: float
+    name: str
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether nothing is lost, and the SQNR has no value."""
+        return math.isinf(self.sqnr_db)
+
+
+def format_points(choices: Sequence[TensorChoice]) -> list[FormatPoint]:
+    """Compute the medians of each format over the tensors that have it, the cheapest first."""
+    results: dict[FormatSpec, list[FormatResult]] = {}
+    for choice in choices:
+        for result in choice.formats:
+            results.setdefault(result.spec, []).append(result)
+    points = [
+        FormatPoint(
+            median(result.bits for result in tensors),
+            median(result.sqnr_db for result in tensors),
+            spec.name,
+        )
+        for spec, tensors in results.items()
+    ]
+    return sorted(points, key=lambda point: (point.bits, -point.sqnr_db, point.name))
+
+
+def storage_front(points: Sequence[FormatPoint]) -> list[FormatPoint]:
+    """Choose the points that no other beats in bits and SQNR, the cheapest first."""
+    return pareto_front(points, lambda point: (point.bits, -point.sqnr_db))
+
+
+class SourceCounts(NamedTuple):
+    """Of a source: its tensors, those that meet the bar, and how often a format is cheapest."""
+
+    source: str
+    n_tensors: int
+    n_met: int
+    formats: list[tuple[str, int]]
+
+
+def count_by_source(choices: Sequence[TensorChoice]) -> list[SourceCounts]:
+    """Count the cheapest formats of each source, the most frequent first."""
+    sources: dict[str, list[TensorChoice]] = {}
+    for choice in choices:
+        sources.setdefault(choice.source, []).append(choice)
+    counts = []
+    for source, tensors in sources.items():
+        cheapest = [choice.cheapest.spec for choice in tensors if choice.cheapest]
+        ordered = Counter(sorted(cheapest, key=lambda spec: spec.name)).most_common()
+        names = [(spec.name, n) for spec, n in ordered]
+        counts.append(SourceCounts(source, len(tensors), len(cheapest), names))
+    return counts
+
+
+@dataclass(frozen=True)
+class Widths:
+    """One tensor in one mode; `rows` are its widths, the narrowest first.
+
+    `name` has the tensor and the mode, `run` the source and the mode, both what else was swept.
+    """
+
+    name: str
+    run: str
+    rows: Sequence[Row]
+
+    @cached_property
+    def bar(self) -> Bar:
+        """The bar of the run."""
+        return Bar.from_row(self.rows[0])
+
+    @cached_property
+    def missed(self) -> dict[int, set[str]]:
+        """The criteria of the bar that each width misses, the narrowest first."""
+        return {row["n_bits"]: set(Bar.from_row(row).missed(row)) for row in self.rows}
+
+    @cached_property
+    def bits(self) -> int | None:
+        """The fewest bits tried that meet the bar; None where none does."""
+        return self.fewest_bits(self.bar.criteria)
+
+    def fewest_bits(self, criteria: Collection[str]) -> int | None:
+        """Find the fewest bits tried that meet these criteria of the bar."""
+        return next((n for n, missed in self.missed.items() if missed.isdisjoint(criteria)), None)
+
+    def gaps(self, criteria: Collection[str]) -> list[int]:
+        """List the widths that miss some of these criteria, though fewer bits meet them."""
+        fewest = self.fewest_bits(criteria) or math.inf
+        wider = {n: missed for n, missed in self.missed.items() if n > fewest}
+        return [n for n, missed in wider.items() if not missed.isdisjoint(criteria)]
+
+    @property
+    def decisive(self) -> Row:
+        """The row to quote: of the fewest bits that meet the bar, else of the widest."""
+        return self.row_at(self.bits) or self.rows[-1]
+
+    def row_at(self, n_bits: int | None) -> Row | None:
+        """Find the row of a width; None if it was not tried."""
+        return next((row for row in self.rows if row["n_bits"] == n_bits), None)
+
+
+def find_widths(rows: Sequence[Row], levels: Sequence[str]) -> list[Widths]:
+    """Group rows by tensor and mode, those that need most bits first; `levels` nest the table.
+
+    Rows of files, which have widths of their own, are left out.
+    """
+    rows = [row for row in rows if row["n_bits"] is not None]
+    tensors = []
+    for group in group_rows(rows, [level for level in levels if level != "n_bits"]):
+        widths = sorted((rows[n] for n in group), key=lambda row: row["n_bits"])
+        run = row_name(widths[0], levels, run=True)
+        tensors.append(Widths(row_name(widths[0], levels), run, widths))
+    return sorted(
+        tensors, key=lambda widths: (-(widths.bits or math.inf), quality(widths.rows[-1]))
+    )
+
+
+def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
+    """Name the tensor, or with `run` the source, and the mode; then what else was swept."""
+    varied = {*levels, "block"} if "block_size" in levels else {*levels}
+    varied |= {"block_size"} if "block" in varied else set()
+    plain: dict[str, Any] = {key: PLAIN[key] for key in PLAIN if key not in varied}
+    spec = replace(FormatSpec.from_row(row), settings=(), **plain).with_element(row["mode"])
+    rest = [level for level in levels if level not in ("dist", "tensor", "mode", "n_bits", *PLAIN)]
+    settings = [f"{level}={as_text(row[level])}" for level in rest if has_setting(row, level)]
+    return ", ".join(map(printable, [row["dist" if run else "tensor"], spec.name, *settings]))
+
+
+def has_setting(row: Row, level: str) -> bool:
+    """Test whether a row has a level; the settings of another format are null."""
+    return row[level] is not None or not is_format_column(level)
+
+
+def portable_spec(row: Row) -> FormatSpec:
+    """Make the spec of a row's format in which a file is known by its name, wherever it is."""
+    spec = FormatSpec.from_row(row)
+    if not row.get("stored_file"):
+        return spec
+    settings = dict(spec.settings) | {FILE: row["stored_file"]}
+    return replace(spec, settings=tuple(sorted(settings.items())))
+
+
+def quality(figures: Row) -> float:
+    """Return the SQNR to rank by, in dB, infinite where it has no value."""
+    return math.inf if figures["sqnr_db"] is None else float(figures["sqnr_db"])

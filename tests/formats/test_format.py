@@ -151,11 +151,11 @@ def fitted(form, x):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(blocks, "MAX_WHOLE_BLOCK", 0)
         made, layout = oracle.quantizer(form, x)
-        assert made.fit is not None
+        assert made._chosen is not None
     number = np.empty(x.size, int)
     for n, members in enumerate(members_of(form, x.shape)):
         number[members] = n
-    return made.fit, number, layout
+    return made._chosen, number, layout
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -102,7 +102,7 @@ def _remove_stale_plots(directory: Path, artefacts: Mapping[str, bytes]) -> None
 
 
 def _provenance(
-    runs: Sequence[Run], origin: Mapping[str, Any], artefacts: Mapping[str, bytes], t: Texts
+    runs: Sequence[Run], origin: Mapping[str, Any], artefacts: Mapping[str, bytes], texts: Texts
 ) -> dict[str, str]:
     """Return where the figures come from, as the foot of the report has it."""
     statuses = Counter(each["status"] for each in origin["runs"])
@@ -115,7 +115,7 @@ def _provenance(
     counts = {key: statuses[key] for key in ("completed", "failed", "unreadable")}
     return {
         "command": origin["command"] or NULL,
-        "runs": t("runs", **counts),
+        "runs": texts("runs", **counts),
         "versions": ", ".join(sorted(versions)),
         "results": hashlib.sha256(artefacts["results.json"]).hexdigest(),
     }

@@ -127,12 +127,14 @@ def find_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorChoic
     return choices
 
 
+def is_plain(row: Row) -> bool:
+    """Test whether a row is of the lab's integers, whatever becomes of their zero point."""
+    return replace(FormatSpec.from_row(row), settings=()).is_plain
+
+
 def has_formats(rows: Iterable[Row]) -> bool:
     """Test whether any row is of more than a plain integer, and has its cost in bits."""
-    return any(
-        row.get("bits_per_value") is not None and not FormatSpec.from_row(row).is_plain
-        for row in rows
-    )
+    return any(row.get("bits_per_value") is not None and not is_plain(row) for row in rows)
 
 
 def storage_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorChoice]:

@@ -225,70 +225,72 @@ def require_tolerance(tolerance: float) -> float:
     return tolerance
 
 
-def diff_summary(found: Diff, tolerance: float, t: Texts) -> str:
+def diff_summary(found: Diff, tolerance: float, texts: Texts) -> str:
     """Return the changes beyond a tolerance in dB as a table, then the counts."""
     worse = [each for each in found.changes if each.is_worse(tolerance)]
     better = [each for each in found.changes if each.is_better(tolerance)]
     better.reverse()
-    counts = t(
+    counts = texts(
         "diff_counts",
         n=len(found.changes),
         worse=len(worse),
         better=len(better),
         tolerance=f"{tolerance:g}",
     )
-    lines = [*_cheapest(found, t), *_gone(found, t), *_only(found, t), counts]
+    lines = [*_cheapest(found, texts), *_gone(found, texts), *_only(found, texts), counts]
     changed = [*worse, *better]
-    rest = [t("diff_more", n=len(changed) - LONGEST)] if len(changed) > LONGEST else []
-    return render(*_table(changed[:LONGEST], t), *rest, "\n".join(lines))
+    rest = [texts("diff_more", n=len(changed) - LONGEST)] if len(changed) > LONGEST else []
+    return render(*_table(changed[:LONGEST], texts), *rest, "\n".join(lines))
 
 
-def _table(changed: Sequence[Change], t: Texts) -> Iterator[Table]:
+def _table(changed: Sequence[Change], texts: Texts) -> Iterator[Table]:
     if not changed:
         return
     keys = list(dict.fromkeys(key for each in changed for key in each.bar.criteria))
-    heads = [t("storage_tensor"), t("diff_format"), *(_head(key, t) for key in keys)]
-    yield table(heads, [_cells(each, keys, t) for each in changed])
+    heads = [texts("storage_tensor"), texts("diff_format"), *(_head(key, texts) for key in keys)]
+    yield table(heads, [_cells(each, keys, texts) for each in changed])
 
 
-def _head(key: str, t: Texts) -> str:
-    return t("head_top_k") if key == "top_order" else key
+def _head(key: str, texts: Texts) -> str:
+    return texts("head_top_k") if key == "top_order" else key
 
 
-def _cells(each: Change, keys: Sequence[str], t: Texts) -> tuple[str, ...]:
+def _cells(each: Change, keys: Sequence[str], texts: Texts) -> tuple[str, ...]:
     formats = dict.fromkeys(label(name, FORMAT) for name in each.formats)
-    return label(each.name, 40), " → ".join(formats), *(_figures(each, key, t) for key in keys)
+    return label(each.name, 40), " → ".join(formats), *(_figures(each, key, texts) for key in keys)
 
 
-def _figures(each: Change, key: str, t: Texts) -> str:
+def _figures(each: Change, key: str, texts: Texts) -> str:
     """Return a figure before and after; one that stayed the same once."""
     if key == "top_order":
-        said = [rank_text(row, t) for row in (each.before, each.after)]
+        said = [rank_text(row, texts) for row in (each.before, each.after)]
     else:
         said = [format_number(row[key], MEASURED[key]) for row in (each.before, each.after)]
         exact = [row[key] is None and not row["max_err"] for row in (each.before, each.after)]
-        said = [t("exact") if lost else text for lost, text in zip(exact, said, strict=True)]
+        said = [texts("exact") if lost else text for lost, text in zip(exact, said, strict=True)]
     return " → ".join(dict.fromkeys(said))
 
 
-def _cheapest(found: Diff, t: Texts) -> Iterator[str]:
+def _cheapest(found: Diff, texts: Texts) -> Iterator[str]:
     changed = list(found.cheapest.items())
     for name, formats in changed[:LONGEST]:
-        then, now = (each or t("diff_none") for each in formats)
-        yield t("diff_cheapest", name=label(name), before=then, after=now)
+        then, now = (each or texts("diff_none") for each in formats)
+        yield texts("diff_cheapest", name=label(name), before=then, after=now)
     if len(changed) > LONGEST:
-        yield t("diff_more", n=len(changed) - LONGEST)
+        yield texts("diff_more", n=len(changed) - LONGEST)
 
 
-def _gone(found: Diff, t: Texts) -> Iterator[str]:
-    yield from failure_sentences(found.failures, t)
+def _gone(found: Diff, texts: Texts) -> Iterator[str]:
+    yield from failure_sentences(found.failures, texts)
     if found.missing:
         names = ", ".join(map(label, found.missing[:NAMED]))
         more = len(found.missing) - NAMED
-        yield t("diff_missing", names=names + (f" {t('more_reasons', n=more)}" if more > 0 else ""))
+        yield texts(
+            "diff_missing", names=names + (f" {texts('more_reasons', n=more)}" if more > 0 else "")
+        )
 
 
-def _only(found: Diff, t: Texts) -> Iterator[str]:
+def _only(found: Diff, texts: Texts) -> Iterator[str]:
     if any(found.only):
         before, after = found.only
-        yield t("diff_only", before=before, after=after)
+        yield texts("diff_only", before=before, after=after)

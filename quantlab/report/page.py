@@ -79,172 +79,175 @@ class TensorDetail(NamedTuple):
     places: list[Place]
 
 
-def artefacts(findings: Findings, t: Texts) -> dict[str, bytes]:
+def artefacts(findings: Findings, texts: Texts) -> dict[str, bytes]:
     """Return the files of a report under their names, relative to the sweep's directory."""
     files: dict[str, bytes] = {}
     with plots.plot_style():
         pictures = {
-            "picture": _bits_picture(files, findings, t),
-            "storage_picture": _storage_picture(files, findings, t),
-            "details": _details(files, findings, t),
+            "picture": _bits_picture(files, findings, texts),
+            "storage_picture": _storage_picture(files, findings, texts),
+            "details": _details(files, findings, texts),
         }
         if findings.histogram:
-            files["error_histogram.png"] = plots.png(plots.error_histogram(findings.histogram, t))
-    shared = {"t": t, "findings": findings, **_shared_values(findings, t)}
-    html = template("report.html.j2").render(**shared, **_page_values(findings, t), **pictures)
-    text = template("report.md.j2").render(**shared, **_markdown_values(findings, t))
+            files["error_histogram.png"] = plots.png(
+                plots.error_histogram(findings.histogram, texts)
+            )
+    shared = {"t": texts, "findings": findings, **_shared_values(findings, texts)}
+    html = template("report.html.j2").render(**shared, **_page_values(findings, texts), **pictures)
+    text = template("report.md.j2").render(**shared, **_markdown_values(findings, texts))
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
     return files | {name: each.encode(errors="backslashreplace") for name, each in pages.items()}
 
 
-def _bits_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Markup | None:
+def _bits_picture(files: dict[str, bytes], findings: Findings, texts: Texts) -> Markup | None:
     if not findings.widths:
         return None
-    drawn = plots.error_vs_bits(findings.widths, findings.bars, t)
+    drawn = plots.error_vs_bits(findings.widths, findings.bars, texts)
     svg = _save_figure(files, "error_vs_bits", drawn)
-    return Markup(plots.inline(svg, trend(findings.widths[: plots.LINES], t)))
+    return Markup(plots.inline(svg, trend(findings.widths[: plots.LINES], texts)))
 
 
-def _storage_picture(files: dict[str, bytes], findings: Findings, t: Texts) -> Markup | None:
+def _storage_picture(files: dict[str, bytes], findings: Findings, texts: Texts) -> Markup | None:
     if all(offer.is_exact for offer in format_points(findings.storage)):
         return None  # nothing to draw
-    drawn = error_vs_storage(findings.storage, findings.bars, t)
+    drawn = error_vs_storage(findings.storage, findings.bars, texts)
     svg = _save_figure(files, "error_vs_storage", drawn)
-    return Markup(plots.inline(svg, storage_trend(findings.storage, t)))
+    return Markup(plots.inline(svg, storage_trend(findings.storage, texts)))
 
 
-def _details(files: dict[str, bytes], findings: Findings, t: Texts) -> list[TensorDetail]:
+def _details(files: dict[str, bytes], findings: Findings, texts: Texts) -> list[TensorDetail]:
     details = []
     for number, (row, tensor) in enumerate(findings.details, 1):
-        svg = _save_figure(files, f"closer_{number}", plots.tensor_plot(tensor, t))
+        svg = _save_figure(files, f"closer_{number}", plots.tensor_plot(tensor, texts))
         name = row_name(row, findings.levels)
-        details.append(tensor_detail(name, row["n_bits"], tensor, svg, t))
+        details.append(tensor_detail(name, row["n_bits"], tensor, svg, texts))
     return details
 
 
-def measurement(name: str, n_bits: int | None, tensor: plots.Entry, t: Texts) -> str:
+def measurement(name: str, n_bits: int | None, tensor: plots.Entry, texts: Texts) -> str:
     """Return one tensor of one run as HTML that stands in a notebook."""
     with plots.plot_style():
-        drawn = plots.svg(plots.tensor_plot(tensor, t), salt="measurement")
+        drawn = plots.svg(plots.tensor_plot(tensor, texts), salt="measurement")
     measured = tensor["params"] | tensor["measured"] | tensor["rank"]
     figures = {key: format_number(value, ".6g") for key, value in measured.items()}
-    detail = tensor_detail(name, n_bits, tensor, drawn, t)
-    return template("measurement.html.j2").render(detail=detail, figures=figures, t=t)
+    detail = tensor_detail(name, n_bits, tensor, drawn, texts)
+    return template("measurement.html.j2").render(detail=detail, figures=figures, t=texts)
 
 
 def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
     """Keep a picture as PNG and as SVG, and return the SVG."""
     files[f"plots/{name}.png"] = plots.png(drawn)
+    drawn.set_layout_engine("none")  # the layout stays as it is: placing all again costs most
     files[f"plots/{name}.svg"] = plots.svg(drawn, salt=name)
     return files[f"plots/{name}.svg"]
 
 
-def _shared_values(findings: Findings, t: Texts) -> dict[str, Any]:
+def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Return what both forms of the report say."""
     return {
-        "title": _title(findings, t),
-        "subtitle": _subtitle(findings, t) if findings.rows else t("not_measured"),
-        "criteria": criterion_heads(findings.bars, t),
-        "answers": list(answers(findings.widths, t)),
+        "title": _title(findings, texts),
+        "subtitle": _subtitle(findings, texts) if findings.rows else texts("not_measured"),
+        "criteria": criterion_heads(findings.bars, texts),
+        "answers": list(answers(findings.widths, texts)),
         "sentences": [
-            *stored_sentences(findings.stored, t),
-            *storage_sentences(findings.storage, findings.levels, t),
-            *sentences(findings.widths, findings.levels, t),
+            *stored_sentences(findings.stored, texts),
+            *storage_sentences(findings.storage, findings.levels, texts),
+            *sentences(findings.widths, findings.levels, texts),
         ],
-        "row_head": t("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor"),
-        "unmeasured": unmeasured_text(findings.unmeasured, t),
-        "the_bar": bar_text(findings.rows, t),
+        "row_head": texts("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor"),
+        "unmeasured": unmeasured_text(findings.unmeasured, texts),
+        "the_bar": bar_text(findings.rows, texts),
         "starred": any(each.gaps([key]) for each in findings.widths for key in each.bar.criteria),
-        "failures": grouped_by_reason(findings.failures, t),
-        "underflows": list(underflow_sentences(findings.underflows, t)),
+        "failures": grouped_by_reason(findings.failures, texts),
+        "underflows": list(underflow_sentences(findings.underflows, texts)),
         "skipped": [(printable(each), why) for each, why in findings.skipped.items()],
         "lines": LINES,
-        **_storage_values(findings, t),
+        **_storage_values(findings, texts),
     }
 
 
-def _title(findings: Findings, t: Texts) -> str:
+def _title(findings: Findings, texts: Texts) -> str:
     if findings.stored and not findings.widths:
-        return t("title_stored" if len(findings.stored) == 1 else "title_stored_many")
+        return texts("title_stored" if len(findings.stored) == 1 else "title_stored_many")
     tensors = {each.rows[0]["tensor"] for each in findings.widths}
-    return t("title" if len(tensors) == 1 else "title_many")
+    return texts("title" if len(tensors) == 1 else "title_many")
 
 
-def _storage_values(findings: Findings, t: Texts) -> dict[str, Any]:
+def _storage_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Return what both forms of the report say of formats."""
     n = len(findings.storage)
-    stored_heads, stored_cells = side_by_side(findings.stored, t)
+    stored_heads, stored_cells = side_by_side(findings.stored, texts)
     return {
         "quantized": stored_cells,
         "quantized_heads": stored_heads,
-        "quantized_caption": t("stored_many" if len(findings.stored) > 1 else "stored_one"),
-        "storage": storage_table(findings.storage, t),
-        "storage_heads": storage_heads(t),
-        "storage_caption": t(
+        "quantized_caption": texts("stored_many" if len(findings.stored) > 1 else "stored_one"),
+        "storage": storage_table(findings.storage, texts),
+        "storage_heads": storage_heads(texts),
+        "storage_caption": texts(
             "storage_caption_many" if n > 1 else "storage_caption", n=n, most=NAMED
         ),
     }
 
 
-def _subtitle(findings: Findings, t: Texts) -> str:
+def _subtitle(findings: Findings, texts: Texts) -> str:
     dists, modes = (
         ", ".join(dict.fromkeys(row[key] for row in findings.rows)) for key in ("dist", "mode")
     )
     widths = _widths(findings)
     if not widths:
         files = ", ".join(each.name for each in findings.stored)
-        return t("subtitle_stored", dists=dists, files=files)
-    return t("subtitle", dists=dists, modes=modes, widths=format_widths(widths, t))
+        return texts("subtitle_stored", dists=dists, files=files)
+    return texts("subtitle", dists=dists, modes=modes, widths=format_widths(widths, texts))
 
 
-def _page_values(findings: Findings, t: Texts) -> dict[str, Any]:
+def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Return what only the page shows."""
     many = "tensor" in findings.levels
     return {
         "first": SENTENCES,
         "most": MOST,
-        "single": [sentence(each, t) for each in findings.widths[:MOST]] if many else [],
+        "single": [sentence(each, texts) for each in findings.widths[:MOST]] if many else [],
         "tried": _widths(findings),
-        "heat": heat_table(findings.widths, _widths(findings), t),
+        "heat": heat_table(findings.widths, _widths(findings), texts),
         "heat_first": HEAT,
         "shades": shades(SHADES),
         "predicted": PREDICTED,
         "predictions_first": PREDICTIONS,
-        "predictions": prediction_table(findings.rows, findings.levels, t),
-        "table": table(findings.rows, findings.levels, t),
-        "glossary": _glossary(findings, t),
-        "bits_caption": _bits_caption(findings, t),
+        "predictions": prediction_table(findings.rows, findings.levels, texts),
+        "table": table(findings.rows, findings.levels, texts),
+        "glossary": _glossary(findings, texts),
+        "bits_caption": _bits_caption(findings, texts),
     }
 
 
-def _glossary(findings: Findings, t: Texts) -> dict[str, str]:
+def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
     """Return what each column means, where formats were tried without supposing one scale."""
     keys = glossary(findings.rows)
     formats = keys is not GLOSSARY
     other = [f"column_{key}_formats" if formats else "" for key in keys]
-    texts = {
-        key: t(each if each in t else f"column_{key}")
+    meanings = {
+        key: texts(each if each in texts else f"column_{key}")
         for key, each in zip(keys, other, strict=True)
     }
-    return texts | {key: t(f"column_{key}") for key in ("rmse", "landmark_rel_err")}
+    return meanings | {key: texts(f"column_{key}") for key in ("rmse", "landmark_rel_err")}
 
 
-def _markdown_values(findings: Findings, t: Texts) -> dict[str, Any]:
+def _markdown_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Return what only report.md shows: of many rows those that suffer most."""
     rows = findings.rows
     if len(rows) > LINES:
         rows = sorted(rows, key=quality)[:LINES]
     return {
         "tried": _widths(findings),
-        "heat": heat_table(findings.widths[:LINES], _widths(findings), t),
-        "table": table(rows, findings.levels, t),
+        "heat": heat_table(findings.widths[:LINES], _widths(findings), texts),
+        "table": table(rows, findings.levels, texts),
     }
 
 
-def _bits_caption(findings: Findings, t: Texts) -> str:
+def _bits_caption(findings: Findings, texts: Texts) -> str:
     if len(findings.widths) <= plots.LINES:
-        return t("bits_caption")
-    return t("bits_caption_many", n=plots.LINES, of=len(findings.widths))
+        return texts("bits_caption")
+    return texts("bits_caption_many", n=plots.LINES, of=len(findings.widths))
 
 
 def _widths(findings: Findings) -> list[int]:
@@ -272,23 +275,27 @@ def _escaped(text: str) -> str:
 
 
 def tensor_detail(
-    name: str, n_bits: int | None, tensor: plots.Entry, drawn: bytes, t: Texts
+    name: str, n_bits: int | None, tensor: plots.Entry, drawn: bytes, texts: Texts
 ) -> TensorDetail:
     """Return what to say of a tensor beside its picture."""
-    measured, found = tensor["measured"], plots.finding([tensor["measured"]], t)
+    measured, found = tensor["measured"], plots.finding([tensor["measured"]], texts)
     half = f"{tensor['error_histogram']['upper']:.3g}" if plots.has_one_step(tensor) else None
     codes = {"n_codes": measured["n_codes"], "all": 2**n_bits} if n_bits and tensor["codes"] else {}
     sentences = [
-        t("errors" if half else "errors_any", finding=found, half=half),
-        *([_codes_sentence(codes, measured, n_bits, t)] if codes else ()),
-        _zeroed_sentence(measured, half, t),
-        *([t("clipped", value=percent(measured["clipped"], t))] if measured["clipped"] else ()),
+        texts("errors" if half else "errors_any", finding=found, half=half),
+        *([_codes_sentence(codes, measured, n_bits, texts)] if codes else ()),
+        _zeroed_sentence(measured, half, texts),
+        *(
+            [texts("clipped", value=percent(measured["clipped"], texts))]
+            if measured["clipped"]
+            else ()
+        ),
     ]
     alt = ("closer_alt" if half else "closer_alt_any") if codes else "closer_alt_errors"
-    caption, listed = _top(tensor, t)
+    caption, listed = _top(tensor, texts)
     return TensorDetail(
-        heading=t("in_bits", name=name, bits=n_bits) if n_bits else name,
-        picture=Markup(plots.inline(drawn, t(alt, finding=found, half=half, **codes))),
+        heading=texts("in_bits", name=name, bits=n_bits) if n_bits else name,
+        picture=Markup(plots.inline(drawn, texts(alt, finding=found, half=half, **codes))),
         sentences=sentences,
         caption=caption,
         places=listed,
@@ -296,33 +303,35 @@ def tensor_detail(
 
 
 def _codes_sentence(
-    codes: Mapping[str, int], measured: Mapping[str, Any], n_bits: int | None, t: Texts
+    codes: Mapping[str, int], measured: Mapping[str, Any], n_bits: int | None, texts: Texts
 ) -> str:
     entropy = f"{measured['code_entropy']:.2f}"
-    return t("codes_used", **codes, entropy=entropy, bits=n_bits)
+    return texts("codes_used", **codes, entropy=entropy, bits=n_bits)
 
 
-def _top(tensor: plots.Entry, t: Texts) -> tuple[str, list[Place]]:
+def _top(tensor: plots.Entry, texts: Texts) -> tuple[str, list[Place]]:
     """Return the largest values before and after, and what to write above them.
 
     With many scales any other value may come in among them: the ranks are those among themselves.
     """
     k, top = tensor["rank"]["top_k"], tensor["top"]
-    caption = t("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN)
+    caption = texts("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN)
     if tensor["params"]["scale"] is None:
-        caption = f"{caption} {t('top_among')}"
+        caption = f"{caption} {texts('top_among')}"
         top = {key: each[: min(k, SHOWN)] for key, each in top.items()}
-    return caption, list(places(top, k, t))
+    return caption, list(places(top, k, texts))
 
 
-def _zeroed_sentence(measured: Mapping[str, Any], half: str | None, t: Texts) -> str:
+def _zeroed_sentence(measured: Mapping[str, Any], half: str | None, texts: Texts) -> str:
     """Say how many values came back as 0, and of one step, whose map is monotone, which."""
     if not measured["zeroed"]:
-        return t("flushed_none")
-    return t("flushed" if half else "flushed_any", share=percent(measured["zeroed"], t), half=half)
+        return texts("flushed_none")
+    return texts(
+        "flushed" if half else "flushed_any", share=percent(measured["zeroed"], texts), half=half
+    )
 
 
-def places(top: Mapping[str, Any], k: int, t: Texts) -> Iterator[Place]:
+def places(top: Mapping[str, Any], k: int, texts: Texts) -> Iterator[Place]:
     """Yield the k largest values of a record, the next where it merged with them.
 
     Equal values share their places: a sort puts either first, or leaves it out of the k.
@@ -336,5 +345,5 @@ def places(top: Mapping[str, Any], k: int, t: Texts) -> Iterator[Place]:
         )
         if n < min(k, SHOWN) or (n == k and merged):
             rank = "–".join(map(str, dict.fromkeys([first, min(last, k)])))
-            rank = t("top_or_out", places=rank) if last > k else rank
+            rank = texts("top_or_out", places=rank) if last > k else rank
             yield Place(index, f"{before:.6g}", f"{after:.6g}", rank, merged)

@@ -68,60 +68,60 @@ ABOVE_LEFT, BELOW_RIGHT = ((-3, 3), "right"), ((3, -10), "left")  # of a point, 
 FIGURE_SPACE = "\u2007"  # as wide as a digit
 
 
-def error_histogram(shown: Sequence[tuple[Row, Entry]], t: Texts) -> Figure:
+def error_histogram(shown: Sequence[tuple[Row, Entry]], texts: Texts) -> Figure:
     """Draw |x - x_hat| of a tensor under each mode, with half a step marked (lab 03, block F)."""
     row, _ = shown[0]
     figures = [tensor["measured"] for _, tensor in shown]
     drawn = figure(3, width=1 + 3 * len(shown))
     panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]
     for panel, (each, tensor) in zip(panels, shown, strict=True):
-        _errors(panel, tensor, t)
-        panel.set_title(_panel_title(each, tensor, t), pad=22)
-    panels[0].set_ylabel(t("axis_elements"))
-    heading = t("in_bits", name=label(row["tensor"]), bits=row["n_bits"])
-    drawn.suptitle(f"{heading}: {finding(figures, t)}", fontsize=11)
+        _errors(panel, tensor, texts)
+        panel.set_title(_panel_title(each, tensor, texts), pad=22)
+    panels[0].set_ylabel(texts("axis_elements"))
+    heading = texts("in_bits", name=label(row["tensor"]), bits=row["n_bits"])
+    drawn.suptitle(f"{heading}: {finding(figures, texts)}", fontsize=11)
     return drawn
 
 
-def _panel_title(row: Row, tensor: Entry, t: Texts) -> str:
+def _panel_title(row: Row, tensor: Entry, texts: Texts) -> str:
     """Return the mode, and the step where there is one."""
     if not has_one_step(tensor):
         return label(row["mode"])
-    return t("histogram_panel", mode=row["mode"], scale=f"{tensor['params']['scale']:.4g}")
+    return texts("histogram_panel", mode=row["mode"], scale=f"{tensor['params']['scale']:.4g}")
 
 
-def tensor_plot(tensor: Entry, t: Texts) -> Figure:
+def tensor_plot(tensor: Entry, texts: Texts) -> Figure:
     """Draw the errors of one tensor above, the codes it uses below, where they are known."""
     if tensor["codes"] is None:
         drawn = figure(2.3)
         panel = drawn.subplots()
-        _errors(panel, tensor, t)
-        panel.set_ylabel(t("axis_elements"))
+        _errors(panel, tensor, texts)
+        panel.set_ylabel(texts("axis_elements"))
         return drawn
     drawn = figure(4.2)
     above, below = drawn.subplots(2)
-    _errors(above, tensor, t)
-    above.set_ylabel(t("axis_elements"))
-    _codes(below, tensor, t)
+    _errors(above, tensor, texts)
+    above.set_ylabel(texts("axis_elements"))
+    _codes(below, tensor, texts)
     return drawn
 
 
-def _codes(panel: Axes, tensor: Entry, t: Texts) -> None:
+def _codes(panel: Axes, tensor: Entry, texts: Texts) -> None:
     """Draw how often each code occurs, and where there is one zero point mark it."""
     codes, params = tensor["codes"], tensor["params"]
     edges = codes["first"] - 0.5 + codes["width"] * np.arange(len(codes["counts"]) + 1)
     panel.stairs(codes["counts"], edges, fill=True, color=BARS)
     ends = [params["qmin"], params["qmax"]]
     if params["zero_point"] is not None:
-        panel.axvline(params["zero_point"], color=MARK, linestyle=":", label=t("zero_code"))
+        panel.axvline(params["zero_point"], color=MARK, linestyle=":", label=texts("zero_code"))
         ends.append(params["zero_point"])
     panel.set_xlim(min(ends) - 1, max(ends) + 1)
-    panel.set_xlabel(t("axis_code"))
-    panel.set_ylabel(t("axis_elements"))
+    panel.set_xlabel(texts("axis_code"))
+    panel.set_ylabel(texts("axis_elements"))
     _place_legend(panel)
 
 
-def error_vs_bits(found: Sequence[Widths], bars: Sequence[Bar], t: Texts) -> Figure:
+def error_vs_bits(found: Sequence[Widths], bars: Sequence[Bar], texts: Texts) -> Figure:
     """Draw the SQNR of each tensor and mode at each width, beside what theory gives a bit.
 
     `found` has the worst first; of more than `LINES` those are drawn, and the middle half of all.
@@ -135,22 +135,22 @@ def error_vs_bits(found: Sequence[Widths], bars: Sequence[Bar], t: Texts) -> Fig
     if len(found) > LINES:
         quarters = [np.quantile(_sqnr_at(found, n) or [math.nan], [0.25, 0.75]) for n in bits]
         low, high = zip(*quarters, strict=True)
-        middle = t("bits_others", n=len(found))
+        middle = texts("bits_others", n=len(found))
         panel.fill_between(bits, low, high, color=INK, alpha=0.15, label=middle)
-    _draw_bars(panel, bars, t)
-    _theory(panel, found, bits, t)
+    _draw_bars(panel, bars, texts)
+    _theory(panel, found, bits, texts)
     panel.set_xticks(bits)
-    panel.set_xlabel(t("axis_bits"))
-    panel.set_ylabel(t("axis_sqnr"))
+    panel.set_xlabel(texts("axis_bits"))
+    panel.set_ylabel(texts("axis_sqnr"))
     for text, each in zip(drawn.legend(loc="outside lower left").get_texts(), shown, strict=False):
         text.set_text(label(each.name, LABEL))  # a label that begins with _ would be left out
     return drawn
 
 
-def _draw_bars(panel: Axes, bars: Sequence[Bar], t: Texts) -> None:
+def _draw_bars(panel: Axes, bars: Sequence[Bar], texts: Texts) -> None:
     """Draw a line at each SQNR that some bar demands."""
     for limit in dict.fromkeys(bar.sqnr_db for bar in bars if bar.sqnr_db):
-        text = t("bits_bar", threshold=f"{limit:g}")
+        text = texts("bits_bar", threshold=f"{limit:g}")
         panel.axhline(limit, color=INK, lw=1, ls="--", label=text)
 
 
@@ -166,14 +166,14 @@ def _line(panel: Axes, one: Widths, number: int) -> None:
     )
 
 
-def _theory(panel: Axes, found: Sequence[Widths], bits: Sequence[int], t: Texts) -> None:
+def _theory(panel: Axes, found: Sequence[Widths], bits: Sequence[int], texts: Texts) -> None:
     """Draw a line that rises 6.02 dB a bit, from the middle of what the fewest bits gave."""
     start = _sqnr_at(found, bits[0])
     if not start:
         return
     ends = [bits[0] - 0.5, bits[-1] + 0.5]
     height = [float(np.median(start)) + DB_A_BIT * (n - bits[0]) for n in ends]
-    panel.plot(ends, height, color=INK, lw=1.2, ls=":", label=t("bits_theory"))
+    panel.plot(ends, height, color=INK, lw=1.2, ls=":", label=texts("bits_theory"))
 
 
 def _sqnr_at(found: Sequence[Widths], n_bits: int) -> list[float]:
@@ -182,23 +182,23 @@ def _sqnr_at(found: Sequence[Widths], n_bits: int) -> list[float]:
     return [row["sqnr_db"] for row in rows if row and row["sqnr_db"] is not None]
 
 
-def _errors(panel: Axes, tensor: Entry, t: Texts) -> None:
+def _errors(panel: Axes, tensor: Entry, texts: Texts) -> None:
     """Draw how often errors of each size occur; of one step also s/2, and how many go beyond it."""
     histogram = tensor["error_histogram"]
     counts, upper = histogram["counts"], histogram["upper"]
     panel.stairs(counts, np.linspace(0, upper, len(counts) + 1), fill=True, color=BARS)
     if has_one_step(tensor):
         even = sum(counts) / len(counts)
-        panel.axhline(even, color=INK, linestyle=":", label=t("even", n=f"{even:.3g}"))
-        panel.axvline(upper, color=MARK, linewidth=2, label=t("half_step", half=f"{upper:.3g}"))
+        panel.axhline(even, color=INK, linestyle=":", label=texts("even", n=f"{even:.3g}"))
+        panel.axvline(upper, color=MARK, linewidth=2, label=texts("half_step", half=f"{upper:.3g}"))
     else:
         largest = tensor["measured"]["max_err"]
-        text = t("largest_error", largest=f"{largest:.3g}")
+        text = texts("largest_error", largest=f"{largest:.3g}")
         panel.axvline(largest, color=MARK, linewidth=2, label=text)
     if histogram["overflow"]:
         beyond = [upper, upper * BEYOND_S_HALF]
-        panel.stairs([histogram["overflow"]], beyond, fill=True, color=MARK, label=t("beyond"))
-    panel.set_xlabel(t("axis_error"))
+        panel.stairs([histogram["overflow"]], beyond, fill=True, color=MARK, label=texts("beyond"))
+    panel.set_xlabel(texts("axis_error"))
     panel.set_xlim(0, upper * BEYOND_S_HALF)
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     _place_legend(panel)
@@ -218,13 +218,13 @@ def has_one_step(tensor: Entry) -> bool:
     return None not in (tensor["params"]["scale"], tensor["measured"]["bound_ratio"])
 
 
-def finding(figures: Sequence[Mapping[str, Any]], t: Texts) -> str:
+def finding(figures: Sequence[Mapping[str, Any]], texts: Texts) -> str:
     """Say in words how the errors of one or more modes are spread."""
     ratio = max(each["bound_ratio"] or 0 for each in figures)
     spread, words = error_spread(figures), {"ratio": f"{ratio:.2g}"}
     if spread == "largest":
         words = {"largest": f"{max(each['max_err'] for each in figures):.3g}"}
-    return t(f"finding_{spread}", **words)
+    return texts(f"finding_{spread}", **words)
 
 
 def error_spread(figures: Sequence[Mapping[str, Any]]) -> str:
@@ -285,7 +285,7 @@ def inline(drawn: bytes, alt: str) -> str:
     return text.replace(INK, "currentColor").replace(PAPER, "none")
 
 
-def error_vs_storage(found: Sequence[TensorChoice], bars: Sequence[Bar], t: Texts) -> Figure:
+def error_vs_storage(found: Sequence[TensorChoice], bars: Sequence[Bar], texts: Texts) -> Figure:
     """Draw the SQNR of each format over its bits a value, of many tensors the medians.
 
     Points of the front are numbered, and the legend names them. A Gaussian source needs the bits of
@@ -296,10 +296,10 @@ def error_vs_storage(found: Sequence[TensorChoice], bars: Sequence[Bar], t: Text
     named = chosen(best)
     drawn = figure(HEIGHT + LINE * len(named))
     panel = drawn.subplots()
-    _points(panel, offers, best, t)
-    _lines(panel, bars, t)
-    panel.set_xlabel(t("axis_storage"))
-    panel.set_ylabel(t("axis_sqnr" if len(found) == 1 else "axis_sqnr_median"))
+    _points(panel, offers, best, texts)
+    _lines(panel, bars, texts)
+    panel.set_xlabel(texts("axis_storage"))
+    panel.set_ylabel(texts("axis_sqnr" if len(found) == 1 else "axis_sqnr_median"))
     digits = len(str(len(named)))
     for number, offer in enumerate(named, 1):
         offset, side = ABOVE_LEFT if number % 2 else BELOW_RIGHT  # neighbours stay legible
@@ -318,27 +318,27 @@ def chosen(best: Sequence[FormatPoint]) -> list[FormatPoint]:
 
 
 def _points(
-    panel: Axes, offers: Sequence[FormatPoint], best: Sequence[FormatPoint], t: Texts
+    panel: Axes, offers: Sequence[FormatPoint], best: Sequence[FormatPoint], texts: Texts
 ) -> None:
     """Draw the front as steps: what the best SQNR is for as many bits."""
     beaten = [offer for offer in offers if offer not in best]
     if beaten:
-        panel.scatter(*_coordinates(beaten), s=14, color=BEATEN, label=t("storage_beaten"))
+        panel.scatter(*_coordinates(beaten), s=14, color=BEATEN, label=texts("storage_beaten"))
     steps = panel.plot(*_coordinates(best), "o-", color=BEST, ms=5, lw=1.2)
-    steps[0].set(drawstyle="steps-post", label=t("storage_front"))
+    steps[0].set(drawstyle="steps-post", label=texts("storage_front"))
 
 
 def _coordinates(offers: Sequence[FormatPoint]) -> tuple[list[float], list[float]]:
     return [offer.bits for offer in offers], [offer.sqnr_db for offer in offers]
 
 
-def _lines(panel: Axes, bars: Sequence[Bar], t: Texts) -> None:
+def _lines(panel: Axes, bars: Sequence[Bar], texts: Texts) -> None:
     """Draw the bar, then the bound as far as the points and the bar reach."""
-    _draw_bars(panel, bars, t)
+    _draw_bars(panel, bars, texts)
     panel.margins(0.12, 0.15)
     ends, height = panel.get_xlim(), panel.get_ylim()
     bound = [DB_A_BIT * bits for bits in ends]
-    panel.plot(ends, bound, color=INK, lw=1.2, ls=":", label=t("storage_bound"))
+    panel.plot(ends, bound, color=INK, lw=1.2, ls=":", label=texts("storage_bound"))
     panel.set_xlim(*ends)
     panel.set_ylim(*height)
 

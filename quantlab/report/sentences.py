@@ -8,7 +8,7 @@ from typing import Any
 from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar, is_lost_to_float32
-from quantlab.report.choices import INT8, FormatResult, TensorChoice, Widths
+from quantlab.report.choices import INT8, FormatResult, TensorChoice, Widths, is_plain
 from quantlab.report.texts import Texts
 from quantlab.text import NULL, label, printable
 
@@ -16,37 +16,35 @@ REASONS = 4  # of an answer; more nobody reads
 SKIPPED = 3  # tensors left out, or with values that underflow, that are named
 
 
-def sentences(found: Sequence[Widths], levels: Sequence[str], t: Texts) -> Iterator[str]:
+def sentences(found: Sequence[Widths], levels: Sequence[str], texts: Texts) -> Iterator[str]:
     """Yield what to quote: a sentence a tensor and mode, or a run's name for one of many."""
     if "tensor" not in levels:
-        yield from (sentence(each, t) for each in found)
+        yield from (sentence(each, texts) for each in found)
         return
     runs: dict[str, list[Widths]] = {}
     for each in found:
         runs.setdefault(each.run, []).append(each)
-    yield from (_summary(each, t) for each in runs.values())
+    yield from (_summary(each, texts) for each in runs.values())
 
 
-def sentence(each: Widths, t: Texts) -> str:
+def sentence(each: Widths, texts: Texts) -> str:
     """Say how few bits a tensor needs, and by which figures."""
     row, tried = each.decisive, [row["n_bits"] for row in each.rows]
-    words = {"name": each.name, "bits": row["n_bits"], "tried": format_widths(tried, t)}
+    words = {"name": each.name, "bits": row["n_bits"], "tried": format_widths(tried, texts)}
     many = "" if len(tried) > 1 else "_only"
     if each.bits is None:
-        return t(f"misses{many}", **words, missed=missed_text(row, each.bar, t))
+        return texts(f"misses{many}", **words, missed=missed_text(row, each.bar, texts))
     gaps = each.gaps(each.bar.criteria)
-    text = t(f"meets{many}", **words, figures=_figures(row, each.bar, t))
-    return text + (t("gap", widths=format_widths(gaps, t)) if gaps else "")
+    text = texts(f"meets{many}", **words, figures=_figures(row, each.bar, texts))
+    return text + (texts("gap", widths=format_widths(gaps, texts)) if gaps else "")
 
 
-def _summary(found: Sequence[Widths], t: Texts) -> str:
+def _summary(found: Sequence[Widths], texts: Texts) -> str:
     """Say how many tensors of a run meet the bar, each criterion, and which is worst off."""
     worst, bar = found[0], found[0].bar
-    counts = [
-        f"{criterion_text(key, limit, t)}: {sum(bool(each.fewest_bits([key])) for each in found)}"
-        for key, limit in bar.criteria.items()
-    ]
-    return t(
+    n_met = {key: sum(bool(each.fewest_bits([key])) for each in found) for key in bar.criteria}
+    counts = [f"{criterion_text(key, bar.criteria[key], texts)}: {n}" for key, n in n_met.items()]
+    return texts(
         "summary",
         name=worst.run,
         met=sum(each.bits is not None for each in found),
@@ -55,11 +53,11 @@ def _summary(found: Sequence[Widths], t: Texts) -> str:
         counts=", ".join(counts),
         worst=printable(worst.rows[0]["tensor"]),
         bits=worst.decisive["n_bits"],
-        figures=_reasons(worst.decisive, bar, t),
+        figures=_reasons(worst.decisive, bar, texts),
     )
 
 
-def answers(found: Iterable[Widths], t: Texts) -> Iterator[tuple[str, str]]:
+def answers(found: Iterable[Widths], texts: Texts) -> Iterator[tuple[str, str]]:
     """Yield the questions that the catalogue has of a source, and what its 8-bit figures answer.
 
     They are of plain integers, without blocks or a chosen range. The answer is yes where some mode
@@ -68,11 +66,7 @@ def answers(found: Iterable[Widths], t: Texts) -> Iterator[tuple[str, str]]:
     asked: dict[str, dict[str, list[Widths]]] = {}
     for each in found:
         dist, mode = each.rows[0]["dist"], each.rows[0]["mode"]
-        if (
-            INT8 in each.missed
-            and FormatSpec.from_row(each.rows[0]).is_plain
-            and f"question_{dist}" in t
-        ):
+        if INT8 in each.missed and is_plain(each.rows[0]) and f"question_{dist}" in texts:
             asked.setdefault(dist, {}).setdefault(mode, []).append(each)
     for dist, modes in asked.items():
         runs = [each for mode in modes.values() for each in mode]
@@ -80,38 +74,38 @@ def answers(found: Iterable[Widths], t: Texts) -> Iterator[tuple[str, str]]:
         yes = [each for mode in meeting for each in mode]
         quoted = yes or [each for each in runs if each.missed[INT8]]
         said = [
-            f"{each.name}: {_reasons(row, each.bar, t)}"
+            f"{each.name}: {_reasons(row, each.bar, texts)}"
             for each in quoted
             for row in each.rows
             if row["n_bits"] == INT8
         ]
-        reasons = "; ".join(_first_few(said, t))
-        yield t(f"question_{dist}"), t("yes" if yes else "no", reasons=reasons)
+        reasons = "; ".join(_first_few(said, texts))
+        yield texts(f"question_{dist}"), texts("yes" if yes else "no", reasons=reasons)
 
 
-def unmeasured_text(names: Sequence[str], t: Texts) -> str:
+def unmeasured_text(names: Sequence[str], texts: Texts) -> str:
     """Say which tensors have no verdict, if any."""
-    said = _first_few([*map(printable, names)], t)
-    return t("unmeasured", names=", ".join(said)) if said else ""
+    said = _first_few([*map(printable, names)], texts)
+    return texts("unmeasured", names=", ".join(said)) if said else ""
 
 
-def _first_few(said: Sequence[str], t: Texts) -> list[str]:
+def _first_few(said: Sequence[str], texts: Texts) -> list[str]:
     """Return as many as anybody reads, and how many more there are."""
     more = len(said) - REASONS
-    return [*said[:REASONS], *([t("more_reasons", n=more)] if more > 0 else ())]
+    return [*said[:REASONS], *([texts("more_reasons", n=more)] if more > 0 else ())]
 
 
-def _reasons(row: Row, bar: Bar, t: Texts) -> str:
-    return missed_text(row, bar, t) if bar.missed(row) else _figures(row, bar, t)
+def _reasons(row: Row, bar: Bar, texts: Texts) -> str:
+    return missed_text(row, bar, texts) if bar.missed(row) else _figures(row, bar, texts)
 
 
-def bar_text(rows: Sequence[Row], t: Texts) -> str:
+def bar_text(rows: Sequence[Row], texts: Texts) -> str:
     """Name the bar by which rows are judged; where there are several, a line each and whose."""
     sources: dict[Bar, dict[str, None]] = {}
     for row in rows:
         sources.setdefault(Bar.from_row(row), {})[row["dist"]] = None
     if len(sources) < 2:
-        return t("the_bar", criteria=criteria_text(next(iter(sources), Bar()), t))
+        return texts("the_bar", criteria=criteria_text(next(iter(sources), Bar()), texts))
     apart = len({name for names in sources.values() for name in names}) == sum(
         map(len, sources.values())
     )
@@ -120,83 +114,83 @@ def bar_text(rows: Sequence[Row], t: Texts) -> str:
             sources[Bar.from_row(row)].pop(row["dist"], None)
             sources[Bar.from_row(row)][f"{row['dist']} in {FormatSpec.from_row(row).name}"] = None
     return "\n".join(
-        t(
+        texts(
             "the_bar_of",
-            names=", ".join(_first_few([*map(printable, names)], t)),
-            criteria=criteria_text(bar, t),
+            names=", ".join(_first_few([*map(printable, names)], texts)),
+            criteria=criteria_text(bar, texts),
         )
         for bar, names in sources.items()
     )
 
 
-def criteria_text(bar: Bar, t: Texts) -> str:
+def criteria_text(bar: Bar, texts: Texts) -> str:
     """List the criteria of a bar with their thresholds."""
-    return "; ".join(criterion_text(key, limit, t) for key, limit in bar.criteria.items())
+    return "; ".join(criterion_text(key, limit, texts) for key, limit in bar.criteria.items())
 
 
-def criterion_heads(bars: Sequence[Bar], t: Texts) -> list[str]:
+def criterion_heads(bars: Sequence[Bar], texts: Texts) -> list[str]:
     """Head a column for each criterion of some bar; several thresholds stand beside each other."""
     heads: dict[str, dict[str, None]] = {}
     for bar in bars:
         for key, limit in bar.criteria.items():
-            heads.setdefault(key, {})[criterion_text(key, limit, t)] = None
+            heads.setdefault(key, {})[criterion_text(key, limit, texts)] = None
     return [" / ".join(limits) for limits in heads.values()]
 
 
 def check_lines(
-    choices: Sequence[TensorChoice], bars: Sequence[Bar], failures: Mapping[str, str], t: Texts
+    choices: Sequence[TensorChoice], bars: Sequence[Bar], failures: Mapping[str, str], texts: Texts
 ) -> list[str]:
     """List what fails a check: runs that failed, tensors that miss the bar; the last line sums up.
 
     A run that failed fails the check: its tensors have no figures.
     """
     failing = [choice for choice in choices if not choice.meets]
-    criteria = " / ".join(criteria_text(bar, t) for bar in bars)
+    criteria = " / ".join(criteria_text(bar, texts) for bar in bars)
     words = {"n": len(choices), "criteria": criteria}
     if not failing and not failures:
-        return [t("check_passed", **words)]
-    sums = [t("check_failed", **words, missing=len(failing))]
-    sums += [t("failures", n=len(failures))] if failures else []
+        return [texts("check_passed", **words)]
+    sums = [texts("check_failed", **words, missing=len(failing))]
+    sums += [texts("failures", n=len(failures))] if failures else []
     return [
-        *failure_sentences(failures, t),
-        *(_miss_text(choice.best, choice.name, t) for choice in failing),
+        *failure_sentences(failures, texts),
+        *(_miss_text(choice.best, choice.name, texts) for choice in failing),
         "; ".join(sums),
     ]
 
 
-def _miss_text(result: FormatResult, name: str, t: Texts) -> str:
-    why = missed_text(result.row, Bar.from_row(result.row), t)
-    return t("check_missed", name=name, format=result.name, missed=why)
+def _miss_text(result: FormatResult, name: str, texts: Texts) -> str:
+    why = missed_text(result.row, Bar.from_row(result.row), texts)
+    return texts("check_missed", name=name, format=result.name, missed=why)
 
 
-def criterion_text(key: str, asked: Any, t: Texts) -> str:
+def criterion_text(key: str, asked: Any, texts: Texts) -> str:
     """Return a criterion of the bar with its threshold."""
-    return t(f"criterion_{key}", threshold=_threshold(key, asked, t))
+    return texts(f"criterion_{key}", threshold=_threshold(key, asked, texts))
 
 
-def _figures(row: Row, bar: Bar, t: Texts) -> str:
-    said = [_figure(f"is_{key}", key, row, t) for key in bar.criteria]
-    return ", ".join([*said, *_zeroed(row, t)])
+def _figures(row: Row, bar: Bar, texts: Texts) -> str:
+    said = [_figure(f"is_{key}", key, row, texts) for key in bar.criteria]
+    return ", ".join([*said, *_zeroed(row, texts)])
 
 
-def missed_text(row: Row, bar: Bar, t: Texts) -> str:
+def missed_text(row: Row, bar: Bar, texts: Texts) -> str:
     """Say which criteria of the bar a row misses, and by what figures."""
     if is_lost_to_float32(row):
-        return t("missed_underflow")
-    said = [_figure(f"missed_{key}", key, row, t, bar) for key in bar.missed(row)]
-    return ", ".join([*said, *_zeroed(row, t)])
+        return texts("missed_underflow")
+    said = [_figure(f"missed_{key}", key, row, texts, bar) for key in bar.missed(row)]
+    return ", ".join([*said, *_zeroed(row, texts)])
 
 
-def _figure(text: str, key: str, row: Row, t: Texts, bar: Bar | None = None) -> str:
+def _figure(text: str, key: str, row: Row, texts: Texts, bar: Bar | None = None) -> str:
     if key == "top_order":
-        return t(text, k=row["top_k"], rank=rank_text(row, t) + _set_text(row, t))
+        return texts(text, k=row["top_k"], rank=rank_text(row, texts) + _set_text(row, texts))
     if bar is None:
-        return t(text, value=_value(key, row[key], t))
+        return texts(text, value=_value(key, row[key], texts))
     value, asked = row[key], bar.criteria[key]
-    threshold = _threshold(key, asked, t)
+    threshold = _threshold(key, asked, texts)
     if value is None:  # what has no figure and misses the bar has lost everything
-        return t(text, value=t("none_rel_err"), threshold=threshold)
-    return t(text, value=_value(key, value, t, _digits(value, asked)), threshold=threshold)
+        return texts(text, value=texts("none_rel_err"), threshold=threshold)
+    return texts(text, value=_value(key, value, texts, _digits(value, asked)), threshold=threshold)
 
 
 def _digits(value: float, asked: float) -> int:
@@ -204,94 +198,96 @@ def _digits(value: float, asked: float) -> int:
     return next(n for n in range(3, 18) if f"{value:.{n}g}" != f"{asked:.{n}g}")
 
 
-def _zeroed(row: Row, t: Texts) -> list[str]:
-    return [t("zeroed", value=percent(row["zeroed"], t))] if row["zeroed"] else []
+def _zeroed(row: Row, texts: Texts) -> list[str]:
+    return [texts("zeroed", value=percent(row["zeroed"], texts))] if row["zeroed"] else []
 
 
-def rank_text(row: Row, t: Texts) -> str:
+def rank_text(row: Row, texts: Texts) -> str:
     """Say what became of the top k, however ties are broken."""
     if row["top_order_kept"]:
-        return t("rank_in_order")
-    said = [t(f"rank_{kind}", n=n) for kind in ("swapped", "merged") if (n := row[f"top_{kind}"])]
+        return texts("rank_in_order")
+    said = [
+        texts(f"rank_{kind}", n=n) for kind in ("swapped", "merged") if (n := row[f"top_{kind}"])
+    ]
     if row["top_worst"] < 1:
-        said.append(_kept_text(row["top_worst"], row["top_best"], t))
+        said.append(_kept_text(row["top_worst"], row["top_best"], texts))
     return ", ".join(said)
 
 
-def _kept_text(worst: float, best: float, t: Texts) -> str:
+def _kept_text(worst: float, best: float, texts: Texts) -> str:
     """Say which share of the top k is kept, under the worst and the best tie-breaking."""
     if worst == best:
-        return t("rank_kept_all_ways", share=percent(worst, t))
-    return t("rank_kept", worst=f"{100 * worst:.3g}", best=percent(best, t))
+        return texts("rank_kept_all_ways", share=percent(worst, texts))
+    return texts("rank_kept", worst=f"{100 * worst:.3g}", best=percent(best, texts))
 
 
-def _set_text(row: Row, t: Texts) -> str:
+def _set_text(row: Row, texts: Texts) -> str:
     """Say that the top k is still the same set, or that a tie at its edge decides what is in it."""
     if row["top_worst"] == 1:
-        return t("rank_set")
-    return t("rank_edge") if row["top_worst"] < row["top_best"] else ""
+        return texts("rank_set")
+    return texts("rank_edge") if row["top_worst"] < row["top_best"] else ""
 
 
-def _threshold(key: str, asked: Any, t: Texts) -> str:
+def _threshold(key: str, asked: Any, texts: Texts) -> str:
     """Return a threshold just as it was given: rounded, a figure may seem to meet it."""
     if key == "top_order":
         return ""
     share = key == "rel_err"
     exact = Decimal(repr(asked)) * (100 if share else 1)
-    return t("percent" if share else "decibels", value=f"{exact.normalize():f}")
+    return texts("percent" if share else "decibels", value=f"{exact.normalize():f}")
 
 
-def _value(key: str, value: Any, t: Texts, digits: int = 3) -> str:
+def _value(key: str, value: Any, texts: Texts, digits: int = 3) -> str:
     if value is None:
-        return t(f"none_{key}")
+        return texts(f"none_{key}")
     if key == "rel_err":
-        return percent(value, t, digits)
-    return t("decibels", value=f"{value:.{max(digits, 4)}g}")
+        return percent(value, texts, digits)
+    return texts("decibels", value=f"{value:.{max(digits, 4)}g}")
 
 
 def grouped_by_reason(
-    reasons: Mapping[str, str], t: Texts, more: str = "and_more"
+    reasons: Mapping[str, str], texts: Texts, more: str = "and_more"
 ) -> list[tuple[str, str]]:
     """Return each reason once, and whose it is: the first, and how many `more`."""
     groups: dict[str, list[str]] = {}
     for who, why in reasons.items():
         groups.setdefault(why, []).append(who)
     return [
-        (who[0] if len(who) == 1 else t(more, first=who[0], n=len(who) - 1), why)
+        (who[0] if len(who) == 1 else texts(more, first=who[0], n=len(who) - 1), why)
         for why, who in groups.items()
     ]
 
 
-def failure_sentences(reasons: Mapping[str, str], t: Texts) -> list[str]:
+def failure_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
     """Return what failed, by what it is called, each reason once."""
-    return [t("failed", who=who, why=why) for who, why in grouped_by_reason(reasons, t)]
+    return [texts("failed", who=who, why=why) for who, why in grouped_by_reason(reasons, texts)]
 
 
-def underflow_sentences(counts: Mapping[str, int], t: Texts) -> Iterator[str]:
+def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> Iterator[str]:
     """Yield which tensors, of those given, lost values to 0 before they were quantized."""
     found = [(name, n) for name, n in counts.items() if n]
     for name, n in found[:SKIPPED]:
-        yield t("underflowed", name=label(name), n=n)
+        yield texts("underflowed", name=label(name), n=n)
     if len(found) > SKIPPED:
-        yield t("more_underflowed", n=len(found) - SKIPPED)
+        yield texts("more_underflowed", n=len(found) - SKIPPED)
 
 
-def skipped_sentences(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
+def skipped_sentences(reasons: Mapping[str, str], texts: Texts) -> Iterator[str]:
     """Yield which tensors were left out and why, and of many how many more."""
     for name, why in list(reasons.items())[:SKIPPED]:
-        yield t("left_out", name=label(name), why=why)
+        yield texts("left_out", name=label(name), why=why)
     if len(reasons) > SKIPPED:
-        yield t("more_left_out", n=len(reasons) - SKIPPED)
+        yield texts("more_left_out", n=len(reasons) - SKIPPED)
 
 
-def percent(share: float | None, t: Texts, digits: int = 3) -> str:
+def percent(share: float | None, texts: Texts, digits: int = 3) -> str:
     """Return a share as a percentage."""
-    return NULL if share is None else t("percent", value=f"{100 * share:.{digits}g}")
+    return NULL if share is None else texts("percent", value=f"{100 * share:.{digits}g}")
 
 
-def format_widths(tried: Sequence[int], t: Texts) -> str:
+def format_widths(tried: Sequence[int], texts: Texts) -> str:
     """List widths, those that follow each other by their ends."""
     steps = {after - before for before, after in pairwise(tried)}
     if len(tried) > 2 and steps == {1}:
-        return t("range", first=tried[0], last=tried[-1])
+        return texts("range", first=tried[0], last=tried[-1])
     return ", ".join(map(str, tried))

@@ -64,44 +64,44 @@ def _name(row: Row, varied: Sequence[str]) -> str:
     return ", ".join([row["stored_file"], *(f"{key}={as_text(row[key])}" for key in varied)])
 
 
-def stored_sentences(found: Sequence[StoredRows], t: Texts) -> Iterator[str]:
+def stored_sentences(found: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
     """Yield a sentence a file, and then one for each thing that is wrong with one."""
     for each in found:
-        yield t(
+        yield texts(
             "stored",
             name=printable(each.name),
             n=len(each.rows),
             met=sum(not Bar.from_row(row).missed(row) for row in each.rows),
             bits=format_number(each.bits_per_value, BITS),
             size=format_size(each.n_bytes),
-            median=_decibels(each.median_db, t),
+            median=_decibels(each.median_db, texts),
             worst=printable(each.rows[0]["tensor"]),
             dtype=each.rows[0]["stored_dtype"],
-            least=_decibels(quality(each.rows[0]), t),
-            types=_types(each, t),
+            least=_decibels(quality(each.rows[0]), texts),
+            types=_types(each, texts),
         )
-    yield from remark_sentences(found, t)
+    yield from remark_sentences(found, texts)
 
 
-def remark_sentences(found: Sequence[StoredRows], t: Texts) -> Iterator[str]:
+def remark_sentences(found: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
     """Yield what is wrong with files, each fault once and of which tensors."""
     for each in found:
         remarks = {row["tensor"]: row["remark"] for row in each.rows if row.get("remark")}
-        for who, why in grouped_by_reason(remarks, t, "and_more_tensors"):
-            yield t("stored_remark", file=printable(each.name), who=printable(who), why=why)
+        for who, why in grouped_by_reason(remarks, texts, "and_more_tensors"):
+            yield texts("stored_remark", file=printable(each.name), who=printable(who), why=why)
 
 
-def _types(each: StoredRows, t: Texts) -> str:
-    said = [t("stored_type", dtype=dtype, n=n) for dtype, n in each.types[:TYPES]]
+def _types(each: StoredRows, texts: Texts) -> str:
+    said = [texts("stored_type", dtype=dtype, n=n) for dtype, n in each.types[:TYPES]]
     more = sum(n for _, n in each.types[TYPES:])
-    return ", ".join([*said, *([t("stored_others", n=more)] if more else ())])
+    return ", ".join([*said, *([texts("stored_others", n=more)] if more else ())])
 
 
-def _decibels(value: float, t: Texts) -> str:
-    return t("exact") if value == inf else t("decibels", value=f"{value:{SQNR}}")
+def _decibels(value: float, texts: Texts) -> str:
+    return texts("exact") if value == inf else texts("decibels", value=f"{value:{SQNR}}")
 
 
-def side_by_side(found: Sequence[StoredRows], t: Texts) -> tuple[list[str], list[list[str]]]:
+def side_by_side(found: Sequence[StoredRows], texts: Texts) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of all tensors, a type, its bits and SQNR for each file.
 
     Those come first that differ most from file to file; of one file those that lost most.
@@ -111,15 +111,15 @@ def side_by_side(found: Sequence[StoredRows], t: Texts) -> tuple[list[str], list
         for row in each.rows:
             tensors.setdefault(row["tensor"], {})[n] = row
     weighted = any(row.get("out_sqnr_db") is not None for each in found for row in each.rows)
-    heads = [t("storage_tensor")]
+    heads = [texts("storage_tensor")]
     for each in found:
-        columns = [t("stored_as"), t("storage_bits"), t("storage_sqnr")]
-        columns += [t("stored_out")] if weighted else []
+        columns = [texts("stored_as"), texts("storage_bits"), texts("storage_sqnr")]
+        columns += [texts("stored_out")] if weighted else []
         heads += [f"{printable(each.name)}: {column}" for column in columns]
     ordered = sorted(tensors, key=lambda name: _difference(list(tensors[name].values())))
     rows = []
     for name in ordered:
-        of_files = (_cells(tensors[name].get(n), weighted, t) for n in range(len(found)))
+        of_files = (_cells(tensors[name].get(n), weighted, texts) for n in range(len(found)))
         rows.append([printable(name), *(cell for cells in of_files for cell in cells)])
     return heads, rows
 
@@ -130,9 +130,9 @@ def _difference(rows: Sequence[Row]) -> tuple[float, float]:
     return min(found) - max(found), min(found)
 
 
-def _cells(row: Row | None, weighted: bool, t: Texts) -> list[str]:
+def _cells(row: Row | None, weighted: bool, texts: Texts) -> list[str]:
     if row is None:
         return [NULL] * (4 if weighted else 3)
     out = [format_number(row.get("out_sqnr_db"), SQNR)] if weighted else []
-    sqnr = t("exact") if row["sqnr_db"] is None else format_number(row["sqnr_db"], SQNR)
+    sqnr = texts("exact") if row["sqnr_db"] is None else format_number(row["sqnr_db"], SQNR)
     return [row["stored_dtype"], format_number(row["bits_per_value"], BITS), sqnr, *out]

@@ -72,7 +72,7 @@ class Table(NamedTuple):
     words: list[int]
 
 
-def table(rows: Sequence[Row], levels: Sequence[str], t: Texts) -> Table:
+def table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
     """Return the figures that decide and those they come from, a row a tensor and run."""
     tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
@@ -82,7 +82,7 @@ def table(rows: Sequence[Row], levels: Sequence[str], t: Texts) -> Table:
     cells = [
         [
             *(printable(level_text(row, key)) for key in keys),
-            *(_figure(row, key, t) for key in columns),
+            *(_figure(row, key, texts) for key in columns),
         ]
         for row in rows
     ]
@@ -102,10 +102,12 @@ def level_text(row: Row, level: str) -> str:
     return NULL if row[level] is None and level in ("n_bits", *PLAIN) else as_text(row[level])
 
 
-def _figure(row: Row, key: str, t: Texts) -> str:
+def _figure(row: Row, key: str, texts: Texts) -> str:
     if key == "bar":
-        return " ".join(Bar.from_row(row).missed(row)) or t("bar_met")
-    return rank_text(row, t) if key == "top_k" else format_figure(row.get(key), SPECS[key], t)
+        return " ".join(Bar.from_row(row).missed(row)) or texts("bar_met")
+    return (
+        rank_text(row, texts) if key == "top_k" else format_figure(row.get(key), SPECS[key], texts)
+    )
 
 
 class HeatRow(NamedTuple):
@@ -116,40 +118,43 @@ class HeatRow(NamedTuple):
     cells: list[tuple[str, int | None]]
 
 
-def heat_table(found: Sequence[Widths], widths: Sequence[int], t: Texts) -> list[HeatRow]:
+def heat_table(found: Sequence[Widths], widths: Sequence[int], texts: Texts) -> list[HeatRow]:
     """Return a row a tensor and mode, the worst first; a cell is its text and its shade."""
     criteria = list(dict.fromkeys(key for each in found for key in each.bar.criteria))
     return [
         HeatRow(
             each.name,
-            [_fewest(each, keys, t) for keys in (each.bar.criteria, *([key] for key in criteria))],
-            [_cell(each.row_at(n_bits), t) for n_bits in widths],
+            [
+                _fewest(each, keys, texts)
+                for keys in (each.bar.criteria, *([key] for key in criteria))
+            ],
+            [_cell(each.row_at(n_bits), texts) for n_bits in widths],
         )
         for each in found
     ]
 
 
-def _fewest(each: Widths, criteria: Collection[str], t: Texts) -> str:
+def _fewest(each: Widths, criteria: Collection[str], texts: Texts) -> str:
     """Return the fewest bits, with a star where more bits may be too few again.
 
     It is a dash where the bar of the run does not have such a criterion.
     """
     if not each.bar.criteria.keys() & set(criteria):
         return NULL
-    text = str(each.fewest_bits(criteria) or t("none_tried"))
+    text = str(each.fewest_bits(criteria) or texts("none_tried"))
     return text + "*" * bool(each.gaps(criteria))
 
 
-def _cell(row: Row | None, t: Texts) -> tuple[str, int | None]:
+def _cell(row: Row | None, texts: Texts) -> tuple[str, int | None]:
     if row is None:
         return "", None
     share = quality(row) / FULL
     shade = int(min(max(SHADES * share, 0), SHADES - 1))
-    text = t("exact") if row["sqnr_db"] is None else format_figure(row["sqnr_db"], ".1f", t)
+    text = texts("exact") if row["sqnr_db"] is None else format_figure(row["sqnr_db"], ".1f", texts)
     return text, shade
 
 
-def trend(found: Sequence[Widths], t: Texts) -> str:
+def trend(found: Sequence[Widths], texts: Texts) -> str:
     """Return in words what the lines of the first picture show."""
     lines = []
     for each in found:
@@ -157,13 +162,13 @@ def trend(found: Sequence[Widths], t: Texts) -> str:
         if ends:
             low, high = (f"{row['sqnr_db']:.1f}" for row in (ends[0], ends[-1]))
             bits = {"first": ends[0]["n_bits"], "last": ends[-1]["n_bits"]}
-            lines.append(t("trend_line", name=each.name, low=low, high=high, **bits))
-    return t("trend", lines="; ".join(lines))
+            lines.append(texts("trend_line", name=each.name, low=low, high=high, **bits))
+    return texts("trend", lines="; ".join(lines))
 
 
-def format_figure(value: Any, spec: str, t: Texts) -> str:
+def format_figure(value: Any, spec: str, texts: Texts) -> str:
     """Return a figure as text; the spec ``%`` is a share."""
-    return percent(value, t) if spec == "%" else format_number(value, spec)
+    return percent(value, texts) if spec == "%" else format_number(value, spec)
 
 
 def ratio_cells(figures: Mapping[str, Any]) -> list[str]:
@@ -180,57 +185,57 @@ class StorageRow(NamedTuple):
     sqnr: str
 
 
-def storage_table(found: Sequence[TensorChoice], t: Texts) -> list[StorageRow]:
+def storage_table(found: Sequence[TensorChoice], texts: Texts) -> list[StorageRow]:
     """Return a row a tensor, those that need most first."""
-    return [StorageRow(each.name, *_cells(each.cheapest, t)) for each in found]
+    return [StorageRow(each.name, *_cells(each.cheapest, texts)) for each in found]
 
 
-def _cells(offer: FormatResult | None, t: Texts) -> tuple[str, str, str]:
+def _cells(offer: FormatResult | None, texts: Texts) -> tuple[str, str, str]:
     if offer is None:
-        return t("storage_none"), NULL, NULL
-    return offer.name, format_number(offer.bits, BITS), _sqnr(offer, t)
+        return texts("storage_none"), NULL, NULL
+    return offer.name, format_number(offer.bits, BITS), _sqnr(offer, texts)
 
 
-def _sqnr(offer: FormatResult, t: Texts) -> str:
-    return t("exact") if math.isinf(offer.sqnr_db) else format_number(offer.sqnr_db, SQNR)
+def _sqnr(offer: FormatResult, texts: Texts) -> str:
+    return texts("exact") if math.isinf(offer.sqnr_db) else format_number(offer.sqnr_db, SQNR)
 
 
-def storage_heads(t: Texts) -> list[str]:
+def storage_heads(texts: Texts) -> list[str]:
     """Return what stands over the columns of the table."""
-    return [t(f"storage_{key}") for key in ("tensor", "format", "bits", "sqnr")]
+    return [texts(f"storage_{key}") for key in ("tensor", "format", "bits", "sqnr")]
 
 
 def storage_sentences(
-    found: Sequence[TensorChoice], levels: Sequence[str], t: Texts
+    found: Sequence[TensorChoice], levels: Sequence[str], texts: Texts
 ) -> Iterator[str]:
     """Yield the cheapest format: a sentence a tensor, or of many tensors a sentence a source."""
     if "tensor" in levels:
-        yield from (_summary(each, t) for each in count_by_source(found))
+        yield from (_summary(each, texts) for each in count_by_source(found))
     else:
-        yield from (_sentence(each, t) for each in found)
+        yield from (_sentence(each, texts) for each in found)
 
 
-def _sentence(each: TensorChoice, t: Texts) -> str:
+def _sentence(each: TensorChoice, texts: Texts) -> str:
     if each.cheapest is None:
-        return t("cheapest_none", name=each.name)
+        return texts("cheapest_none", name=each.name)
     bits = format_number(each.cheapest.bits, BITS)
-    return t("cheapest", name=each.name, format=each.cheapest.name, bits=bits)
+    return texts("cheapest", name=each.name, format=each.cheapest.name, bits=bits)
 
 
-def _summary(source: SourceCounts, t: Texts) -> str:
+def _summary(source: SourceCounts, texts: Texts) -> str:
     words = {"name": source.source, "n": source.n_tensors}
     if not source.n_met:
-        return t("cheapest_many_none", **words)
-    counts = [t("cheapest_count", format=name, n=n) for name, n in source.formats[:FORMATS]]
+        return texts("cheapest_many_none", **words)
+    counts = [texts("cheapest_count", format=name, n=n) for name, n in source.formats[:FORMATS]]
     more = sum(n for _, n in source.formats[FORMATS:])
-    counts += [t("cheapest_others", n=more)] if more else []
-    return t("cheapest_many", **words, met=source.n_met, counts="; ".join(counts))
+    counts += [texts("cheapest_others", n=more)] if more else []
+    return texts("cheapest_many", **words, met=source.n_met, counts="; ".join(counts))
 
 
-def storage_trend(found: Sequence[TensorChoice], t: Texts) -> str:
+def storage_trend(found: Sequence[TensorChoice], texts: Texts) -> str:
     """Return in words what the picture shows: the front."""
     points = [
-        t(
+        texts(
             "storage_alt_point",
             name=each.name,
             sqnr=f"{each.sqnr_db:.1f}",
@@ -239,7 +244,7 @@ def storage_trend(found: Sequence[TensorChoice], t: Texts) -> str:
         for each in storage_front(format_points(found))
         if not each.is_exact
     ]
-    return t("storage_alt", front="; ".join(points))
+    return texts("storage_alt", front="; ".join(points))
 
 
 class Prediction(NamedTuple):
@@ -252,7 +257,7 @@ class Prediction(NamedTuple):
 
 
 def prediction_table(
-    rows: Sequence[Row], levels: Sequence[str], t: Texts
+    rows: Sequence[Row], levels: Sequence[str], texts: Texts
 ) -> list[tuple[str, list[Prediction]]]:
     """Return what was predicted and what came, a row a tensor and run, the most wrong first."""
     ranked = sorted(
@@ -260,8 +265,8 @@ def prediction_table(
     )
     return [
         (
-            t("in_bits", name=row_name(row, levels), bits=row["n_bits"]),
-            [_prediction(key, row, t) for key in PREDICTED],
+            texts("in_bits", name=row_name(row, levels), bits=row["n_bits"]),
+            [_prediction(key, row, texts) for key in PREDICTED],
         )
         for row in ranked
     ]
@@ -272,14 +277,17 @@ def is_predicted(row: Row) -> bool:
     return any(row.get(f"predicted_{key}") is not None for key in PREDICTED)
 
 
-def _prediction(key: str, row: Row, t: Texts) -> Prediction:
+def _prediction(key: str, row: Row, texts: Texts) -> Prediction:
     before, after, log_ratio = row.get(f"predicted_{key}"), row[key], _log_ratio(key, row)
-    texts = format_figure(before, PREDICTED[key], t), format_figure(after, PREDICTED[key], t)
+    figures = (
+        format_figure(before, PREDICTED[key], texts),
+        format_figure(after, PREDICTED[key], texts),
+    )
     if before is None or after is None:
-        return Prediction(*texts, NULL, "")
+        return Prediction(*figures, NULL, "")
     ratio = f"{after - before:+.1f}" if key == "sqnr_db" else f"×{after / before:.2f}"
     return Prediction(
-        *texts, ratio, next(grade for grade, most in GRADES.items() if log_ratio <= most)
+        *figures, ratio, next(grade for grade, most in GRADES.items() if log_ratio <= most)
     )
 
 

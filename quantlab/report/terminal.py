@@ -54,13 +54,13 @@ NUMBER = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|.+ → .+")
 Cell = str | Text
 
 
-def sweep_summary(found: Findings, files: Sequence[Path], t: Texts) -> str:
+def sweep_summary(found: Findings, files: Sequence[Path], texts: Texts) -> str:
     """Return the tables of a sweep, its verdict, its failures and where its files are."""
     return render(
-        *_tables(found, t),
-        "\n".join(underflow_sentences(found.underflows, t)),
-        "\n".join(skipped_sentences(found.skipped, t)),
-        "\n".join(_failures(found.failures, t)),
+        *_tables(found, texts),
+        "\n".join(underflow_sentences(found.underflows, texts)),
+        "\n".join(skipped_sentences(found.skipped, texts)),
+        "\n".join(_failures(found.failures, texts)),
         "\n".join(map(str, dict.fromkeys(map(_shown_path, files)))),
     )
 
@@ -70,7 +70,7 @@ def _shown_path(path: Path) -> Path:
     return path.parent if path.parent.name == "plots" else path
 
 
-def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
+def _tables(found: Findings, texts: Texts) -> Iterator[Table | str]:
     rows, levels = found.rows, found.levels
     if not rows:
         return
@@ -80,60 +80,62 @@ def _tables(found: Findings, t: Texts) -> Iterator[Table | str]:
     if "tensor" in levels:
         levels = [level for level in levels if level != "tensor"]
         runs = _rows_by_run(rows, levels)
-        yield overview_table(runs, levels, t)
-        yield t("worst_tensors", n=WORST)
+        yield overview_table(runs, levels, texts)
+        yield texts("worst_tensors", n=WORST)
         yield worst_table(runs, levels)
     else:
-        yield from _figure_tables(rows, levels, t)
+        yield from _figure_tables(rows, levels, texts)
     if found.storage:
-        yield t("section_storage")
-        yield storage_overview(found.storage, t)
-        yield from _more_rows(found.storage, t)
-    yield "\n".join(_verdicts(found, t))
+        yield texts("section_storage")
+        yield storage_overview(found.storage, texts)
+        yield from _more_rows(found.storage, texts)
+    yield "\n".join(_verdicts(found, texts))
 
 
-def _figure_tables(rows: Sequence[Row], levels: Sequence[str], t: Texts) -> Iterator[Table | str]:
-    yield measured_table(rows, levels, t)
-    yield from _more_rows(rows, t)
+def _figure_tables(
+    rows: Sequence[Row], levels: Sequence[str], texts: Texts
+) -> Iterator[Table | str]:
+    yield measured_table(rows, levels, texts)
+    yield from _more_rows(rows, texts)
     has_predictions = "predicted_scale" in rows[0]
     if has_predictions and len(rows) <= FEW:
-        yield t("predicted_measured")
+        yield texts("predicted_measured")
         yield predicted_table(rows, levels)
     elif has_predictions:
-        yield t("predicted_elsewhere")
+        yield texts("predicted_elsewhere")
 
 
-def _more_rows(rows: Sequence[Any], t: Texts) -> Iterator[str]:
+def _more_rows(rows: Sequence[Any], texts: Texts) -> Iterator[str]:
     if len(rows) > LONGEST:
-        yield t("more_rows", n=len(rows) - LONGEST)
+        yield texts("more_rows", n=len(rows) - LONGEST)
 
 
-def _verdicts(found: Findings, t: Texts) -> Iterator[str]:
-    yield from (f"{question} {answer}" for question, answer in answers(found.widths, t))
+def _verdicts(found: Findings, texts: Texts) -> Iterator[str]:
+    yield from (f"{question} {answer}" for question, answer in answers(found.widths, texts))
     found_sentences = [
-        *stored_sentences(found.stored, t),
-        *storage_sentences(found.storage, found.levels, t),
-        *sentences(found.widths, found.levels, t),
+        *stored_sentences(found.stored, texts),
+        *storage_sentences(found.storage, found.levels, texts),
+        *sentences(found.widths, found.levels, texts),
     ]
     yield from found_sentences[:MOST]
     if len(found_sentences) > MOST:
-        yield t("more_verdicts", n=len(found_sentences) - MOST)
+        yield texts("more_verdicts", n=len(found_sentences) - MOST)
     if found.unmeasured:
-        yield unmeasured_text(found.unmeasured, t)
-    yield bar_text(found.rows, t)
+        yield unmeasured_text(found.unmeasured, texts)
+    yield bar_text(found.rows, texts)
 
 
-def measured_table(rows: Sequence[Row], levels: Sequence[str], t: Texts) -> Table:
+def measured_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
     """Return the figures that decide, a row a tensor and run."""
     lines = [
         (
             *_level_cells(row, levels),
             *(_coloured(key, spec, row) for key, spec in MEASURED.items()),
-            Text(rank_text(row, t), MET if row["top_order_kept"] else MISSED),
+            Text(rank_text(row, texts), MET if row["top_order_kept"] else MISSED),
         )
         for row in rows[:LONGEST]
     ]
-    return table([*_level_heads(levels), *MEASURED, t("head_top_k")], lines)
+    return table([*_level_heads(levels), *MEASURED, texts("head_top_k")], lines)
 
 
 def _coloured(key: str, spec: str, row: Row) -> Cell:
@@ -165,7 +167,7 @@ def _rows_by_run(rows: Sequence[Row], levels: Sequence[str]) -> list[list[Row]]:
     return [sorted((rows[n] for n in run), key=quality) for run in group_rows(rows, levels)]
 
 
-def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], t: Texts) -> Table:
+def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Texts) -> Table:
     """Return a row a run: how its tensors fared, the middle one and the worst."""
     lines = [
         (
@@ -179,7 +181,7 @@ def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], t: Texts) -
         for rows in runs
     ]
     heads = ("head_tensors", "head_in_order", "head_median", "head_least", "head_worst")
-    return table([*_level_heads(levels), *map(t, heads)], lines)
+    return table([*_level_heads(levels), *map(texts, heads)], lines)
 
 
 def worst_table(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
@@ -198,19 +200,19 @@ def worst_table(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
     return table([*_level_heads(levels), "tensor", *stored, *RATIOS], lines[:LONGEST])
 
 
-def storage_overview(found: Sequence[TensorChoice], t: Texts) -> Table:
+def storage_overview(found: Sequence[TensorChoice], texts: Texts) -> Table:
     """Return the cheapest format of each tensor that meets the bar."""
-    lines = [(label(row.name), *row[1:]) for row in storage_table(found[:LONGEST], t)]
-    return table(storage_heads(t), lines)
+    lines = [(label(row.name), *row[1:]) for row in storage_table(found[:LONGEST], texts)]
+    return table(storage_heads(texts), lines)
 
 
-def _failures(reasons: Mapping[str, str], t: Texts) -> Iterator[str]:
+def _failures(reasons: Mapping[str, str], texts: Texts) -> Iterator[str]:
     if len(reasons) > 1:
-        yield t("failures", n=len(reasons))
-    said = failure_sentences(reasons, t)
+        yield texts("failures", n=len(reasons))
+    said = failure_sentences(reasons, texts)
     yield from said[:LONGEST]
     if len(said) > LONGEST:
-        yield t("more_lines", n=len(said) - LONGEST)
+        yield texts("more_lines", n=len(said) - LONGEST)
 
 
 def _level_cells(row: Row, levels: Sequence[str]) -> tuple[str, ...]:
@@ -255,22 +257,22 @@ def table(heads: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> Table:
     return made
 
 
-def run_summary(one: Record, bar: Bar, t: Texts) -> str:
+def run_summary(one: Record, bar: Bar, texts: Texts) -> str:
     """Return the figures of one run: of one tensor all, of many those that decide, worst first."""
     tensors = one["tensors"]
     if len(tensors) == 1:
         lines = list(_figure_lines(one, *next(iter(tensors.items()))))
     else:
-        lines = [_worst_table(tensors, t), *skipped_sentences(one["skipped"], t)]
+        lines = [_worst_table(tensors, texts), *skipped_sentences(one["skipped"], texts)]
     shared = {"dist": one.get("dist", ""), **bar.columns()}
     rows = [figures(each) | shared | {"tensor": name} for name, each in tensors.items()]
     if stored := stored_rows(rows, ["dist"]):
-        lines += [*stored_sentences(stored, t), bar_text(rows, t)]
+        lines += [*stored_sentences(stored, texts), bar_text(rows, texts)]
     underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
-    return "\n".join([*lines, *underflow_sentences(underflows, t)])
+    return "\n".join([*lines, *underflow_sentences(underflows, texts)])
 
 
-def _worst_table(tensors: dict[str, Any], t: Texts) -> str:
+def _worst_table(tensors: dict[str, Any], texts: Texts) -> str:
     measured = {name: tensor["measured"] for name, tensor in tensors.items()}
     worst = sorted(tensors, key=lambda name: quality(measured[name]))
     stored = ["stored_dtype"] if any("stored_dtype" in each for each in tensors.values()) else []
@@ -283,9 +285,11 @@ def _worst_table(tensors: dict[str, Any], t: Texts) -> str:
         )
         for name in worst[:LONGEST]
     ]
-    lines = render(table([t("head_worst_first"), t("head_elements"), *stored, *RATIOS], rows))
+    lines = render(
+        table([texts("head_worst_first"), texts("head_elements"), *stored, *RATIOS], rows)
+    )
     more = len(worst) - LONGEST
-    return "\n".join([lines, t("more_tensors", n=more)]) if more > 0 else lines
+    return "\n".join([lines, texts("more_tensors", n=more)]) if more > 0 else lines
 
 
 def _unknown(tensor: dict[str, Any]) -> set[str]:

@@ -129,3 +129,11 @@ def test_old_names_are_found_in_lists():
     old, new = ({"parts": [{"_target_": name}]} for name in next(iter(CURRENT.items())))
     assert with_current_names(old) == new
     assert oldest_config(new) == old
+
+
+def test_a_sweep_of_schema_6_resumes_with_nothing_to_do(tmp_path):
+    sweep = shutil.copytree(OLD.with_name("schema6"), tmp_path / "sweep")
+    modes = "sym,asym,log,nf4,fp4,fp8_e4m3,mx/fp4,mx/int8,nv/fp4"
+    done = run("-m", "dist=hidden", "dist.n=32", f"mode={modes}", f"hydra.sweep.dir={sweep}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("resuming: 9 complete; 0 to do")

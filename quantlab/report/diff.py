@@ -14,10 +14,10 @@ from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
 from quantlab.report.choices import find_choices, portable_spec, tensor_levels
 from quantlab.report.sentences import failure_sentences, rank_text
-from quantlab.report.tables import MEASURED
+from quantlab.report.tables import MEASURED, metric_text
 from quantlab.report.terminal import render, table
 from quantlab.report.texts import Texts
-from quantlab.text import as_text, format_number, label
+from quantlab.text import as_text, label
 
 TOLERANCE = 0.1  # dB; rounding in another order moves a figure by less than 1e-6
 LONGEST = 60  # rows; beyond them a terminal is the wrong place
@@ -265,9 +265,8 @@ def _figures(each: Change, key: str, texts: Texts) -> str:
     if key == "top_order":
         said = [rank_text(row, texts) for row in (each.before, each.after)]
     else:
-        said = [format_number(row[key], MEASURED[key]) for row in (each.before, each.after)]
-        exact = [row[key] is None and not row["max_err"] for row in (each.before, each.after)]
-        said = [texts("exact") if lost else text for lost, text in zip(exact, said, strict=True)]
+        rows = (each.before, each.after)
+        said = [metric_text(row, key, MEASURED[key], texts) for row in rows]
     return " → ".join(dict.fromkeys(said))
 
 

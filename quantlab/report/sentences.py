@@ -50,7 +50,7 @@ def _summary(found: Sequence[Widths], texts: Texts) -> str:
         met=sum(each.bits is not None for each in found),
         n=len(found),
         widest=max(row["n_bits"] for each in found for row in each.rows),
-        counts=", ".join(counts),
+        counts=f" ({', '.join(counts)})" if len(counts) > 1 else "",
         worst=printable(worst.rows[0]["tensor"]),
         bits=worst.decisive["n_bits"],
         figures=_reasons(worst.decisive, bar, texts),

@@ -105,9 +105,7 @@ def level_text(row: Row, level: str) -> str:
 def _figure(row: Row, key: str, texts: Texts) -> str:
     if key == "bar":
         return " ".join(Bar.from_row(row).missed(row)) or texts("bar_met")
-    return (
-        rank_text(row, texts) if key == "top_k" else format_figure(row.get(key), SPECS[key], texts)
-    )
+    return rank_text(row, texts) if key == "top_k" else metric_text(row, key, SPECS[key], texts)
 
 
 class HeatRow(NamedTuple):
@@ -150,7 +148,7 @@ def _cell(row: Row | None, texts: Texts) -> tuple[str, int | None]:
         return "", None
     share = quality(row) / FULL
     shade = int(min(max(SHADES * share, 0), SHADES - 1))
-    text = texts("exact") if row["sqnr_db"] is None else format_figure(row["sqnr_db"], ".1f", texts)
+    text = metric_text(row, "sqnr_db", ".1f", texts)
     return text, shade
 
 
@@ -171,9 +169,16 @@ def format_figure(value: Any, spec: str, texts: Texts) -> str:
     return percent(value, texts) if spec == "%" else format_number(value, spec)
 
 
-def ratio_cells(figures: Mapping[str, Any]) -> list[str]:
-    """Return the figures that do not depend on the unit of a tensor, a cell each."""
-    return [format_number(figures[key], spec) for key, spec in RATIOS.items()]
+def ratio_cells(figures: Mapping[str, Any], texts: Texts) -> list[str]:
+    """Format the figures that do not depend on the unit of a tensor, a cell each."""
+    return [metric_text(figures, key, spec, texts) for key, spec in RATIOS.items()]
+
+
+def metric_text(figures: Mapping[str, Any], key: str, spec: str, texts: Texts) -> str:
+    """Format a figure; an SQNR that has no value because nothing was lost is called exact."""
+    if key == "sqnr_db" and figures[key] is None and not figures["max_err"]:
+        return texts("exact")
+    return format_figure(figures.get(key), spec, texts)
 
 
 class StorageRow(NamedTuple):

@@ -31,6 +31,7 @@ from quantlab.report.tables import (
     RATIOS,
     is_predicted,
     level_text,
+    metric_text,
     ratio_cells,
     storage_heads,
     storage_sentences,
@@ -50,7 +51,7 @@ WORST = 3  # of a run's tensors a terminal shows those that suffer most
 PREDICTED = {"scale": ".3g", "mae": ".3g", "sqnr_db": ".1f", "landmark_rel_err": ".1%"}
 MET, MISSED = "green", "yellow"
 WIDTH = 100  # columns
-NUMBER = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|.+ → .+")
+NUMBER = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|exacto?|.+ → .+")
 Cell = str | Text
 
 
@@ -82,7 +83,7 @@ def _tables(found: Findings, texts: Texts) -> Iterator[Table | str]:
         runs = _rows_by_run(rows, levels)
         yield overview_table(runs, levels, texts)
         yield texts("worst_tensors", n=WORST)
-        yield worst_table(runs, levels)
+        yield worst_table(runs, levels, texts)
     else:
         yield from _figure_tables(rows, levels, texts)
     if found.storage:
@@ -130,7 +131,7 @@ def measured_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> 
     lines = [
         (
             *_level_cells(row, levels),
-            *(_coloured(key, spec, row) for key, spec in MEASURED.items()),
+            *(_coloured(key, spec, row, texts) for key, spec in MEASURED.items()),
             Text(rank_text(row, texts), MET if row["top_order_kept"] else MISSED),
         )
         for row in rows[:LONGEST]
@@ -138,9 +139,9 @@ def measured_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> 
     return table([*_level_heads(levels), *MEASURED, texts("head_top_k")], lines)
 
 
-def _coloured(key: str, spec: str, row: Row) -> Cell:
+def _coloured(key: str, spec: str, row: Row, texts: Texts) -> Cell:
     bar = Bar.from_row(row)
-    text = format_number(row[key], spec)
+    text = metric_text(row, key, spec, texts)
     if key not in bar.criteria:
         return text
     return Text(text, MISSED if key in bar.missed(row) else MET)
@@ -184,7 +185,7 @@ def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Text
     return table([*_level_heads(levels), *map(texts, heads)], lines)
 
 
-def worst_table(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
+def worst_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Texts) -> Table:
     """Return the figures that decide of the worst tensors of each run."""
     worst = [row for rows in runs for row in rows[:WORST]]
     stored = ["stored_dtype"] if any(row.get("stored_dtype") for row in worst) else []
@@ -193,7 +194,7 @@ def worst_table(runs: Sequence[list[Row]], levels: Sequence[str]) -> Table:
             *_level_cells(row, levels),
             label(row["tensor"]),
             *(row.get(key) or NULL for key in stored),
-            *ratio_cells(row),
+            *ratio_cells(row, texts),
         )
         for row in worst
     ]
@@ -281,7 +282,7 @@ def _worst_table(tensors: dict[str, Any], texts: Texts) -> str:
             label(name),
             f"{tensors[name]['n_elements']:,}",
             *(tensors[name][key] for key in stored),
-            *ratio_cells(measured[name]),
+            *ratio_cells(measured[name], texts),
         )
         for name in worst[:LONGEST]
     ]

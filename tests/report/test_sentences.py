@@ -87,8 +87,8 @@ def test_of_many_tensors_a_run_says_how_many_meet_the_bar():
     (said,) = sentences(judge(*rows, levels=levels), levels, T)
     assert said == (
         "verb_probs, symmetric: 2 of 3 tensors meet the bar within 8 bits (top k in order: 2, "
-        "rel_err ≤ 1%: 3, SQNR ≥ 30 dB: 3); the worst is w: at 8 bits, the top 10 loses its order "
-        "(1 merged, the same set), 50% of the non-zero values become 0"
+        "rel_err ≤ 1%: 3, SQNR ≥ 30 dB: 3); the one that needs most bits is w: at 8 bits, the top "
+        "10 loses its order (1 merged, the same set), 50% of the non-zero values become 0"
     )
 
 
@@ -228,3 +228,12 @@ def test_each_language_has_the_words_of_a_check(lang):
     lines = [*check(some(), t=t), *check(missing(), Bar(), t, {"a": "no"})]
     assert len(lines) == 4
     assert not any("{" in line for line in lines)
+
+
+def test_a_single_criterion_is_not_counted_apart():
+    levels = [*LEVELS, "tensor"]
+    (text,) = sentences(judge(row(8, tensor="a"), levels=levels, bar=SQNR), levels, T)
+    assert text == (
+        "verb_probs, symmetric: 1 of 1 tensors meet the bar within 8 bits; the one that needs most "
+        "bits is a: at 8 bits, the SQNR is 50 dB"
+    )

@@ -78,8 +78,8 @@ def _findings(
         details=_entries(choose_details(rows, levels), rows, directories),
         histogram=_entries(choose_histogram(rows), rows, directories) if rows else [],
         failures=failures | parts.missing_part_advice(runs),
-        skipped={name: why for one in records for name, why in one["skipped"].items()},
-        unmeasured=list(dict.fromkeys(name for one in records for name in one["failed"])),
+        skipped={name: why for content in records for name, why in content["skipped"].items()},
+        unmeasured=list(dict.fromkeys(name for content in records for name in content["failed"])),
         provenance=provenance,
     )
 
@@ -105,7 +105,7 @@ def _provenance(
     runs: Sequence[Run], origin: Mapping[str, Any], artefacts: Mapping[str, bytes], texts: Texts
 ) -> dict[str, str]:
     """Return where the figures come from, as the foot of the report has it."""
-    statuses = Counter(each["status"] for each in origin["runs"])
+    statuses = Counter(run_entry["status"] for run_entry in origin["runs"])
     versions = {
         f"{key} {version}"
         for run in runs

@@ -80,16 +80,19 @@ class Diff:
     def is_worse(self, tolerance: float) -> bool:
         """Whether some figure became worse by more than a tolerance in dB, or is gone."""
         gone = self.missing or self.failures
-        return bool(gone) or any(each.is_worse(tolerance) for each in self.changes)
+        return bool(gone) or any(change.is_worse(tolerance) for change in self.changes)
 
 
 def diff(before: Aggregated, after: Aggregated) -> Diff:
     """Return what changed; raises ValueError where the sweeps are not of one checkpoint."""
     _require_same_tensors(before, after)
     levels = _levels(before, after)
-    one, other = (_by_tensor(each, levels) for each in (before, after))
+    rows_before, rows_after = (_by_tensor(sweep, levels) for sweep in (before, after))
     pairs = [
-        (name, *pair) for name in one if name in other for pair in _pairs(one[name], other[name])
+        (name, *pair)
+        for name in rows_before
+        if name in rows_after
+        for pair in _pairs(rows_before[name], rows_after[name])
     ]
     if not pairs:
         raise ValueError(
@@ -99,27 +102,29 @@ def diff(before: Aggregated, after: Aggregated) -> Diff:
     changes = [
         Change(name, then, now, (_stored_as(then), _stored_as(now))) for name, then, now in pairs
     ]
-    changes.sort(key=lambda each: -each.greatest)
+    changes.sort(key=lambda sweep: -sweep.greatest)
     only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
-    missing = [name for name in one if name not in other]
-    before_and_after = (_cheapest_formats(each, levels) for each in (before, after))
+    missing = [name for name in rows_before if name not in rows_after]
+    before_and_after = (_cheapest_formats(sweep, levels) for sweep in (before, after))
     return Diff(changes, _changed(*before_and_after), only, missing, after.failures)
 
 
-def _by_tensor(found: Aggregated, levels: Sequence[str]) -> dict[str, dict[FormatSpec, Row]]:
+def _by_tensor(sweep: Aggregated, levels: Sequence[str]) -> dict[str, dict[FormatSpec, Row]]:
     """Return the rows of each tensor by their formats."""
     tensors: dict[str, dict[FormatSpec, Row]] = {}
-    for row in found.rows:
+    for row in sweep.rows:
         formats = tensors.setdefault(_name(row, levels), {})
         formats[portable_spec(row)] = row
     return tensors
 
 
-def _pairs(one: Mapping[FormatSpec, Row], other: Mapping[FormatSpec, Row]) -> list[tuple[Row, Row]]:
+def _pairs(
+    before: Mapping[FormatSpec, Row], after: Mapping[FormatSpec, Row]
+) -> list[tuple[Row, Row]]:
     """Return the rows of one tensor that are compared: of equal formats, or each the only one."""
-    same = [(one[name], other[name]) for name in one if name in other]
-    if not same and len(one) == len(other) == 1:
-        return list(zip(one.values(), other.values(), strict=True))
+    same = [(before[name], after[name]) for name in before if name in after]
+    if not same and len(before) == len(after) == 1:
+        return list(zip(before.values(), after.values(), strict=True))
     return same
 
 
@@ -158,7 +163,7 @@ def _rel_err_db(row: Row) -> float:
 def _levels(before: Aggregated, after: Aggregated) -> list[str]:
     """Return what tells tensors apart; where each sweep has one source, its name says nothing."""
     levels = list(dict.fromkeys([*tensor_levels(before.levels), *tensor_levels(after.levels)]))
-    sources = max(len({row["dist"] for row in each.rows}) for each in (before, after))
+    sources = max(len({row["dist"] for row in sweep.rows}) for sweep in (before, after))
     return levels if sources > 1 else levels[1:]
 
 
@@ -170,11 +175,11 @@ def _name(row: Row, levels: Sequence[str]) -> str:
     return ", ".join([*names, *(f"{key}={value}" for key, value in named.items())])
 
 
-def _cheapest_formats(found: Aggregated, levels: Sequence[str]) -> dict[str, FormatSpec | None]:
+def _cheapest_formats(sweep: Aggregated, levels: Sequence[str]) -> dict[str, FormatSpec | None]:
     """Return the cheapest format that meets the bar of each tensor that has a choice."""
     return {
         _name(choice.best.row, levels): portable_spec(choice.best.row) if choice.meets else None
-        for choice in find_choices(found.rows, found.levels)
+        for choice in find_choices(sweep.rows, sweep.levels)
         if len(choice.formats) > 1
     }
 
@@ -195,15 +200,15 @@ def _spec_name(spec: FormatSpec | None) -> str | None:
 
 def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:
     """Raise ValueError where no tensor is in both sweeps, or one has other values."""
-    one, other = (_hashes(each.tensors) for each in (before, after))
-    common = [name for name in one if name in other]
+    hashes_before, hashes_after = (_hashes(sweep.tensors) for sweep in (before, after))
+    common = [name for name in hashes_before if name in hashes_after]
     if not common:
         raise ValueError(
             f"{before.directory} and {after.directory} have no tensor in common: a diff is of two "
             "sweeps of one checkpoint"
         )
     for name in common:
-        if one[name].isdisjoint(other[name]):
+        if hashes_before[name].isdisjoint(hashes_after[name]):
             raise ValueError(
                 f"'{label(name)}' has other values in {after.directory} than in "
                 f"{before.directory}: a diff is of two sweeps of one checkpoint"
@@ -211,11 +216,11 @@ def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:
 
 
 def _hashes(tensors: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
-    found: dict[str, set[str]] = {}
-    for each in tensors:
-        if each["sha256"]:
-            found.setdefault(each["name"], set()).add(each["sha256"])
-    return found
+    hashes: dict[str, set[str]] = {}
+    for tensor in tensors:
+        if tensor["sha256"]:
+            hashes.setdefault(tensor["name"], set()).add(tensor["sha256"])
+    return hashes
 
 
 def require_tolerance(tolerance: float) -> float:
@@ -225,19 +230,19 @@ def require_tolerance(tolerance: float) -> float:
     return tolerance
 
 
-def diff_summary(found: Diff, tolerance: float, texts: Texts) -> str:
+def diff_summary(result: Diff, tolerance: float, texts: Texts) -> str:
     """Return the changes beyond a tolerance in dB as a table, then the counts."""
-    worse = [each for each in found.changes if each.is_worse(tolerance)]
-    better = [each for each in found.changes if each.is_better(tolerance)]
+    worse = [change for change in result.changes if change.is_worse(tolerance)]
+    better = [change for change in result.changes if change.is_better(tolerance)]
     better.reverse()
     counts = texts(
         "diff_counts",
-        n=len(found.changes),
+        n=len(result.changes),
         worse=len(worse),
         better=len(better),
         tolerance=f"{tolerance:g}",
     )
-    lines = [*_cheapest(found, texts), *_gone(found, texts), *_only(found, texts), counts]
+    lines = [*_cheapest(result, texts), *_gone(result, texts), *_only(result, texts), counts]
     changed = [*worse, *better]
     rest = [texts("diff_more", n=len(changed) - LONGEST)] if len(changed) > LONGEST else []
     return render(*_table(changed[:LONGEST], texts), *rest, "\n".join(lines))
@@ -246,50 +251,54 @@ def diff_summary(found: Diff, tolerance: float, texts: Texts) -> str:
 def _table(changed: Sequence[Change], texts: Texts) -> Iterator[Table]:
     if not changed:
         return
-    keys = list(dict.fromkeys(key for each in changed for key in each.bar.criteria))
+    keys = list(dict.fromkeys(key for change in changed for key in change.bar.criteria))
     heads = [texts("storage_tensor"), texts("diff_format"), *(_head(key, texts) for key in keys)]
-    yield table(heads, [_cells(each, keys, texts) for each in changed])
+    yield table(heads, [_cells(change, keys, texts) for change in changed])
 
 
 def _head(key: str, texts: Texts) -> str:
     return texts("head_top_k") if key == "top_order" else key
 
 
-def _cells(each: Change, keys: Sequence[str], texts: Texts) -> tuple[str, ...]:
-    formats = dict.fromkeys(label(name, FORMAT) for name in each.formats)
-    return label(each.name, 40), " → ".join(formats), *(_figures(each, key, texts) for key in keys)
+def _cells(change: Change, keys: Sequence[str], texts: Texts) -> tuple[str, ...]:
+    formats = dict.fromkeys(label(name, FORMAT) for name in change.formats)
+    return (
+        label(change.name, 40),
+        " → ".join(formats),
+        *(_figures(change, key, texts) for key in keys),
+    )
 
 
-def _figures(each: Change, key: str, texts: Texts) -> str:
+def _figures(change: Change, key: str, texts: Texts) -> str:
     """Return a figure before and after; one that stayed the same once."""
     if key == "top_order":
-        said = [rank_text(row, texts) for row in (each.before, each.after)]
+        cells = [rank_text(row, texts) for row in (change.before, change.after)]
     else:
-        rows = (each.before, each.after)
-        said = [metric_text(row, key, MEASURED[key], texts) for row in rows]
-    return " → ".join(dict.fromkeys(said))
+        rows = (change.before, change.after)
+        cells = [metric_text(row, key, MEASURED[key], texts) for row in rows]
+    return " → ".join(dict.fromkeys(cells))
 
 
-def _cheapest(found: Diff, texts: Texts) -> Iterator[str]:
-    changed = list(found.cheapest.items())
+def _cheapest(result: Diff, texts: Texts) -> Iterator[str]:
+    changed = list(result.cheapest.items())
     for name, formats in changed[:LONGEST]:
-        then, now = (each or texts("diff_none") for each in formats)
+        then, now = (spec_name or texts("diff_none") for spec_name in formats)
         yield texts("diff_cheapest", name=label(name), before=then, after=now)
     if len(changed) > LONGEST:
         yield texts("diff_more", n=len(changed) - LONGEST)
 
 
-def _gone(found: Diff, texts: Texts) -> Iterator[str]:
-    yield from failure_sentences(found.failures, texts)
-    if found.missing:
-        names = ", ".join(map(label, found.missing[:NAMED]))
-        more = len(found.missing) - NAMED
+def _gone(result: Diff, texts: Texts) -> Iterator[str]:
+    yield from failure_sentences(result.failures, texts)
+    if result.missing:
+        names = ", ".join(map(label, result.missing[:NAMED]))
+        more = len(result.missing) - NAMED
         yield texts(
             "diff_missing", names=names + (f" {texts('more_reasons', n=more)}" if more > 0 else "")
         )
 
 
-def _only(found: Diff, texts: Texts) -> Iterator[str]:
-    if any(found.only):
-        before, after = found.only
+def _only(result: Diff, texts: Texts) -> Iterator[str]:
+    if any(result.only):
+        before, after = result.only
         yield texts("diff_only", before=before, after=after)

@@ -84,7 +84,7 @@ def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
     they were tried, else in the width that comes first.
     """
     apart = [level for level in levels if level not in ("n_bits", "tensor")]
-    worst = [_worst(rows, _of_one_width(rows, each)) for each in group_rows(rows, apart)]
+    worst = [_worst(rows, _of_one_width(rows, group)) for group in group_rows(rows, apart)]
     return sorted(worst, key=lambda n: quality(rows[n]))[:DETAILS]
 
 
@@ -94,11 +94,11 @@ def choose_histogram(rows: Sequence[Row]) -> list[int]:
     Of several tensors it is the one with the least SQNR in the first mode.
     """
     dist = next((row["dist"] for row in rows if row["dist"] == HISTOGRAM), rows[0]["dist"])
-    left = _of_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
-    first = [n for n in left if rows[n]["mode"] == rows[left[0]]["mode"]]
+    candidates = _of_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
+    first = [n for n in candidates if rows[n]["mode"] == rows[candidates[0]]["mode"]]
     name = rows[_worst(rows, first)]["tensor"]
     modes: dict[str, int] = {}
-    for n in left:
+    for n in candidates:
         if rows[n]["tensor"] == name:
             modes.setdefault(rows[n]["mode"], n)
     return list(modes.values())
@@ -106,8 +106,8 @@ def choose_histogram(rows: Sequence[Row]) -> list[int]:
 
 def _of_one_width(rows: Sequence[Row], among: Sequence[int]) -> list[int]:
     tried = [rows[n]["n_bits"] for n in among]
-    wanted = INT8 if INT8 in tried else tried[0]
-    return [n for n in among if rows[n]["n_bits"] == wanted]
+    width = INT8 if INT8 in tried else tried[0]
+    return [n for n in among if rows[n]["n_bits"] == width]
 
 
 def _worst(rows: Sequence[Row], among: Sequence[int]) -> int:

@@ -96,7 +96,9 @@ def artefacts(findings: Findings, texts: Texts) -> dict[str, bytes]:
     html = template("report.html.j2").render(**shared, **_page_values(findings, texts), **pictures)
     text = template("report.md.j2").render(**shared, **_markdown_values(findings, texts))
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
-    return files | {name: each.encode(errors="backslashreplace") for name, each in pages.items()}
+    return files | {
+        name: text_of_page.encode(errors="backslashreplace") for name, text_of_page in pages.items()
+    }
 
 
 def _bits_picture(files: dict[str, bytes], findings: Findings, texts: Texts) -> Markup | None:
@@ -157,10 +159,12 @@ def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "row_head": texts("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor"),
         "unmeasured": unmeasured_text(findings.unmeasured, texts),
         "the_bar": bar_text(findings.rows, texts),
-        "starred": any(each.gaps([key]) for each in findings.widths for key in each.bar.criteria),
+        "starred": any(
+            widths.gaps([key]) for widths in findings.widths for key in widths.bar.criteria
+        ),
         "failures": grouped_by_reason(findings.failures, texts),
         "underflows": list(underflow_sentences(findings.underflows, texts)),
-        "skipped": [(printable(each), why) for each, why in findings.skipped.items()],
+        "skipped": [(printable(widths), why) for widths, why in findings.skipped.items()],
         "lines": LINES,
         **_storage_values(findings, texts),
     }
@@ -169,7 +173,7 @@ def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
 def _title(findings: Findings, texts: Texts) -> str:
     if findings.stored and not findings.widths:
         return texts("title_stored" if len(findings.stored) == 1 else "title_stored_many")
-    tensors = {each.rows[0]["tensor"] for each in findings.widths}
+    tensors = {widths.rows[0]["tensor"] for widths in findings.widths}
     return texts("title" if len(tensors) == 1 else "title_many")
 
 
@@ -195,7 +199,7 @@ def _subtitle(findings: Findings, texts: Texts) -> str:
     )
     widths = _widths(findings)
     if not widths:
-        files = ", ".join(each.name for each in findings.stored)
+        files = ", ".join(file.name for file in findings.stored)
         return texts("subtitle_stored", dists=dists, files=files)
     return texts("subtitle", dists=dists, modes=modes, widths=format_widths(widths, texts))
 
@@ -206,7 +210,7 @@ def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     return {
         "first": SENTENCES,
         "most": MOST,
-        "single": [sentence(each, texts) for each in findings.widths[:MOST]] if many else [],
+        "single": [sentence(widths, texts) for widths in findings.widths[:MOST]] if many else [],
         "tried": _widths(findings),
         "heat": heat_table(findings.widths, _widths(findings), texts),
         "heat_first": HEAT,
@@ -226,8 +230,8 @@ def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
     formats = keys is not GLOSSARY
     other = [f"column_{key}_formats" if formats else "" for key in keys]
     meanings = {
-        key: texts(each if each in texts else f"column_{key}")
-        for key, each in zip(keys, other, strict=True)
+        key: texts(variant if variant in texts else f"column_{key}")
+        for key, variant in zip(keys, other, strict=True)
     }
     return meanings | {key: texts(f"column_{key}") for key in ("rmse", "landmark_rel_err")}
 
@@ -278,11 +282,11 @@ def tensor_detail(
     name: str, n_bits: int | None, tensor: plots.Entry, drawn: bytes, texts: Texts
 ) -> TensorDetail:
     """Return what to say of a tensor beside its picture."""
-    measured, found = tensor["measured"], plots.finding([tensor["measured"]], texts)
+    measured, finding = tensor["measured"], plots.finding([tensor["measured"]], texts)
     half = f"{tensor['error_histogram']['upper']:.3g}" if plots.has_one_step(tensor) else None
     codes = {"n_codes": measured["n_codes"], "all": 2**n_bits} if n_bits and tensor["codes"] else {}
     sentences = [
-        texts("errors" if half else "errors_any", finding=found, half=half),
+        texts("errors" if half else "errors_any", finding=finding, half=half),
         *([_codes_sentence(codes, measured, n_bits, texts)] if codes else ()),
         _zeroed_sentence(measured, half, texts),
         *(
@@ -295,7 +299,7 @@ def tensor_detail(
     caption, listed = _top(tensor, texts)
     return TensorDetail(
         heading=texts("in_bits", name=name, bits=n_bits) if n_bits else name,
-        picture=Markup(plots.inline(drawn, texts(alt, finding=found, half=half, **codes))),
+        picture=Markup(plots.inline(drawn, texts(alt, finding=finding, half=half, **codes))),
         sentences=sentences,
         caption=caption,
         places=listed,
@@ -318,7 +322,7 @@ def _top(tensor: plots.Entry, texts: Texts) -> tuple[str, list[Place]]:
     caption = texts("top_caption" if k <= SHOWN else "top_caption_long", k=k, shown=SHOWN)
     if tensor["params"]["scale"] is None:
         caption = f"{caption} {texts('top_among')}"
-        top = {key: each[: min(k, SHOWN)] for key, each in top.items()}
+        top = {key: values[: min(k, SHOWN)] for key, values in top.items()}
     return caption, list(places(top, k, texts))
 
 

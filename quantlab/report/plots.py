@@ -74,9 +74,9 @@ def error_histogram(shown: Sequence[tuple[Row, Entry]], texts: Texts) -> Figure:
     figures = [tensor["measured"] for _, tensor in shown]
     drawn = figure(3, width=1 + 3 * len(shown))
     panels = drawn.subplots(1, len(shown), sharey=True, squeeze=False)[0]
-    for panel, (each, tensor) in zip(panels, shown, strict=True):
+    for panel, (shown_row, tensor) in zip(panels, shown, strict=True):
         _errors(panel, tensor, texts)
-        panel.set_title(_panel_title(each, tensor, texts), pad=22)
+        panel.set_title(_panel_title(shown_row, tensor, texts), pad=22)
     panels[0].set_ylabel(texts("axis_elements"))
     heading = texts("in_bits", name=label(row["tensor"]), bits=row["n_bits"])
     drawn.suptitle(f"{heading}: {finding(figures, texts)}", fontsize=11)
@@ -121,29 +121,31 @@ def _codes(panel: Axes, tensor: Entry, texts: Texts) -> None:
     _place_legend(panel)
 
 
-def error_vs_bits(found: Sequence[Widths], bars: Sequence[Bar], texts: Texts) -> Figure:
+def error_vs_bits(tensors: Sequence[Widths], bars: Sequence[Bar], texts: Texts) -> Figure:
     """Draw the SQNR of each tensor and mode at each width, beside what theory gives a bit.
 
-    `found` has the worst first; of more than `LINES` those are drawn, and the middle half of all.
+    `tensors` has the worst first; of more than `LINES` those are drawn, and the middle half of all.
     """
-    shown = found[:LINES]
+    shown = tensors[:LINES]
     drawn = figure(2.9 + 0.17 * (len(shown) + 3))
     panel = drawn.subplots()
-    bits = sorted({row["n_bits"] for each in found for row in each.rows})
-    for number, each in enumerate(shown):
-        _line(panel, each, number)
-    if len(found) > LINES:
-        quarters = [np.quantile(_sqnr_at(found, n) or [math.nan], [0.25, 0.75]) for n in bits]
+    bits = sorted({row["n_bits"] for widths in tensors for row in widths.rows})
+    for number, widths in enumerate(shown):
+        _line(panel, widths, number)
+    if len(tensors) > LINES:
+        quarters = [np.quantile(_sqnr_at(tensors, n) or [math.nan], [0.25, 0.75]) for n in bits]
         low, high = zip(*quarters, strict=True)
-        middle = texts("bits_others", n=len(found))
+        middle = texts("bits_others", n=len(tensors))
         panel.fill_between(bits, low, high, color=INK, alpha=0.15, label=middle)
     _draw_bars(panel, bars, texts)
-    _theory(panel, found, bits, texts)
+    _theory(panel, tensors, bits, texts)
     panel.set_xticks(bits)
     panel.set_xlabel(texts("axis_bits"))
     panel.set_ylabel(texts("axis_sqnr"))
-    for text, each in zip(drawn.legend(loc="outside lower left").get_texts(), shown, strict=False):
-        text.set_text(label(each.name, LABEL))  # a label that begins with _ would be left out
+    for text, widths in zip(
+        drawn.legend(loc="outside lower left").get_texts(), shown, strict=False
+    ):
+        text.set_text(label(widths.name, LABEL))  # a label that begins with _ would be left out
     return drawn
 
 
@@ -154,10 +156,10 @@ def _draw_bars(panel: Axes, bars: Sequence[Bar], texts: Texts) -> None:
         panel.axhline(limit, color=INK, lw=1, ls="--", label=text)
 
 
-def _line(panel: Axes, one: Widths, number: int) -> None:
+def _line(panel: Axes, widths: Widths, number: int) -> None:
     panel.plot(
-        [row["n_bits"] for row in one.rows],
-        [math.nan if row["sqnr_db"] is None else row["sqnr_db"] for row in one.rows],
+        [row["n_bits"] for row in widths.rows],
+        [math.nan if row["sqnr_db"] is None else row["sqnr_db"] for row in widths.rows],
         color=COLOURS[number % len(COLOURS)],
         marker=MARKERS[number % len(MARKERS)],
         linestyle=DASHES[number // len(COLOURS)],
@@ -166,9 +168,9 @@ def _line(panel: Axes, one: Widths, number: int) -> None:
     )
 
 
-def _theory(panel: Axes, found: Sequence[Widths], bits: Sequence[int], texts: Texts) -> None:
+def _theory(panel: Axes, tensors: Sequence[Widths], bits: Sequence[int], texts: Texts) -> None:
     """Draw a line that rises 6.02 dB a bit, from the middle of what the fewest bits gave."""
-    start = _sqnr_at(found, bits[0])
+    start = _sqnr_at(tensors, bits[0])
     if not start:
         return
     ends = [bits[0] - 0.5, bits[-1] + 0.5]
@@ -176,9 +178,9 @@ def _theory(panel: Axes, found: Sequence[Widths], bits: Sequence[int], texts: Te
     panel.plot(ends, height, color=INK, lw=1.2, ls=":", label=texts("bits_theory"))
 
 
-def _sqnr_at(found: Sequence[Widths], n_bits: int) -> list[float]:
+def _sqnr_at(tensors: Sequence[Widths], n_bits: int) -> list[float]:
     """Return the SQNR of every tensor that has one at a width."""
-    rows = (each.row_at(n_bits) for each in found)
+    rows = (widths.row_at(n_bits) for widths in tensors)
     return [row["sqnr_db"] for row in rows if row and row["sqnr_db"] is not None]
 
 
@@ -220,10 +222,10 @@ def has_one_step(tensor: Entry) -> bool:
 
 def finding(figures: Sequence[Mapping[str, Any]], texts: Texts) -> str:
     """Say in words how the errors of one or more modes are spread."""
-    ratio = max(each["bound_ratio"] or 0 for each in figures)
+    ratio = max(measured["bound_ratio"] or 0 for measured in figures)
     spread, words = error_spread(figures), {"ratio": f"{ratio:.2g}"}
     if spread == "largest":
-        words = {"largest": f"{max(each['max_err'] for each in figures):.3g}"}
+        words = {"largest": f"{max(measured['max_err'] for measured in figures):.3g}"}
     return texts(f"finding_{spread}", **words)
 
 
@@ -233,12 +235,12 @@ def error_spread(figures: Sequence[Mapping[str, Any]]) -> str:
     There are "none", or they are "even" up to s/2, "end" near it, stay "within" it or go "beyond".
     Where some mode has more than one step, only the "largest" can be said.
     """
-    if any(each["bound_ratio"] is None for each in figures):
-        return "largest" if any(each["max_err"] for each in figures) else "none"
-    ratio = max(each["bound_ratio"] for each in figures)
+    if any(measured["bound_ratio"] is None for measured in figures):
+        return "largest" if any(measured["max_err"] for measured in figures) else "none"
+    ratio = max(measured["bound_ratio"] for measured in figures)
     if ratio > BEYOND:
         return "beyond"
-    if all(abs(each["rmse_over_scale"] - UNIFORM) < 0.01 for each in figures):
+    if all(abs(measured["rmse_over_scale"] - UNIFORM) < 0.01 for measured in figures):
         return "even"
     return "end" if ratio > NEAR else "within" if ratio else "none"
 
@@ -285,51 +287,51 @@ def inline(drawn: bytes, alt: str) -> str:
     return text.replace(INK, "currentColor").replace(PAPER, "none")
 
 
-def error_vs_storage(found: Sequence[TensorChoice], bars: Sequence[Bar], texts: Texts) -> Figure:
+def error_vs_storage(choices: Sequence[TensorChoice], bars: Sequence[Bar], texts: Texts) -> Figure:
     """Draw the SQNR of each format over its bits a value, of many tensors the medians.
 
     Points of the front are numbered, and the legend names them. A Gaussian source needs the bits of
     the dotted line (Shannon's bound); an exact round trip is not drawn.
     """
-    offers = [offer for offer in format_points(found) if not offer.is_exact]
-    best = storage_front(offers)
+    points = [point for point in format_points(choices) if not point.is_exact]
+    best = storage_front(points)
     named = chosen(best)
     drawn = figure(HEIGHT + LINE * len(named))
     panel = drawn.subplots()
-    _points(panel, offers, best, texts)
+    _points(panel, points, best, texts)
     _lines(panel, bars, texts)
     panel.set_xlabel(texts("axis_storage"))
-    panel.set_ylabel(texts("axis_sqnr" if len(found) == 1 else "axis_sqnr_median"))
+    panel.set_ylabel(texts("axis_sqnr" if len(choices) == 1 else "axis_sqnr_median"))
     digits = len(str(len(named)))
-    for number, offer in enumerate(named, 1):
+    for number, point in enumerate(named, 1):
         offset, side = ABOVE_LEFT if number % 2 else BELOW_RIGHT  # neighbours stay legible
-        place = (offer.bits, offer.sqnr_db)
+        place = (point.bits, point.sqnr_db)
         panel.annotate(str(number), place, offset, textcoords="offset points", ha=side)
-        line = f"{number:{FIGURE_SPACE}>{digits}}  {label(offer.name, LABEL)}"
+        line = f"{number:{FIGURE_SPACE}>{digits}}  {label(point.name, LABEL)}"
         panel.plot([], [], " ", label=line)
     drawn.legend(loc="outside lower left")
     return drawn
 
 
-def chosen(best: Sequence[FormatPoint]) -> list[FormatPoint]:
+def chosen(front: Sequence[FormatPoint]) -> list[FormatPoint]:
     """Return the offers of a front that are named: of many some, evenly, its ends among them."""
-    places = np.linspace(0, len(best) - 1, min(NAMED, len(best))).round().astype(int)
-    return [best[n] for n in places.tolist()]
+    places = np.linspace(0, len(front) - 1, min(NAMED, len(front))).round().astype(int)
+    return [front[n] for n in places.tolist()]
 
 
 def _points(
-    panel: Axes, offers: Sequence[FormatPoint], best: Sequence[FormatPoint], texts: Texts
+    panel: Axes, points: Sequence[FormatPoint], front: Sequence[FormatPoint], texts: Texts
 ) -> None:
     """Draw the front as steps: what the best SQNR is for as many bits."""
-    beaten = [offer for offer in offers if offer not in best]
+    beaten = [point for point in points if point not in front]
     if beaten:
         panel.scatter(*_coordinates(beaten), s=14, color=BEATEN, label=texts("storage_beaten"))
-    steps = panel.plot(*_coordinates(best), "o-", color=BEST, ms=5, lw=1.2)
+    steps = panel.plot(*_coordinates(front), "o-", color=BEST, ms=5, lw=1.2)
     steps[0].set(drawstyle="steps-post", label=texts("storage_front"))
 
 
-def _coordinates(offers: Sequence[FormatPoint]) -> tuple[list[float], list[float]]:
-    return [offer.bits for offer in offers], [offer.sqnr_db for offer in offers]
+def _coordinates(points: Sequence[FormatPoint]) -> tuple[list[float], list[float]]:
+    return [point.bits for point in points], [point.sqnr_db for point in points]
 
 
 def _lines(panel: Axes, bars: Sequence[Bar], texts: Texts) -> None:

@@ -16,40 +16,42 @@ REASONS = 4  # of an answer; more nobody reads
 SKIPPED = 3  # tensors left out, or with values that underflow, that are named
 
 
-def sentences(found: Sequence[Widths], levels: Sequence[str], texts: Texts) -> Iterator[str]:
+def sentences(tensors: Sequence[Widths], levels: Sequence[str], texts: Texts) -> Iterator[str]:
     """Yield what to quote: a sentence a tensor and mode, or a run's name for one of many."""
     if "tensor" not in levels:
-        yield from (sentence(each, texts) for each in found)
+        yield from (sentence(widths, texts) for widths in tensors)
         return
     runs: dict[str, list[Widths]] = {}
-    for each in found:
-        runs.setdefault(each.run, []).append(each)
-    yield from (_summary(each, texts) for each in runs.values())
+    for widths in tensors:
+        runs.setdefault(widths.run, []).append(widths)
+    yield from (_summary(widths, texts) for widths in runs.values())
 
 
-def sentence(each: Widths, texts: Texts) -> str:
+def sentence(widths: Widths, texts: Texts) -> str:
     """Say how few bits a tensor needs, and by which figures."""
-    row, tried = each.decisive, [row["n_bits"] for row in each.rows]
-    words = {"name": each.name, "bits": row["n_bits"], "tried": format_widths(tried, texts)}
+    row, tried = widths.decisive, [row["n_bits"] for row in widths.rows]
+    words = {"name": widths.name, "bits": row["n_bits"], "tried": format_widths(tried, texts)}
     many = "" if len(tried) > 1 else "_only"
-    if each.bits is None:
-        return texts(f"misses{many}", **words, missed=missed_text(row, each.bar, texts))
-    gaps = each.gaps(each.bar.criteria)
-    text = texts(f"meets{many}", **words, figures=_figures(row, each.bar, texts))
+    if widths.bits is None:
+        return texts(f"misses{many}", **words, missed=missed_text(row, widths.bar, texts))
+    gaps = widths.gaps(widths.bar.criteria)
+    text = texts(f"meets{many}", **words, figures=_figures(row, widths.bar, texts))
     return text + (texts("gap", widths=format_widths(gaps, texts)) if gaps else "")
 
 
-def _summary(found: Sequence[Widths], texts: Texts) -> str:
+def _summary(tensors: Sequence[Widths], texts: Texts) -> str:
     """Say how many tensors of a run meet the bar, each criterion, and which is worst off."""
-    worst, bar = found[0], found[0].bar
-    n_met = {key: sum(bool(each.fewest_bits([key])) for each in found) for key in bar.criteria}
+    worst, bar = tensors[0], tensors[0].bar
+    n_met = {
+        key: sum(bool(widths.fewest_bits([key])) for widths in tensors) for key in bar.criteria
+    }
     counts = [f"{criterion_text(key, bar.criteria[key], texts)}: {n}" for key, n in n_met.items()]
     return texts(
         "summary",
         name=worst.run,
-        met=sum(each.bits is not None for each in found),
-        n=len(found),
-        widest=max(row["n_bits"] for each in found for row in each.rows),
+        met=sum(widths.bits is not None for widths in tensors),
+        n=len(tensors),
+        widest=max(row["n_bits"] for widths in tensors for row in widths.rows),
         counts=f" ({', '.join(counts)})" if len(counts) > 1 else "",
         worst=printable(worst.rows[0]["tensor"]),
         bits=worst.decisive["n_bits"],
@@ -57,42 +59,44 @@ def _summary(found: Sequence[Widths], texts: Texts) -> str:
     )
 
 
-def answers(found: Iterable[Widths], texts: Texts) -> Iterator[tuple[str, str]]:
+def answers(tensors: Iterable[Widths], texts: Texts) -> Iterator[tuple[str, str]]:
     """Yield the questions that the catalogue has of a source, and what its 8-bit figures answer.
 
     They are of plain integers, without blocks or a chosen range. The answer is yes where some mode
     meets the bar whatever else was swept.
     """
-    asked: dict[str, dict[str, list[Widths]]] = {}
-    for each in found:
-        dist, mode = each.rows[0]["dist"], each.rows[0]["mode"]
-        if INT8 in each.missed and is_plain(each.rows[0]) and f"question_{dist}" in texts:
-            asked.setdefault(dist, {}).setdefault(mode, []).append(each)
-    for dist, modes in asked.items():
-        runs = [each for mode in modes.values() for each in mode]
-        meeting = [mode for mode in modes.values() if not any(each.missed[INT8] for each in mode)]
-        yes = [each for mode in meeting for each in mode]
-        quoted = yes or [each for each in runs if each.missed[INT8]]
-        said = [
-            f"{each.name}: {_reasons(row, each.bar, texts)}"
-            for each in quoted
-            for row in each.rows
+    sources: dict[str, dict[str, list[Widths]]] = {}
+    for widths in tensors:
+        dist, mode = widths.rows[0]["dist"], widths.rows[0]["mode"]
+        if INT8 in widths.missed and is_plain(widths.rows[0]) and f"question_{dist}" in texts:
+            sources.setdefault(dist, {}).setdefault(mode, []).append(widths)
+    for dist, modes in sources.items():
+        runs = [widths for mode in modes.values() for widths in mode]
+        meeting = [
+            mode for mode in modes.values() if not any(widths.missed[INT8] for widths in mode)
+        ]
+        yes = [widths for mode in meeting for widths in mode]
+        quoted = yes or [widths for widths in runs if widths.missed[INT8]]
+        quotes = [
+            f"{widths.name}: {_reasons(row, widths.bar, texts)}"
+            for widths in quoted
+            for row in widths.rows
             if row["n_bits"] == INT8
         ]
-        reasons = "; ".join(_first_few(said, texts))
+        reasons = "; ".join(_first_few(quotes, texts))
         yield texts(f"question_{dist}"), texts("yes" if yes else "no", reasons=reasons)
 
 
 def unmeasured_text(names: Sequence[str], texts: Texts) -> str:
     """Say which tensors have no verdict, if any."""
-    said = _first_few([*map(printable, names)], texts)
-    return texts("unmeasured", names=", ".join(said)) if said else ""
+    shown = _first_few([*map(printable, names)], texts)
+    return texts("unmeasured", names=", ".join(shown)) if shown else ""
 
 
-def _first_few(said: Sequence[str], texts: Texts) -> list[str]:
+def _first_few(items: Sequence[str], texts: Texts) -> list[str]:
     """Return as many as anybody reads, and how many more there are."""
-    more = len(said) - REASONS
-    return [*said[:REASONS], *([texts("more_reasons", n=more)] if more > 0 else ())]
+    more = len(items) - REASONS
+    return [*items[:REASONS], *([texts("more_reasons", n=more)] if more > 0 else ())]
 
 
 def _reasons(row: Row, bar: Bar, texts: Texts) -> str:
@@ -163,22 +167,22 @@ def _miss_text(result: FormatResult, name: str, texts: Texts) -> str:
     return texts("check_missed", name=name, format=result.name, missed=why)
 
 
-def criterion_text(key: str, asked: Any, texts: Texts) -> str:
+def criterion_text(key: str, limit: Any, texts: Texts) -> str:
     """Return a criterion of the bar with its threshold."""
-    return texts(f"criterion_{key}", threshold=_threshold(key, asked, texts))
+    return texts(f"criterion_{key}", threshold=_threshold(key, limit, texts))
 
 
 def _figures(row: Row, bar: Bar, texts: Texts) -> str:
-    said = [_figure(f"is_{key}", key, row, texts) for key in bar.criteria]
-    return ", ".join([*said, *_zeroed(row, texts)])
+    parts = [_figure(f"is_{key}", key, row, texts) for key in bar.criteria]
+    return ", ".join([*parts, *_zeroed(row, texts)])
 
 
 def missed_text(row: Row, bar: Bar, texts: Texts) -> str:
     """Say which criteria of the bar a row misses, and by what figures."""
     if is_lost_to_float32(row):
         return texts("missed_underflow")
-    said = [_figure(f"missed_{key}", key, row, texts, bar) for key in bar.missed(row)]
-    return ", ".join([*said, *_zeroed(row, texts)])
+    parts = [_figure(f"missed_{key}", key, row, texts, bar) for key in bar.missed(row)]
+    return ", ".join([*parts, *_zeroed(row, texts)])
 
 
 def _figure(text: str, key: str, row: Row, texts: Texts, bar: Bar | None = None) -> str:
@@ -186,16 +190,16 @@ def _figure(text: str, key: str, row: Row, texts: Texts, bar: Bar | None = None)
         return texts(text, k=row["top_k"], rank=rank_text(row, texts) + _set_text(row, texts))
     if bar is None:
         return texts(text, value=_value(key, row[key], texts))
-    value, asked = row[key], bar.criteria[key]
-    threshold = _threshold(key, asked, texts)
+    value, limit = row[key], bar.criteria[key]
+    threshold = _threshold(key, limit, texts)
     if value is None:  # what has no figure and misses the bar has lost everything
         return texts(text, value=texts("none_rel_err"), threshold=threshold)
-    return texts(text, value=_value(key, value, texts, _digits(value, asked)), threshold=threshold)
+    return texts(text, value=_value(key, value, texts, _digits(value, limit)), threshold=threshold)
 
 
-def _digits(value: float, asked: float) -> int:
+def _digits(value: float, limit: float) -> int:
     """Return how many digits tell a figure from a threshold that it misses, 3 or more."""
-    return next(n for n in range(3, 18) if f"{value:.{n}g}" != f"{asked:.{n}g}")
+    return next(n for n in range(3, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
 
 
 def _zeroed(row: Row, texts: Texts) -> list[str]:
@@ -206,12 +210,12 @@ def rank_text(row: Row, texts: Texts) -> str:
     """Say what became of the top k, however ties are broken."""
     if row["top_order_kept"]:
         return texts("rank_in_order")
-    said = [
+    parts = [
         texts(f"rank_{kind}", n=n) for kind in ("swapped", "merged") if (n := row[f"top_{kind}"])
     ]
     if row["top_worst"] < 1:
-        said.append(_kept_text(row["top_worst"], row["top_best"], texts))
-    return ", ".join(said)
+        parts.append(_kept_text(row["top_worst"], row["top_best"], texts))
+    return ", ".join(parts)
 
 
 def _kept_text(worst: float, best: float, texts: Texts) -> str:
@@ -228,12 +232,12 @@ def _set_text(row: Row, texts: Texts) -> str:
     return texts("rank_edge") if row["top_worst"] < row["top_best"] else ""
 
 
-def _threshold(key: str, asked: Any, texts: Texts) -> str:
+def _threshold(key: str, limit: Any, texts: Texts) -> str:
     """Return a threshold just as it was given: rounded, a figure may seem to meet it."""
     if key == "top_order":
         return ""
     share = key == "rel_err"
-    exact = Decimal(repr(asked)) * (100 if share else 1)
+    exact = Decimal(repr(limit)) * (100 if share else 1)
     return texts("percent" if share else "decibels", value=f"{exact.normalize():f}")
 
 
@@ -265,11 +269,11 @@ def failure_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
 
 def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> Iterator[str]:
     """Yield which tensors, of those given, lost values to 0 before they were quantized."""
-    found = [(name, n) for name, n in counts.items() if n]
-    for name, n in found[:SKIPPED]:
+    lossy = [(name, n) for name, n in counts.items() if n]
+    for name, n in lossy[:SKIPPED]:
         yield texts("underflowed", name=label(name), n=n)
-    if len(found) > SKIPPED:
-        yield texts("more_underflowed", n=len(found) - SKIPPED)
+    if len(lossy) > SKIPPED:
+        yield texts("more_underflowed", n=len(lossy) - SKIPPED)
 
 
 def skipped_sentences(reasons: Mapping[str, str], texts: Texts) -> Iterator[str]:

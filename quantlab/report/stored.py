@@ -55,79 +55,82 @@ def stored_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[StoredRows]:
     of_files = [row for row in rows if row.get("stored_file")]
     apart = [level for level in levels if level not in ("tensor", "mode.path")]
     groups = group_rows(of_files, [*apart, "stored_file"])
-    of_each = ([of_files[n] for n in group] for group in groups)
+    files = ([of_files[n] for n in group] for group in groups)
     varied = [level for level in apart if len({as_text(row[level]) for row in of_files}) > 1]
-    return [StoredRows(_name(each[0], varied), sorted(each, key=quality)) for each in of_each]
+    return [
+        StoredRows(_name(rows_of_file[0], varied), sorted(rows_of_file, key=quality))
+        for rows_of_file in files
+    ]
 
 
 def _name(row: Row, varied: Sequence[str]) -> str:
     return ", ".join([row["stored_file"], *(f"{key}={as_text(row[key])}" for key in varied)])
 
 
-def stored_sentences(found: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
+def stored_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
     """Yield a sentence a file, and then one for each thing that is wrong with one."""
-    for each in found:
+    for file in files:
         yield texts(
             "stored",
-            name=printable(each.name),
-            n=len(each.rows),
-            met=sum(not Bar.from_row(row).missed(row) for row in each.rows),
-            bits=format_number(each.bits_per_value, BITS),
-            size=format_size(each.n_bytes),
-            median=_decibels(each.median_db, texts),
-            worst=printable(each.rows[0]["tensor"]),
-            dtype=each.rows[0]["stored_dtype"],
-            least=_decibels(quality(each.rows[0]), texts),
-            types=_types(each, texts),
+            name=printable(file.name),
+            n=len(file.rows),
+            met=sum(not Bar.from_row(row).missed(row) for row in file.rows),
+            bits=format_number(file.bits_per_value, BITS),
+            size=format_size(file.n_bytes),
+            median=_decibels(file.median_db, texts),
+            worst=printable(file.rows[0]["tensor"]),
+            dtype=file.rows[0]["stored_dtype"],
+            least=_decibels(quality(file.rows[0]), texts),
+            types=_types(file, texts),
         )
-    yield from remark_sentences(found, texts)
+    yield from remark_sentences(files, texts)
 
 
-def remark_sentences(found: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
+def remark_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
     """Yield what is wrong with files, each fault once and of which tensors."""
-    for each in found:
-        remarks = {row["tensor"]: row["remark"] for row in each.rows if row.get("remark")}
+    for file in files:
+        remarks = {row["tensor"]: row["remark"] for row in file.rows if row.get("remark")}
         for who, why in grouped_by_reason(remarks, texts, "and_more_tensors"):
-            yield texts("stored_remark", file=printable(each.name), who=printable(who), why=why)
+            yield texts("stored_remark", file=printable(file.name), who=printable(who), why=why)
 
 
-def _types(each: StoredRows, texts: Texts) -> str:
-    said = [texts("stored_type", dtype=dtype, n=n) for dtype, n in each.types[:TYPES]]
-    more = sum(n for _, n in each.types[TYPES:])
-    return ", ".join([*said, *([texts("stored_others", n=more)] if more else ())])
+def _types(file: StoredRows, texts: Texts) -> str:
+    types = [texts("stored_type", dtype=dtype, n=n) for dtype, n in file.types[:TYPES]]
+    more = sum(n for _, n in file.types[TYPES:])
+    return ", ".join([*types, *([texts("stored_others", n=more)] if more else ())])
 
 
 def _decibels(value: float, texts: Texts) -> str:
     return texts("exact") if value == inf else texts("decibels", value=f"{value:{SQNR}}")
 
 
-def side_by_side(found: Sequence[StoredRows], texts: Texts) -> tuple[list[str], list[list[str]]]:
+def side_by_side(files: Sequence[StoredRows], texts: Texts) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of all tensors, a type, its bits and SQNR for each file.
 
     Those come first that differ most from file to file; of one file those that lost most.
     """
     tensors: dict[str, dict[int, Row]] = {}
-    for n, each in enumerate(found):
-        for row in each.rows:
+    for n, file in enumerate(files):
+        for row in file.rows:
             tensors.setdefault(row["tensor"], {})[n] = row
-    weighted = any(row.get("out_sqnr_db") is not None for each in found for row in each.rows)
+    weighted = any(row.get("out_sqnr_db") is not None for file in files for row in file.rows)
     heads = [texts("storage_tensor")]
-    for each in found:
+    for file in files:
         columns = [texts("stored_as"), texts("storage_bits"), texts("storage_sqnr")]
         columns += [texts("stored_out")] if weighted else []
-        heads += [f"{printable(each.name)}: {column}" for column in columns]
+        heads += [f"{printable(file.name)}: {column}" for column in columns]
     ordered = sorted(tensors, key=lambda name: _difference(list(tensors[name].values())))
     rows = []
     for name in ordered:
-        of_files = (_cells(tensors[name].get(n), weighted, texts) for n in range(len(found)))
+        of_files = (_cells(tensors[name].get(n), weighted, texts) for n in range(len(files)))
         rows.append([printable(name), *(cell for cells in of_files for cell in cells)])
     return heads, rows
 
 
 def _difference(rows: Sequence[Row]) -> tuple[float, float]:
     """Return what to sort by: the greatest difference in SQNR, then the least SQNR, first."""
-    found = [min(quality(row), 999.0) for row in rows]
-    return min(found) - max(found), min(found)
+    decibels = [min(quality(row), 999.0) for row in rows]
+    return min(decibels) - max(decibels), min(decibels)
 
 
 def _cells(row: Row | None, weighted: bool, texts: Texts) -> list[str]:

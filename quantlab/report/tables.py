@@ -116,31 +116,31 @@ class HeatRow(NamedTuple):
     cells: list[tuple[str, int | None]]
 
 
-def heat_table(found: Sequence[Widths], widths: Sequence[int], texts: Texts) -> list[HeatRow]:
+def heat_table(tensors: Sequence[Widths], widths: Sequence[int], texts: Texts) -> list[HeatRow]:
     """Return a row a tensor and mode, the worst first; a cell is its text and its shade."""
-    criteria = list(dict.fromkeys(key for each in found for key in each.bar.criteria))
+    criteria = list(dict.fromkeys(key for tensor in tensors for key in tensor.bar.criteria))
     return [
         HeatRow(
-            each.name,
+            tensor.name,
             [
-                _fewest(each, keys, texts)
-                for keys in (each.bar.criteria, *([key] for key in criteria))
+                _fewest(tensor, keys, texts)
+                for keys in (tensor.bar.criteria, *([key] for key in criteria))
             ],
-            [_cell(each.row_at(n_bits), texts) for n_bits in widths],
+            [_cell(tensor.row_at(n_bits), texts) for n_bits in widths],
         )
-        for each in found
+        for tensor in tensors
     ]
 
 
-def _fewest(each: Widths, criteria: Collection[str], texts: Texts) -> str:
+def _fewest(widths: Widths, criteria: Collection[str], texts: Texts) -> str:
     """Return the fewest bits, with a star where more bits may be too few again.
 
     It is a dash where the bar of the run does not have such a criterion.
     """
-    if not each.bar.criteria.keys() & set(criteria):
+    if not widths.bar.criteria.keys() & set(criteria):
         return NULL
-    text = str(each.fewest_bits(criteria) or texts("none_tried"))
-    return text + "*" * bool(each.gaps(criteria))
+    text = str(widths.fewest_bits(criteria) or texts("none_tried"))
+    return text + "*" * bool(widths.gaps(criteria))
 
 
 def _cell(row: Row | None, texts: Texts) -> tuple[str, int | None]:
@@ -152,15 +152,15 @@ def _cell(row: Row | None, texts: Texts) -> tuple[str, int | None]:
     return text, shade
 
 
-def trend(found: Sequence[Widths], texts: Texts) -> str:
+def trend(tensors: Sequence[Widths], texts: Texts) -> str:
     """Return in words what the lines of the first picture show."""
     lines = []
-    for each in found:
-        ends = [row for row in each.rows if row["sqnr_db"] is not None]
+    for widths in tensors:
+        ends = [row for row in widths.rows if row["sqnr_db"] is not None]
         if ends:
             low, high = (f"{row['sqnr_db']:.1f}" for row in (ends[0], ends[-1]))
             bits = {"first": ends[0]["n_bits"], "last": ends[-1]["n_bits"]}
-            lines.append(texts("trend_line", name=each.name, low=low, high=high, **bits))
+            lines.append(texts("trend_line", name=widths.name, low=low, high=high, **bits))
     return texts("trend", lines="; ".join(lines))
 
 
@@ -190,19 +190,19 @@ class StorageRow(NamedTuple):
     sqnr: str
 
 
-def storage_table(found: Sequence[TensorChoice], texts: Texts) -> list[StorageRow]:
+def storage_table(choices: Sequence[TensorChoice], texts: Texts) -> list[StorageRow]:
     """Return a row a tensor, those that need most first."""
-    return [StorageRow(each.name, *_cells(each.cheapest, texts)) for each in found]
+    return [StorageRow(choice.name, *_cells(choice.cheapest, texts)) for choice in choices]
 
 
-def _cells(offer: FormatResult | None, texts: Texts) -> tuple[str, str, str]:
-    if offer is None:
+def _cells(result: FormatResult | None, texts: Texts) -> tuple[str, str, str]:
+    if result is None:
         return texts("storage_none"), NULL, NULL
-    return offer.name, format_number(offer.bits, BITS), _sqnr(offer, texts)
+    return result.name, format_number(result.bits, BITS), _sqnr(result, texts)
 
 
-def _sqnr(offer: FormatResult, texts: Texts) -> str:
-    return texts("exact") if math.isinf(offer.sqnr_db) else format_number(offer.sqnr_db, SQNR)
+def _sqnr(result: FormatResult, texts: Texts) -> str:
+    return texts("exact") if math.isinf(result.sqnr_db) else format_number(result.sqnr_db, SQNR)
 
 
 def storage_heads(texts: Texts) -> list[str]:
@@ -211,20 +211,20 @@ def storage_heads(texts: Texts) -> list[str]:
 
 
 def storage_sentences(
-    found: Sequence[TensorChoice], levels: Sequence[str], texts: Texts
+    choices: Sequence[TensorChoice], levels: Sequence[str], texts: Texts
 ) -> Iterator[str]:
     """Yield the cheapest format: a sentence a tensor, or of many tensors a sentence a source."""
     if "tensor" in levels:
-        yield from (_summary(each, texts) for each in count_by_source(found))
+        yield from (_summary(entry, texts) for entry in count_by_source(choices))
     else:
-        yield from (_sentence(each, texts) for each in found)
+        yield from (_sentence(entry, texts) for entry in choices)
 
 
-def _sentence(each: TensorChoice, texts: Texts) -> str:
-    if each.cheapest is None:
-        return texts("cheapest_none", name=each.name)
-    bits = format_number(each.cheapest.bits, BITS)
-    return texts("cheapest", name=each.name, format=each.cheapest.name, bits=bits)
+def _sentence(choice: TensorChoice, texts: Texts) -> str:
+    if choice.cheapest is None:
+        return texts("cheapest_none", name=choice.name)
+    bits = format_number(choice.cheapest.bits, BITS)
+    return texts("cheapest", name=choice.name, format=choice.cheapest.name, bits=bits)
 
 
 def _summary(source: SourceCounts, texts: Texts) -> str:
@@ -237,17 +237,17 @@ def _summary(source: SourceCounts, texts: Texts) -> str:
     return texts("cheapest_many", **words, met=source.n_met, counts="; ".join(counts))
 
 
-def storage_trend(found: Sequence[TensorChoice], texts: Texts) -> str:
+def storage_trend(choices: Sequence[TensorChoice], texts: Texts) -> str:
     """Return in words what the picture shows: the front."""
     points = [
         texts(
             "storage_alt_point",
-            name=each.name,
-            sqnr=f"{each.sqnr_db:.1f}",
-            bits=f"{each.bits:{BITS}}",
+            name=point.name,
+            sqnr=f"{point.sqnr_db:.1f}",
+            bits=f"{point.bits:{BITS}}",
         )
-        for each in storage_front(format_points(found))
-        if not each.is_exact
+        for point in storage_front(format_points(choices))
+        if not point.is_exact
     ]
     return texts("storage_alt", front="; ".join(points))
 

@@ -55,13 +55,13 @@ NUMBER = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|exacto?|.+ → .+")
 Cell = str | Text
 
 
-def sweep_summary(found: Findings, files: Sequence[Path], texts: Texts) -> str:
+def sweep_summary(findings: Findings, files: Sequence[Path], texts: Texts) -> str:
     """Return the tables of a sweep, its verdict, its failures and where its files are."""
     return render(
-        *_tables(found, texts),
-        "\n".join(underflow_sentences(found.underflows, texts)),
-        "\n".join(skipped_sentences(found.skipped, texts)),
-        "\n".join(_failures(found.failures, texts)),
+        *_tables(findings, texts),
+        "\n".join(underflow_sentences(findings.underflows, texts)),
+        "\n".join(skipped_sentences(findings.skipped, texts)),
+        "\n".join(_failures(findings.failures, texts)),
         "\n".join(map(str, dict.fromkeys(map(_shown_path, files)))),
     )
 
@@ -71,8 +71,8 @@ def _shown_path(path: Path) -> Path:
     return path.parent if path.parent.name == "plots" else path
 
 
-def _tables(found: Findings, texts: Texts) -> Iterator[Table | str]:
-    rows, levels = found.rows, found.levels
+def _tables(findings: Findings, texts: Texts) -> Iterator[Table | str]:
+    rows, levels = findings.rows, findings.levels
     if not rows:
         return
     if has_formats(rows):
@@ -86,11 +86,11 @@ def _tables(found: Findings, texts: Texts) -> Iterator[Table | str]:
         yield worst_table(runs, levels, texts)
     else:
         yield from _figure_tables(rows, levels, texts)
-    if found.storage:
+    if findings.storage:
         yield texts("section_storage")
-        yield storage_overview(found.storage, texts)
-        yield from _more_rows(found.storage, texts)
-    yield "\n".join(_verdicts(found, texts))
+        yield storage_overview(findings.storage, texts)
+        yield from _more_rows(findings.storage, texts)
+    yield "\n".join(_verdicts(findings, texts))
 
 
 def _figure_tables(
@@ -111,19 +111,19 @@ def _more_rows(rows: Sequence[Any], texts: Texts) -> Iterator[str]:
         yield texts("more_rows", n=len(rows) - LONGEST)
 
 
-def _verdicts(found: Findings, texts: Texts) -> Iterator[str]:
-    yield from (f"{question} {answer}" for question, answer in answers(found.widths, texts))
-    found_sentences = [
-        *stored_sentences(found.stored, texts),
-        *storage_sentences(found.storage, found.levels, texts),
-        *sentences(found.widths, found.levels, texts),
+def _verdicts(findings: Findings, texts: Texts) -> Iterator[str]:
+    yield from (f"{question} {answer}" for question, answer in answers(findings.widths, texts))
+    shown = [
+        *stored_sentences(findings.stored, texts),
+        *storage_sentences(findings.storage, findings.levels, texts),
+        *sentences(findings.widths, findings.levels, texts),
     ]
-    yield from found_sentences[:MOST]
-    if len(found_sentences) > MOST:
-        yield texts("more_verdicts", n=len(found_sentences) - MOST)
-    if found.unmeasured:
-        yield unmeasured_text(found.unmeasured, texts)
-    yield bar_text(found.rows, texts)
+    yield from shown[:MOST]
+    if len(shown) > MOST:
+        yield texts("more_verdicts", n=len(shown) - MOST)
+    if findings.unmeasured:
+        yield unmeasured_text(findings.unmeasured, texts)
+    yield bar_text(findings.rows, texts)
 
 
 def measured_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
@@ -201,19 +201,19 @@ def worst_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Texts) 
     return table([*_level_heads(levels), "tensor", *stored, *RATIOS], lines[:LONGEST])
 
 
-def storage_overview(found: Sequence[TensorChoice], texts: Texts) -> Table:
+def storage_overview(choices: Sequence[TensorChoice], texts: Texts) -> Table:
     """Return the cheapest format of each tensor that meets the bar."""
-    lines = [(label(row.name), *row[1:]) for row in storage_table(found[:LONGEST], texts)]
+    lines = [(label(row.name), *row[1:]) for row in storage_table(choices[:LONGEST], texts)]
     return table(storage_heads(texts), lines)
 
 
 def _failures(reasons: Mapping[str, str], texts: Texts) -> Iterator[str]:
     if len(reasons) > 1:
         yield texts("failures", n=len(reasons))
-    said = failure_sentences(reasons, texts)
-    yield from said[:LONGEST]
-    if len(said) > LONGEST:
-        yield texts("more_lines", n=len(said) - LONGEST)
+    lines = failure_sentences(reasons, texts)
+    yield from lines[:LONGEST]
+    if len(lines) > LONGEST:
+        yield texts("more_lines", n=len(lines) - LONGEST)
 
 
 def _level_cells(row: Row, levels: Sequence[str]) -> tuple[str, ...]:
@@ -243,30 +243,30 @@ def render(*parts: Table | str) -> str:
 
 def table(heads: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> Table:
     """Align words to the left and numbers to the right; only words may be broken."""
-    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column, head in enumerate(heads):
         cells = [row[column] for row in rows]
-        numeric = all(NUMBER.fullmatch(str(each)) for each in cells)
-        made.add_column(
+        numeric = all(NUMBER.fullmatch(str(cell)) for cell in cells)
+        grid.add_column(
             head,
             justify="right" if numeric else "left",
             no_wrap=numeric,
             overflow="ellipsis" if numeric else "fold",
         )
     for row in rows:
-        made.add_row(*row)
-    return made
+        grid.add_row(*row)
+    return grid
 
 
-def run_summary(one: Record, bar: Bar, texts: Texts) -> str:
+def run_summary(record: Record, bar: Bar, texts: Texts) -> str:
     """Return the figures of one run: of one tensor all, of many those that decide, worst first."""
-    tensors = one["tensors"]
+    tensors = record["tensors"]
     if len(tensors) == 1:
-        lines = list(_figure_lines(one, *next(iter(tensors.items()))))
+        lines = list(_figure_lines(record, *next(iter(tensors.items()))))
     else:
-        lines = [_worst_table(tensors, texts), *skipped_sentences(one["skipped"], texts)]
-    shared = {"dist": one.get("dist", ""), **bar.columns()}
-    rows = [figures(each) | shared | {"tensor": name} for name, each in tensors.items()]
+        lines = [_worst_table(tensors, texts), *skipped_sentences(record["skipped"], texts)]
+    shared = {"dist": record.get("dist", ""), **bar.columns()}
+    rows = [figures(tensor) | shared | {"tensor": name} for name, tensor in tensors.items()]
     if stored := stored_rows(rows, ["dist"]):
         lines += [*stored_sentences(stored, texts), bar_text(rows, texts)]
     underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
@@ -276,7 +276,9 @@ def run_summary(one: Record, bar: Bar, texts: Texts) -> str:
 def _worst_table(tensors: dict[str, Any], texts: Texts) -> str:
     measured = {name: tensor["measured"] for name, tensor in tensors.items()}
     worst = sorted(tensors, key=lambda name: quality(measured[name]))
-    stored = ["stored_dtype"] if any("stored_dtype" in each for each in tensors.values()) else []
+    stored = (
+        ["stored_dtype"] if any("stored_dtype" in tensor for tensor in tensors.values()) else []
+    )
     rows = [
         (
             label(name),
@@ -301,11 +303,11 @@ def _unknown(tensor: dict[str, Any]) -> set[str]:
     return {key for key, why in reasons.items() if why == reasons.get("scale")}
 
 
-def _figure_lines(one: Record, name: str, tensor: dict[str, Any]) -> Iterator[str]:
+def _figure_lines(record: Record, name: str, tensor: dict[str, Any]) -> Iterator[str]:
     bits = f"{tensor['storage']['bits_per_value']:.4g} bits a value"
-    if one["n_bits"] is not None and "stored_dtype" not in tensor:
-        bits = f"{one['n_bits']} bits"
-    yield f"{label(name)} {tensor['shape']}, {one['mode']}, {bits}"
+    if record["n_bits"] is not None and "stored_dtype" not in tensor:
+        bits = f"{record['n_bits']} bits"
+    yield f"{label(name)} {tensor['shape']}, {record['mode']}, {bits}"
     predicted = tensor["predicted"] or {}
     unknown = _unknown(tensor)
     for key, value in (tensor["params"] | tensor["measured"] | tensor["rank"]).items():
@@ -320,8 +322,14 @@ def _figure_lines(one: Record, name: str, tensor: dict[str, Any]) -> Iterator[st
 def listing(entries: Sequence[FileEntry]) -> str:
     """Return what a file of tensors holds, a line each, chosen or why not."""
     rows = [
-        (label(each.name), str(list(each.shape)), each.dtype_name, f"{each.size:,}", _choice(each))
-        for each in entries
+        (
+            label(entry.name),
+            str(list(entry.shape)),
+            entry.dtype_name,
+            f"{entry.size:,}",
+            _choice(entry),
+        )
+        for entry in entries
     ]
     return render(table(["tensor", "shape", "dtype", "elements", ""], rows))
 
@@ -329,19 +337,19 @@ def listing(entries: Sequence[FileEntry]) -> str:
 def stored_listing(file: StoredFile) -> str:
     """Return what a file holds in codes, and what it costs."""
     stored = list(file.tensors.values())
-    quantized = [each for each in stored if not each.is_dense]
+    quantized = [tensor for tensor in stored if not tensor.is_dense]
     if not quantized:
         return ""
     rows = [
         (
-            label(each.name),
-            str(list(each.shape)),
-            each.dtype,
-            each.fault or format_number(each.bits / max(each.size, 1), ".4g"),
+            label(tensor.name),
+            str(list(tensor.shape)),
+            tensor.dtype,
+            tensor.fault or format_number(tensor.bits / max(tensor.size, 1), ".4g"),
         )
-        for each in quantized
+        for tensor in quantized
     ]
-    bits, size = sum(each.bits for each in stored), sum(each.size for each in stored)
+    bits, size = sum(tensor.bits for tensor in stored), sum(tensor.size for tensor in stored)
     return render(
         f"quantized: compare it with mode=file/{file.format} mode.path={file.path}",
         table(["tensor", "shape", "stored as", "bits per value"], rows),

@@ -19,7 +19,7 @@ from quantlab.text import NULL
 
 
 class Aggregate(NamedTuple):
-    """What a sweep found, the files that hold it, and the overrides of each run that failed.
+    """The findings of a sweep, its files, and the overrides of each run that failed.
 
     `gaps` are the divided sources that lack parts.
     """
@@ -104,7 +104,7 @@ def _remove_stale_plots(directory: Path, artefacts: Mapping[str, bytes]) -> None
 def _provenance(
     runs: Sequence[Run], origin: Mapping[str, Any], artefacts: Mapping[str, bytes], texts: Texts
 ) -> dict[str, str]:
-    """Return where the figures come from, as the foot of the report has it."""
+    """List command, runs, versions and hash, for the foot of the report."""
     statuses = Counter(run_entry["status"] for run_entry in origin["runs"])
     versions = {
         f"{key} {version}"

@@ -52,7 +52,7 @@ class FormatResult:
 
     @property
     def meets(self) -> bool:
-        """Whether all criteria of the bar are met."""
+        """True if all criteria of the bar are met."""
         return not self.missed
 
     @property
@@ -105,7 +105,7 @@ class TensorChoice:
 
     @property
     def meets(self) -> bool:
-        """Whether some format meets the bar."""
+        """True if some format meets the bar."""
         return self.cheapest is not None
 
 
@@ -178,7 +178,7 @@ class FormatPoint(NamedTuple):
 
     @property
     def is_exact(self) -> bool:
-        """Whether nothing is lost, and the SQNR has no value."""
+        """True if nothing is lost, and the SQNR has no value."""
         return math.isinf(self.sqnr_db)
 
 

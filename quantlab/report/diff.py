@@ -1,4 +1,4 @@
-"""What became better or worse between two sweeps of one checkpoint."""
+"""The difference between two sweeps of one checkpoint: figures that became better or worse."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,7 +41,7 @@ class Change:
 
     @cached_property
     def worse_by(self) -> Mapping[str, float]:
-        """How much worse each figure of the bar became, in dB; negative where it became better.
+        """The loss in dB by criterion of the bar, negative where a figure became better.
 
         A relative error counts as 20 log10 of its ratio, an order that was lost as infinite.
         """
@@ -49,15 +49,15 @@ class Change:
 
     @property
     def greatest(self) -> float:
-        """How much worse the figure became that suffered most, in dB."""
+        """The greatest loss of a figure, in dB."""
         return max(self.worse_by.values())
 
     def is_worse(self, tolerance: float) -> bool:
-        """Whether some figure became worse by more than a tolerance in dB."""
+        """Test for a figure that became worse by more than a tolerance in dB."""
         return self.greatest > tolerance
 
     def is_better(self, tolerance: float) -> bool:
-        """Whether some figure became better by more than a tolerance, and none worse."""
+        """Test for a figure that became better by more than a tolerance, with none worse."""
         return not self.is_worse(tolerance) and min(self.worse_by.values()) < -tolerance
 
 
@@ -78,13 +78,13 @@ class Diff:
     failures: Mapping[str, str]
 
     def is_worse(self, tolerance: float) -> bool:
-        """Whether some figure became worse by more than a tolerance in dB, or is gone."""
+        """Test for a figure that is gone or became worse by more than a tolerance in dB."""
         gone = self.missing or self.failures
         return bool(gone) or any(change.is_worse(tolerance) for change in self.changes)
 
 
 def diff(before: Aggregated, after: Aggregated) -> Diff:
-    """Return what changed; raises ValueError where the sweeps are not of one checkpoint."""
+    """Compare two sweeps; raises ValueError where they are not of one checkpoint."""
     _require_same_tensors(before, after)
     levels = _levels(before, after)
     rows_before, rows_after = (_by_tensor(sweep, levels) for sweep in (before, after))
@@ -161,14 +161,14 @@ def _rel_err_db(row: Row) -> float:
 
 
 def _levels(before: Aggregated, after: Aggregated) -> list[str]:
-    """Return what tells tensors apart; where each sweep has one source, its name says nothing."""
+    """List the levels that tell tensors apart; a single source is left out."""
     levels = list(dict.fromkeys([*tensor_levels(before.levels), *tensor_levels(after.levels)]))
     sources = max(len({row["dist"] for row in sweep.rows}) for sweep in (before, after))
     return levels if sources > 1 else levels[1:]
 
 
 def _name(row: Row, levels: Sequence[str]) -> str:
-    """Return what a tensor is called, with its source and settings where `levels` have them."""
+    """Name a tensor, with its source and settings where `levels` have them."""
     named = {level: as_text(row.get(level)) for level in levels}
     source, tensor = named.pop("dist", row["tensor"]), named.pop("tensor")
     names = dict.fromkeys([source, tensor])
@@ -199,7 +199,7 @@ def _spec_name(spec: FormatSpec | None) -> str | None:
 
 
 def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:
-    """Raise ValueError where no tensor is in both sweeps, or one has other values."""
+    """Raise ValueError unless the sweeps share tensors, of the same values."""
     hashes_before, hashes_after = (_hashes(sweep.tensors) for sweep in (before, after))
     common = [name for name in hashes_before if name in hashes_after]
     if not common:

@@ -1,4 +1,4 @@
-"""What there is to report of a sweep, and which tensors to look at closely."""
+"""The content of a report: rows, their choices, and the tensors to look at closely."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class TensorEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Findings:
-    """What a report tells of a sweep.
+    """The content of the report of a sweep.
 
     `rows` and `levels` are those of its table, each row with its bar; `details` are looked at
     closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
@@ -49,7 +49,7 @@ class Findings:
 
     @property
     def underflows(self) -> dict[str, int]:
-        """How many values of each tensor became 0 as float32; of several of a name, the most."""
+        """Counts of values that became 0 as float32, by tensor; of several of a name, the most."""
         counts: dict[str, int] = {}
         for row in self.rows:
             count = row.get("underflowed") or 0

@@ -145,7 +145,7 @@ def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
 
 
 def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
-    """Return what both forms of the report say."""
+    """Collect the values of both templates."""
     return {
         "title": _title(findings, texts),
         "subtitle": _subtitle(findings, texts) if findings.rows else texts("not_measured"),
@@ -178,7 +178,7 @@ def _title(findings: Findings, texts: Texts) -> str:
 
 
 def _storage_values(findings: Findings, texts: Texts) -> dict[str, Any]:
-    """Return what both forms of the report say of formats."""
+    """Collect the values about formats of both templates."""
     n = len(findings.storage)
     stored_heads, stored_cells = side_by_side(findings.stored, texts)
     return {
@@ -205,7 +205,7 @@ def _subtitle(findings: Findings, texts: Texts) -> str:
 
 
 def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
-    """Return what only the page shows."""
+    """Collect the values that only report.html shows."""
     many = "tensor" in findings.levels
     return {
         "first": SENTENCES,
@@ -225,7 +225,7 @@ def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
 
 
 def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
-    """Return what each column means, where formats were tried without supposing one scale."""
+    """Explain each column, where formats were tried without supposing one scale."""
     keys = glossary(findings.rows)
     formats = keys is not GLOSSARY
     other = [f"column_{key}_formats" if formats else "" for key in keys]
@@ -237,7 +237,7 @@ def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
 
 
 def _markdown_values(findings: Findings, texts: Texts) -> dict[str, Any]:
-    """Return what only report.md shows: of many rows those that suffer most."""
+    """Collect the values that only report.md shows: of many rows those with the least SQNR."""
     rows = findings.rows
     if len(rows) > LINES:
         rows = sorted(rows, key=quality)[:LINES]
@@ -281,7 +281,7 @@ def _escaped(text: str) -> str:
 def tensor_detail(
     name: str, n_bits: int | None, tensor: plots.Entry, drawn: bytes, texts: Texts
 ) -> TensorDetail:
-    """Return what to say of a tensor beside its picture."""
+    """Write the sentences and the table beside the picture of a tensor."""
     measured, finding = tensor["measured"], plots.finding([tensor["measured"]], texts)
     half = f"{tensor['error_histogram']['upper']:.3g}" if plots.has_one_step(tensor) else None
     codes = {"n_codes": measured["n_codes"], "all": 2**n_bits} if n_bits and tensor["codes"] else {}
@@ -327,7 +327,7 @@ def _top(tensor: plots.Entry, texts: Texts) -> tuple[str, list[Place]]:
 
 
 def _zeroed_sentence(measured: Mapping[str, Any], half: str | None, texts: Texts) -> str:
-    """Say how many values came back as 0, and of one step, whose map is monotone, which."""
+    """Count the values that came back as 0; with one step, whose map is monotone, name them."""
     if not measured["zeroed"]:
         return texts("flushed_none")
     return texts(

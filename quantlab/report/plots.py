@@ -216,12 +216,12 @@ def _place_legend(panel: Axes) -> None:
 
 
 def has_one_step(tensor: Entry) -> bool:
-    """Return whether all codes of a tensor are one step apart, so that s/2 means something."""
+    """Test if all codes of a tensor are one step apart, so that s/2 means something."""
     return None not in (tensor["params"]["scale"], tensor["measured"]["bound_ratio"])
 
 
 def finding(figures: Sequence[Mapping[str, Any]], texts: Texts) -> str:
-    """Say in words how the errors of one or more modes are spread."""
+    """Describe the spread of the errors of one or more modes."""
     ratio = max(measured["bound_ratio"] or 0 for measured in figures)
     spread, words = error_spread(figures), {"ratio": f"{ratio:.2g}"}
     if spread == "largest":
@@ -230,7 +230,7 @@ def finding(figures: Sequence[Mapping[str, Any]], texts: Texts) -> str:
 
 
 def error_spread(figures: Sequence[Mapping[str, Any]]) -> str:
-    """Say how the errors of one or more modes are spread.
+    """Classify the spread of the errors of one or more modes.
 
     There are "none", or they are "even" up to s/2, "end" near it, stay "within" it or go "beyond".
     Where some mode has more than one step, only the "largest" can be said.

@@ -17,7 +17,7 @@ SKIPPED = 3  # tensors left out, or with values that underflow, that are named
 
 
 def sentences(tensors: Sequence[Widths], levels: Sequence[str], texts: Texts) -> Iterator[str]:
-    """Yield what to quote: a sentence a tensor and mode, or a run's name for one of many."""
+    """Yield a sentence for each tensor and mode, or with many tensors one for each run."""
     if "tensor" not in levels:
         yield from (sentence(widths, texts) for widths in tensors)
         return
@@ -28,7 +28,7 @@ def sentences(tensors: Sequence[Widths], levels: Sequence[str], texts: Texts) ->
 
 
 def sentence(widths: Widths, texts: Texts) -> str:
-    """Say how few bits a tensor needs, and by which figures."""
+    """Name the fewest bits that a tensor needs, and the figures."""
     row, tried = widths.decisive, [row["n_bits"] for row in widths.rows]
     words = {"name": widths.name, "bits": row["n_bits"], "tried": format_widths(tried, texts)}
     many = "" if len(tried) > 1 else "_only"
@@ -40,7 +40,7 @@ def sentence(widths: Widths, texts: Texts) -> str:
 
 
 def _summary(tensors: Sequence[Widths], texts: Texts) -> str:
-    """Say how many tensors of a run meet the bar, each criterion, and which is worst off."""
+    """Count the tensors of a run that meet the bar and each criterion, and name the worst."""
     worst, bar = tensors[0], tensors[0].bar
     n_met = {
         key: sum(bool(widths.fewest_bits([key])) for widths in tensors) for key in bar.criteria
@@ -88,7 +88,7 @@ def answers(tensors: Iterable[Widths], texts: Texts) -> Iterator[tuple[str, str]
 
 
 def unmeasured_text(names: Sequence[str], texts: Texts) -> str:
-    """Say which tensors have no verdict, if any."""
+    """Name the tensors that have no verdict, if any."""
     shown = _first_few([*map(printable, names)], texts)
     return texts("unmeasured", names=", ".join(shown)) if shown else ""
 
@@ -178,7 +178,7 @@ def _figures(row: Row, bar: Bar, texts: Texts) -> str:
 
 
 def missed_text(row: Row, bar: Bar, texts: Texts) -> str:
-    """Say which criteria of the bar a row misses, and by what figures."""
+    """Name the criteria of the bar that a row misses, with its figures."""
     if is_lost_to_float32(row):
         return texts("missed_underflow")
     parts = [_figure(f"missed_{key}", key, row, texts, bar) for key in bar.missed(row)]
@@ -198,7 +198,7 @@ def _figure(text: str, key: str, row: Row, texts: Texts, bar: Bar | None = None)
 
 
 def _digits(value: float, limit: float) -> int:
-    """Return how many digits tell a figure from a threshold that it misses, 3 or more."""
+    """Count the digits that tell a figure from a threshold that it misses, 3 or more."""
     return next(n for n in range(3, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
 
 
@@ -207,7 +207,7 @@ def _zeroed(row: Row, texts: Texts) -> list[str]:
 
 
 def rank_text(row: Row, texts: Texts) -> str:
-    """Say what became of the top k, however ties are broken."""
+    """Describe the change of the top k, however ties are broken."""
     if row["top_order_kept"]:
         return texts("rank_in_order")
     parts = [
@@ -219,7 +219,7 @@ def rank_text(row: Row, texts: Texts) -> str:
 
 
 def _kept_text(worst: float, best: float, texts: Texts) -> str:
-    """Say which share of the top k is kept, under the worst and the best tie-breaking."""
+    """Describe the share of the top k that stays, under the worst and the best tie-breaking."""
     if worst == best:
         return texts("rank_kept_all_ways", share=percent(worst, texts))
     return texts("rank_kept", worst=f"{100 * worst:.3g}", best=percent(best, texts))
@@ -263,12 +263,12 @@ def grouped_by_reason(
 
 
 def failure_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
-    """Return what failed, by what it is called, each reason once."""
+    """Write a sentence for each reason of failure, with the runs that it has."""
     return [texts("failed", who=who, why=why) for who, why in grouped_by_reason(reasons, texts)]
 
 
 def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> Iterator[str]:
-    """Yield which tensors, of those given, lost values to 0 before they were quantized."""
+    """Name the tensors that lost values to 0 before they were quantized."""
     lossy = [(name, n) for name, n in counts.items() if n]
     for name, n in lossy[:SKIPPED]:
         yield texts("underflowed", name=label(name), n=n)
@@ -277,7 +277,7 @@ def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> Iterator[str
 
 
 def skipped_sentences(reasons: Mapping[str, str], texts: Texts) -> Iterator[str]:
-    """Yield which tensors were left out and why, and of many how many more."""
+    """Name the tensors that were left out, with the reason, and count the rest."""
     for name, why in list(reasons.items())[:SKIPPED]:
         yield texts("left_out", name=label(name), why=why)
     if len(reasons) > SKIPPED:

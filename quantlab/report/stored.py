@@ -1,4 +1,4 @@
-"""What quantized files have lost: file by file in sentences, tensor by tensor side by side."""
+"""Quantized files beside their originals: a sentence a file, tensors side by side."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -87,7 +87,7 @@ def stored_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]
 
 
 def remark_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
-    """Yield what is wrong with files, each fault once and of which tensors."""
+    """Yield each fault of a file once, with its tensors."""
     for file in files:
         remarks = {row["tensor"]: row["remark"] for row in file.rows if row.get("remark")}
         for who, why in grouped_by_reason(remarks, texts, "and_more_tensors"):
@@ -128,7 +128,7 @@ def side_by_side(files: Sequence[StoredRows], texts: Texts) -> tuple[list[str], 
 
 
 def _difference(rows: Sequence[Row]) -> tuple[float, float]:
-    """Return what to sort by: the greatest difference in SQNR, then the least SQNR, first."""
+    """Return the sort key: the greatest difference in SQNR first, then the least SQNR."""
     decibels = [min(quality(row), 999.0) for row in rows]
     return min(decibels) - max(decibels), min(decibels)
 

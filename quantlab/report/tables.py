@@ -109,7 +109,7 @@ def _figure(row: Row, key: str, texts: Texts) -> str:
 
 
 class HeatRow(NamedTuple):
-    """What one tensor and mode need: the fewest bits by criterion, the SQNR at each width."""
+    """One tensor and mode: the fewest bits by criterion, the SQNR at each width."""
 
     name: str
     fewest: list[str]
@@ -153,7 +153,7 @@ def _cell(row: Row | None, texts: Texts) -> tuple[str, int | None]:
 
 
 def trend(tensors: Sequence[Widths], texts: Texts) -> str:
-    """Return in words what the lines of the first picture show."""
+    """Describe the lines of the first picture in words."""
     lines = []
     for widths in tensors:
         ends = [row for row in widths.rows if row["sqnr_db"] is not None]
@@ -206,7 +206,7 @@ def _sqnr(result: FormatResult, texts: Texts) -> str:
 
 
 def storage_heads(texts: Texts) -> list[str]:
-    """Return what stands over the columns of the table."""
+    """List the heads of the columns."""
     return [texts(f"storage_{key}") for key in ("tensor", "format", "bits", "sqnr")]
 
 
@@ -238,7 +238,7 @@ def _summary(source: SourceCounts, texts: Texts) -> str:
 
 
 def storage_trend(choices: Sequence[TensorChoice], texts: Texts) -> str:
-    """Return in words what the picture shows: the front."""
+    """Describe the front of the picture in words."""
     points = [
         texts(
             "storage_alt_point",
@@ -264,7 +264,7 @@ class Prediction(NamedTuple):
 def prediction_table(
     rows: Sequence[Row], levels: Sequence[str], texts: Texts
 ) -> list[tuple[str, list[Prediction]]]:
-    """Return what was predicted and what came, a row a tensor and run, the most wrong first."""
+    """List predicted beside measured figures, a row a tensor and run, the most wrong first."""
     ranked = sorted(
         filter(is_predicted, rows), key=lambda row: -max(_log_ratio(key, row) for key in OF_MANY)
     )
@@ -278,7 +278,7 @@ def prediction_table(
 
 
 def is_predicted(row: Row) -> bool:
-    """Return whether anything was predicted of a row; of many scales none is."""
+    """Test if anything was predicted of a row; of many scales nothing is."""
     return any(row.get(f"predicted_{key}") is not None for key in PREDICTED)
 
 
@@ -297,7 +297,7 @@ def _prediction(key: str, row: Row, texts: Texts) -> Prediction:
 
 
 def _log_ratio(key: str, row: Row) -> float:
-    """Return how far a figure is from its prediction: |log| of their ratio, 0 where one is missing.
+    """Compute |log| of the ratio of a figure to its prediction, 0 where one is missing.
 
     Of an SQNR it is the ratio of the errors behind it.
     """

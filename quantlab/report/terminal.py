@@ -1,4 +1,4 @@
-"""What a person reads in the terminal of a sweep: its tables and its verdict."""
+"""Text for a terminal: a sweep's tables and verdict, a run's figures, a file's tensors."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -148,7 +148,7 @@ def _coloured(key: str, spec: str, row: Row, texts: Texts) -> Cell:
 
 
 def predicted_table(rows: Sequence[Row], levels: Sequence[str]) -> Table:
-    """Return what theory said beside what came out, a row a tensor and run."""
+    """Lay out predicted beside measured figures, a row a tensor and run."""
     lines = [
         (
             *_level_cells(row, levels),
@@ -223,7 +223,7 @@ def _level_cells(row: Row, levels: Sequence[str]) -> tuple[str, ...]:
 
 
 def _level_heads(levels: Sequence[str]) -> list[str]:
-    """Return what stands over levels, swept keys in lines as narrow as their values."""
+    """List the heads of levels, swept keys broken into lines as narrow as their values."""
     return ["bits" if level == "n_bits" else re.sub(r"([._])", r"\1\n", level) for level in levels]
 
 
@@ -320,7 +320,7 @@ def _figure_lines(record: Record, name: str, tensor: dict[str, Any]) -> Iterator
 
 
 def listing(entries: Sequence[FileEntry]) -> str:
-    """Return what a file of tensors holds, a line each, chosen or why not."""
+    """List the tensors of a file, a line each, chosen or the reason why not."""
     rows = [
         (
             label(entry.name),
@@ -335,7 +335,7 @@ def listing(entries: Sequence[FileEntry]) -> str:
 
 
 def stored_listing(file: StoredFile) -> str:
-    """Return what a file holds in codes, and what it costs."""
+    """List the quantized tensors of a file and their cost."""
     stored = list(file.tensors.values())
     quantized = [tensor for tensor in stored if not tensor.is_dense]
     if not quantized:

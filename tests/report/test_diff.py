@@ -285,3 +285,16 @@ def test_each_language_has_the_words(lang):
     assert "{" not in text
     text = said(many(LONGEST + 1), many(LONGEST + 1, less=1.0), t=t)
     assert "{" not in text
+
+
+def test_one_format_with_another_setting_is_another_format():
+    before, after = (
+        stored("symmetric", 8, 8.0, 40.0, range="percentile", settings={"range.p": p})
+        for p in (99, 60)
+    )
+    (change,) = compare([before], [after]).changes
+    assert change.formats == (
+        "sym 8 bits, percentile, range.p=99", "sym 8 bits, percentile, range.p=60",
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="have no format in common"):
+        compare([before, *widths(4)], [after, *widths(6)])

@@ -31,7 +31,7 @@ class Texts:
         return text.format(**values)
 
     def __contains__(self, key: str) -> bool:
-        """Say whether there is a text under a key."""
+        """Test if there is a text under a key."""
         return key in self._texts
 
 

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 
+import numpy as np
 import pytest
 
 from quantlab.experiment import Experiment
@@ -10,7 +11,7 @@ from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import record
 from quantlab.sources.lab import Hidden
-from tests.conftest import aggregate, printed
+from tests.conftest import aggregate, printed, run
 
 
 def keep(directory, n_bits=8, job=0, work=None, **config):
@@ -150,3 +151,24 @@ def test_a_reason_that_many_share_is_printed_once(tmp_path):
     assert "3 runs failed or left no record that can be read" in shown
     assert "2 and 2 more runs failed: tensor 'w' is empty" in shown
     assert shown.count("is empty") == 1
+
+
+def test_a_sweep_that_is_typed_and_one_that_is_written_down_have_one_verdict(tmp_path):
+    path, config = tmp_path / "m.npz", tmp_path / "conf" / "experiment" / "mine.yaml"
+    np.savez(path, w=np.linspace(-1, 2, 600, dtype=np.float32).reshape(20, 30))
+    config.parent.mkdir(parents=True)
+    config.write_text(
+        "# @package _global_\nhydra:\n  sweeper:\n    params:\n      dist: file/npz\n"
+        f"      dist.path: {path}\n      mode: sym,asym\n"
+    )
+    typed, written = tmp_path / "typed", tmp_path / "written"
+    done = run(
+        "-m", "dist=file/npz", f"dist.path={path}", "mode=sym,asym", f"hydra.sweep.dir={typed}"
+    )
+    assert done.returncode == 0, done.stderr
+    done = run(
+        "--config-dir", tmp_path / "conf", "-m", "experiment=mine", f"hydra.sweep.dir={written}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert (typed / "verdict.json").read_bytes() == (written / "verdict.json").read_bytes()
+    assert json.loads((typed / "verdict.json").read_text())["bar"]["sqnr_db"] == 20.0

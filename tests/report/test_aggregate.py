@@ -44,11 +44,11 @@ def test_the_manifest_hashes_what_is_there(lab_sweep):
     manifest = json.loads((directory / "manifest.json").read_text())
     assert manifest["command"].startswith("python run.py experiment=lab")
     assert len(manifest["runs"]) == 6
-    for run in manifest["runs"]:
-        content = (directory / run["directory"] / record.NAME).read_bytes()
-        assert run["record_sha256"] == hashlib.sha256(content).hexdigest()
-        assert run["key"] == json.loads(content)["key"]
-        assert run["status"] == "completed"
+    for entry in manifest["runs"]:
+        content = (directory / entry["directory"] / record.NAME).read_bytes()
+        assert entry["record_sha256"] == hashlib.sha256(content).hexdigest()
+        assert entry["key"] == json.loads(content)["key"]
+        assert entry["status"] == "completed"
     for name, sha256 in manifest["artefacts"].items():
         assert hashlib.sha256((directory / name).read_bytes()).hexdigest() == sha256
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)

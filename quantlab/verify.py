@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from quantlab.plans.files import plan_faults, plan_files
+from quantlab.plans.plan import plan_faults, plan_files
 from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory

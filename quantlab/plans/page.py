@@ -4,29 +4,24 @@ Its pictures are noise over size, and the bits per value of each tensor along th
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quantlab.plans.mixture import Plan
-from quantlab.plans.options import Option
-from quantlab.plans.sentences import (
-    count_heads,
-    count_rows,
-    plan_answer,
-    plan_sentences,
-    tensor_heads,
-    tensor_rows,
-)
+from quantlab.plans.mixture import Plan, meets_bar
+from quantlab.plans.options import Assignment, Option
 from quantlab.plans.solve import undominated
+from quantlab.records.older import UNKNOWN
 from quantlab.report import plots
 from quantlab.report.page import template
 from quantlab.report.plots import COLOURS, INK, LABEL, figure
+from quantlab.report.sentences import failure_sentences, percent
+from quantlab.report.terminal import render, table
 from quantlab.report.texts import Texts
-from quantlab.text import format_number, label
+from quantlab.text import NULL, format_number, format_size, label, printable
 
 ALT_FORMATS = 6  # that the description of a picture names
 CURVE_FORMATS = 8  # that the picture of the curve names
@@ -164,3 +159,166 @@ def draw_strip(plan: Plan, texts: Texts) -> Figure:
     panel.set_ylabel(texts("axis_storage"))
     drawing.legend(loc="outside lower left", ncols=3)
     return drawing
+
+
+ANSWER_TENSORS = 5  # that the first line names
+SENTENCE_TENSORS = 3
+TERMINAL_FORMATS = 40  # rows
+FORMAT_CHARS = 40  # of a name in the terminal
+BITS_SPEC, SQNR_SPEC = ".4g", ".2f"
+MIN_SHARE = 1e-6  # that is worth a sentence
+
+
+def plan_answer(plan: Plan, texts: Texts) -> str:
+    """Return the plan in one line: of few tensors each with its format."""
+    unmeasured = {assignment.tensor.key for assignment in plan.unmeasured}
+    measured = [part for part in plan.assignments if part.tensor.key not in unmeasured]
+    sums = {
+        "bits": format_number(plan.bits_per_value, BITS_SPEC),
+        "size": format_size(plan.bits / 8),
+    }
+    if len(measured) > ANSWER_TENSORS:
+        n_tensors = len(plan.assignments)
+        return texts("plan_many", n=len(plan.counts), tensors=n_tensors, **sums)
+    tensors = [
+        texts("plan_as", tensor=printable(part.tensor.name), format=part.format)
+        for part in measured
+    ]
+    return texts("plan_few", each="; ".join(tensors), **sums)
+
+
+def plan_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
+    """Yield sentences that compare the plan, and list the tensors and formats that it leaves."""
+    problem = plan.problem
+    yield from _bar_sentences(plan, texts) if plan.bar else _noise_sentences(plan, texts)
+    if problem.failures:
+        yield texts("failures", n=len(problem.failures))
+        yield from failure_sentences(problem.failures, texts)
+    unknown = [part for part in plan.assignments if part.tensor.dtype == UNKNOWN]
+    if unknown:
+        yield texts("plan_unknown", n=len(unknown), names=_tensor_names(unknown, texts))
+    stored = [part for part in plan.unmeasured if part.bits]
+    if stored:
+        size = format_size(plan.unmeasured_bits / 8)
+        yield texts("plan_left_out", n=len(stored), size=size, names=_tensor_names(stored, texts))
+    yield from _runtime_sentences(plan, texts)
+    if problem.stand_ins:
+        yield texts("plan_stand_ins", n=len(problem.stand_ins))
+
+
+def _runtime_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
+    problem = plan.problem
+    runtime = problem.runtime.name if problem.runtime else ""
+    if problem.refused:
+        yield texts("plan_refused", runtime=runtime, formats="; ".join(problem.refused))
+    for reason, tensors in problem.untaken.items():
+        names = _list_names(tensors, texts)
+        yield texts(f"plan_untaken_{reason}", runtime=runtime, n=len(tensors), names=names)
+
+
+def _noise_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
+    if not plan.noise:
+        lossy = any(part.row and part.row["max_err"] for part in plan.assignments)
+        yield texts("plan_weightless" if lossy else "plan_exact")
+        return
+    yield _uniform_sentence(plan, texts)
+    saving = plan.gap / (1 + plan.gap)  # of the noise, at the bound
+    gap = percent(saving, texts, 2)
+    yield texts("plan_gap", gap=gap) if saving > MIN_SHARE else texts("plan_least")
+    unit, size = ("MB", 8e6) if plan.bits >= 16e6 else ("kB", 8e3)
+    share = 1 - plan.noise_bound(plan.bits + size) / plan.noise
+    if share > MIN_SHARE:
+        yield texts("plan_more", unit=unit, share=percent(share, texts))
+
+
+def _uniform_sentence(plan: Plan, texts: Texts) -> str:
+    best = plan.best_uniform
+    if best is None:
+        return texts("plan_uniform_none")
+    bits = format_number(best.bits / max(plan.n_values, 1), BITS_SPEC)
+    ratio = f"{best.noise / plan.noise:.3g}"
+    key = "plan_uniform_same" if ratio == "1" else "plan_uniform"
+    return texts(key, ratio=ratio, format=best.format, bits=bits)
+
+
+def _bar_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
+    if plan.unmet:
+        yield texts("plan_unmet", n=len(plan.unmet), names=_list_names(plan.unmet, texts))
+    missing = [part for part in plan.assignments if plan.bar and not meets_bar([part], plan.bar)]
+    if missing:
+        yield texts("plan_kept", n=len(missing), names=_tensor_names(missing, texts))
+    uniform = plan.cheapest_uniform
+    if uniform is None:
+        yield texts("plan_bar_uniform_none")
+        return
+    bits = format_number(uniform.bits / max(plan.n_values, 1), BITS_SPEC)
+    yield texts("plan_bar_uniform", format=uniform.format, bits=bits)
+
+
+def _tensor_names(assignments: Iterable[Assignment], texts: Texts) -> str:
+    return _list_names([assignment.tensor.name for assignment in assignments], texts)
+
+
+def _list_names(names: Sequence[str], texts: Texts) -> str:
+    shown = [printable(name) for name in names[:SENTENCE_TENSORS]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" {texts('more_reasons', n=more)}" if more else "")
+
+
+def count_heads(texts: Texts) -> list[str]:
+    """Return the heads of `count_rows`."""
+    return [texts(f"plan_{key}") for key in ("format", "tensors", "bits", "size", "noise")]
+
+
+def count_rows(plan: Plan, texts: Texts) -> list[tuple[str, ...]]:
+    """Return for each format its name, number of tensors, bits per value, size and noise share."""
+    return [(name, *_count_cells(group, plan, texts)) for name, group in plan.counts]
+
+
+def _count_cells(group: Sequence[Assignment], plan: Plan, texts: Texts) -> tuple[str, ...]:
+    bits = sum(part.bits for part in group)
+    n_values = sum(part.tensor.size for part in group)
+    return (
+        str(len(group)),
+        format_number(bits / max(n_values, 1), BITS_SPEC),
+        format_size(bits / 8),
+        _noise_share(sum(part.noise for part in group), plan, texts),
+    )
+
+
+def _noise_share(noise: float, plan: Plan, texts: Texts) -> str:
+    return percent(noise / plan.noise if plan.noise else 0.0, texts)
+
+
+def tensor_heads(texts: Texts) -> list[str]:
+    """Return the heads of `tensor_rows`."""
+    keys = ("tensor", "format", "bits", "size", "sqnr", "noise", "reason")
+    return [texts(f"plan_{key}") for key in keys]
+
+
+def tensor_rows(plan: Plan, texts: Texts) -> list[tuple[str, ...]]:
+    """Return the tensors of a plan in the order of the checkpoint, a tuple of cells each."""
+    return [_tensor_cells(assignment, plan, texts) for assignment in plan.assignments]
+
+
+def _tensor_cells(assignment: Assignment, plan: Plan, texts: Texts) -> tuple[str, ...]:
+    sqnr_db = assignment.row["sqnr_db"] if assignment.row else None
+    return (
+        printable(assignment.tensor.name),
+        assignment.format,
+        format_number(assignment.bits_per_value, BITS_SPEC),
+        format_size(assignment.bits / 8),
+        texts("exact") if sqnr_db is None else format_number(sqnr_db, SQNR_SPEC),
+        _noise_share(assignment.noise, plan, texts),
+        assignment.tensor.reason or NULL,
+    )
+
+
+def plan_summary(plan: Plan, texts: Texts) -> str:
+    """Return the text of the terminal: the plan in one line, its formats, how it compares."""
+    rows = count_rows(plan, texts)[:TERMINAL_FORMATS]
+    return render(
+        plan_answer(plan, texts),
+        table(count_heads(texts), [(label(row[0], FORMAT_CHARS), *row[1:]) for row in rows]),
+        "\n".join(plan_sentences(plan, texts)),
+    )

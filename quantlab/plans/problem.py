@@ -20,8 +20,7 @@ from quantlab.plans.options import (
 from quantlab.plans.request import FIGURES, Request
 from quantlab.plans.runtimes.runtime import Runtime, table_bits
 from quantlab.records.table import Aggregated
-from quantlab.sources.patterns import matches
-from quantlab.text import first_few, label
+from quantlab.text import first_few, label, matches
 
 MESSAGE_TENSORS = 3  # names in an error message
 FACTORS = ("dist", "tensor")  # levels of a table beside those of a format

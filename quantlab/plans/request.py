@@ -12,8 +12,7 @@ from typing import Any
 from quantlab.plans.runtimes import find_runtime
 from quantlab.plans.runtimes.runtime import Runtime
 from quantlab.report.bar import Bar
-from quantlab.sources.patterns import as_list, matches, near_misses
-from quantlab.text import format_size, label
+from quantlab.text import as_list, format_size, label, matches, near_misses
 
 FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
 UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {

@@ -22,10 +22,17 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantlab.sources.names import Architecture
-from quantlab.sources.patterns import Patterns, as_list, matches, near_misses, require_patterns
 from quantlab.sources.source import Expected, Source
 from quantlab.sources.tensor import Tensor
-from quantlab.text import label, printable
+from quantlab.text import (
+    Patterns,
+    as_list,
+    label,
+    matches,
+    near_misses,
+    printable,
+    require_patterns,
+)
 
 SUFFIXES = {
     ".npy": "npy",

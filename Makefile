@@ -4,10 +4,10 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.1
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13
 FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
-SLOW := $(addprefix tests/,formats/test_ggml.py sources/test_fuzz.py sources/kinds)
+SLOW := $(addprefix tests/,formats/test_ggml.py sources/kinds)
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab remedies levels demo test pythons lint mutants bench bench-sweep slurm llama chromium ray lock clean
+.PHONY: help lab remedies levels demo test test-all pythons lint mutants bench bench-sweep slurm llama chromium ray lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -34,12 +34,15 @@ demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bi
 		mode.path=.venv/demo/silero_vad_16k-q8_0.gguf,.venv/demo/silero_vad_16k-q4_0.gguf \
 		hydra.sweep.dir=multirun/demo-gguf
 
-test: .venv/dev .venv/demo .venv/wheel ## run the test suite
+test: .venv/dev .venv/demo ## run the tests but for the slow ones
+	@$(BIN)/pytest -m "not slow"
+
+test-all: .venv/dev .venv/demo .venv/wheel ## run every test, with the engines that are here
 	@$(BIN)/pytest
 
 pythons: $(PYTHONS:%=.venv/python%) ## run the fast tests under the other Pythons that are here
 	@for version in $(PYTHONS); do \
-		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q $(FAST) $(SLOW:%=--ignore=%) || exit 1; done
+		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q -m "not slow" $(FAST) $(SLOW:%=--ignore=%) || exit 1; done
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm

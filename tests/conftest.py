@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from quantlab.formats.format import Format, as_element
@@ -114,3 +115,18 @@ def lab_sweep(tmp_path_factory):
     done = run("experiment=lab", f"hydra.sweep.dir={directory}")
     assert done.returncode == 0, done.stderr
     return directory, done.stdout
+
+
+@pytest.fixture(scope="session")
+def remedies_sweep(tmp_path_factory):
+    """The remedies' sweep, run once for all test processes and to be read only; and its output."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    directory, output = shared / "remedies", shared / "remedies.txt"
+    with FileLock(shared / "remedies.lock"):
+        if not output.exists():
+            done = run("experiment=remedies", f"hydra.sweep.dir={directory}")
+            assert done.returncode == 0, done.stderr
+            output.write_text(done.stdout)
+    return directory, output.read_text()

@@ -46,10 +46,11 @@ def test_the_tables_are_those_of_the_committed_sweep():
     assert terminal.render(terminal.predicted_table(committed(), levels)) in WRITE_UP
 
 
-def test_the_example_prints_what_is_shown():
+def test_the_example_prints_what_is_shown(remedies_sweep, tmp_path):
     code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL).groups()
     assert len([line for line in code.splitlines() if line]) <= 10
-    done = run_python("-c", code)
+    shutil.copytree(remedies_sweep[0], tmp_path / "multirun" / "remedies")
+    done = run_python("-c", code, cwd=tmp_path)
     assert (done.stdout, done.stderr) == (printed, "")
 
 
@@ -118,16 +119,15 @@ def test_the_remedies_are_those_of_the_committed_sweep():
     assert not met[("symmetric", 11, "group")]
 
 
-def test_the_committed_remedies_come_out_again(tmp_path):
-    done = run("experiment=remedies", f"hydra.sweep.dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
+def test_the_committed_remedies_come_out_again(remedies_sweep, tmp_path):
+    directory, printed = remedies_sweep
     for name in ("results.json", "results.csv"):
-        assert (tmp_path / name).read_bytes() == (
-            ROOT / "multirun" / "remedies" / name
-        ).read_bytes()
-    table = done.stdout.split("Error against storage\n\n")[1].split("\n\n")[0]
+        committed = ROOT / "multirun" / "remedies" / name
+        assert (directory / name).read_bytes() == committed.read_bytes()
+    table = printed.split("Error against storage\n\n")[1].split("\n\n")[0]
     assert table in FORMATS
-    plan = run_quantlab("plan", tmp_path, "--bar").stdout
+    copy = shutil.copytree(directory, tmp_path / "remedies")
+    plan = run_quantlab("plan", copy, "--bar").stdout
     assert plan.splitlines()[0] in README
 
 

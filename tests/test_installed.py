@@ -44,10 +44,13 @@ class PowerOfTwo:
         return Params(np.float32(2 ** np.ceil(np.log2(step))), 0)
 """
 
-# `make test`, and so CI, builds it; a bare `pytest` may run offline.
-pytestmark = pytest.mark.skipif(
-    not WHEEL.exists(), reason=f"{WHEEL} is missing: make .venv/wheel builds it"
-)
+# `make test-all`, and so CI, builds it; a bare `pytest` may run offline.
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        not WHEEL.exists(), reason=f"{WHEEL} is missing: make .venv/wheel builds it"
+    ),
+]
 
 
 def quantlab(*arguments, cwd, **how):

@@ -17,7 +17,6 @@ from tests.conftest import ROOT, run, run_quantlab
 
 TOOL = ROOT / ".venv/llama/llama-quantize"
 TYPES = "mode=ggml/q3_k,ggml/q4_0,ggml/q4_k,ggml/q5_k,ggml/q6_k,ggml/q8_0"
-REMEDIES = ROOT / "multirun" / "remedies"
 BEST = "tense_logits as sym 9 bits; verb_probs as log 10 bits; hidden as sym 10 bits, group 32"
 
 
@@ -63,13 +62,11 @@ def types(folder, request):
 
 
 @pytest.fixture
-def remedies(tmp_path):
-    """A copy of what a clone has of the remedies' sweep: no record of a run."""
-    names = subprocess.run(
-        ["git", "ls-files", REMEDIES], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split()
-    for name in (name for name in names if "plots" not in name):
-        shutil.copy(ROOT / name, tmp_path)
+def remedies(remedies_sweep, tmp_path):
+    """A copy of the remedies' aggregate, without a record of a run."""
+    for path in remedies_sweep[0].iterdir():
+        if path.is_file() and not path.name.startswith("."):
+            shutil.copy(path, tmp_path)
     return tmp_path
 
 
@@ -92,6 +89,7 @@ def test_the_verdict_the_check_and_the_plan_say_the_same(remedies):
     assert done.stdout.startswith("check passed: all 3 tensors meet the bar (top k in order;")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not TOOL.exists(), reason="llama-quantize is not built: make llama")
 def test_llama_cpp_takes_the_recipe_and_keeps_what_the_plan_promised(types, folder, tmp_path):
     done = command("plan", types, "--bits", "4.8", "--recipe", "llama.cpp")
@@ -165,7 +163,7 @@ def test_a_check_fails_where_a_run_did(tmp_path):
     assert done.stdout.endswith("; One run failed or left no record that can be read\n")
 
 
-def test_a_diff_fails_a_pipeline(tmp_path):
+def test_a_diff_fails_a_pipeline(remedies_sweep, tmp_path):
     wide, narrow = (tmp_path / name for name in ("wide", "narrow"))
     for directory, bits in ((wide, 8), (narrow, 6)):
         done = run("-m", "dist=hidden,verb_probs", f"n_bits={bits}", f"hydra.sweep.dir={directory}")
@@ -184,7 +182,7 @@ def test_a_diff_fails_a_pipeline(tmp_path):
     done = command("diff", narrow, wide, "--tolerance", "1", "report.bar.top_order=null")
     assert (done.returncode, done.stderr) == (0, "")
     assert "0 of 2 compared became worse by more than 1 dB, 2 better" in done.stdout
-    done = command("diff", narrow, REMEDIES, "dist=hidden")
+    done = command("diff", narrow, remedies_sweep[0], "dist=hidden")
     assert (done.returncode, done.stdout) == (2, "")
 
 

@@ -12,10 +12,12 @@ import pytest
 from tests import tiny_llama
 from tests.conftest import ROOT, run, run_quantlab
 
-pytestmark = pytest.mark.usefixtures("undrawn")
-
 TOOL = ROOT / ".venv/llama/llama-quantize"
-pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="llama-quantize is not built: make llama")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.usefixtures("undrawn"),
+    pytest.mark.skipif(not TOOL.exists(), reason="llama-quantize is not built: make llama"),
+]
 IN_ORDER = ["mae", "max_err", "rmse", "rel_err", "sqnr_db", "cos_sim", "one_minus_cos", "bias"]
 SAME = [  # whatever the order of the rows
     "err_p50", "err_p95", "zeroed", "n_elements", "x_min", "x_max", "underflowed",

@@ -19,6 +19,7 @@ from tests.report.test_aggregate import keep
 from tests.report.test_page import many
 
 pytestmark = pytest.mark.usefixtures("undrawn")
+AGGREGATE = ("results.csv", "results.json", "manifest.json")
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +155,9 @@ def test_rows_are_those_of_the_aggregate(tmp_path):
     assert found.failures == {}
 
 
-def test_the_committed_sweeps_are_read_without_their_records(tmp_path):
-    for name in ("results.csv", "results.json", "manifest.json"):
-        shutil.copy(ROOT / "multirun" / "remedies" / name, tmp_path)
+def test_a_sweep_is_read_without_its_records(remedies_sweep, tmp_path):
+    for name in AGGREGATE:
+        shutil.copy(remedies_sweep[0] / name, tmp_path)
     assert len(read_aggregate(tmp_path).rows) == 105
 
 
@@ -169,9 +170,9 @@ def test_the_committed_sweeps_are_read_without_their_records(tmp_path):
         ("results.csv", None, "results.csv does not exist: quantlab aggregate"),
     ],
 )
-def test_what_cannot_be_read_is_named(tmp_path, name, content, said):
-    for each in ("results.csv", "results.json", "manifest.json"):
-        shutil.copy(ROOT / "multirun" / "lab" / each, tmp_path)
+def test_what_cannot_be_read_is_named(lab_sweep, tmp_path, name, content, said):
+    for file in AGGREGATE:
+        shutil.copy(lab_sweep[0] / file, tmp_path)
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match="quantlab aggregate") as caught:
         read_aggregate(tmp_path)
@@ -192,9 +193,9 @@ def test_the_verdict_is_a_table(lab_sweep):
     assert str(table["n_bits"].dtype) == "Int64"
 
 
-def test_a_run_without_figures_has_its_reason(tmp_path):
-    for name in ("results.csv", "results.json", "manifest.json"):
-        shutil.copy(ROOT / "multirun" / "lab" / name, tmp_path)
+def test_a_run_without_figures_has_its_reason(lab_sweep, tmp_path):
+    for name in AGGREGATE:
+        shutil.copy(lab_sweep[0] / name, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
     lost = [("failed", "no disk"), ("unreadable", None), ("unreadable", "torn")]
     for run, (status, error) in zip(manifest["runs"], lost, strict=False):

@@ -13,12 +13,13 @@ from quantlab.plans.request import Request
 from quantlab.records.table import read_aggregate
 from quantlab.report import page as pages
 from quantlab.report.texts import Texts
-from tests.conftest import ROOT, aggregate
+from tests.conftest import aggregate
 from tests.report.samples import FORMAT_LEVELS as LEVELS
 from tests.report.samples import findings_of, some
 from tests.report.test_page import many
 from tests.report.test_plots import crowd
 
+pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium")
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 TOO_WIDE = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
@@ -204,10 +205,10 @@ def test_formats_are_legible_too(visit, formats, width, scheme):
 
 
 @pytest.fixture(scope="module", params=["few", "many"])
-def planned(request, tmp_path_factory):
+def planned(request, remedies_sweep, tmp_path_factory):
     """The page of a plan, for the lab's three tensors and for those of 120 layers."""
     directory = tmp_path_factory.mktemp("planned")
-    source = ROOT / "multirun" / "remedies"
+    source = remedies_sweep[0]
     if request.param == "many":
         source = directory
         many(directory, [f"blocks.{n}.attention.weight" for n in range(120)])

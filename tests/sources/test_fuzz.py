@@ -18,6 +18,7 @@ from quantlab.sources.readers import DECODERS, READERS
 from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, vector, write
 from tests.sources.samples import X
 
+pytestmark = pytest.mark.slow
 SECONDS, BYTES = 2, 2**26  # that a damaged file of some kB may take
 ROUNDS = 12
 NUMBERS = (0, 1, -1, 2, 7, 2**31, 2**32, 2**62, 2**63 - 1)

@@ -120,6 +120,7 @@ def test_values_without_a_relative_error_are_left_out_of_it(excluded):
     ) / np.count_nonzero(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("small", [2**16, 2**62], ids=["Numba", "NumPy"])
 def test_sums_of_ten_million_are_exact_to_1e_12(small, monkeypatch):
     monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", small)

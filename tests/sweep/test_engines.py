@@ -42,12 +42,14 @@ def test_joblib(lab_sweep, tmp_path):
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_submitit_on_this_machine(lab_sweep, tmp_path):
     done = sweep(tmp_path, "submitit_local")
     require_equal(done, tmp_path, lab_sweep[0])
     assert done.stderr == ""
 
 
+@pytest.mark.slow
 def test_slurm(lab_sweep, tmp_path):
     if not slurm_answers():  # it takes root and Debian's packages, which CI has
         pytest.skip("there is no Slurm: `make slurm` starts one where it can be installed")
@@ -57,6 +59,7 @@ def test_slurm(lab_sweep, tmp_path):
     assert list(Path(tmp_path, ".submitit").glob("*_0/*.pkl"))  # it did not run elsewhere
 
 
+@pytest.mark.slow
 def test_ray(lab_sweep, tmp_path):
     if not RAY.exists():  # a download of 70 MB, which CI makes
         pytest.skip("there is no Ray: `make ray` installs it")

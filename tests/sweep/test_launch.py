@@ -14,6 +14,7 @@ from quantlab.records import record
 from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, run, start, wait_for_records
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_ten_times_ends_as_one_left_alone(undisturbed, tmp_path):
     sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}"]
     luck = random.Random(int(os.environ.get("KILL_SEED", "0")))
@@ -45,7 +46,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(where)], check=True)
 
 
-@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+@pytest.mark.parametrize("launcher", ["basic", pytest.param("joblib", marks=pytest.mark.slow)])
 def test_a_full_disk_is_one_error_and_damages_nothing(undisturbed, small_disk, launcher):
     sweep = [*SWEEP, f"hydra.sweep.dir={small_disk}/s", f"hydra/launcher={launcher}"]
     full = run(*sweep)

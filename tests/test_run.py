@@ -257,7 +257,7 @@ def test_what_a_file_holds_is_listed(checkpoint):
     assert [
         "steps",
         "[3]",
-        "I64",
+        "int64",
         "3",
         "left",
         "out:",

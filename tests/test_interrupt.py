@@ -14,6 +14,7 @@ from quantlab.records import record
 from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, start, wait_for_records
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_complete_and_says_how_to_go_on(undisturbed, tmp_path):
     sweep = [*SWEEP, f"hydra.sweep.dir={tmp_path}"]
     process = start(*sweep)

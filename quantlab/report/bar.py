@@ -174,5 +174,6 @@ def typed_settings(directory: Path) -> list[str]:
 
     path = directory / COMPOSED[0]
     command = OmegaConf.load(path) if path.exists() else OmegaConf.create()
-    overrides = OmegaConf.select(command, "hydra.overrides.task") or []
-    return [text for text in map(str, overrides) if text.startswith("report.")]
+    typed: Any = OmegaConf.to_container(command)  # to read an override with ${...} would resolve it
+    overrides = typed.get("hydra", {}).get("overrides", {}).get("task", [])
+    return [text for text in overrides if text.startswith("report.")]

@@ -93,6 +93,7 @@ def test_each_type_has_the_number_of_the_enum():
     assert NUMBERS.items() <= theirs.items()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("name", FREE)
 def test_what_comes_back_is_what_gguf_reads_bit_for_bit(name, shape):
@@ -229,6 +230,7 @@ except ValueError as reason:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["q4_0", "iq2_s", "iq3_xxs", "iq3_s"])
 def test_values_that_a_type_cannot_hold_cost_one_tensor_and_not_the_process(name):
     done = run_python("-c", HUGE.format(size=1e20, name=name))

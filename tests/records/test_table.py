@@ -155,6 +155,7 @@ def test_rows_are_those_of_the_aggregate(tmp_path):
     assert found.failures == {}
 
 
+@pytest.mark.slow
 def test_a_sweep_is_read_without_its_records(remedies_sweep, tmp_path):
     for name in AGGREGATE:
         shutil.copy(remedies_sweep[0] / name, tmp_path)

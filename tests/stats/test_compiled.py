@@ -217,6 +217,7 @@ print(kernel.CHUNK, kernel.SHARED_KEY, *(repr(float(card[key])) for key in ("mae
 """
 
 
+@pytest.mark.slow
 def test_a_constant_that_both_engines_use_is_changed_in_one_place():
     (chunk, key, *figures), (other, other_key, *others) = (
         run(CHANGED.format(chunk=size)) for size in (CHUNK, CHUNK // 2)

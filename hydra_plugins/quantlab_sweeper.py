@@ -20,15 +20,15 @@ from omegaconf import DictConfig
 class QuantlabSweeperConf:
     """What can be set: `params` as for Hydra's basic sweeper, or a list of such mappings.
 
-    Each mapping of a list is a product of its own. `position` the sweeper sets itself.
-
-    `position` says which run of its sweep a run is, counting from 0; of a resumed sweep a launcher
-    sees only the runs that are left, and its ``hydra.job.num`` counts those.
+    Each mapping of a list is a product of its own. The sweeper sets the others itself: `position`
+    is that of a run in its sweep, counting from 0 (of a resumed sweep a launcher sees only the runs
+    to do, and its ``hydra.job.num`` counts those); `n_jobs` is the number of runs of the sweep.
     """
 
     _target_: str = "hydra_plugins.quantlab_sweeper.QuantlabSweeper"
     params: Any = None  # a mapping would not give way to a list
     position: int | None = None
+    n_jobs: int | None = None
 
 
 ConfigStore.instance().store("quantlab", QuantlabSweeperConf, "hydra/sweeper", provider="quantlab")
@@ -43,7 +43,7 @@ class QuantlabSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Have the launcher compose its runs with a loader that asks Hydra once for each choice."""
+        """Give the launcher a loader that composes each choice of groups once."""
         from quantlab.sweep.compose import Composer
 
         self.loader = cast("ConfigLoader", Composer(hydra_context.config_loader))
@@ -55,14 +55,14 @@ class QuantlabSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> None:
-        """Do the runs that are left, aggregate, print; SystemExit says how it went wrong."""
+        """Launch the runs that are not done yet, aggregate, print; raise an error if one failed."""
         from quantlab.sweep import launch
 
         if not self.products:
             raise HydraException("hydra.sweeper.params=[] asks for nothing: give it a mapping")
 
         products = [
-            [*(f"{key}={value}" for key, value in each.items()), *arguments]
-            for each in self.products
+            [*(f"{key}={value}" for key, value in values.items()), *arguments]
+            for values in self.products
         ]
         launch.sweep(products, self.sweep_config, self.loader, self.engine)

@@ -36,6 +36,14 @@ AMBIGUOUS = "Ambiguous value for argument "
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 
+class UnfinishedError(Exception):
+    """A sweep that was interrupted, or a run of which failed; the message says how to go on."""
+
+    def __init__(self, message: str, *, interrupted: bool = False) -> None:
+        super().__init__(message)
+        self.exit_code = INTERRUPTED if interrupted else 1
+
+
 @contextmanager
 def report_user_errors(exit_code: int = 1) -> Iterator[None]:
     """End the program on an error: one sentence for a mistake, a traceback for a bug of ours.
@@ -48,6 +56,9 @@ def report_user_errors(exit_code: int = 1) -> Iterator[None]:
             stream.reconfigure(errors="replace")
     try:
         yield
+    except UnfinishedError as error:
+        print(f"quantlab: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
     except (Exception, KeyboardInterrupt) as error:
         if interrupt.requested.is_set() or isinstance(error, KeyboardInterrupt):
             print("quantlab: interrupted", file=sys.stderr)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 
 from quantlab.plans.plan import plan_faults, plan_files
 from quantlab.records import disk, record, schema
@@ -170,11 +170,9 @@ def reproduce(directory: Path) -> tuple[list[str], list[str]]:
     composed = directory / ".hydra" / "hydra.yaml"
     if composed.exists():
         add_import_path(OmegaConf.load(composed).hydra)
-    config = DictConfig(one["config"])
+    config = one["config"]
     build(config)  # files that are gone are a mistake, not another outcome
-    again = record.run_outcome(
-        lambda: build(config).run(), one["config"], one["mode"], one["n_bits"]
-    )
+    again = record.run_outcome(lambda: build(config).run(), config, one["mode"], one["n_bits"])
     outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))
     kept = {key: one[key] for key in OUTCOME}
     if one["schema"] == OLDEST:

@@ -27,6 +27,7 @@ OF_A_WHOLE_ROOM = {
     "tests/report/test_browser.py",
     "tests/sources/test_fuzz.py",
     "tests/sweep/test_engines.py",
+    "tests/sweep/test_parts.py",
 }
 LIGHT = [
     *(f"{room}.{path.stem}" for room in ROOMS[:3] for path in (PACKAGE / room).glob("[a-z]*.py")),

@@ -9,9 +9,8 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +19,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import env_override
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import InterpolationToMissingValueError
 
 from quantlab.conf import add_folder
 from quantlab.experiment import Experiment
@@ -29,57 +27,61 @@ from quantlab.formats.format import Codec, Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.records import record
-from quantlab.records.older import DEFAULTS, current_name, with_current_names
+from quantlab.records.older import current_name, with_current_names
 from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
 from quantlab.report.bar import run_settings
 from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.stats.parallel import usable_cores
 
+MAX_FORMATS = 64  # formats kept; a sweep alternates between a few
+_formats: dict[str, Format | Codec] = {}
 
-def build(cfg: DictConfig) -> Experiment:
-    """Return the experiment that a config describes; raises ValueError where it makes no sense."""
-    imatrix = OmegaConf.select(cfg, "metrics.imatrix") or cfg.mode.get("imatrix")
+
+def build(config: Mapping[str, Any]) -> Experiment:
+    """Build the experiment of a config in plain containers; raises ValueError if it makes none."""
+    config = with_current_names(config)
+    metrics, threads = config.get("metrics", {}), config.get("threads")
+    imatrix = metrics.get("imatrix") or config["mode"].get("imatrix")
     return Experiment(
-        dist=instantiate(_plain(cfg.dist)),
-        form=_format(cfg),
+        dist=instantiate(config["dist"]),
+        form=_build_format(config),
         importance=Imatrix(imatrix) if imatrix else None,
-        k=OmegaConf.select(cfg, "rank.k"),
-        extra_metrics=instantiate(OmegaConf.select(cfg, "metrics.extra") or {}),
-        rel_threshold=OmegaConf.select(cfg, "metrics.rel_threshold"),
-        threads=usable_cores() if cfg.threads is None else cfg.threads,
+        k=config.get("rank", {}).get("k"),
+        rel_threshold=metrics.get("rel_threshold"),
+        threads=usable_cores() if threads is None else threads,
     )
 
 
-def _format(cfg: DictConfig) -> Format | Codec:
-    """Return the format of a config; one that knew no blocks has one float32 scale a tensor."""
-    choices = {key: _plain(cfg[key]) for key in ("mode", "block", "range") if key in cfg}
-    choices["mode"]["n_bits"] = cfg.n_bits
-    files = [choices["mode"][key] for key in ("path", "imatrix") if choices["mode"].get(key)]
-    states = [file_state(each) for each in files if Path(each).expanduser().is_file()]
-    return _composed(json.dumps(choices), tuple(states))
+def _build_format(config: Mapping[str, Any]) -> Format | Codec:
+    """Build the format of a config, or look it up: the runs of a sweep share a few.
 
-
-@lru_cache
-def _composed(choices: str, _: tuple[Any, ...]) -> Format | Codec:
-    """Return the format of its choices, as JSON, with files of these states.
-
-    Runs of a sweep share a few, and none changes.
+    Formats never change, but the files that some read may.
     """
-    chosen = json.loads(choices)
-    imatrix = chosen["mode"].pop("imatrix", None)
-    block, covered = (instantiate(chosen[key]) if key in chosen else None for key in DEFAULTS)
-    if imatrix:
-        mode = instantiate(chosen["mode"], _partial_=True)(imatrix=Imatrix(imatrix))
+    choices = {key: config[key] for key in ("mode", "block", "range") if key in config}
+    choices["mode"] = {**choices["mode"], "n_bits": config["n_bits"]}
+    files = [choices["mode"][key] for key in ("path", "imatrix") if choices["mode"].get(key)]
+    states = [file_state(file) for file in files if Path(file).expanduser().is_file()]
+    key = json.dumps([choices, states], default=str)
+    if key not in _formats:
+        if len(_formats) == MAX_FORMATS:
+            _formats.clear()
+        _formats[key] = _make_format(**choices)
+    return _formats[key]
+
+
+def _make_format(mode: dict[str, Any], block: Any = None, range: Any = None) -> Format | Codec:
+    """Make a format; one recorded before there were blocks has one float32 scale a tensor."""
+    settings = {key: value for key, value in mode.items() if key != "imatrix"}
+    if mode.get("imatrix"):
+        grid = instantiate(settings, _partial_=True)(imatrix=Imatrix(mode["imatrix"]))
     else:
-        mode = instantiate(chosen["mode"])
-    return compose(mode, block or PerTensor(), covered or AbsMax())
-
-
-def _plain(node: DictConfig) -> dict[str, Any]:
-    """Return a config in plain containers, its classes under today's names."""
-    plain = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    return cast("dict[str, Any]", with_current_names(plain))
+        grid = instantiate(settings)
+    return compose(
+        grid,
+        instantiate(block) if block else PerTensor(),
+        instantiate(range) if range else AbsMax(),
+    )
 
 
 @contextmanager
@@ -91,19 +93,16 @@ def run_environment(cfg: DictConfig) -> Iterator[None]:
         yield
 
 
-def require_valid(cfg: DictConfig) -> None:
-    """Raise ValueError where a config makes no experiment, or none that JSON can record."""
-    with run_environment(cfg):
-        build(cfg)
-        run_settings(cfg)
-        if not isinstance(cfg.get("resume", True), bool):
-            raise ValueError(f"resume must be true or false, got {cfg.resume!r}")
-        try:
-            record.run_key(settings(cfg), {}, {})
-        except InterpolationToMissingValueError:
-            pass  # it names what only the run will have, such as its number
-        except (TypeError, ValueError) as reason:
-            raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
+def require_valid(config: Mapping[str, Any]) -> None:
+    """Raise ValueError if settings make no experiment, or none that JSON can record."""
+    build(config)
+    run_settings(DictConfig(config))
+    if not isinstance(config.get("resume", True), bool):
+        raise ValueError(f"resume must be true or false, got {config['resume']!r}")
+    try:
+        record.run_key(dict(config), {}, {})
+    except (TypeError, ValueError) as reason:
+        raise ValueError(f"a setting cannot be recorded as JSON ({reason})") from None
 
 
 def make_directory(directory: Path) -> None:
@@ -120,11 +119,11 @@ def make_directory(directory: Path) -> None:
 def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
     """Measure what a config describes and keep its record in Hydra's output directory."""
     add_import_path(hydra)
-    choices = hydra.runtime.choices
+    choices, config = hydra.runtime.choices, settings(cfg)
     return record.run_and_write(
         Path(hydra.runtime.output_dir),
-        work=lambda: build(cfg).run(),
-        config=settings(cfg),
+        work=lambda: build(config).run(),
+        config=config,
         dist=choices["dist"],
         mode=mode_name(choices["mode"]),
         n_bits=cfg.n_bits,
@@ -147,7 +146,9 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     A source that is not divided has the config that it had before it could be.
     """
     own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    config = cast("dict[str, Any]", OmegaConf.to_container(own, resolve=True))
+    config = cast(
+        "dict[str, Any]", OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
+    )
     if read_division(config.get("dist")) == WHOLE:
         config = whole_config(config)
     return config | {key: _used(config[key]) for key in ("block", "range") if key in config}

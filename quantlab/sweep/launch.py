@@ -14,20 +14,19 @@ from typing import cast
 from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
 from quantlab import interrupt
-from quantlab.errors import INTERRUPTED, error_sentence
+from quantlab.errors import UnfinishedError, error_sentence
 from quantlab.records import disk, record
 from quantlab.records.parts import without_part_overrides
 from quantlab.report.bar import read_settings, typed_settings
-from quantlab.sweep import resume
-from quantlab.sweep.divisions import require_apart
-from quantlab.sweep.grid import Job, grid
 from quantlab.sweep.job import make_directory, program
+from quantlab.sweep.jobs import STATES, Job, expand, is_numbered, require_disjoint
 from quantlab.sweep.progress import Progress
 
+SWEEP_CONFIG = "multirun.yaml"
 LOCK_NAME = ".lock"
 BATCH = 1000  # runs launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
 
@@ -38,22 +37,23 @@ def sweep(
     loader: ConfigLoader,
     launcher: Launcher,
 ) -> None:
-    """Do every combination of the values in each product that is not done yet, then aggregate.
+    """Launch every combination of the values in each product that is not done yet, then aggregate.
 
-    Raises ValueError or an error of Hydra's before the first run where a value makes no sense, and
-    where another sweep holds the directory; ValueError in the end where the directory holds another
-    answer to the same question; SystemExit with code 1 where a run failed, 130 where Ctrl-C ended
-    the sweep.
+    Raises ValueError or an error of Hydra's before the first run if a value makes no sense, or if
+    another sweep holds the directory; ValueError in the end if the directory holds another answer
+    to the same question; UnfinishedError if a run failed, parts are missing, or the sweep was
+    interrupted.
     """
     directory = Path(config.hydra.sweep.dir)
-    jobs = grid(products, config, loader)
-    require_apart(jobs, directory, config, loader)
+    jobs = expand(products, config, loader)
+    require_disjoint(jobs, directory)
     make_directory(directory)
     with lock_directory(directory):
         disk.clear(directory)
-        disk.write(directory / "multirun.yaml", OmegaConf.to_yaml(config).encode())
-        pending = _pending_jobs(jobs, directory, config, loader)
-        stopped = _launch(pending, directory, launcher)
+        with open_dict(config):
+            config.hydra.sweeper.n_jobs = len(jobs)
+        disk.write(directory / SWEEP_CONFIG, OmegaConf.to_yaml(config).encode())
+        stopped = _launch(_pending_jobs(jobs, directory, config), directory, launcher)
         _finish(jobs, directory, stopped)
 
 
@@ -75,33 +75,33 @@ def lock_directory(directory: Path) -> Iterator[None]:
         ) from None
 
 
-def _pending_jobs(
-    jobs: Sequence[Job], directory: Path, config: DictConfig, loader: ConfigLoader
-) -> Sequence[Job]:
-    """Return the runs that have no complete record of theirs, and say how many have one."""
-    if not config.resume or resume.is_numbered(config) or not any(record.find(directory)):
+def _pending_jobs(jobs: Sequence[Job], directory: Path, config: DictConfig) -> Sequence[Job]:
+    """Select the jobs that have no complete record, and print how many have one."""
+    if not config.resume or is_numbered(config) or not any(record.find(directory)):
         return jobs
     states = [
-        resume.state(loader.load_sweep_config(config, each), directory)
-        for each in tqdm(jobs, desc="looking for what is done", delay=1, disable=None, leave=False)
+        job.state(directory)
+        for job in tqdm(jobs, desc="looking for what is done", delay=1, disable=None, leave=False)
     ]
-    found = Counter(states)
-    counts = ", ".join(f"{found[each]} {each}" for each in resume.STATES if found[each])
+    n_of = Counter(states)
+    counts = ", ".join(f"{n_of[state]} {state}" for state in STATES if n_of[state])
     pending = [job for job, state in zip(jobs, states, strict=True) if state != "complete"]
     print(f"resuming: {counts}; {len(pending)} to do (resume=false repeats all)")
     return pending
 
 
 def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseException | None:
-    """Do runs and return what stopped them, or kept one from leaving its record."""
+    """Launch jobs; return the exception that ended the sweep early, if any."""
     slurm = "submitit" in type(launcher).__module__
+    overrides = [job.launched for job in jobs]
     directories = set()
     try:
         with _without_sacct() if slurm else nullcontext(), Progress(directory, len(jobs)):
             for start in range(0, len(jobs), BATCH):
-                for each in launcher.launch(jobs[start : start + BATCH], initial_job_idx=start):
-                    _ = each.return_value  # Hydra raises here what a run raised
-                    directories.add(cast("DictConfig", each.hydra_cfg).hydra.runtime.output_dir)
+                batch = overrides[start : start + BATCH]
+                for run in launcher.launch(batch, initial_job_idx=start):
+                    _ = run.return_value  # Hydra raises here what a run raised
+                    directories.add(cast("DictConfig", run.hydra_cfg).hydra.runtime.output_dir)
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
         return KeyboardInterrupt() if interrupt.requested.is_set() else error
     lost = len(jobs) - len(directories)
@@ -130,19 +130,19 @@ def _without_sacct() -> Iterator[None]:
 
 
 def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None) -> None:
-    """Aggregate what is complete, print it, and end the program where something went wrong."""
+    """Aggregate what is complete and print it; raise UnfinishedError if something went wrong."""
     from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
     from quantlab.report.terminal import sweep_summary
 
-    failed, gaps = 0, []
+    n_failed, missing = 0, []
     try:
         settings = read_settings(directory, typed_settings(directory))
         done = aggregate(directory, settings)
         print(f"\n{sweep_summary(done.findings, done.files, settings.texts)}")
-        asked = {tuple(job[:-1]) for job in jobs}  # the last says which run of the sweep it is
-        failed = sum(tuple(each) in asked for each in done.failed)
-        wholes = {without_part_overrides(each) for each in asked}
-        gaps = [each for each in done.gaps if each.overrides in wholes]
+        typed = {job.typed for job in jobs}
+        n_failed = sum(tuple(overrides) in typed for overrides in done.failed)
+        wholes = {without_part_overrides(overrides) for overrides in typed}
+        missing = [source for source in done.gaps if source.overrides in wholes]
     except ValueError as error:  # resuming would end here too
         if not stopped:
             raise
@@ -151,24 +151,38 @@ def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None)
         raise
     except (OSError, KeyboardInterrupt) as error:  # such as a second Ctrl-C
         stopped = stopped or error
-    if stopped or failed:
-        why = error_sentence(stopped) if stopped else f"{failed} of {len(jobs)} runs failed"
-        advice = "to finish the sweep, run" if stopped else "to retry them, run"
-        print(f"quantlab: {why}; {advice}: {_resume_command(directory)}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED if isinstance(stopped, KeyboardInterrupt) else 1)
-    if gaps:
-        gap, others = gaps[0], len(gaps) - 1
-        command = _resume_command(directory, gap.override)
-        why = f"{gap.source}: {gap.problem}{f', and {others} more' if others else ''}"
-        print(f"quantlab: {why}; to finish the sweep, run: {command}", file=sys.stderr)
-        raise SystemExit(1)
+    command = _resume_command(directory)
+    if stopped:
+        raise UnfinishedError(
+            f"{error_sentence(stopped)}; to finish the sweep, run: {command}",
+            interrupted=isinstance(stopped, KeyboardInterrupt),
+        )
+    if n_failed:
+        why = f"{n_failed} of {len(jobs)} runs failed"
+        raise UnfinishedError(f"{why}; to retry them, run: {command}")
+    if missing:
+        source, n_others = missing[0], len(missing) - 1
+        why = f"{source.source}: {source.problem}{f', and {n_others} more' if n_others else ''}"
+        command = _resume_command(directory, source.override)
+        raise UnfinishedError(f"{why}; to finish the sweep, run: {command}")
+
+
+def count_missing_runs(directory: Path) -> tuple[int, int]:
+    """Count the runs without a record of the sweep that a directory holds, and all of its runs.
+
+    A directory of several sweeps knows the runs of the last. Both are 0 if it does not say.
+    """
+    path = directory / SWEEP_CONFIG
+    config = OmegaConf.load(path) if path.exists() else OmegaConf.create()
+    n_jobs = OmegaConf.select(config, "hydra.sweeper.n_jobs") or 0
+    return max(0, n_jobs - sum(1 for _ in record.find(directory))), n_jobs
 
 
 def _resume_command(directory: Path, part: str | None = None) -> str:
-    """Return the command that resumes a sweep: as typed, with its directory, of another `part`."""
-    replaced = ("resume=", "dist.part=") if part else "resume="
-    kept = [each for each in sys.argv[1:] if not each.startswith(replaced)]
-    kept += [part] if part else []
-    if not any(each.startswith("hydra.sweep.dir=") for each in kept):
-        kept.append(f"hydra.sweep.dir={directory}")
-    return f"{program()} {shlex.join(kept)}"
+    """Compose the command that resumes a sweep: as typed, with its directory, of another `part`."""
+    replaced = ("resume=", "dist.part=") if part else ("resume=",)
+    typed = [argument for argument in sys.argv[1:] if not argument.startswith(replaced)]
+    typed += [part] if part else []
+    if not any(argument.startswith("hydra.sweep.dir=") for argument in typed):
+        typed.append(f"hydra.sweep.dir={directory}")
+    return f"{program()} {shlex.join(typed)}"

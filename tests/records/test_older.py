@@ -8,11 +8,11 @@ import importlib
 import json
 import re
 import shutil
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 
 import quantlab
 from quantlab.records import record
@@ -23,7 +23,7 @@ from quantlab.records.older import (
     oldest_config,
     with_current_names,
 )
-from quantlab.sweep.job import build
+from quantlab.sweep.job import build, settings
 from tests.conftest import ROOT, run, run_quantlab
 
 OLD = Path(__file__).parents[1] / "data" / "schema3"
@@ -120,9 +120,10 @@ def test_old_names_are_found_behind_interpolations_too(home):
     searched = f"hydra.searchpath=[file://{home / 'own'}]"
     with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
         cfg = compose("config", overrides=[searched, "dist=linked", belief])
-    before = OmegaConf.to_container(cfg)
-    assert type(build(cfg).dist.expected).__module__ == "quantlab.sources.source"
-    assert OmegaConf.to_container(cfg) == before
+    config = settings(cfg)
+    before = deepcopy(config)
+    assert type(build(config).dist.expected).__module__ == "quantlab.sources.source"
+    assert config == before
 
 
 def test_old_names_are_found_in_lists():

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import time
@@ -10,7 +11,7 @@ import time
 import numpy as np
 import pytest
 
-from quantlab.records import record
+from quantlab.records import disk, record
 from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, run, start, wait_for_records
 
 
@@ -125,3 +126,31 @@ def test_the_second_sweep_into_a_directory_is_informed_who_holds_it(tmp_path):
     first.communicate()
     third = run(*SWEEP, f"hydra.sweep.dir={tmp_path}")  # the lock of the dead holds nobody up
     assert third.returncode == 0, third.stderr
+
+
+def test_what_is_complete_is_not_done_again(undisturbed, tmp_path):
+    copy = shutil.copytree(undisturbed, tmp_path / "copy")
+    paths = sorted(copy.glob("*/record.json"))
+    before = {path: path.stat().st_mtime_ns for path in paths}
+    missing, failed, torn, foreign, *complete = paths
+    missing.unlink()
+    failed.write_bytes(disk.to_json(record.read(failed) | {"status": "failed"}))
+    torn.write_bytes(torn.read_bytes()[:1000])
+    foreign.write_bytes(complete[0].read_bytes())  # it answers another question
+    done = run(*SWEEP, f"hydra.sweep.dir={copy}")
+    assert done.returncode == 0, done.stderr
+    said = "resuming: 24 complete, 1 failed, 1 missing, 1 unreadable, 1 changed; 4 to do"
+    assert said in done.stdout
+    assert "4/4 runs, 0 failed" in done.stdout
+    require_same(copy, undisturbed)
+    assert all(path.stat().st_mtime_ns == before[path] for path in complete)
+
+
+def test_resume_false_does_all_again(undisturbed, tmp_path):
+    copy = shutil.copytree(undisturbed, tmp_path / "copy")
+    before = {path: path.stat().st_mtime_ns for path in copy.glob("*/record.json")}
+    done = run(*SWEEP, f"hydra.sweep.dir={copy}", "resume=false")
+    assert f"{ALL}/{ALL} runs, 0 failed" in done.stdout
+    assert set(copy.glob("*/record.json")) == set(before)
+    assert all(path.stat().st_mtime_ns != old for path, old in before.items())
+    require_same(copy, undisturbed)

@@ -3,8 +3,8 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from quantlab.records import record
-from quantlab.sweep.grid import combinations
-from tests.conftest import run
+from quantlab.sweep.jobs import combinations
+from tests.conftest import ROOT, run
 from tests.sources.samples import write_gguf
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -62,7 +62,8 @@ def test_a_setting_of_modes_that_are_swept_waits_for_them(tmp_path):
 
 def test_the_last_of_two_values_typed_for_a_key_counts():
     parsed = OverridesParser.create().parse_overrides(["a=1,2", "b=3", "a=4,5,4", "~c"])
-    assert combinations(parsed) == [["a=4", "b=3", "~c"], ["a=5", "b=3", "~c"]]
+    typed = [[*run.values()] for run in combinations(parsed)]
+    assert typed == [["a=4", "b=3", "~c"], ["a=5", "b=3", "~c"]]
 
 
 def jobs(directory):
@@ -149,3 +150,70 @@ def test_products_are_done_one_after_the_other_and_what_is_asked_twice_once(tmp_
     ]
     again = run("--config-dir", tmp_path, *sweep)
     assert again.stdout.startswith("resuming: 5 complete; 0 to do")
+
+
+def test_a_changed_file_is_measured_again_and_threads_change_nothing(tmp_path):
+    path = tmp_path / "w.npy"
+    sweep = ["-m", "dist=file/npy", f"dist.path={path}", f"hydra.sweep.dir={tmp_path}/s"]
+    np.save(path, np.float32([1, 2]))
+    assert run(*sweep).returncode == 0
+    assert "1 complete; 0 to do" in run(*sweep).stdout
+    np.save(path, np.float32([1, 3]))
+    assert "1 changed; 1 to do" in run(*sweep).stdout
+    (one,) = (tmp_path / "s").glob("*/record.json")
+    assert record.read(one)["tensors"]["w"]["range"] == [1, 3]
+    assert "1 complete; 0 to do" in run(*sweep, "threads=1").stdout
+    np.savez(tmp_path / "w.npz", x=np.float32([1, 3]))
+    npz = ["-m", "dist=file/npz", f"dist.path={tmp_path}/w.npz", f"hydra.sweep.dir={tmp_path}/npz"]
+    assert run(*npz).returncode == 0
+    np.savez(tmp_path / "w.npz", y=np.float32([1, 3]))  # the same bytes under another name
+    assert "1 changed; 1 to do" in run(*npz).stdout
+    np.save(path, np.float32([1, 3]).view(np.float16))  # the same bytes as other values
+    assert "1 changed; 1 to do" in run(*sweep).stdout
+    np.save(path, np.float32([1, 3]))
+    assert run(*sweep).returncode == 0
+    config = (ROOT / "conf" / "config.yaml").read_text()
+    (tmp_path / "other.yaml").write_text(config.replace("seed: 42", "seed: 1"))
+    other = run(*sweep, "--config-name", "other", "--config-dir", str(tmp_path))
+    assert "1 changed; 1 to do" in other.stdout
+
+
+def test_directories_named_by_number_are_never_mistaken_for_complete(tmp_path):
+    sweep = [
+        "-m",
+        "n_bits=4,8",
+        f"hydra.sweep.dir={tmp_path}",
+        "hydra.sweep.subdir=${hydra.job.num}",
+    ]
+    for _ in range(2):
+        done = run(*sweep)
+        assert done.returncode == 0, done.stderr
+        assert "2/2 runs, 0 failed" in done.stdout
+
+
+def test_settings_of_the_environment_are_resumed(tmp_path):
+    sweep = ["-m", "dist=hidden", "+note=${oc.env:NOTE}", "+hydra.job.env_set.NOTE=7"]
+    for said in ("1/1 runs, 0 failed", "1 complete; 0 to do"):
+        done = run(*sweep, f"hydra.sweep.dir={tmp_path}/s")
+        assert done.returncode == 0, done.stderr
+        assert said in done.stdout
+
+
+def test_one_question_asked_in_two_ways_is_reported_and_costs_nothing(tmp_path):
+    sweep = ["-m", "dist=verb_probs", f"hydra.sweep.dir={tmp_path}"]
+    assert run(*sweep, "n_bits=8").returncode == 0
+    before = (tmp_path / "results.json").read_bytes()
+    done = run(*sweep)  # 8 is the default
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("quantlab: two runs are of dist=verb_probs, mode=symmetric: ")
+    assert line.endswith(f"remove one, then quantlab aggregate {tmp_path}")
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("value", ["maybe", "no", "1", "null"])
+def test_resume_is_true_or_false(tmp_path, value):
+    done = run("-m", "n_bits=4,8", f"resume={value}", f"hydra.sweep.dir={tmp_path}/s")
+    assert done.returncode == 1
+    assert done.stderr.startswith("quantlab: resume must be true or false, got ")
+    assert not (tmp_path / "s").exists()

@@ -141,12 +141,14 @@ def test_the_picture_of_the_levels_is_the_one_that_is_drawn(tmp_path):
     assert abs(drawn - kept).mean() < 0.01
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_zero_points_are_those_shown(tmp_path):
     sweep = ["dist=tense_logits", "mode=asym", "mode.zero_point=widen,clip,wide_int"]
     done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
     assert done.stdout.split("\n\n")[1] in WRITE_UP
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_widths_of_verb_probs_are_those_said(tmp_path):
     sweep = ["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"]
     done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
@@ -158,6 +160,7 @@ def test_the_widths_of_verb_probs_are_those_said(tmp_path):
 
 # A bare `pytest` may run offline; `make test`, and so CI, fetches the checkpoint first.
 @pytest.mark.skipif(not DEMO.exists(), reason=f"{DEMO} is missing: make .venv/demo fetches it")
+@pytest.mark.usefixtures("undrawn")
 def test_the_demo_prints_what_is_shown(tmp_path):
     done = run(
         "-m",
@@ -228,6 +231,7 @@ def test_the_way_of_a_value_names_each_room_once():
         assert len(re.findall(rf"`{room}`", story)) == 1, room
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
     text = PAGES["extending.md"]
     for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):

@@ -163,6 +163,7 @@ def test_a_check_fails_where_a_run_did(tmp_path):
     assert done.stdout.endswith("; One run failed or left no record that can be read\n")
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_diff_fails_a_pipeline(remedies_sweep, tmp_path):
     wide, narrow = (tmp_path / name for name in ("wide", "narrow"))
     for directory, bits in ((wide, 8), (narrow, 6)):
@@ -236,6 +237,7 @@ def test_a_sweep_of_one_format_leaves_no_choice(refused, tmp_path):
     assert not list(tmp_path.glob("plan*"))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_mode_of_one_s_own_has_an_option_for_each_width(tmp_path):
     text = (ROOT / "docs" / "extending.md").read_text()
     for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):

@@ -132,6 +132,7 @@ def test_old_names_are_found_in_lists():
     assert oldest_config(new) == old
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sweep_of_schema_6_resumes_with_nothing_to_do(tmp_path):
     sweep = shutil.copytree(OLD.with_name("schema6"), tmp_path / "sweep")
     modes = "sym,asym,log,nf4,fp4,fp8_e4m3,mx/fp4,mx/int8,nv/fp4"

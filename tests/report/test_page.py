@@ -160,6 +160,7 @@ def test_no_name_is_taken_for_markup(tmp_path, lang):
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows.splitlines()}) == 1
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_hundreds_of_tensors_are_folded_and_stay_small(tmp_path):
     many(tmp_path, [f"blocks.{n}.weight" for n in range(300)])
     aggregate(tmp_path)
@@ -208,6 +209,7 @@ def test_every_prediction_is_coloured_by_how_wrong_it_was(lab_sweep):
     assert set(expected) == {"close", "off", "wrong"}
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_predictions_beyond_the_first_twelve_are_folded(tmp_path):
     sweep = ["dist=glob(*)", "mode=sym,asym", "n_bits=4,6,8"]
     done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
@@ -221,6 +223,7 @@ def test_predictions_beyond_the_first_twelve_are_folded(tmp_path):
     assert section.count('<th scope="row">') == 18
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_file_s_name_need_not_be_unicode(tmp_path):
     path = os.fsdecode(os.fsencode(tmp_path / "caf") + b"\xe9.npy")
     np.save(tmp_path / "plain.npy", np.float32([1, 2, 3]))

@@ -108,6 +108,7 @@ def test_a_terminal_without_our_characters_is_no_failure(undisturbed):
     assert "0?100% kept" in done.stdout
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_language_of_the_report_is_that_of_the_verdict(undisturbed, tmp_path):
     import shutil
 

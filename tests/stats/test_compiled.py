@@ -306,6 +306,7 @@ def thrice(x):
 """
 
 
+@pytest.mark.slow
 def test_what_takes_seconds_to_compile_is_announced_once(tmp_path):
     path = tmp_path / "fresh.py"
     path.write_text(FRESH)

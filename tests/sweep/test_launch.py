@@ -84,6 +84,7 @@ def test_a_directory_that_cannot_be_written_is_named(small_disk):
         assert done.stderr == line
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_runs_that_share_a_directory_are_reported(tmp_path):
     slow = ["dist=hidden", "dist.n=20000000"]  # enough for a look at the disk between the two
     done = run("-m", *slow, "n_bits=4,8", f"hydra.sweep.dir={tmp_path}", "hydra.sweep.subdir=same")
@@ -91,6 +92,7 @@ def test_runs_that_share_a_directory_are_reported(tmp_path):
     assert "1 of 2 runs left no record of their own: hydra.sweep.subdir is the same" in done.stderr
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_another_sweep_s_failures_are_shown_and_cost_nothing(tmp_path):
     np.save(tmp_path / "bad.npy", np.float32([np.nan]))
     np.save(tmp_path / "good.npy", np.float32([1]))
@@ -103,6 +105,7 @@ def test_another_sweep_s_failures_are_shown_and_cost_nothing(tmp_path):
     assert "bad.npy failed: " in good.stdout
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_command_that_goes_on_is_the_one_typed(tmp_path):
     config = (ROOT / "conf" / "config.yaml").read_text()
     (tmp_path / "other.yaml").write_text(config.replace("seed: 42", "seed: 7"))

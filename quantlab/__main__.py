@@ -11,6 +11,7 @@ from quantlab.report.bar import read_settings, row_bars, typed_settings
 from quantlab.report.terminal import listing, stored_listing, sweep_summary
 from quantlab.sources.readers import DECODERS, reader_of
 from quantlab.sweep import app
+from quantlab.sweep.launch import count_missing_runs
 
 EXAMPLES = """
 examples:
@@ -110,6 +111,9 @@ def _aggregate(arguments: argparse.Namespace) -> None:
     settings = read_settings(arguments.directory, [*typed, *arguments.settings])
     done = aggregate(arguments.directory, settings)
     print(sweep_summary(done.findings, done.files, settings.texts))
+    n_missing, n_runs = count_missing_runs(arguments.directory)
+    if n_missing:
+        print(f"\n{n_missing} of {n_runs} runs have no record: the command of the sweep does them")
     if done.findings.failures:
         raise SystemExit(1)
 

@@ -25,7 +25,12 @@ from quantlab.sources.file import SUFFIXES
 
 QUOTED = """"key='a value'\""""
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
-EXTRAS = {"joblib": "joblib", "submitit_slurm": "slurm", "submitit_local": "slurm", "ray": "ray"}
+LAUNCHERS = {  # the package of each
+    "joblib": "hydra-joblib-launcher",
+    "submitit_slurm": "hydra-submitit-launcher",
+    "submitit_local": "hydra-submitit-launcher",
+    "ray": "hydra-ray-launcher",
+}
 NESTED = {
     "dist": tuple(dict.fromkeys(f"file/{each}" for each in SUFFIXES.values())),
     "mode": ("mx/...", "nv/fp4", "ggml/...", "file/gguf", "file/safetensors", "file/onnx"),
@@ -79,8 +84,8 @@ def error_sentence(mistake: BaseException) -> str:
         file = str(mistake.missing_cfg_file)
         ours = not file.startswith("hydra/")  # our groups have no slash, their options may
         group, _, option = file.partition("/") if ours else file.rpartition("/")
-        if not ours and option in EXTRAS:
-            return f"{group}={option} is not installed: pip install 'quantlab[{EXTRAS[option]}]'"
+        if not ours and option in LAUNCHERS:
+            return f"{group}={option} is not installed: pip install {LAUNCHERS[option]}"
         return f"{group}={option} does not exist: {options_hint(group, mistake.options)}"
     if isinstance(mistake, MissingMandatoryValue):
         return f"{mistake.full_key} is not set: add {mistake.full_key}=..."

@@ -1,4 +1,4 @@
-"""Ctrl-C that no library on the way can turn into another error."""
+"""Ctrl-C and SIGTERM that no library on the way can turn into another error."""
 
 import signal
 import threading
@@ -7,15 +7,16 @@ requested = threading.Event()
 
 
 def listen() -> None:
-    """Note a Ctrl-C beside raising KeyboardInterrupt.
+    """Note a Ctrl-C or SIGTERM beside raising KeyboardInterrupt.
 
-    What it interrupts may raise something else on its way out: OmegaConf does.
+    The interrupted code may raise something else on its way out: OmegaConf does.
     """
     signal.signal(signal.SIGINT, _on_interrupt)
+    signal.signal(signal.SIGTERM, _on_interrupt)
 
 
 def require_none() -> None:
-    """Raise KeyboardInterrupt when there was a Ctrl-C."""
+    """Raise KeyboardInterrupt if there was a Ctrl-C or SIGTERM."""
     if requested.is_set():
         raise KeyboardInterrupt
 

@@ -11,7 +11,16 @@ import pytest
 from quantlab import interrupt
 from quantlab.errors import report_user_errors
 from quantlab.records import record
-from tests.conftest import ALL, ROOT, RUN, SWEEP, require_same, start, wait_for_records
+from tests.conftest import (
+    ALL,
+    ROOT,
+    RUN,
+    SWEEP,
+    require_same,
+    run_quantlab,
+    start,
+    wait_for_records,
+)
 
 
 @pytest.mark.slow
@@ -61,3 +70,22 @@ def test_ctrl_c_that_a_library_turns_into_another_error(tmp_path, monkeypatch):
     finally:
         signal.signal(signal.SIGINT, before)
     assert not list(tmp_path.iterdir())  # it has not failed, it is missing
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [[], ["hydra/launcher=joblib"]])
+def test_sigterm_leaves_no_worker_and_says_how_to_go_on(tmp_path, launcher):
+    process = start(*SWEEP, f"hydra.sweep.dir={tmp_path}", *launcher)
+    wait_for_records(tmp_path)
+    os.kill(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate()
+    assert process.returncode == 130
+    assert "interrupted; to finish the sweep, run: python" in stderr
+    assert (tmp_path / "results.csv").exists()
+    with pytest.raises(ProcessLookupError):  # of a group whose processes have all ended
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.1)
+    done = run_quantlab("aggregate", tmp_path)
+    n_records = len(list(tmp_path.glob("*/record.json")))
+    assert f"{ALL - n_records} of {ALL} runs have no record" in done.stdout

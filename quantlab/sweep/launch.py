@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr
+from importlib import import_module
 from pathlib import Path
 from typing import cast
 
@@ -103,6 +104,7 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
                     _ = run.return_value  # Hydra raises here what a run raised
                     directories.add(cast("DictConfig", run.hydra_cfg).hydra.runtime.output_dir)
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
+        _kill_workers(launcher)
         return KeyboardInterrupt() if interrupt.requested.is_set() else error
     lost = len(jobs) - len(directories)
     if lost:
@@ -111,6 +113,13 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
             "same for several"
         )
     return None
+
+
+def _kill_workers(launcher: Launcher) -> None:
+    """Kill the workers of joblib: a signal to this process alone would leave them at work."""
+    if "joblib" in type(launcher).__module__:
+        loky = import_module("joblib.externals.loky")
+        loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager

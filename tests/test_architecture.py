@@ -29,6 +29,20 @@ OF_A_WHOLE_ROOM = {
     "tests/sweep/test_engines.py",
     "tests/sweep/test_parts.py",
 }
+KIND = "a kind of checkpoint, with its formula: one a module, so that the next is found a place"
+RUNTIME = "the terms of one runtime"
+READER = "one container, which its yaml names"
+APART = {  # modules with one user, one of their room, and why they stand alone
+    **{
+        f"sources/kinds/{name}.py": KIND
+        for name in ("awq", "bitsandbytes", "compressed_tensors", "gptq", "mlx", "mxfp4", "scaled")
+    },
+    **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "onnx", "safetensors")},
+    **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},
+    "plans/page.py": "matplotlib, which quantlab.plan in Python does without",
+    "sweep/jobs.py": "the runs of a sweep before any starts; launch is what happens to them",
+    "sweep/progress.py": "a thread that watches the disk",
+}
 LIGHT = [
     *(f"{room}.{path.stem}" for room in ROOMS[:3] for path in (PACKAGE / room).glob("[a-z]*.py")),
     "records.record", "report.choices", "report.terminal", "experiment",
@@ -97,6 +111,22 @@ def test_a_room_has_no_circle(here):
         for module, path in modules.items()
     }
     TopologicalSorter(graph).prepare()  # raises CycleError, which names the circle
+
+
+def test_a_module_with_one_user_belongs_into_it():
+    users = {name: set() for name in FILES if "/" in name and "__init__" not in name}
+    modules = {name.removesuffix(".py").replace("/", "."): name for name in users}
+    for name, path in FILES.items():
+        for imported in own_imports(path):
+            used = modules.get(imported) or modules.get(imported.rpartition(".")[0])
+            if used and used != name:
+                users[used].add(name)
+    alone = {
+        name
+        for name, importers in users.items()
+        if len(importers) == 1 and room(next(iter(importers))) == room(name)
+    }
+    assert alone == APART.keys()
 
 
 @pytest.mark.parametrize("here", ROOMS)

@@ -41,16 +41,23 @@ _formats: dict[str, Format | Codec] = {}
 def build(config: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a config in plain containers; raises ValueError if it makes none."""
     config = with_current_names(config)
-    metrics, threads = config.get("metrics", {}), config.get("threads")
-    imatrix = metrics.get("imatrix") or config["mode"].get("imatrix")
+    imatrix = _setting(config, "metrics", "imatrix") or config["mode"].get("imatrix")
+    threads = config.get("threads")
     return Experiment(
         dist=instantiate(config["dist"]),
         form=_build_format(config),
         importance=Imatrix(imatrix) if imatrix else None,
-        k=config.get("rank", {}).get("k"),
-        rel_threshold=metrics.get("rel_threshold"),
+        extra_metrics=instantiate(_setting(config, "metrics", "extra") or {}),
+        k=_setting(config, "rank", "k"),
+        rel_threshold=_setting(config, "metrics", "rel_threshold"),
         threads=usable_cores() if threads is None else threads,
     )
+
+
+def _setting(config: Mapping[str, Any], section: str, key: str) -> Any:
+    """Look up a setting; None if there is no such section, as in a config of an older version."""
+    values = config.get(section)
+    return values.get(key) if isinstance(values, Mapping) else None
 
 
 def _build_format(config: Mapping[str, Any]) -> Format | Codec:

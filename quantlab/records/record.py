@@ -27,6 +27,7 @@ from quantlab.text import as_text
 # formats, 3 one scale a tensor and no storage
 SCHEMA = 7
 NAME = "record.json"
+BAR_PREFIX = "bar_"  # of the columns of results.csv that say by what bar a row is judged
 COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256")

@@ -18,7 +18,6 @@ from quantlab.text import as_text
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 FORMAT = list(PLAIN)  # columns of the format that may nest results.json
 FORMAT_SETTINGS = {"block", "range", *record.COLUMN_SETTINGS}  # settings that these columns say
-BAR = "bar_"  # what the columns of a run's bar begin with
 
 
 def collect(directory: Path) -> list[Run]:
@@ -148,14 +147,14 @@ def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[
         | settings
         | (figures | {"stored_file": file} if file else figures)
         | _format_columns(content["spec"], file)
-        | {f"{BAR}{key}": value for key, value in bar.items()}
+        | {f"{record.BAR_PREFIX}{key}": value for key, value in bar.items()}
         for name, figures in content["tensors"].items()
     ]
 
 
 def is_context(column: str) -> bool:
     """Test whether a column of results.csv is of the format or the bar, and no figure."""
-    return column in ("settings", "format") or column.startswith(BAR)
+    return column in ("settings", "format") or column.startswith(record.BAR_PREFIX)
 
 
 def _format_columns(spec: Mapping[str, Any], file: str | None) -> dict[str, Any]:
@@ -352,6 +351,6 @@ def load(directory: str | Path) -> pd.DataFrame:
         for column, dtype in table.dtypes.items()
         if dtype == "Float64"
         or (column not in TEXT and table[column].isna().all())
-        or (dtype == "Int64" and str(column).startswith(BAR))
+        or (dtype == "Int64" and str(column).startswith(record.BAR_PREFIX))
     }
     return table.astype(floats).fillna({"tensor": ""})

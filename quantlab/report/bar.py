@@ -11,13 +11,12 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from quantlab.records.record import Row
+from quantlab.records.record import BAR_PREFIX, Row
 from quantlab.report.texts import Texts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COLUMN = "bar_"  # what the columns of a row's bar begin with
 COMPOSED = ("multirun.yaml", ".hydra/config.yaml")  # of a sweep, and of a run alone
 
 
@@ -58,11 +57,11 @@ class Bar:
     @classmethod
     def from_row(cls, row: Row) -> "Bar":
         """Make the bar of the run that a row is from; the default bar if the row has none."""
-        return _bar_of(*(row.get(f"{COLUMN}{key}") for key in CRITERIA))
+        return _bar_of(*(row.get(f"{BAR_PREFIX}{key}") for key in CRITERIA))
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of results.csv that say the bar of a row."""
-        return {f"{COLUMN}{key}": getattr(self, key) for key in CRITERIA}
+        return {f"{BAR_PREFIX}{key}": getattr(self, key) for key in CRITERIA}
 
     @cached_property
     def criteria(self) -> dict[str, Any]:

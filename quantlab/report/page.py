@@ -139,7 +139,6 @@ def measurement(name: str, n_bits: int | None, tensor: plots.Entry, texts: Texts
 def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
     """Keep a picture as PNG and as SVG, and return the SVG."""
     files[f"plots/{name}.png"] = plots.png(drawn)
-    drawn.set_layout_engine("none")  # the layout stays as it is: placing all again costs most
     files[f"plots/{name}.svg"] = plots.svg(drawn, salt=name)
     return files[f"plots/{name}.svg"]
 

@@ -92,17 +92,16 @@ def _panel_title(row: Row, tensor: Entry, texts: Texts) -> str:
 
 def tensor_plot(tensor: Entry, texts: Texts) -> Figure:
     """Draw the errors of one tensor above, the codes it uses below, where they are known."""
-    if tensor["codes"] is None:
-        drawn = figure(2.3)
-        panel = drawn.subplots()
-        _errors(panel, tensor, texts)
-        panel.set_ylabel(texts("axis_elements"))
-        return drawn
-    drawn = figure(4.2)
-    above, below = drawn.subplots(2)
+    panels = 1 if tensor["codes"] is None else 2
+    # Its words are of known sizes: a page has twelve of these, and a layout takes half their time.
+    drawn = Figure(figsize=(WIDTH, 2.1 * panels + 0.1))
+    height = drawn.get_figheight()
+    drawn.subplots_adjust(0.21, 0.42 / height, 0.98, 1 - 0.24 / height, hspace=0.48)
+    above, *below = drawn.subplots(panels, squeeze=False)[:, 0]
     _errors(above, tensor, texts)
     above.set_ylabel(texts("axis_elements"))
-    _codes(below, tensor, texts)
+    for panel in below:
+        _codes(panel, tensor, texts)
     return drawn
 
 
@@ -261,6 +260,10 @@ def figure(height: float, width: float = WIDTH) -> Figure:
 def png(drawn: Figure) -> bytes:
     """Return a figure as PNG."""
     content = io.BytesIO()
+    layout = drawn.get_layout_engine()
+    if layout:  # once, not at each of the two passes of each format
+        layout.execute(drawn)
+        drawn.set_layout_engine()
     drawn.savefig(content, format="png")
     return content.getvalue()
 

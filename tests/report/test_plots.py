@@ -129,6 +129,21 @@ def test_errors_beyond_half_a_step_are_drawn(lab):
             assert found.count("beyond it") == labels
 
 
+def test_counts_of_a_large_tensor_stay_in_the_picture(lab):
+    tensor = entry(lab[0])
+    for counts in (tensor["error_histogram"]["counts"], tensor["codes"]["counts"]):
+        counts[:] = [999_999] * len(counts)
+    with plots.plot_style():
+        picture = plots.tensor_plot(tensor, T)
+        canvas = FigureCanvasAgg(picture)
+        canvas.draw()
+        box = picture.get_tightbbox(canvas.get_renderer())
+    assert box.x0 >= 0
+    assert box.y0 >= 0
+    assert box.x1 <= picture.get_figwidth()
+    assert box.y1 <= picture.get_figheight()
+
+
 def test_no_word_leaves_the_picture(lab):
     long = "dist.path=/somewhere/far/away/" + "checkpoint" * 4
     rows = [row(long, n, 6.02 * n) for n in range(2, 17)]

@@ -32,8 +32,7 @@ examples:
 def main() -> None:
     """Do what the command line asks."""
     if sys.argv[1:2] == ["run"]:  # its arguments are Hydra's
-        sys.argv[:2] = ["quantlab run"]
-        app.start(app.main)
+        app.start(app.main, ["quantlab run", *sys.argv[2:]])
     else:
         arguments = _arguments()
         with report_user_errors(arguments.exit_code):

@@ -41,7 +41,6 @@ APART = {  # modules with one user, one of their room, and why they stand alone
     **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},
     "plans/page.py": "matplotlib, which quantlab.plan in Python does without",
     "sweep/jobs.py": "the runs of a sweep before any starts; launch is what happens to them",
-    "sweep/progress.py": "a thread that watches the disk",
 }
 LIGHT = [
     *(f"{room}.{path.stem}" for room in ROOMS[:3] for path in (PACKAGE / room).glob("[a-z]*.py")),

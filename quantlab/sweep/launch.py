@@ -1,13 +1,16 @@
 """A sweep from the values typed to its table: which runs, which are left, launch, aggregate."""
 
+import json
 import logging
 import os
 import platform
 import shlex
 import sys
+import threading
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import cast
@@ -25,11 +28,12 @@ from quantlab.records.parts import without_part_overrides
 from quantlab.report.bar import read_settings, typed_settings
 from quantlab.sweep.job import make_directory, program
 from quantlab.sweep.jobs import STATES, Job, expand, is_numbered, require_disjoint
-from quantlab.sweep.progress import Progress
 
 SWEEP_CONFIG = "multirun.yaml"
 LOCK_NAME = ".lock"
-BATCH = 1000  # runs launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
+BATCH_RUNS = 1000  # launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
+LOOK_SECONDS = 0.5  # between two looks at the disk, at least
+LINE_SECONDS = 10.0  # between two lines of progress in a log
 
 
 def sweep(
@@ -98,8 +102,8 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
     directories = set()
     try:
         with _without_sacct() if slurm else nullcontext(), Progress(directory, len(jobs)):
-            for start in range(0, len(jobs), BATCH):
-                batch = overrides[start : start + BATCH]
+            for start in range(0, len(jobs), BATCH_RUNS):
+                batch = overrides[start : start + BATCH_RUNS]
                 for run in launcher.launch(batch, initial_job_idx=start):
                     _ = run.return_value  # Hydra raises here what a run raised
                     directories.add(cast("DictConfig", run.hydra_cfg).hydra.runtime.output_dir)
@@ -136,6 +140,78 @@ def _without_sacct() -> Iterator[None]:
                 yield
             finally:
                 os.dup2(terminal.fileno(), 2)
+
+
+class Progress:
+    """Shows how many records appear below a directory, in one line or, in a log, in lines.
+
+    It looks at the disk, which is all that a laptop's process and a cluster's node share.
+    """
+
+    def __init__(self, directory: Path, total: int) -> None:
+        self.directory = directory
+        self.seen = {path: _stamp(path) for path in record.find(directory) if path.exists()}
+        self.done = self.failed = 0
+        self.total, self.started, self.printed = total, time.monotonic(), time.monotonic()
+        self.bar = tqdm(total=total, unit="run", disable=None, leave=False)
+        self.ended = threading.Event()
+        self.thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> None:
+        """Begin to look."""
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        """Look a last time and say how far it went."""
+        self.ended.set()
+        self.thread.join()
+        self._count_records()
+        self.bar.close()
+        self._print_line()
+
+    def _watch(self) -> None:
+        pause, news = LOOK_SECONDS, False
+        while not self.ended.wait(pause):
+            start, before = time.monotonic(), self.done
+            self._count_records()
+            news |= self.done > before
+            if self.bar.disable and news and start - self.printed > LINE_SECONDS:
+                self._print_line()
+                news = False
+            pause = max(LOOK_SECONDS, 20 * (time.monotonic() - start))  # a look costs the runs time
+
+    def _count_records(self) -> None:
+        """Count the records that are new since the last look."""
+        before = self.done
+        for path in record.find(self.directory):
+            with suppress(OSError):  # gone, or never to be read
+                stamp = _stamp(path)
+                if self.seen.get(path) != stamp:
+                    self.seen[path] = stamp
+                    self.done += 1
+                    self.failed += _has_failed(path)
+        self.bar.set_postfix_str(f"{self.failed} failed", refresh=False)
+        self.bar.update(self.done - before)
+
+    def _print_line(self) -> None:
+        self.printed = time.monotonic()
+        line = f"{self.done}/{self.total} runs, {self.failed} failed"
+        if 0 < self.done < self.total:
+            left = (self.printed - self.started) / self.done * (self.total - self.done)
+            line += f", {tqdm.format_interval(left)} left"
+        print(line, flush=True)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what changes when a record is written again: every write makes a new file."""
+    status = path.stat()
+    return status.st_ino, status.st_mtime_ns
+
+
+def _has_failed(path: Path) -> bool:
+    with suppress(ValueError, AttributeError):
+        return json.loads(path.read_bytes()).get("status") == "failed"
+    return False
 
 
 def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None) -> None:

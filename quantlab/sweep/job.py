@@ -34,7 +34,7 @@ from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.stats.parallel import usable_cores
 
-MAX_FORMATS = 64  # formats kept; a sweep alternates between a few
+MAX_FORMATS = 64  # in the cache: a sweep alternates between a few
 _formats: dict[str, Format | Codec] = {}
 
 
@@ -93,7 +93,7 @@ def _make_format(mode: dict[str, Any], block: Any = None, range: Any = None) -> 
 
 @contextmanager
 def run_environment(cfg: DictConfig) -> Iterator[None]:
-    """Resolve a config as its run will: beside Hydra's own values, in the environment it sets."""
+    """Set what a run resolves its config with: Hydra's own values and environment variables."""
     HydraConfig.instance().set_config(cfg)
     add_import_path(cfg.hydra)
     with env_override(cfg.hydra.job.env_set):
@@ -148,35 +148,33 @@ def add_import_path(hydra: Any) -> None:
 
 
 def settings(cfg: DictConfig) -> dict[str, Any]:
-    """Return a config in plain containers, without Hydra's own part.
+    """Resolve a config to plain containers, without Hydra's own part.
 
     A source that is not divided has the config that it had before it could be.
     """
-    own = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
-    config = cast(
-        "dict[str, Any]", OmegaConf.to_container(own, resolve=True, throw_on_missing=True)
-    )
+    masked = OmegaConf.masked_copy(cfg, [str(key) for key in cfg if key != "hydra"])
+    content = OmegaConf.to_container(masked, resolve=True, throw_on_missing=True)
+    config = cast("dict[str, Any]", content)
     if read_division(config.get("dist")) == WHOLE:
         config = whole_config(config)
-    return config | {key: _used(config[key]) for key in ("block", "range") if key in config}
+    return config | {key: _drop_unused(config[key]) for key in ("block", "range") if key in config}
 
 
-def _used(choice: dict[str, Any]) -> dict[str, Any]:
-    """Return the settings of an option that make a difference, where it says which these are."""
-    uses = getattr(get_class(current_name(choice["_target_"])), "uses", choice)
-    return {key: value for key, value in choice.items() if key == "_target_" or key in uses}
+def _drop_unused(option: dict[str, Any]) -> dict[str, Any]:
+    """Drop the settings of an option that change nothing, where its class lists what it uses."""
+    uses = getattr(get_class(current_name(option["_target_"])), "uses", option)
+    return {key: value for key, value in option.items() if key == "_target_" or key in uses}
 
 
 def as_typed(overrides: Sequence[str]) -> list[str]:
-    """Return overrides as a person typed them: to read one with ${...} in it would resolve it."""
+    """List overrides as typed: to read one with ${...} in it would resolve it."""
     return cast("list[str]", OmegaConf.to_container(cast("ListConfig", overrides)))
 
 
 def _position(hydra: HydraConf) -> int | None:
-    """Return which run of its sweep this is, counting from 0; a single run has no position.
+    """Look up the position of a run in its sweep, counted from 0; None of a single run.
 
-    Launchers number what they are given, which is less than the sweep when it is resumed; the
-    sweeper knows.
+    Launchers number the runs they are given, which are fewer when a sweep is resumed.
     """
     if "position" in hydra.sweeper:
         return hydra.sweeper.position
@@ -186,21 +184,23 @@ def _position(hydra: HydraConf) -> int | None:
 def run_name(*, _root_: DictConfig) -> str:
     """Name a run's directory: its choices to read, a hash of its overrides to tell it apart.
 
-    The name depends on what was asked alone, not on when, where, or the order of the overrides. The
-    parts of a source share the name of the whole.
+    The name depends on the overrides alone, not on their order, the time or the place. The parts of
+    a source share the name of the whole.
     """
-    choices, overrides = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
-    asked, part = sorted(each for each in overrides if record.has_effect(each)), ""
-    if divided := read_division(_root_.get("dist")):
-        asked = [*without_part_overrides(asked)]
-        part = divided.suffix
+    choices, typed = _root_.hydra.runtime.choices, as_typed(_root_.hydra.overrides.task)
+    overrides = sorted(override for override in typed if record.has_effect(override))
+    division = read_division(_root_.get("dist"))
+    if division:
+        overrides = [*without_part_overrides(overrides)]
+    suffix = division.suffix if division else ""
     width = "" if _root_.n_bits is None else f"-{_root_.n_bits}bit"
     readable = re.sub(r"[^\w.]+", "-", f"{choices.dist}-{choices.mode}{width}")
-    return f"{readable[:80]}-{hashlib.sha256(json.dumps(asked).encode()).hexdigest()[:16]}{part}"
+    digest = hashlib.sha256(json.dumps(overrides).encode()).hexdigest()[:16]
+    return f"{readable[:80]}-{digest}{suffix}"
 
 
 def program() -> str:
-    """Return what a person types to start a run."""
+    """Format the command that starts a run, such as ``python run.py``."""
     name = sys.argv[0]
     return f"python {shlex.quote(name)}" if name.endswith(".py") else name
 

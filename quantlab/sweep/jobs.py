@@ -1,9 +1,9 @@
 """Expand a sweep into jobs, drop contradictory or repeated ones, and find those already done."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,6 +27,7 @@ STATES = ("complete", "failed", "missing", "unreadable", "changed")  # of a job,
 NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
 
 Overrides = Mapping[str, str]  # key -> the whole override as typed, such as "mode=sym"
+Compose = Callable[[list[str]], DictConfig]  # overrides -> config; raises Hydra's errors
 
 
 class RunConfig(NamedTuple):
@@ -43,17 +44,6 @@ class RunConfig(NamedTuple):
         return parts.identify_run(self.directory, self.dist, self.settings)
 
 
-class Composition(NamedTuple):
-    """How the jobs of a sweep are composed: by a loader, from the config of the sweep."""
-
-    master: DictConfig
-    loader: ConfigLoader
-
-    def compose(self, overrides: Sequence[str]) -> DictConfig:
-        """Compose a config; raises Hydra's errors."""
-        return self.loader.load_sweep_config(self.master, list(overrides))
-
-
 @dataclass(frozen=True)
 class Job:
     """One run of a sweep, the `number`-th that is launched.
@@ -62,7 +52,7 @@ class Job:
     """
 
     overrides: Overrides
-    composition: Composition = field(repr=False, compare=False)
+    compose: Compose = field(repr=False, compare=False)
     number: int = 0
     position: int = 0
 
@@ -72,7 +62,7 @@ class Job:
 
         The composed config itself is not kept: it takes 0.1 MB a job.
         """
-        config = self.composition.compose(self.typed)
+        config = self.compose([*self.typed])
         with open_dict(config):
             config.hydra.job.num, config.hydra.job.id = self.number, str(self.number)
         with run_environment(config):
@@ -96,25 +86,25 @@ class Job:
     @property
     def format_overrides(self) -> tuple[str, ...]:
         """Overrides that choose how tensors are stored."""
-        return tuple(typed for key, typed in self.overrides.items() if _root(key) in FORMAT_KEYS)
+        return tuple(typed for key, typed in self.overrides.items() if _section(key) in FORMAT_KEYS)
 
     @property
     def without_part(self) -> tuple[str, ...]:
         """Overrides as typed, but those that divide a source that can be divided."""
-        own = tuple(typed for typed in self.typed if not parts.is_part_override(typed))
-        return own if len(own) < len(self.typed) and self.run.division else self.typed
+        undivided = tuple(typed for typed in self.typed if not parts.is_part_override(typed))
+        return undivided if undivided != self.typed and self.run.division else self.typed
 
     def place(self, number: int, position: int) -> "Job":
-        """Return the job with its final number and position, its config composed once."""
-        placed = replace(self, number=number, position=position)
+        """Copy the job with its final number and position, its config composed once."""
+        job = replace(self, number=number, position=position)
         if number == self.number and "run" in vars(self):  # a config may name the number
-            vars(placed)["run"] = self.run
-        return placed
+            vars(job)["run"] = self.run
+        return job
 
-    def state(self, directory: Path) -> str:
-        """Look up what became of the job in the directory of a sweep: one of `STATES`.
+    def find_state(self, directory: Path) -> str:
+        """Find the state of the job's record in the directory of a sweep: one of `STATES`.
 
-        It is "complete" only if a record answers this very config with these very tensors,
+        It is "complete" only if the record answers this very config with these very tensors,
         "changed" if it answers others.
         """
         try:
@@ -149,19 +139,16 @@ def expand(
     Combinations that contradict themselves are left out, with a line of text. Raises ValueError or
     an error of Hydra's if a value makes no sense, or nothing is left.
     """
-    composition = Composition(config, loader)
+    compose: Compose = partial(loader.load_sweep_config, config)
     parser = OverridesParser.create(loader)
-    runs: list[Overrides] = []
-    for arguments in products:
-        overrides = parser.parse_overrides(list(arguments))
-        _require_options(overrides, loader)
-        runs += combinations(overrides, loader)
-    runs = [_without_width(run) for run in _with_own_files(runs, composition)]
-    unique = {tuple(run.values()): run for run in reversed(runs)}  # the first of equal ones
-    jobs = [Job(run, composition, n) for n, run in enumerate(reversed(unique.values()))]
-    jobs = _drop_contradictory(jobs)
-    chosen = {_root(key) for job in jobs for key in job.overrides}
-    if len(products) > 1 or chosen & {"block", "range"}:
+    parsed = [parser.parse_overrides(list(arguments)) for arguments in products]
+    runs = [run for overrides in parsed for run in combine(overrides, loader)]
+    runs = [_drop_width(run) for run in _drop_unused_files(runs, compose)]
+    unique = {tuple(run.values()): run for run in runs}
+    jobs = [Job(run, compose, n) for n, run in enumerate(unique.values())]
+    jobs = _drop_contradictory(jobs, config.hydra.runtime.choices)
+    sections = {_section(key) for job in jobs for key in job.overrides}
+    if len(products) > 1 or sections & {"block", "range"}:
         jobs = _drop_repeated(jobs)
     positions: dict[tuple[str, ...], int] = {}
     return [
@@ -170,9 +157,7 @@ def expand(
     ]
 
 
-def combinations(
-    overrides: Sequence[Override], loader: ConfigLoader | None = None
-) -> list[Overrides]:
+def combine(overrides: Sequence[Override], loader: ConfigLoader) -> list[Overrides]:
     """Combine the values of overrides, the last key varying fastest; raises ValueError.
 
     A key given twice takes its last values, as in Hydra's basic sweeper; a value given twice is
@@ -180,55 +165,49 @@ def combinations(
     """
     choices = {}
     for override in overrides:
-        key = override.get_key_element()
-        if override.is_interval_sweep():
-            raise ValueError(
-                f"{override.input_line}: an interval has no end, list values or use range"
-            )
-        if override.is_discrete_sweep():
-            values = [f"{key}={value}" for value in _values(override, loader)]
-            choices[key] = list(dict.fromkeys(values))
-        else:
-            choices[key] = [str(override.input_line)]
+        key, text = override.get_key_element(), str(override.input_line)
+        values = _list_values(override, loader) if override.is_sweep_override() else None
+        choices[key] = [text] if values is None else [f"{key}={value}" for value in values]
     return [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
 
 
-def _values(override: Override, loader: ConfigLoader | None) -> Iterator[str]:
-    """Yield the values of a sweep; a pattern such as ``glob(mx/*)`` also matches nested options."""
-    yield from override.sweep_string_iterator()
-    value = override.value()
-    if not isinstance(value, Glob) or loader is None:
-        return
-    for folder in dict.fromkeys(name.rpartition("/")[0] for name in value.include if "/" in name):
-        group = f"{override.key_or_group}/{folder}"
-        nested = loader.get_group_options(group, results_filter=ObjectType.CONFIG)
-        yield from value.filter([f"{folder}/{option}" for option in nested])
+def _list_values(override: Override, loader: ConfigLoader) -> list[str]:
+    """List the values of a sweep, each once; raises ValueError if there is none to tell apart."""
+    key, text = override.key_or_group, override.input_line
+    if not record.has_effect(key):
+        raise ValueError(f"{text}: {key} changes no figure, give it one value")
+    if override.is_interval_sweep():
+        raise ValueError(f"{text}: an interval has no end, list values or use range")
+    pattern = override.value()
+    nested = _nested_options(key, pattern, loader) if isinstance(pattern, Glob) else ()
+    values = list(dict.fromkeys([*override.sweep_string_iterator(), *nested]))
+    if not values:
+        options = loader.get_group_options(key)
+        hint = options_hint(key, options) if options else "name at least one value"
+        if isinstance(pattern, Glob) and not options:
+            hint = "glob(...) matches options, not files: list files with commas"
+        raise ValueError(f"{text} matches nothing: {hint}")
+    return values
 
 
-def _require_options(overrides: Sequence[Override], loader: ConfigLoader) -> None:
-    """Raise ValueError if a sweep has no value, or its values make no difference."""
-    for override in overrides:
-        key = override.key_or_group
-        if override.is_sweep_override() and not record.has_effect(key):
-            raise ValueError(f"{override.input_line}: {key} changes no figure, give it one value")
-        if override.is_discrete_sweep() and not list(_values(override, loader)):
-            options = loader.get_group_options(key)
-            hint = options_hint(key, options) if options else "name at least one value"
-            if isinstance(override.value(), Glob) and not options:
-                hint = "glob(...) matches options, not files: list files with commas"
-            raise ValueError(f"{override.input_line} matches nothing: {hint}")
+def _nested_options(key: str, pattern: Glob, loader: ConfigLoader) -> Iterator[str]:
+    """Yield the options that a pattern such as ``glob(mx/*)`` matches in groups below a group."""
+    folders = (name.rpartition("/")[0] for name in pattern.include if "/" in name)
+    for folder in dict.fromkeys(folders):
+        options = loader.get_group_options(f"{key}/{folder}", results_filter=ObjectType.CONFIG)
+        yield from pattern.filter([f"{folder}/{option}" for option in options])
 
 
-def _root(key: str) -> str:
+def _section(key: str) -> str:
     return key.lstrip("+~").partition(".")[0]
 
 
-def _with_own_files(runs: Sequence[Overrides], composition: Composition) -> list[Overrides]:
+def _drop_unused_files(runs: Sequence[Overrides], compose: Compose) -> list[Overrides]:
     """Drop the files that the mode of a run does not take and another mode of the sweep does."""
     if not any(MODE_FILES & run.keys() for run in runs):
         return list(runs)
     modes = {run["mode"] for run in runs if "mode" in run}
-    files = {mode: MODE_FILES & _mode_keys(composition.compose([mode])) for mode in modes}
+    files = {mode: MODE_FILES & {f"mode.{key}" for key in compose([mode]).mode} for mode in modes}
     taken = set().union(*files.values())
     return [
         {
@@ -240,31 +219,25 @@ def _with_own_files(runs: Sequence[Overrides], composition: Composition) -> list
     ]
 
 
-def _mode_keys(config: DictConfig) -> set[str]:
-    return {f"mode.{key}" for key in config.mode}
-
-
-def _without_width(run: Overrides) -> Overrides:
+def _drop_width(run: Overrides) -> Overrides:
     """Drop the width, which is meant for other modes, from a run of a file."""
     if not run.get("mode", "").startswith("mode=file/"):
         return run
     return {key: typed for key, typed in run.items() if key != "n_bits"}
 
 
-def _drop_contradictory(jobs: Sequence[Job]) -> list[Job]:
-    """Drop the jobs that contradict themselves, and say how many do.
+def _drop_contradictory(jobs: Sequence[Job], groups: Mapping[str, Any]) -> list[Job]:
+    """Drop the jobs that contradict themselves, and print how many do.
 
-    Each value, each choice of groups and each format is built once. Raises the error of a wrong
+    Each value, each choice of `groups` and each format is built once. Raises the error of a wrong
     override, and that of a contradiction if nothing else is left.
     """
     contradictions: dict[tuple[str, ...], Exception] = {}
     built: set[str | tuple[str, ...]] = set()
     for job in jobs:
-        groups = job.composition.master.hydra.runtime.choices
-        chosen = tuple(typed for key, typed in job.overrides.items() if key in groups)
-        choices: set[str | tuple[str, ...]] = {chosen, job.format_overrides, *job.typed}
-        unbuilt = choices - built
-        if not unbuilt or job.format_overrides in contradictions:
+        options = tuple(typed for key, typed in job.overrides.items() if key in groups)
+        choices: set[str | tuple[str, ...]] = {options, job.format_overrides, *job.typed}
+        if choices <= built or job.format_overrides in contradictions:
             continue
         try:
             require_valid(job.run.settings)
@@ -273,14 +246,14 @@ def _drop_contradictory(jobs: Sequence[Job]) -> list[Job]:
                 raise
             contradictions[job.format_overrides] = error
         else:
-            built |= unbuilt
+            built |= choices
     possible = [job for job in jobs if job.format_overrides not in contradictions]
     if contradictions:
-        form, why = next(iter(contradictions.items()))
+        overrides, reason = next(iter(contradictions.items()))
         if not possible:
-            raise why
-        n_dropped, example = len(jobs) - len(possible), " ".join(form)
-        print(f"left out: {n_dropped} of {len(jobs)} runs, {example}: {error_sentence(why)}")
+            raise reason
+        n_dropped, example = len(jobs) - len(possible), " ".join(overrides)
+        print(f"left out: {n_dropped} of {len(jobs)} runs, {example}: {error_sentence(reason)}")
     return possible
 
 

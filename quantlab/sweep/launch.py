@@ -1,4 +1,4 @@
-"""A sweep from the values typed to its table: which runs, which are left, launch, aggregate."""
+"""A sweep from its command line to its table: lock, resume, launch, show progress, aggregate."""
 
 import json
 import logging
@@ -85,13 +85,13 @@ def _pending_jobs(jobs: Sequence[Job], directory: Path, config: DictConfig) -> S
     if not config.resume or is_numbered(config) or not any(record.find(directory)):
         return jobs
     states = [
-        job.state(directory)
+        job.find_state(directory)
         for job in tqdm(jobs, desc="looking for what is done", delay=1, disable=None, leave=False)
     ]
-    n_of = Counter(states)
-    counts = ", ".join(f"{n_of[state]} {state}" for state in STATES if n_of[state])
+    counts = Counter(states)
+    summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     pending = [job for job, state in zip(jobs, states, strict=True) if state != "complete"]
-    print(f"resuming: {counts}; {len(pending)} to do (resume=false repeats all)")
+    print(f"resuming: {summary}; {len(pending)} to do (resume=false repeats all)")
     return pending
 
 
@@ -110,10 +110,10 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
         _kill_workers(launcher)
         return KeyboardInterrupt() if interrupt.requested.is_set() else error
-    lost = len(jobs) - len(directories)
-    if lost:
+    n_lost = len(jobs) - len(directories)
+    if n_lost:
         return ValueError(
-            f"{lost} of {len(jobs)} runs left no record of their own: hydra.sweep.subdir is the "
+            f"{n_lost} of {len(jobs)} runs left no record of their own: hydra.sweep.subdir is the "
             "same for several"
         )
     return None
@@ -143,26 +143,26 @@ def _without_sacct() -> Iterator[None]:
 
 
 class Progress:
-    """Shows how many records appear below a directory, in one line or, in a log, in lines.
+    """Show how many records appear below a directory: one line that moves or, in a log, several.
 
     It looks at the disk, which is all that a laptop's process and a cluster's node share.
     """
 
-    def __init__(self, directory: Path, total: int) -> None:
-        self.directory = directory
-        self.seen = {path: _stamp(path) for path in record.find(directory) if path.exists()}
-        self.done = self.failed = 0
-        self.total, self.started, self.printed = total, time.monotonic(), time.monotonic()
-        self.bar = tqdm(total=total, unit="run", disable=None, leave=False)
+    def __init__(self, directory: Path, n_runs: int) -> None:
+        self.directory, self.n_runs = directory, n_runs
+        self.stamps = {path: _stamp(path) for path in record.find(directory) if path.exists()}
+        self.n_done = self.n_failed = self.n_printed = 0
+        self.started = self.printed = time.monotonic()
+        self.bar = tqdm(total=n_runs, unit="run", disable=None, leave=False)
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> None:
-        """Begin to look."""
+        """Start to look."""
         self.thread.start()
 
     def __exit__(self, *_: object) -> None:
-        """Look a last time and say how far it went."""
+        """Look a last time and print the state."""
         self.ended.set()
         self.thread.join()
         self._count_records()
@@ -170,40 +170,38 @@ class Progress:
         self._print_line()
 
     def _watch(self) -> None:
-        pause, news = LOOK_SECONDS, False
+        pause = LOOK_SECONDS
         while not self.ended.wait(pause):
-            start, before = time.monotonic(), self.done
+            start = time.monotonic()
             self._count_records()
-            news |= self.done > before
-            if self.bar.disable and news and start - self.printed > LINE_SECONDS:
+            is_due = self.n_done > self.n_printed and start - self.printed > LINE_SECONDS
+            if self.bar.disable and is_due:
                 self._print_line()
-                news = False
             pause = max(LOOK_SECONDS, 20 * (time.monotonic() - start))  # a look costs the runs time
 
     def _count_records(self) -> None:
         """Count the records that are new since the last look."""
-        before = self.done
         for path in record.find(self.directory):
             with suppress(OSError):  # gone, or never to be read
                 stamp = _stamp(path)
-                if self.seen.get(path) != stamp:
-                    self.seen[path] = stamp
-                    self.done += 1
-                    self.failed += _has_failed(path)
-        self.bar.set_postfix_str(f"{self.failed} failed", refresh=False)
-        self.bar.update(self.done - before)
+                if self.stamps.get(path) != stamp:
+                    self.stamps[path] = stamp
+                    self.n_done += 1
+                    self.n_failed += _has_failed(path)
+        self.bar.set_postfix_str(f"{self.n_failed} failed", refresh=False)
+        self.bar.update(self.n_done - self.bar.n)
 
     def _print_line(self) -> None:
-        self.printed = time.monotonic()
-        line = f"{self.done}/{self.total} runs, {self.failed} failed"
-        if 0 < self.done < self.total:
-            left = (self.printed - self.started) / self.done * (self.total - self.done)
-            line += f", {tqdm.format_interval(left)} left"
+        self.n_printed, self.printed = self.n_done, time.monotonic()
+        line = f"{self.n_done}/{self.n_runs} runs, {self.n_failed} failed"
+        if 0 < self.n_done < self.n_runs:
+            seconds = (self.printed - self.started) / self.n_done * (self.n_runs - self.n_done)
+            line += f", {tqdm.format_interval(seconds)} left"
         print(line, flush=True)
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """Return what changes when a record is written again: every write makes a new file."""
+    """Identify a version of a record: every write makes a new file."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
 

@@ -3,7 +3,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from quantlab.records import record
-from quantlab.sweep.jobs import combinations
+from quantlab.sweep.jobs import combine
 from tests.conftest import ROOT, run
 from tests.sources.samples import write_gguf
 
@@ -62,7 +62,7 @@ def test_a_setting_of_modes_that_are_swept_waits_for_them(tmp_path):
 
 def test_the_last_of_two_values_typed_for_a_key_counts():
     parsed = OverridesParser.create().parse_overrides(["a=1,2", "b=3", "a=4,5,4", "~c"])
-    typed = [[*run.values()] for run in combinations(parsed)]
+    typed = [[*run.values()] for run in combine(parsed, loader=None)]
     assert typed == [["a=4", "b=3", "~c"], ["a=5", "b=3", "~c"]]
 
 

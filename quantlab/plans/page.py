@@ -18,8 +18,16 @@ from quantlab.records.older import UNKNOWN
 from quantlab.report import plots
 from quantlab.report.page import template
 from quantlab.report.plots import COLOURS, INK, LABEL, figure
-from quantlab.report.sentences import failure_sentences, percent
-from quantlab.report.terminal import render, table
+from quantlab.report.sentences import (
+    BITS_SPEC,
+    SENTENCE_TENSORS,
+    SQNR_SPEC,
+    failure_sentences,
+    name_list,
+    percent,
+)
+from quantlab.report.tables import Table, metric_text
+from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
 from quantlab.text import NULL, format_number, format_size, label, printable
 
@@ -49,10 +57,8 @@ def render_page(plan: Plan, command: str, results_sha256: str, texts: Texts) -> 
         sentences=list(plan_sentences(plan, texts)),
         curve=Markup(plots.inline(curve, _describe_curve(plan, texts))),
         strip=Markup(plots.inline(strip, _describe_strip(plan, texts))),
-        count_heads=count_heads(texts),
-        counts=count_rows(plan, texts),
-        heads=tensor_heads(texts),
-        tensors=tensor_rows(plan, texts),
+        counts=format_table(plan, texts),
+        tensors=tensor_table(plan, texts),
         command=command,
         results=results_sha256,
     )
@@ -162,10 +168,8 @@ def draw_strip(plan: Plan, texts: Texts) -> Figure:
 
 
 ANSWER_TENSORS = 5  # that the first line names
-SENTENCE_TENSORS = 3
 TERMINAL_FORMATS = 40  # rows
 FORMAT_CHARS = 40  # of a name in the terminal
-BITS_SPEC, SQNR_SPEC = ".4g", ".2f"
 MIN_SHARE = 1e-6  # that is worth a sentence
 
 
@@ -212,7 +216,7 @@ def _runtime_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     if problem.refused:
         yield texts("plan_refused", runtime=runtime, formats="; ".join(problem.refused))
     for reason, tensors in problem.untaken.items():
-        names = _list_names(tensors, texts)
+        names = name_list(tensors, SENTENCE_TENSORS, texts)
         yield texts(f"plan_untaken_{reason}", runtime=runtime, n=len(tensors), names=names)
 
 
@@ -243,7 +247,8 @@ def _uniform_sentence(plan: Plan, texts: Texts) -> str:
 
 def _bar_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     if plan.unmet:
-        yield texts("plan_unmet", n=len(plan.unmet), names=_list_names(plan.unmet, texts))
+        names = name_list(plan.unmet, SENTENCE_TENSORS, texts)
+        yield texts("plan_unmet", n=len(plan.unmet), names=names)
     missing = [part for part in plan.assignments if plan.bar and not meets_bar([part], plan.bar)]
     if missing:
         yield texts("plan_kept", n=len(missing), names=_tensor_names(missing, texts))
@@ -256,69 +261,46 @@ def _bar_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
 
 
 def _tensor_names(assignments: Iterable[Assignment], texts: Texts) -> str:
-    return _list_names([assignment.tensor.name for assignment in assignments], texts)
+    names = [assignment.tensor.name for assignment in assignments]
+    return name_list(names, SENTENCE_TENSORS, texts)
 
 
-def _list_names(names: Sequence[str], texts: Texts) -> str:
-    shown = [printable(name) for name in names[:SENTENCE_TENSORS]]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f" {texts('more_reasons', n=more)}" if more else "")
+def format_table(plan: Plan, texts: Texts) -> Table:
+    """Lay out the number of tensors in each format, their bits per value, size and noise share."""
+    keys = ("format", "tensors", "bits", "size", "noise")
+    rows = [[name, str(len(group)), *_sums(group, plan, texts)] for name, group in plan.counts]
+    return Table([texts(f"plan_{key}") for key in keys], rows)
 
 
-def count_heads(texts: Texts) -> list[str]:
-    """Return the heads of `count_rows`."""
-    return [texts(f"plan_{key}") for key in ("format", "tensors", "bits", "size", "noise")]
+def tensor_table(plan: Plan, texts: Texts) -> Table:
+    """Lay out the tensors of a plan in the order of the checkpoint, a row each."""
+    keys = ("tensor", "format", "bits", "size", "sqnr", "noise", "reason")
+    rows = []
+    for part in plan.assignments:
+        bits, size, noise = _sums([part], plan, texts)
+        sqnr = metric_text(part.row, "sqnr_db", SQNR_SPEC, texts) if part.row else texts("exact")
+        reason = part.tensor.reason or NULL
+        rows.append([printable(part.tensor.name), part.format, bits, size, sqnr, noise, reason])
+    return Table([texts(f"plan_{key}") for key in keys], rows, words=(1, 2, 7))
 
 
-def count_rows(plan: Plan, texts: Texts) -> list[tuple[str, ...]]:
-    """Return for each format its name, number of tensors, bits per value, size and noise share."""
-    return [(name, *_count_cells(group, plan, texts)) for name, group in plan.counts]
-
-
-def _count_cells(group: Sequence[Assignment], plan: Plan, texts: Texts) -> tuple[str, ...]:
-    bits = sum(part.bits for part in group)
+def _sums(group: Sequence[Assignment], plan: Plan, texts: Texts) -> tuple[str, str, str]:
+    """Format the bits per value of some tensors, their size, and their share of the noise."""
+    bits, noise = sum(part.bits for part in group), sum(part.noise for part in group)
     n_values = sum(part.tensor.size for part in group)
     return (
-        str(len(group)),
         format_number(bits / max(n_values, 1), BITS_SPEC),
         format_size(bits / 8),
-        _noise_share(sum(part.noise for part in group), plan, texts),
-    )
-
-
-def _noise_share(noise: float, plan: Plan, texts: Texts) -> str:
-    return percent(noise / plan.noise if plan.noise else 0.0, texts)
-
-
-def tensor_heads(texts: Texts) -> list[str]:
-    """Return the heads of `tensor_rows`."""
-    keys = ("tensor", "format", "bits", "size", "sqnr", "noise", "reason")
-    return [texts(f"plan_{key}") for key in keys]
-
-
-def tensor_rows(plan: Plan, texts: Texts) -> list[tuple[str, ...]]:
-    """Return the tensors of a plan in the order of the checkpoint, a tuple of cells each."""
-    return [_tensor_cells(assignment, plan, texts) for assignment in plan.assignments]
-
-
-def _tensor_cells(assignment: Assignment, plan: Plan, texts: Texts) -> tuple[str, ...]:
-    sqnr_db = assignment.row["sqnr_db"] if assignment.row else None
-    return (
-        printable(assignment.tensor.name),
-        assignment.format,
-        format_number(assignment.bits_per_value, BITS_SPEC),
-        format_size(assignment.bits / 8),
-        texts("exact") if sqnr_db is None else format_number(sqnr_db, SQNR_SPEC),
-        _noise_share(assignment.noise, plan, texts),
-        assignment.tensor.reason or NULL,
+        percent(noise / plan.noise if plan.noise else 0.0, texts),
     )
 
 
 def plan_summary(plan: Plan, texts: Texts) -> str:
     """Return the text of the terminal: the plan in one line, its formats, how it compares."""
-    rows = count_rows(plan, texts)[:TERMINAL_FORMATS]
+    formats = format_table(plan, texts)
+    rows = [[label(row[0], FORMAT_CHARS), *row[1:]] for row in formats.rows[:TERMINAL_FORMATS]]
     return render(
         plan_answer(plan, texts),
-        table(count_heads(texts), [(label(row[0], FORMAT_CHARS), *row[1:]) for row in rows]),
+        formats._replace(rows=rows),
         "\n".join(plan_sentences(plan, texts)),
     )

@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from quantlab.records import disk, manifest, parts, record
-from quantlab.records.record import Row, Run
+from quantlab.records.record import Row, Run, group_rows
 from quantlab.records.table import collect, run_directories, tables, tabulate
 from quantlab.report import page, verdict
 from quantlab.report.bar import Bar, ReportSettings
-from quantlab.report.choices import find_choices
-from quantlab.report.findings import Findings, TensorEntry, choose_details, choose_histogram
+from quantlab.report.choices import INT8, Findings, TensorEntry, find_choices, quality
 from quantlab.report.texts import Texts
 from quantlab.text import NULL
+
+DETAILS = 6  # tensors that are looked at closely
+HISTOGRAM_DIST = "hidden"  # the lab's choice (block F)
 
 
 class Aggregate(NamedTuple):
@@ -87,7 +89,7 @@ def _findings(
 def _entries(
     chosen: Sequence[int], rows: Sequence[Row], directories: Sequence[Path]
 ) -> list[TensorEntry]:
-    """Return some rows with what their records say, which `collect` did not keep."""
+    """Read the records of some rows again, of whose tensors `collect` keeps the figures alone."""
     read = cache(record.read)
     entries = (read(directories[n] / record.NAME)["tensors"][rows[n]["tensor"]] for n in chosen)
     return [TensorEntry(rows[n], entry) for n, entry in zip(chosen, entries, strict=True)]
@@ -123,3 +125,40 @@ def _provenance(
 
 def _run_label(run: Run) -> str:
     return " ".join([run.directory, *(run.record["overrides"] if run.record else ())])
+
+
+def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
+    """Choose the rows to look at closely, the worst first.
+
+    Of each source, mode and what else was swept it is the tensor with the least SQNR, in 8 bits if
+    they were tried, else in the width that comes first.
+    """
+    apart = [level for level in levels if level not in ("n_bits", "tensor")]
+    worst = [_worst(rows, _in_one_width(rows, group)) for group in group_rows(rows, apart)]
+    return sorted(worst, key=lambda n: quality(rows[n]))[:DETAILS]
+
+
+def choose_histogram(rows: Sequence[Row]) -> list[int]:
+    """Choose the rows of the lab's histogram: a mode each, of `hidden` or the first source.
+
+    Of several tensors it is the one with the least SQNR in the first mode.
+    """
+    dist = next((row["dist"] for row in rows if row["dist"] == HISTOGRAM_DIST), rows[0]["dist"])
+    candidates = _in_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
+    first = [n for n in candidates if rows[n]["mode"] == rows[candidates[0]]["mode"]]
+    name = rows[_worst(rows, first)]["tensor"]
+    modes: dict[str, int] = {}
+    for n in candidates:
+        if rows[n]["tensor"] == name:
+            modes.setdefault(rows[n]["mode"], n)
+    return list(modes.values())
+
+
+def _in_one_width(rows: Sequence[Row], among: Sequence[int]) -> list[int]:
+    tried = [rows[n]["n_bits"] for n in among]
+    width = INT8 if INT8 in tried else tried[0]
+    return [n for n in among if rows[n]["n_bits"] == width]
+
+
+def _worst(rows: Sequence[Row], among: Sequence[int]) -> int:
+    return min(among, key=lambda n: quality(rows[n]))

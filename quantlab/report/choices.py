@@ -1,8 +1,9 @@
 """The formats that were tried on each tensor: which meet the bar, which of them is the cheapest.
 
 Rows of a table -> `find_choices` -> a `TensorChoice` a tensor, with a `FormatResult` a format;
-`find_widths` has the same rows by mode, for the question how few bits a tensor needs. A row is
-judged by the bar of its run, a format is told from others by its `FormatSpec`.
+`find_widths` has the same rows by mode, for the question how few bits a tensor needs, `stored_rows`
+those of quantized files. `Findings` holds all three of a sweep. A row is judged by the bar of its
+run, a format is told from others by its `FormatSpec`.
 """
 
 import math
@@ -15,7 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from quantlab.formats.format import FILE, PLAIN, FormatSpec, is_format_column
 from quantlab.records.record import Row, group_rows
-from quantlab.report.bar import Bar
+from quantlab.report.bar import Bar, row_bars
 from quantlab.text import as_text, printable
 
 INT8 = 8  # the width that the lab's question is about
@@ -317,3 +318,113 @@ def portable_spec(row: Row) -> FormatSpec:
 def quality(figures: Row) -> float:
     """Return the SQNR to rank by, in dB, infinite where it has no value."""
     return math.inf if figures["sqnr_db"] is None else float(figures["sqnr_db"])
+
+
+@dataclass(frozen=True)
+class StoredRows:
+    """The tensors of one quantized file beside one original, the worst first."""
+
+    name: str
+    rows: Sequence[Row]
+
+    @property
+    def n_bytes(self) -> float:
+        """The size of what is stored."""
+        return sum(row["bits_per_value"] * row["n_elements"] for row in self.rows) / 8
+
+    @property
+    def bits_per_value(self) -> float:
+        """The average over all values."""
+        return 8 * self.n_bytes / sum(row["n_elements"] for row in self.rows)
+
+    @property
+    def median_db(self) -> float:
+        """The median SQNR of the tensors that lost anything; inf where none did."""
+        lossy = [row["sqnr_db"] for row in self.rows if row["sqnr_db"] is not None]
+        return median(lossy) if lossy else math.inf
+
+    @cached_property
+    def types(self) -> list[tuple[str, int]]:
+        """The types that it stores, the most frequent first, and of how many tensors."""
+        return Counter(row["stored_dtype"] for row in self.rows).most_common()
+
+
+def stored_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[StoredRows]:
+    """Group rows by quantized file, in the order of the table; rows of no file are left out.
+
+    What else was swept makes runs of their own, and is part of the name.
+    """
+    of_files = [row for row in rows if row.get("stored_file")]
+    apart = [level for level in levels if level not in ("tensor", "mode.path")]
+    groups = group_rows(of_files, [*apart, "stored_file"])
+    files = ([of_files[n] for n in group] for group in groups)
+    varied = [level for level in apart if len({as_text(row[level]) for row in of_files}) > 1]
+    return [
+        StoredRows(_file_name(rows_of_file[0], varied), sorted(rows_of_file, key=quality))
+        for rows_of_file in files
+    ]
+
+
+def _file_name(row: Row, varied: Sequence[str]) -> str:
+    return ", ".join([row["stored_file"], *(f"{key}={as_text(row[key])}" for key in varied)])
+
+
+class TensorEntry(NamedTuple):
+    """A row of the table, and what the record says of its tensor."""
+
+    row: Row
+    tensor: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The content of the report of a sweep.
+
+    `rows` and `levels` are those of its table, each row with its bar; `details` are looked at
+    closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
+    reason, `unmeasured` are the tensors that failed; `provenance` maps a text's key to what stands
+    beside it.
+    """
+
+    rows: Sequence[Row]
+    levels: Sequence[str]
+    details: Sequence[TensorEntry]
+    histogram: Sequence[TensorEntry]
+    failures: Mapping[str, str]
+    skipped: Mapping[str, str]
+    unmeasured: Sequence[str]
+    provenance: Mapping[str, str]
+
+    @property
+    def underflows(self) -> dict[str, int]:
+        """Counts of values that became 0 as float32, by tensor; of several of a name, the most."""
+        counts: dict[str, int] = {}
+        for row in self.rows:
+            count = row.get("underflowed") or 0
+            counts[row["tensor"]] = max(count, counts.get(row["tensor"], 0))
+        return counts
+
+    @cached_property
+    def stored(self) -> list[StoredRows]:
+        """The tensors of each quantized file; none where there is no such file."""
+        return stored_rows(self.rows, self.levels)
+
+    @cached_property
+    def bars(self) -> list[Bar]:
+        """The bars by which rows are judged; more than one if runs differ in theirs."""
+        return row_bars(self.rows)
+
+    @cached_property
+    def widths(self) -> list[Widths]:
+        """The widths tried on each tensor and mode, those that need most bits first."""
+        return find_widths(self.rows, self.levels)
+
+    @property
+    def n_bits(self) -> list[int]:
+        """The widths of rows, the narrowest first; rows of files have none."""
+        return sorted({row["n_bits"] for row in self.rows if row["n_bits"] is not None})
+
+    @cached_property
+    def storage(self) -> list[TensorChoice]:
+        """The formats tried on each tensor; none where there are but plain integers."""
+        return storage_choices(self.rows, self.levels)

@@ -6,23 +6,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from rich.table import Table
-
 from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
 from quantlab.report.choices import find_choices, portable_spec, tensor_levels
 from quantlab.report.sentences import failure_sentences, rank_text
-from quantlab.report.tables import MEASURED, metric_text
-from quantlab.report.terminal import render, table
+from quantlab.report.tables import MAX_ROWS, MEASURED, Table, metric_text
+from quantlab.report.terminal import first_rows, render
 from quantlab.report.texts import Texts
 from quantlab.text import as_text, label
 
 TOLERANCE = 0.1  # dB; rounding in another order moves a figure by less than 1e-6
-LONGEST = 60  # rows; beyond them a terminal is the wrong place
-FORMAT = 24  # characters
-NAMED = 5  # tensors that are missing
+NAME_CHARS, FORMAT_CHARS = 40, 24
+MISSING_TENSORS = 5  # that are named
 
 
 @dataclass(frozen=True)
@@ -235,6 +232,7 @@ def diff_summary(result: Diff, tolerance: float, texts: Texts) -> str:
     worse = [change for change in result.changes if change.is_worse(tolerance)]
     better = [change for change in result.changes if change.is_better(tolerance)]
     better.reverse()
+    before, after = result.only
     counts = texts(
         "diff_counts",
         n=len(result.changes),
@@ -242,18 +240,22 @@ def diff_summary(result: Diff, tolerance: float, texts: Texts) -> str:
         better=len(better),
         tolerance=f"{tolerance:g}",
     )
-    lines = [*_cheapest(result, texts), *_gone(result, texts), *_only(result, texts), counts]
-    changed = [*worse, *better]
-    rest = [texts("diff_more", n=len(changed) - LONGEST)] if len(changed) > LONGEST else []
-    return render(*_table(changed[:LONGEST], texts), *rest, "\n".join(lines))
+    sentences = [
+        *_cheapest_sentences(result, texts),
+        *_missing_sentences(result, texts),
+        *([texts("diff_only", before=before, after=after)] if before or after else ()),
+        counts,
+    ]
+    return render(*_table([*worse, *better], texts), "\n".join(sentences))
 
 
-def _table(changed: Sequence[Change], texts: Texts) -> Iterator[Table]:
+def _table(changed: Sequence[Change], texts: Texts) -> Iterator[Table | str]:
     if not changed:
         return
     keys = list(dict.fromkeys(key for change in changed for key in change.bar.criteria))
     heads = [texts("storage_tensor"), texts("diff_format"), *(_head(key, texts) for key in keys)]
-    yield table(heads, [_cells(change, keys, texts) for change in changed])
+    rows = [_cells(change, keys, texts) for change in changed]
+    yield from first_rows(Table(heads, rows), texts, "diff_more")
 
 
 def _head(key: str, texts: Texts) -> str:
@@ -261,9 +263,9 @@ def _head(key: str, texts: Texts) -> str:
 
 
 def _cells(change: Change, keys: Sequence[str], texts: Texts) -> tuple[str, ...]:
-    formats = dict.fromkeys(label(name, FORMAT) for name in change.formats)
+    formats = dict.fromkeys(label(name, FORMAT_CHARS) for name in change.formats)
     return (
-        label(change.name, 40),
+        label(change.name, NAME_CHARS),
         " → ".join(formats),
         *(_figures(change, key, texts) for key in keys),
     )
@@ -279,26 +281,21 @@ def _figures(change: Change, key: str, texts: Texts) -> str:
     return " → ".join(dict.fromkeys(cells))
 
 
-def _cheapest(result: Diff, texts: Texts) -> Iterator[str]:
-    changed = list(result.cheapest.items())
-    for name, formats in changed[:LONGEST]:
-        then, now = (spec_name or texts("diff_none") for spec_name in formats)
-        yield texts("diff_cheapest", name=label(name), before=then, after=now)
-    if len(changed) > LONGEST:
-        yield texts("diff_more", n=len(changed) - LONGEST)
+def _cheapest_sentences(result: Diff, texts: Texts) -> list[str]:
+    sentences = [
+        texts(
+            "diff_cheapest",
+            name=label(name),
+            before=before or texts("diff_none"),
+            after=after or texts("diff_none"),
+        )
+        for name, (before, after) in result.cheapest.items()
+    ]
+    return texts.first_few(sentences, MAX_ROWS, "diff_more")
 
 
-def _gone(result: Diff, texts: Texts) -> Iterator[str]:
+def _missing_sentences(result: Diff, texts: Texts) -> Iterator[str]:
     yield from failure_sentences(result.failures, texts)
     if result.missing:
-        names = ", ".join(map(label, result.missing[:NAMED]))
-        more = len(result.missing) - NAMED
-        yield texts(
-            "diff_missing", names=names + (f" {texts('more_reasons', n=more)}" if more > 0 else "")
-        )
-
-
-def _only(result: Diff, texts: Texts) -> Iterator[str]:
-    if any(result.only):
-        before, after = result.only
-        yield texts("diff_only", before=before, after=after)
+        names = texts.first_few([*map(label, result.missing)], MISSING_TENSORS)
+        yield texts("diff_missing", names=", ".join(names))

@@ -1,8 +1,7 @@
 """The report of a sweep: report.html to look at and to mail, report.md for a pull request, plots.
 
 The same records, command, bar and language give the same bytes. The layout is in ``templates/``,
-the words are in ``texts/``, the content comes from `tables`, `storage_table`, `prediction_table`,
-`tensor_detail` and `sentences`.
+the words are in ``texts/``, the content comes from `tables` and `sentences`.
 """
 
 import re
@@ -15,44 +14,44 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from quantlab.report import plots
-from quantlab.report.choices import format_points, has_formats, quality, row_name
-from quantlab.report.findings import Findings
+from quantlab.report.choices import Findings, format_points, quality, row_name
 from quantlab.report.plots import NAMED, error_vs_storage, shades
 from quantlab.report.sentences import (
     answers,
     bar_text,
-    criterion_heads,
     format_widths,
     grouped_by_reason,
     percent,
     sentence,
     sentences,
+    storage_sentences,
+    stored_sentences,
     underflow_sentences,
     unmeasured_text,
 )
-from quantlab.report.stored import side_by_side, stored_sentences
 from quantlab.report.tables import (
     GLOSSARY,
+    MAX_ROWS,
     PREDICTED,
+    PREDICTION_ROWS,
     SHADES,
+    Table,
     glossary,
     heat_table,
+    metrics_table,
     prediction_table,
-    storage_heads,
-    storage_sentences,
+    row_head,
+    side_by_side,
     storage_table,
     storage_trend,
-    table,
     trend,
 )
 from quantlab.report.texts import Texts
 from quantlab.stats.rank import SHOWN
 from quantlab.text import format_number, printable
 
-SENTENCES, MOST = 12, 200  # sentences before the fold, and of single tensors behind it
-HEAT = 40  # rows of the heat table before the fold
-PREDICTIONS = 12  # rows of the table of predictions before the fold
-LINES = 60  # failures and tensors left out that are listed, rows of predictions and of report.md
+FIRST_SENTENCES, MAX_SENTENCES = 12, 200  # before the fold, and in all
+FIRST_ROWS = 40  # before the fold
 PLOTS = ("plots/closer_*", "plots/error_vs_*", "error_histogram.png")
 
 
@@ -92,9 +91,9 @@ def artefacts(findings: Findings, texts: Texts) -> dict[str, bytes]:
             files["error_histogram.png"] = plots.png(
                 plots.error_histogram(findings.histogram, texts)
             )
-    shared = {"t": texts, "findings": findings, **_shared_values(findings, texts)}
+    shared = _shared_values(findings, texts)
     html = template("report.html.j2").render(**shared, **_page_values(findings, texts), **pictures)
-    text = template("report.md.j2").render(**shared, **_markdown_values(findings, texts))
+    text = template("report.md.j2").render(**shared, table=_worst_metrics(findings, texts))
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
     return files | {
         name: text_of_page.encode(errors="backslashreplace") for name, text_of_page in pages.items()
@@ -145,27 +144,33 @@ def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
 
 def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Collect the values of both templates."""
+    n_choices, n_files = len(findings.storage), len(findings.stored)
+    caption = "storage_caption_many" if n_choices > 1 else "storage_caption"
     return {
+        "t": texts,
+        "findings": findings,
         "title": _title(findings, texts),
         "subtitle": _subtitle(findings, texts) if findings.rows else texts("not_measured"),
-        "criteria": criterion_heads(findings.bars, texts),
         "answers": list(answers(findings.widths, texts)),
         "sentences": [
             *stored_sentences(findings.stored, texts),
             *storage_sentences(findings.storage, findings.levels, texts),
             *sentences(findings.widths, findings.levels, texts),
         ],
-        "row_head": texts("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor"),
         "unmeasured": unmeasured_text(findings.unmeasured, texts),
         "the_bar": bar_text(findings.rows, texts),
         "starred": any(
             widths.gaps([key]) for widths in findings.widths for key in widths.bar.criteria
         ),
         "failures": grouped_by_reason(findings.failures, texts),
-        "underflows": list(underflow_sentences(findings.underflows, texts)),
-        "skipped": [(printable(widths), why) for widths, why in findings.skipped.items()],
-        "lines": LINES,
-        **_storage_values(findings, texts),
+        "underflows": underflow_sentences(findings.underflows, texts),
+        "skipped": [(printable(name), why) for name, why in findings.skipped.items()],
+        "lines": MAX_ROWS,
+        "heat": heat_table(findings, texts),
+        "quantized": side_by_side(findings.stored, texts),
+        "quantized_caption": texts("stored_many" if n_files > 1 else "stored_one"),
+        "storage": storage_table(findings.storage, texts),
+        "storage_caption": texts(caption, n=n_choices, most=NAMED),
     }
 
 
@@ -176,48 +181,31 @@ def _title(findings: Findings, texts: Texts) -> str:
     return texts("title" if len(tensors) == 1 else "title_many")
 
 
-def _storage_values(findings: Findings, texts: Texts) -> dict[str, Any]:
-    """Collect the values about formats of both templates."""
-    n = len(findings.storage)
-    stored_heads, stored_cells = side_by_side(findings.stored, texts)
-    return {
-        "quantized": stored_cells,
-        "quantized_heads": stored_heads,
-        "quantized_caption": texts("stored_many" if len(findings.stored) > 1 else "stored_one"),
-        "storage": storage_table(findings.storage, texts),
-        "storage_heads": storage_heads(texts),
-        "storage_caption": texts(
-            "storage_caption_many" if n > 1 else "storage_caption", n=n, most=NAMED
-        ),
-    }
-
-
 def _subtitle(findings: Findings, texts: Texts) -> str:
     dists, modes = (
         ", ".join(dict.fromkeys(row[key] for row in findings.rows)) for key in ("dist", "mode")
     )
-    widths = _widths(findings)
-    if not widths:
+    if not findings.n_bits:
         files = ", ".join(file.name for file in findings.stored)
         return texts("subtitle_stored", dists=dists, files=files)
-    return texts("subtitle", dists=dists, modes=modes, widths=format_widths(widths, texts))
+    widths = format_widths(findings.n_bits, texts)
+    return texts("subtitle", dists=dists, modes=modes, widths=widths)
 
 
 def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Collect the values that only report.html shows."""
-    many = "tensor" in findings.levels
+    single = findings.widths[:MAX_SENTENCES] if "tensor" in findings.levels else []
     return {
-        "first": SENTENCES,
-        "most": MOST,
-        "single": [sentence(widths, texts) for widths in findings.widths[:MOST]] if many else [],
-        "tried": _widths(findings),
-        "heat": heat_table(findings.widths, _widths(findings), texts),
-        "heat_first": HEAT,
+        "first": FIRST_SENTENCES,
+        "most": MAX_SENTENCES,
+        "single": [sentence(widths, texts) for widths in single],
+        "first_rows": FIRST_ROWS,
         "shades": shades(SHADES),
+        "row_head": row_head(findings, texts),
         "predicted": PREDICTED,
-        "predictions_first": PREDICTIONS,
+        "first_predictions": PREDICTION_ROWS,
         "predictions": prediction_table(findings.rows, findings.levels, texts),
-        "table": table(findings.rows, findings.levels, texts),
+        "table": metrics_table(findings.rows, findings.levels, texts),
         "glossary": _glossary(findings, texts),
         "bits_caption": _bits_caption(findings, texts),
     }
@@ -235,26 +223,18 @@ def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
     return meanings | {key: texts(f"column_{key}") for key in ("rmse", "landmark_rel_err")}
 
 
-def _markdown_values(findings: Findings, texts: Texts) -> dict[str, Any]:
-    """Collect the values that only report.md shows: of many rows those with the least SQNR."""
+def _worst_metrics(findings: Findings, texts: Texts) -> Table:
+    """Lay out the metrics of report.md: of many rows those with the least SQNR."""
     rows = findings.rows
-    if len(rows) > LINES:
-        rows = sorted(rows, key=quality)[:LINES]
-    return {
-        "tried": _widths(findings),
-        "heat": heat_table(findings.widths[:LINES], _widths(findings), texts),
-        "table": table(rows, findings.levels, texts),
-    }
+    if len(rows) > MAX_ROWS:
+        rows = sorted(rows, key=quality)[:MAX_ROWS]
+    return metrics_table(rows, findings.levels, texts)
 
 
 def _bits_caption(findings: Findings, texts: Texts) -> str:
     if len(findings.widths) <= plots.LINES:
         return texts("bits_caption")
     return texts("bits_caption_many", n=plots.LINES, of=len(findings.widths))
-
-
-def _widths(findings: Findings) -> list[int]:
-    return sorted({row["n_bits"] for row in findings.rows if row["n_bits"] is not None})
 
 
 @cache

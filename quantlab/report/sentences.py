@@ -3,17 +3,30 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
+from math import inf
 from typing import Any
 
 from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar, is_lost_to_float32
-from quantlab.report.choices import INT8, FormatResult, TensorChoice, Widths, is_plain
+from quantlab.report.choices import (
+    INT8,
+    FormatResult,
+    SourceCounts,
+    StoredRows,
+    TensorChoice,
+    Widths,
+    count_by_source,
+    is_plain,
+    quality,
+)
 from quantlab.report.texts import Texts
-from quantlab.text import NULL, label, printable
+from quantlab.text import NULL, format_number, format_size, label, printable
 
-REASONS = 4  # of an answer; more nobody reads
-SKIPPED = 3  # tensors left out, or with values that underflow, that are named
+BITS_SPEC, SQNR_SPEC = ".4g", ".2f"
+SENTENCE_FORMATS, SENTENCE_TYPES = 5, 6  # of a source and of a file, the most frequent
+SENTENCE_ITEMS = 4  # names or reasons in one sentence; more nobody reads
+SENTENCE_TENSORS = 3  # tensors of one kind that have a sentence, or a place in one
 
 
 def sentences(tensors: Sequence[Widths], levels: Sequence[str], texts: Texts) -> Iterator[str]:
@@ -83,20 +96,18 @@ def answers(tensors: Iterable[Widths], texts: Texts) -> Iterator[tuple[str, str]
             for row in widths.rows
             if row["n_bits"] == INT8
         ]
-        reasons = "; ".join(_first_few(quotes, texts))
+        reasons = "; ".join(texts.first_few(quotes, SENTENCE_ITEMS))
         yield texts(f"question_{dist}"), texts("yes" if yes else "no", reasons=reasons)
 
 
 def unmeasured_text(names: Sequence[str], texts: Texts) -> str:
     """Name the tensors that have no verdict, if any."""
-    shown = _first_few([*map(printable, names)], texts)
-    return texts("unmeasured", names=", ".join(shown)) if shown else ""
+    return texts("unmeasured", names=name_list(names, SENTENCE_ITEMS, texts)) if names else ""
 
 
-def _first_few(items: Sequence[str], texts: Texts) -> list[str]:
-    """Return as many as anybody reads, and how many more there are."""
-    more = len(items) - REASONS
-    return [*items[:REASONS], *([texts("more_reasons", n=more)] if more > 0 else ())]
+def name_list(names: Iterable[str], limit: int, texts: Texts) -> str:
+    """List at most `limit` names of tensors, then how many more there are."""
+    return ", ".join(texts.first_few([*map(printable, names)], limit))
 
 
 def _reasons(row: Row, bar: Bar, texts: Texts) -> str:
@@ -120,7 +131,7 @@ def bar_text(rows: Sequence[Row], texts: Texts) -> str:
     return "\n".join(
         texts(
             "the_bar_of",
-            names=", ".join(_first_few([*map(printable, names)], texts)),
+            names=name_list(names, SENTENCE_ITEMS, texts),
             criteria=criteria_text(bar, texts),
         )
         for bar, names in sources.items()
@@ -252,14 +263,11 @@ def _value(key: str, value: Any, texts: Texts, digits: int = 3) -> str:
 def grouped_by_reason(
     reasons: Mapping[str, str], texts: Texts, more: str = "and_more"
 ) -> list[tuple[str, str]]:
-    """Return each reason once, and whose it is: the first, and how many `more`."""
+    """List each reason once, with whose it is: the first, and how many `more`."""
     groups: dict[str, list[str]] = {}
     for who, why in reasons.items():
         groups.setdefault(why, []).append(who)
-    return [
-        (who[0] if len(who) == 1 else texts(more, first=who[0], n=len(who) - 1), why)
-        for why, who in groups.items()
-    ]
+    return [(" ".join(texts.first_few(who, 1, more)), why) for why, who in groups.items()]
 
 
 def failure_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
@@ -267,21 +275,84 @@ def failure_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
     return [texts("failed", who=who, why=why) for who, why in grouped_by_reason(reasons, texts)]
 
 
-def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> Iterator[str]:
+def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> list[str]:
     """Name the tensors that lost values to 0 before they were quantized."""
-    lossy = [(name, n) for name, n in counts.items() if n]
-    for name, n in lossy[:SKIPPED]:
-        yield texts("underflowed", name=label(name), n=n)
-    if len(lossy) > SKIPPED:
-        yield texts("more_underflowed", n=len(lossy) - SKIPPED)
+    lossy = [texts("underflowed", name=label(name), n=n) for name, n in counts.items() if n]
+    return texts.first_few(lossy, SENTENCE_TENSORS, "more_underflowed")
 
 
-def skipped_sentences(reasons: Mapping[str, str], texts: Texts) -> Iterator[str]:
+def skipped_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
     """Name the tensors that were left out, with the reason, and count the rest."""
-    for name, why in list(reasons.items())[:SKIPPED]:
-        yield texts("left_out", name=label(name), why=why)
-    if len(reasons) > SKIPPED:
-        yield texts("more_left_out", n=len(reasons) - SKIPPED)
+    skipped = [texts("left_out", name=label(name), why=why) for name, why in reasons.items()]
+    return texts.first_few(skipped, SENTENCE_TENSORS, "more_left_out")
+
+
+def stored_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
+    """Yield a sentence a file, and then one for each thing that is wrong with one."""
+    for file in files:
+        yield texts(
+            "stored",
+            name=printable(file.name),
+            n=len(file.rows),
+            met=sum(not Bar.from_row(row).missed(row) for row in file.rows),
+            bits=format_number(file.bits_per_value, BITS_SPEC),
+            size=format_size(file.n_bytes),
+            median=_decibels_or_exact(file.median_db, texts),
+            worst=printable(file.rows[0]["tensor"]),
+            dtype=file.rows[0]["stored_dtype"],
+            least=_decibels_or_exact(quality(file.rows[0]), texts),
+            types=", ".join(_stored_types(file, texts)),
+        )
+    yield from remark_sentences(files, texts)
+
+
+def remark_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
+    """Yield each fault of a file once, with its tensors."""
+    for file in files:
+        remarks = {row["tensor"]: row["remark"] for row in file.rows if row.get("remark")}
+        for who, why in grouped_by_reason(remarks, texts, "and_more_tensors"):
+            yield texts("stored_remark", file=printable(file.name), who=printable(who), why=why)
+
+
+def _stored_types(file: StoredRows, texts: Texts) -> list[str]:
+    types = [texts("stored_type", dtype=dtype, n=n) for dtype, n in file.types[:SENTENCE_TYPES]]
+    return types + _others("stored_others", file.types[SENTENCE_TYPES:], texts)
+
+
+def _others(key: str, counts: Sequence[tuple[str, int]], texts: Texts) -> list[str]:
+    """Sum up the counts that a sentence has no room for, if there are any."""
+    return [texts(key, n=sum(n for _, n in counts))] if counts else []
+
+
+def _decibels_or_exact(value: float, texts: Texts) -> str:
+    return texts("exact") if value == inf else texts("decibels", value=f"{value:{SQNR_SPEC}}")
+
+
+def storage_sentences(
+    choices: Sequence[TensorChoice], levels: Sequence[str], texts: Texts
+) -> Iterator[str]:
+    """Yield the cheapest format: a sentence a tensor, or of many tensors a sentence a source."""
+    if "tensor" in levels:
+        yield from (_source_sentence(source, texts) for source in count_by_source(choices))
+    else:
+        yield from (_cheapest_sentence(choice, texts) for choice in choices)
+
+
+def _cheapest_sentence(choice: TensorChoice, texts: Texts) -> str:
+    if choice.cheapest is None:
+        return texts("cheapest_none", name=choice.name)
+    bits = format_number(choice.cheapest.bits, BITS_SPEC)
+    return texts("cheapest", name=choice.name, format=choice.cheapest.name, bits=bits)
+
+
+def _source_sentence(source: SourceCounts, texts: Texts) -> str:
+    words = {"name": source.source, "n": source.n_tensors}
+    if not source.n_met:
+        return texts("cheapest_many_none", **words)
+    shown, others = source.formats[:SENTENCE_FORMATS], source.formats[SENTENCE_FORMATS:]
+    counts = [texts("cheapest_count", format=name, n=n) for name, n in shown]
+    counts += _others("cheapest_others", others, texts)
+    return texts("cheapest_many", **words, met=source.n_met, counts="; ".join(counts))
 
 
 def percent(share: float | None, texts: Texts, digits: int = 3) -> str:

@@ -1,29 +1,31 @@
 """The tables of a report, as text: every figure, and what each tensor needs at which width."""
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from quantlab.formats.format import PLAIN
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar
 from quantlab.report.choices import (
+    Findings,
     FormatResult,
-    SourceCounts,
+    StoredRows,
     TensorChoice,
     Widths,
-    count_by_source,
     format_points,
     has_formats,
     quality,
     row_name,
     storage_front,
 )
-from quantlab.report.sentences import percent, rank_text
+from quantlab.report.sentences import BITS_SPEC, SQNR_SPEC, criterion_heads, percent, rank_text
 from quantlab.report.texts import Texts
 from quantlab.text import NULL, as_text, format_number, printable
 
-SHADES, FULL = 12, 60.0  # shades of the heat table; the SQNR in dB from which on it is lightest
+SHADES, LIGHTEST_DB = 12, 60.0  # of the heat table, and the SQNR from which on it is lightest
+MAX_ROWS = 60  # of a table, list or file that is read as text
+PREDICTION_ROWS = 12  # that stand before a fold
 FIGURES = {
     "mae": ".3g",
     "max_err": ".3g",
@@ -40,18 +42,9 @@ GLOSSARY = ("bar", *FIGURES, "top_k", *PARAMS)
 WITH_FORMATS = ("bar", *STORAGE, *FIGURES, *BUDGET, "top_k", *PARAMS)
 SPECIAL = {"stored_dtype": "", "remark": "", "out_sqnr_db": ".2f"}  # of some rows alone
 SPECS = FIGURES | PARAMS | STORAGE | BUDGET | SPECIAL
-MEASURED = {  # the figures that a terminal shows, as it shows them
-    "mae": ".2e",
-    "max_err": ".2e",
-    "rel_err": ".1%",
-    "cos_sim": ".7f",
-    "n_codes": "d",
-    "sqnr_db": ".2f",
-    "zeroed": ".1%",
-}
+# As a terminal shows them, whose columns have one width.
+MEASURED = FIGURES | {"mae": ".2e", "max_err": ".2e", "rel_err": ".1%", "zeroed": ".1%"}
 RATIOS = {key: MEASURED[key] for key in ("sqnr_db", "rel_err", "zeroed", "cos_sim", "n_codes")}
-BITS, SQNR = ".4g", ".2f"
-FORMATS = 5  # of a source that a sentence names
 PREDICTED = {
     "scale": ".3g",
     "max_err": ".3g",
@@ -60,20 +53,36 @@ PREDICTED = {
     "sqnr_db": ".1f",
     "landmark_rel_err": "%",
 }
-OF_MANY = [key for key in PREDICTED if key != "landmark_rel_err"]  # not the luck of one value
+RANKED = [key for key in PREDICTED if key != "landmark_rel_err"]  # not the luck of one value
 GRADES = {"close": math.log(1.1), "off": math.log(1.5), "wrong": math.inf}
 
 
+class Graded(str):
+    """Text of a cell with a grade, by which a page or a terminal colours it."""
+
+    __slots__ = ("grade",)
+    grade: str
+
+    def __new__(cls, text: str, grade: str) -> "Graded":
+        """Return the text with its grade: a class of the page's style, or met and missed."""
+        cell = super().__new__(cls, text)
+        cell.grade = grade
+        return cell
+
+
 class Table(NamedTuple):
-    """Heads and rows of text; `words` says which columns hold words, counting from 1."""
+    """Heads and rows of text; `words` says which columns hold words, counting from 1.
 
-    heads: list[str]
-    rows: list[list[str]]
-    words: list[int]
+    Terminals, report.md and pages render the same tables.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    words: Sequence[int] = (1,)
 
 
-def table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
-    """Return the figures that decide and those they come from, a row a tensor and run."""
+def metrics_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
+    """Lay out the figures that decide and those they come from, a row a tensor and run."""
     tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
     columns = glossary(rows)
@@ -90,7 +99,7 @@ def table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
 
 
 def glossary(rows: Sequence[Row]) -> tuple[str, ...]:
-    """Return the figures that decide; where formats were tried, also what they cost."""
+    """List the figures that decide; where formats were tried, also those of their cost."""
     if not has_formats(rows):
         return GLOSSARY
     special = (key for key in SPECIAL if any(row.get(key) is not None for row in rows))
@@ -108,32 +117,37 @@ def _figure(row: Row, key: str, texts: Texts) -> str:
     return rank_text(row, texts) if key == "top_k" else metric_text(row, key, SPECS[key], texts)
 
 
-class HeatRow(NamedTuple):
-    """One tensor and mode: the fewest bits by criterion, the SQNR at each width."""
+def heat_table(findings: Findings, texts: Texts) -> Table:
+    """Lay out the fewest bits by criterion and the SQNR at each width, the worst tensor first.
 
-    name: str
-    fewest: list[str]
-    cells: list[tuple[str, int | None]]
-
-
-def heat_table(tensors: Sequence[Widths], widths: Sequence[int], texts: Texts) -> list[HeatRow]:
-    """Return a row a tensor and mode, the worst first; a cell is its text and its shade."""
-    criteria = list(dict.fromkeys(key for tensor in tensors for key in tensor.bar.criteria))
-    return [
-        HeatRow(
-            tensor.name,
-            [
-                _fewest(tensor, keys, texts)
-                for keys in (tensor.bar.criteria, *([key] for key in criteria))
-            ],
-            [_cell(tensor.row_at(n_bits), texts) for n_bits in widths],
-        )
-        for tensor in tensors
+    Grades are the shades of an SQNR, ``s0`` the darkest.
+    """
+    criteria = list(dict.fromkeys(key for bar in findings.bars for key in bar.criteria))
+    heads = [
+        row_head(findings, texts),
+        texts("heat_all"),
+        *criterion_heads(findings.bars, texts),
+        *(texts("heat_width", bits=n_bits) for n_bits in findings.n_bits),
     ]
+    rows = [
+        [
+            tensor.name,
+            _fewest(tensor, tensor.bar.criteria, texts),
+            *(_fewest(tensor, [key], texts) for key in criteria),
+            *(_shaded(tensor.row_at(n_bits), texts) for n_bits in findings.n_bits),
+        ]
+        for tensor in findings.widths
+    ]
+    return Table(heads, rows)
+
+
+def row_head(findings: Findings, texts: Texts) -> str:
+    """Head the column of names."""
+    return texts("heat_tensor_format" if has_formats(findings.rows) else "heat_tensor")
 
 
 def _fewest(widths: Widths, criteria: Collection[str], texts: Texts) -> str:
-    """Return the fewest bits, with a star where more bits may be too few again.
+    """Format the fewest bits, with a star where more bits may be too few again.
 
     It is a dash where the bar of the run does not have such a criterion.
     """
@@ -143,13 +157,11 @@ def _fewest(widths: Widths, criteria: Collection[str], texts: Texts) -> str:
     return text + "*" * bool(widths.gaps(criteria))
 
 
-def _cell(row: Row | None, texts: Texts) -> tuple[str, int | None]:
+def _shaded(row: Row | None, texts: Texts) -> str:
     if row is None:
-        return "", None
-    share = quality(row) / FULL
-    shade = int(min(max(SHADES * share, 0), SHADES - 1))
-    text = metric_text(row, "sqnr_db", ".1f", texts)
-    return text, shade
+        return ""
+    shade = int(min(max(SHADES * quality(row) / LIGHTEST_DB, 0), SHADES - 1))
+    return Graded(metric_text(row, "sqnr_db", ".1f", texts), f"s{shade}")
 
 
 def trend(tensors: Sequence[Widths], texts: Texts) -> str:
@@ -165,7 +177,7 @@ def trend(tensors: Sequence[Widths], texts: Texts) -> str:
 
 
 def format_figure(value: Any, spec: str, texts: Texts) -> str:
-    """Return a figure as text; the spec ``%`` is a share."""
+    """Format a figure; the spec ``%`` is a share."""
     return percent(value, texts) if spec == "%" else format_number(value, spec)
 
 
@@ -181,60 +193,54 @@ def metric_text(figures: Mapping[str, Any], key: str, spec: str, texts: Texts) -
     return format_figure(figures.get(key), spec, texts)
 
 
-class StorageRow(NamedTuple):
-    """A tensor, the cheapest format that meets the bar, what it costs and gives."""
-
-    name: str
-    format: str
-    bits: str
-    sqnr: str
+def storage_table(choices: Sequence[TensorChoice], texts: Texts) -> Table:
+    """Lay out the cheapest format of each tensor that meets the bar, its cost and its SQNR."""
+    heads = [texts(f"storage_{key}") for key in ("tensor", "format", "bits", "sqnr")]
+    rows = [[choice.name, *_format_cells(choice.cheapest, texts)] for choice in choices]
+    return Table(heads, rows, words=(1, 2))
 
 
-def storage_table(choices: Sequence[TensorChoice], texts: Texts) -> list[StorageRow]:
-    """Return a row a tensor, those that need most first."""
-    return [StorageRow(choice.name, *_cells(choice.cheapest, texts)) for choice in choices]
-
-
-def _cells(result: FormatResult | None, texts: Texts) -> tuple[str, str, str]:
+def _format_cells(result: FormatResult | None, texts: Texts) -> tuple[str, str, str]:
     if result is None:
         return texts("storage_none"), NULL, NULL
-    return result.name, format_number(result.bits, BITS), _sqnr(result, texts)
+    return result.name, *_storage_cells(result.row, texts)
 
 
-def _sqnr(result: FormatResult, texts: Texts) -> str:
-    return texts("exact") if math.isinf(result.sqnr_db) else format_number(result.sqnr_db, SQNR)
+def _storage_cells(row: Row, texts: Texts) -> tuple[str, str]:
+    sqnr = metric_text(row, "sqnr_db", SQNR_SPEC, texts)
+    return format_number(row["bits_per_value"], BITS_SPEC), sqnr
 
 
-def storage_heads(texts: Texts) -> list[str]:
-    """List the heads of the columns."""
-    return [texts(f"storage_{key}") for key in ("tensor", "format", "bits", "sqnr")]
+def side_by_side(files: Sequence[StoredRows], texts: Texts) -> Table:
+    """Lay out all tensors of quantized files: the type, its bits and SQNR in each file.
+
+    Those come first that differ most from file to file; of one file those that lost most.
+    """
+    tensors: dict[str, dict[int, Row]] = {}
+    for n, file in enumerate(files):
+        for row in file.rows:
+            tensors.setdefault(row["tensor"], {})[n] = row
+    weighted = any(row.get("out_sqnr_db") is not None for file in files for row in file.rows)
+    columns = ["stored_as", "storage_bits", "storage_sqnr", *(["stored_out"] if weighted else [])]
+    heads = [f"{printable(file.name)}: {texts(key)}" for file in files for key in columns]
+    rows = []
+    for name in sorted(tensors, key=lambda name: _spread(list(tensors[name].values()))):
+        of_files = (_stored_cells(tensors[name].get(n), columns, texts) for n in range(len(files)))
+        rows.append([printable(name), *(cell for cells in of_files for cell in cells)])
+    return Table([texts("storage_tensor"), *heads], rows)
 
 
-def storage_sentences(
-    choices: Sequence[TensorChoice], levels: Sequence[str], texts: Texts
-) -> Iterator[str]:
-    """Yield the cheapest format: a sentence a tensor, or of many tensors a sentence a source."""
-    if "tensor" in levels:
-        yield from (_summary(entry, texts) for entry in count_by_source(choices))
-    else:
-        yield from (_sentence(entry, texts) for entry in choices)
+def _spread(rows: Sequence[Row]) -> tuple[float, float]:
+    """Compute the sort key: the greatest difference in SQNR first, then the least SQNR."""
+    decibels = [min(quality(row), 999.0) for row in rows]
+    return min(decibels) - max(decibels), min(decibels)
 
 
-def _sentence(choice: TensorChoice, texts: Texts) -> str:
-    if choice.cheapest is None:
-        return texts("cheapest_none", name=choice.name)
-    bits = format_number(choice.cheapest.bits, BITS)
-    return texts("cheapest", name=choice.name, format=choice.cheapest.name, bits=bits)
-
-
-def _summary(source: SourceCounts, texts: Texts) -> str:
-    words = {"name": source.source, "n": source.n_tensors}
-    if not source.n_met:
-        return texts("cheapest_many_none", **words)
-    counts = [texts("cheapest_count", format=name, n=n) for name, n in source.formats[:FORMATS]]
-    more = sum(n for _, n in source.formats[FORMATS:])
-    counts += [texts("cheapest_others", n=more)] if more else []
-    return texts("cheapest_many", **words, met=source.n_met, counts="; ".join(counts))
+def _stored_cells(row: Row | None, columns: Sequence[str], texts: Texts) -> list[str]:
+    if row is None:
+        return [NULL] * len(columns)
+    cells = [row["stored_dtype"], *_storage_cells(row, texts)]
+    return [*cells, format_number(row.get("out_sqnr_db"), SQNR_SPEC)][: len(columns)]
 
 
 def storage_trend(choices: Sequence[TensorChoice], texts: Texts) -> str:
@@ -244,7 +250,7 @@ def storage_trend(choices: Sequence[TensorChoice], texts: Texts) -> str:
             "storage_alt_point",
             name=point.name,
             sqnr=f"{point.sqnr_db:.1f}",
-            bits=f"{point.bits:{BITS}}",
+            bits=f"{point.bits:{BITS_SPEC}}",
         )
         for point in storage_front(format_points(choices))
         if not point.is_exact
@@ -266,7 +272,7 @@ def prediction_table(
 ) -> list[tuple[str, list[Prediction]]]:
     """List predicted beside measured figures, a row a tensor and run, the most wrong first."""
     ranked = sorted(
-        filter(is_predicted, rows), key=lambda row: -max(_log_ratio(key, row) for key in OF_MANY)
+        filter(is_predicted, rows), key=lambda row: -max(_log_ratio(key, row) for key in RANKED)
     )
     return [
         (

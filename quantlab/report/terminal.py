@@ -7,14 +7,13 @@ from statistics import median
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as Grid
 from rich.text import Text
 
 from quantlab.formats.format import is_format_column
 from quantlab.records.record import Record, Row, figures, group_rows
 from quantlab.report.bar import Bar
-from quantlab.report.choices import TensorChoice, has_formats, quality
-from quantlab.report.findings import Findings
+from quantlab.report.choices import Findings, has_formats, quality, stored_rows
 from quantlab.report.sentences import (
     answers,
     bar_text,
@@ -22,19 +21,22 @@ from quantlab.report.sentences import (
     rank_text,
     sentences,
     skipped_sentences,
+    storage_sentences,
+    stored_sentences,
     underflow_sentences,
     unmeasured_text,
 )
-from quantlab.report.stored import stored_rows, stored_sentences
 from quantlab.report.tables import (
+    MAX_ROWS,
     MEASURED,
+    PREDICTION_ROWS,
     RATIOS,
+    Graded,
+    Table,
     is_predicted,
     level_text,
     metric_text,
     ratio_cells,
-    storage_heads,
-    storage_sentences,
     storage_table,
 )
 from quantlab.report.texts import Texts
@@ -42,17 +44,13 @@ from quantlab.sources.file import FileEntry
 from quantlab.sources.pairing import StoredFile
 from quantlab.text import NULL, format_number, format_size, label
 
-LONGEST = 60  # rows; beyond them a terminal is the wrong place
-FEW = 12  # predictions, likewise
-SHORT = 20  # characters of what a run is called by
-LONG = 48  # characters of a format
-MOST = 20  # verdicts
-WORST = 3  # of a run's tensors a terminal shows those that suffer most
+LEVEL_CHARS, FORMAT_CHARS = 20, 48
+VERDICT_LINES = 20
+WORST_TENSORS = 3  # of a run, those that suffer most
 PREDICTED = {"scale": ".3g", "mae": ".3g", "sqnr_db": ".1f", "landmark_rel_err": ".1%"}
-MET, MISSED = "green", "yellow"
-WIDTH = 100  # columns
-NUMBER = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|exacto?|.+ → .+")
-Cell = str | Text
+COLOURS = {"met": "green", "missed": "yellow"}
+MAX_COLUMNS = 100
+NUMBER_CELL = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|exacto?|.+ → .+")
 
 
 def sweep_summary(findings: Findings, files: Sequence[Path], texts: Texts) -> str:
@@ -82,33 +80,29 @@ def _tables(findings: Findings, texts: Texts) -> Iterator[Table | str]:
         levels = [level for level in levels if level != "tensor"]
         runs = _rows_by_run(rows, levels)
         yield overview_table(runs, levels, texts)
-        yield texts("worst_tensors", n=WORST)
-        yield worst_table(runs, levels, texts)
+        yield texts("worst_tensors", n=WORST_TENSORS)
+        worst = [row for run in runs for row in run[:WORST_TENSORS]][:MAX_ROWS]
+        heads = [*_level_heads(levels), "tensor"]
+        cells = [[*_level_cells(row, levels), label(row["tensor"])] for row in worst]
+        yield ratio_table(heads, cells, worst, texts)
     else:
         yield from _figure_tables(rows, levels, texts)
     if findings.storage:
         yield texts("section_storage")
-        yield storage_overview(findings.storage, texts)
-        yield from _more_rows(findings.storage, texts)
+        yield from first_rows(storage_table(findings.storage, texts), texts)
     yield "\n".join(_verdicts(findings, texts))
 
 
 def _figure_tables(
     rows: Sequence[Row], levels: Sequence[str], texts: Texts
 ) -> Iterator[Table | str]:
-    yield measured_table(rows, levels, texts)
-    yield from _more_rows(rows, texts)
+    yield from measured_table(rows, levels, texts)
     has_predictions = "predicted_scale" in rows[0]
-    if has_predictions and len(rows) <= FEW:
+    if has_predictions and len(rows) <= PREDICTION_ROWS:
         yield texts("predicted_measured")
         yield predicted_table(rows, levels)
     elif has_predictions:
         yield texts("predicted_elsewhere")
-
-
-def _more_rows(rows: Sequence[Any], texts: Texts) -> Iterator[str]:
-    if len(rows) > LONGEST:
-        yield texts("more_rows", n=len(rows) - LONGEST)
 
 
 def _verdicts(findings: Findings, texts: Texts) -> Iterator[str]:
@@ -118,33 +112,34 @@ def _verdicts(findings: Findings, texts: Texts) -> Iterator[str]:
         *storage_sentences(findings.storage, findings.levels, texts),
         *sentences(findings.widths, findings.levels, texts),
     ]
-    yield from shown[:MOST]
-    if len(shown) > MOST:
-        yield texts("more_verdicts", n=len(shown) - MOST)
+    yield from texts.first_few(shown, VERDICT_LINES, "more_verdicts")
     if findings.unmeasured:
         yield unmeasured_text(findings.unmeasured, texts)
     yield bar_text(findings.rows, texts)
 
 
-def measured_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
-    """Return the figures that decide, a row a tensor and run."""
+def measured_table(
+    rows: Sequence[Row], levels: Sequence[str], texts: Texts
+) -> Iterator[Table | str]:
+    """Lay out the figures that decide, a row a tensor and run."""
     lines = [
         (
             *_level_cells(row, levels),
-            *(_coloured(key, spec, row, texts) for key, spec in MEASURED.items()),
-            Text(rank_text(row, texts), MET if row["top_order_kept"] else MISSED),
+            *(_graded(key, spec, row, texts) for key, spec in MEASURED.items()),
+            Graded(rank_text(row, texts), "met" if row["top_order_kept"] else "missed"),
         )
-        for row in rows[:LONGEST]
+        for row in rows
     ]
-    return table([*_level_heads(levels), *MEASURED, texts("head_top_k")], lines)
+    heads = [*_level_heads(levels), *MEASURED, texts("head_top_k")]
+    return first_rows(Table(heads, lines), texts)
 
 
-def _coloured(key: str, spec: str, row: Row, texts: Texts) -> Cell:
+def _graded(key: str, spec: str, row: Row, texts: Texts) -> str:
     bar = Bar.from_row(row)
     text = metric_text(row, key, spec, texts)
     if key not in bar.criteria:
         return text
-    return Text(text, MISSED if key in bar.missed(row) else MET)
+    return Graded(text, "missed" if key in bar.missed(row) else "met")
 
 
 def predicted_table(rows: Sequence[Row], levels: Sequence[str]) -> Table:
@@ -160,16 +155,16 @@ def predicted_table(rows: Sequence[Row], levels: Sequence[str]) -> Table:
         for row in rows
         if is_predicted(row)
     ]
-    return table([*_level_heads(levels), *PREDICTED], lines)
+    return Table([*_level_heads(levels), *PREDICTED], lines)
 
 
 def _rows_by_run(rows: Sequence[Row], levels: Sequence[str]) -> list[list[Row]]:
-    """Return the rows of each run, the tensors that suffer most first."""
+    """Group rows by run, the tensors that suffer most first."""
     return [sorted((rows[n] for n in run), key=quality) for run in group_rows(rows, levels)]
 
 
 def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Texts) -> Table:
-    """Return a row a run: how its tensors fared, the middle one and the worst."""
+    """Lay out a row a run: the counts of its tensors, the median SQNR and the worst."""
     lines = [
         (
             *_level_cells(rows[0], levels),
@@ -182,43 +177,31 @@ def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Text
         for rows in runs
     ]
     heads = ("head_tensors", "head_in_order", "head_median", "head_least", "head_worst")
-    return table([*_level_heads(levels), *map(texts, heads)], lines)
+    return Table([*_level_heads(levels), *map(texts, heads)], lines)
 
 
-def worst_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Texts) -> Table:
-    """Return the figures that decide of the worst tensors of each run."""
-    worst = [row for rows in runs for row in rows[:WORST]]
-    stored = ["stored_dtype"] if any(row.get("stored_dtype") for row in worst) else []
+def ratio_table(
+    heads: Sequence[str], names: Sequence[Sequence[str]], rows: Sequence[Row], texts: Texts
+) -> Table:
+    """Lay out the figures that do not depend on a tensor's unit, behind the cells of its name."""
+    stored = ["stored_dtype"] if any(row.get("stored_dtype") for row in rows) else []
     lines = [
-        (
-            *_level_cells(row, levels),
-            label(row["tensor"]),
-            *(row.get(key) or NULL for key in stored),
-            *ratio_cells(row, texts),
-        )
-        for row in worst
+        [*cells, *(row.get(key) or NULL for key in stored), *ratio_cells(row, texts)]
+        for cells, row in zip(names, rows, strict=True)
     ]
-    return table([*_level_heads(levels), "tensor", *stored, *RATIOS], lines[:LONGEST])
-
-
-def storage_overview(choices: Sequence[TensorChoice], texts: Texts) -> Table:
-    """Return the cheapest format of each tensor that meets the bar."""
-    lines = [(label(row.name), *row[1:]) for row in storage_table(choices[:LONGEST], texts)]
-    return table(storage_heads(texts), lines)
+    return Table([*heads, *stored, *RATIOS], lines)
 
 
 def _failures(reasons: Mapping[str, str], texts: Texts) -> Iterator[str]:
     if len(reasons) > 1:
         yield texts("failures", n=len(reasons))
-    lines = failure_sentences(reasons, texts)
-    yield from lines[:LONGEST]
-    if len(lines) > LONGEST:
-        yield texts("more_lines", n=len(lines) - LONGEST)
+    yield from texts.first_few(failure_sentences(reasons, texts), MAX_ROWS, "more_lines")
 
 
 def _level_cells(row: Row, levels: Sequence[str]) -> tuple[str, ...]:
     return tuple(
-        label(level_text(row, level), LONG if level == "format" else SHORT) for level in levels
+        label(level_text(row, level), FORMAT_CHARS if level == "format" else LEVEL_CHARS)
+        for level in levels
     )
 
 
@@ -228,75 +211,69 @@ def _level_heads(levels: Sequence[str]) -> list[str]:
 
 
 def render(*parts: Table | str) -> str:
-    """Return tables, at most `WIDTH` columns wide, and text, a blank line between.
+    """Return tables, at most `MAX_COLUMNS` columns wide, and text, a blank line between.
 
     Only a terminal is given colours.
     """
-    console = Console(width=WIDTH, markup=False, highlight=False, emoji=False)
+    console = Console(width=MAX_COLUMNS, markup=False, highlight=False, emoji=False)
     with console.capture() as captured:
         for number, part in enumerate(part for part in parts if part):
             if number:
                 console.print()
-            console.print(part, soft_wrap=isinstance(part, str))
+            if isinstance(part, str):
+                console.print(part, soft_wrap=True)
+            else:
+                console.print(_grid(part))
     return re.sub(r" +$", "", captured.get().rstrip("\n"), flags=re.MULTILINE)
 
 
-def table(heads: Sequence[str], rows: Sequence[tuple[Cell, ...]]) -> Table:
+def _grid(table: Table) -> Grid:
     """Align words to the left and numbers to the right; only words may be broken."""
-    grid = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
-    for column, head in enumerate(heads):
-        cells = [row[column] for row in rows]
-        numeric = all(NUMBER.fullmatch(str(cell)) for cell in cells)
+    grid = Grid(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column, head in enumerate(table.heads):
+        numeric = all(NUMBER_CELL.fullmatch(row[column]) for row in table.rows)
         grid.add_column(
             head,
             justify="right" if numeric else "left",
             no_wrap=numeric,
             overflow="ellipsis" if numeric else "fold",
         )
-    for row in rows:
-        grid.add_row(*row)
+    for row in table.rows:
+        grid.add_row(
+            *(Text(cell, COLOURS[cell.grade]) if isinstance(cell, Graded) else cell for cell in row)
+        )
     return grid
+
+
+def first_rows(table: Table, texts: Texts, more: str = "more_rows") -> Iterator[Table | str]:
+    """Yield the first rows of a table, then the text under `more`, which counts the others."""
+    rows = [[label(name), *cells] for name, *cells in table.rows[:MAX_ROWS]]
+    yield table._replace(rows=rows)
+    if len(table.rows) > MAX_ROWS:
+        yield texts(more, n=len(table.rows) - MAX_ROWS)
 
 
 def run_summary(record: Record, bar: Bar, texts: Texts) -> str:
     """Return the figures of one run: of one tensor all, of many those that decide, worst first."""
     tensors = record["tensors"]
+    shared = {"dist": record.get("dist", ""), **bar.columns()}
+    rows = [figures(tensor) | shared | {"tensor": name} for name, tensor in tensors.items()]
     if len(tensors) == 1:
         lines = list(_figure_lines(record, *next(iter(tensors.items()))))
     else:
-        lines = [_worst_table(tensors, texts), *skipped_sentences(record["skipped"], texts)]
-    shared = {"dist": record.get("dist", ""), **bar.columns()}
-    rows = [figures(tensor) | shared | {"tensor": name} for name, tensor in tensors.items()]
+        worst = sorted(rows, key=quality)
+        names = [[label(row["tensor"]), f"{row['n_elements']:,}"] for row in worst]
+        heads = [texts("head_worst_first"), texts("head_elements")]
+        parts = first_rows(ratio_table(heads, names, worst, texts), texts, "more_tensors")
+        lines = [*map(render, parts), *skipped_sentences(record["skipped"], texts)]
     if stored := stored_rows(rows, ["dist"]):
         lines += [*stored_sentences(stored, texts), bar_text(rows, texts)]
     underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
     return "\n".join([*lines, *underflow_sentences(underflows, texts)])
 
 
-def _worst_table(tensors: dict[str, Any], texts: Texts) -> str:
-    measured = {name: tensor["measured"] for name, tensor in tensors.items()}
-    worst = sorted(tensors, key=lambda name: quality(measured[name]))
-    stored = (
-        ["stored_dtype"] if any("stored_dtype" in tensor for tensor in tensors.values()) else []
-    )
-    rows = [
-        (
-            label(name),
-            f"{tensors[name]['n_elements']:,}",
-            *(tensors[name][key] for key in stored),
-            *ratio_cells(measured[name], texts),
-        )
-        for name in worst[:LONGEST]
-    ]
-    lines = render(
-        table([texts("head_worst_first"), texts("head_elements"), *stored, *RATIOS], rows)
-    )
-    more = len(worst) - LONGEST
-    return "\n".join([lines, texts("more_tensors", n=more)]) if more > 0 else lines
-
-
 def _unknown(tensor: dict[str, Any]) -> set[str]:
-    """Return the figures that no codec has, which a terminal leaves out."""
+    """List the figures that no codec has, which a terminal leaves out."""
     if "stored_dtype" not in tensor:
         return set()
     reasons = tensor["reasons"]
@@ -331,7 +308,7 @@ def listing(entries: Sequence[FileEntry]) -> str:
         )
         for entry in entries
     ]
-    return render(table(["tensor", "shape", "dtype", "elements", ""], rows))
+    return render(Table(["tensor", "shape", "dtype", "elements", ""], rows))
 
 
 def stored_listing(file: StoredFile) -> str:
@@ -352,7 +329,7 @@ def stored_listing(file: StoredFile) -> str:
     bits, size = sum(tensor.bits for tensor in stored), sum(tensor.size for tensor in stored)
     return render(
         f"quantized: compare it with mode=file/{file.format} mode.path={file.path}",
-        table(["tensor", "shape", "stored as", "bits per value"], rows),
+        Table(["tensor", "shape", "stored as", "bits per value"], rows),
         f"{len(stored)} tensors in all, {bits / max(size, 1):.4g} bits per value, "
         f"{format_size(bits / 8)}",
     )

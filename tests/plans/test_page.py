@@ -8,14 +8,14 @@ from quantlab.plans.options import Original
 from quantlab.plans.page import (
     CURVE_FORMATS,
     TERMINAL_FORMATS,
-    count_rows,
     draw_curve,
     draw_strip,
+    format_table,
     plan_answer,
     plan_sentences,
     plan_summary,
     render_page,
-    tensor_rows,
+    tensor_table,
 )
 from quantlab.plans.problem import Problem, build_problem
 from quantlab.plans.request import Request
@@ -226,12 +226,12 @@ def test_each_language_has_the_words(lang):
 def test_a_row_says_what_a_tensor_costs_and_adds():
     out = original("c", (5,), sha256=None, n_bytes=20, reason="int32 is no float", dtype="int32")
     made = make(tensors=[*map(original, ["a.weight", "b.weight"]), out], budget=13_000)
-    assert tensor_rows(made, T) == [
-        ("a.weight", "sym 4 bits, group 32", "4.5", "562 B", "19.00", "96.2%", "–"),
-        ("b.weight", "sym 8 bits, channel", "8.25", "1.03 kB", "33.00", "3.83%", "–"),
-        ("c", "int32", "32", "20 B", "exact", "0%", "int32 is no float"),
+    assert tensor_table(made, T).rows == [
+        ["a.weight", "sym 4 bits, group 32", "4.5", "562 B", "19.00", "96.2%", "–"],
+        ["b.weight", "sym 8 bits, channel", "8.25", "1.03 kB", "33.00", "3.83%", "–"],
+        ["c", "int32", "32", "20 B", "exact", "0%", "int32 is no float"],
     ]
-    assert count_rows(made, T)[2] == ("sym 4 bits, group 32", "1", "4.5", "562 B", "96.2%")
+    assert format_table(made, T).rows[2] == ["sym 4 bits, group 32", "1", "4.5", "562 B", "96.2%"]
 
 
 def test_names_play_no_tricks_on_a_terminal():

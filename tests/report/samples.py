@@ -7,8 +7,13 @@ from hypothesis import strategies as st
 from quantlab.formats.format import MODE_OPTIONS, PLAIN, FormatSpec
 from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
-from quantlab.report.choices import find_choices, find_widths, storage_choices
-from quantlab.report.findings import Findings
+from quantlab.report.choices import (
+    Findings,
+    find_choices,
+    find_widths,
+    storage_choices,
+    stored_rows,
+)
 
 LEVELS = ["dist", "mode", "n_bits"]
 FORMAT_LEVELS = [*LEVELS, "block", "block_size"]
@@ -128,3 +133,32 @@ ROWS = st.lists(
     max_size=12,
     unique_by=lambda drawn: (drawn[0], drawn[1]["n_bits"]),
 ).map(lambda drawn: [drawn_row(*pair) for pair in drawn])
+
+
+def stored_tensor(name, sqnr_db, dtype="Q4_K", file="m-Q4_K_M.gguf", **change):
+    """A row of a tensor of a quantized file."""
+    stored = {
+        "dist": "file/gguf",
+        "mode": "file/gguf",
+        "tensor": name,
+        "stored_file": file,
+        "stored_dtype": dtype,
+        "sqnr_db": sqnr_db,
+        "bits_per_value": 4.5,
+        "n_elements": 1000,
+        "remark": None,
+    }
+    return row(None, **stored | change)
+
+
+FILE_ROWS = [
+    stored_tensor("a", 20.5),
+    stored_tensor("norm", None, "F32", bits_per_value=32.0, n_elements=8, max_err=0.0),
+    stored_tensor("b", 12.25),
+    stored_tensor("c", 31.0, "Q6_K", bits_per_value=6.5625),
+]
+
+
+def files_of(rows, bar=SQNR):
+    """The quantized files of rows."""
+    return stored_rows(judged(rows, bar), ["dist", "mode", "tensor", "mode.path"])

@@ -10,8 +10,11 @@ from quantlab.experiment import Experiment
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import record
+from quantlab.report.aggregate import choose_details, choose_histogram
 from quantlab.sources.lab import Hidden
 from tests.conftest import aggregate, printed, run
+
+LEVELS = ["dist", "mode", "n_bits", "tensor"]
 
 
 def keep(directory, n_bits=8, job=0, work=None, **config):
@@ -172,3 +175,48 @@ def test_a_sweep_that_is_typed_and_one_that_is_written_down_have_one_verdict(tmp
     assert done.returncode == 0, done.stderr
     assert (typed / "verdict.json").read_bytes() == (written / "verdict.json").read_bytes()
     assert json.loads((typed / "verdict.json").read_text())["bar"]["sqnr_db"] == 20.0
+
+
+def rows_of(*dists, modes=("s", "t"), widths=(4, 8, 16), tensors=("w",), sqnr=float):
+    return [
+        {"dist": dist, "mode": mode, "n_bits": n, "tensor": tensor, "sqnr_db": sqnr(n)}
+        for dist in dists
+        for mode in modes
+        for n in widths
+        for tensor in tensors
+    ]
+
+
+def named(found, chosen):
+    return [
+        "".join(str(found[n][key]) for key in ("dist", "mode", "n_bits", "tensor")) for n in chosen
+    ]
+
+
+def test_one_row_a_source_and_mode_is_looked_at_in_eight_bits_the_worst_first():
+    found = rows_of("a", "b", "c", "d")
+    found[[each["dist"] for each in found].index("d") + 1]["sqnr_db"] = 1.0
+    assert named(found, choose_details(found, LEVELS)) == [
+        "ds8w", "as8w", "at8w", "bs8w", "bt8w", "cs8w",
+    ]  # fmt: skip
+    narrow = rows_of("a", widths=(4, 16))
+    assert named(narrow, choose_details(narrow, LEVELS)) == ["as4w", "at4w"]
+
+
+def test_of_many_tensors_the_worst_is_looked_at():
+    found = rows_of("a", modes="s", widths=[8], tensors=("w", "v", "u"))
+    found[1]["sqnr_db"], found[2]["sqnr_db"] = 5.0, None
+    assert named(found, choose_details(found, LEVELS)) == ["as8v"]
+
+
+def test_what_else_was_swept_is_looked_at_too():
+    found = [row | {"seed": seed} for seed in (1, 2) for row in rows_of("a", modes="s")]
+    assert named(found, choose_details(found, [*LEVELS, "seed"])) == ["as8w", "as8w"]
+
+
+def test_the_histogram_is_of_hidden_in_each_mode():
+    found = rows_of("a", "hidden", tensors=("w", "v"), widths=(16, 8))
+    worst = next(each for each in found if each["dist"] == "hidden" and each["n_bits"] == 8)
+    worst["sqnr_db"] = 1.0
+    assert named(found, choose_histogram(found)) == ["hiddens8w", "hiddent8w"]
+    assert named(found[:4], choose_histogram(found[:4])) == ["as8w"]

@@ -1,5 +1,6 @@
 import math
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
@@ -20,12 +21,14 @@ from quantlab.report.choices import (
 from quantlab.report.sentences import sentences
 from quantlab.report.texts import Texts
 from tests.report.samples import (
+    FILE_ROWS,
     FORMAT_LEVELS,
     LEVELS,
     ROWS,
     SIZE,
     SQNR,
     choices_of,
+    files_of,
     judged,
     row,
     some,
@@ -310,3 +313,17 @@ def test_they_agree_on_a_tensor_whose_every_format_lost_it_all():
     rows = [stored("symmetric", n, float(n), None, max_err=1.0, n_elements=SIZE) for n in (4, 8)]
     assert not choices_of(rows)[0].meets
     assert make_plan(sweep(rows), Request(bar=SQNR)).unmet == ["verb_probs"]
+
+
+def test_sizes_are_those_of_all_values_and_not_of_tensors():
+    (file,) = files_of(FILE_ROWS)
+    assert file.n_bytes == (4500 + 4500 + 6562.5 + 256) / 8
+    assert file.bits_per_value == pytest.approx(15818.5 / 3008)
+    assert [each["tensor"] for each in file.rows] == ["b", "a", "c", "norm"]  # the worst first
+
+
+def test_only_rows_of_files_count():
+    plain = row(8)
+    assert files_of([plain, row(4, stored_file=None)]) == []
+    (file,) = files_of([plain, *FILE_ROWS])
+    assert len(file.rows) == 4

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 
 from quantlab.report.bar import Bar
-from quantlab.report.diff import LONGEST, diff, diff_summary, require_tolerance
+from quantlab.report.diff import diff, diff_summary, require_tolerance
+from quantlab.report.tables import MAX_ROWS
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.report.samples import FORMAT_LEVELS as LEVELS
 from tests.report.samples import ROWS, SQNR, judged, stored, sweep
@@ -241,15 +242,15 @@ def test_an_exact_round_trip_is_called_so_and_a_total_loss_is_not():
 
 
 def test_a_terminal_is_given_no_more_rows_than_it_bears():
-    text = said(many(LONGEST + 2), many(LONGEST + 2, less=1.0))
-    assert text.count("→") == LONGEST
+    text = said(many(MAX_ROWS + 2), many(MAX_ROWS + 2, less=1.0))
+    assert text.count("→") == MAX_ROWS
     assert "... and 2 more" in text
     cheapest = [
-        [row for n in range(LONGEST + 1) for row in widths(5, 8, tensor=f"t{n}", less=less)]
+        [row for n in range(MAX_ROWS + 1) for row in widths(5, 8, tensor=f"t{n}", less=less)]
         for less in (0.0, 5.0)
     ]
     lines = said(*cheapest, tolerance=9.0).splitlines()
-    assert sum("the cheapest format that meets the bar was" in line for line in lines) == LONGEST
+    assert sum("the cheapest format that meets the bar was" in line for line in lines) == MAX_ROWS
     assert "... and one more" in lines
 
 
@@ -283,7 +284,7 @@ def test_each_language_has_the_words(lang):
     before = [*many(1), *widths(2, 5, 8, top_merged=1, tensor="a")]
     text = said(before, widths(5, 8, 9, less=6.0, tensor="a"), Bar(), t=t, failures={"a": "no"})
     assert "{" not in text
-    text = said(many(LONGEST + 1), many(LONGEST + 1, less=1.0), t=t)
+    text = said(many(MAX_ROWS + 1), many(MAX_ROWS + 1, less=1.0), t=t)
     assert "{" not in text
 
 

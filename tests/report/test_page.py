@@ -168,7 +168,7 @@ def test_hundreds_of_tensors_are_folded_and_stay_small(tmp_path):
     assert len(html) < 5e6
     assert len(re.findall("<tr><td>hidden<td>blocks", html)) == 600
     shown = re.sub(r"<details>.*?</details>", "", html, flags=re.DOTALL)
-    assert shown.count('<th scope="row">') == page.HEAT
+    assert shown.count('<th scope="row">') == page.FIRST_ROWS
     assert html.count('<th scope="row">') == 300
 
 
@@ -310,10 +310,10 @@ def test_a_plain_sweep_has_the_page_that_it_always_had():
 
 
 def test_of_many_tensors_the_cheapest_formats_are_folded():
-    rows = [each for n in range(page.HEAT + 5) for each in some(tensor=f"t{n}")]
+    rows = [each for n in range(page.FIRST_ROWS + 5) for each in some(tensor=f"t{n}")]
     html, *_ = written(findings_of(rows, [*FORMAT_LEVELS, "tensor"]))
     section = html.partition("<h2>Error against storage</h2>")[2].partition("</section>")[0]
-    assert section.count('<th scope="row">') == page.HEAT + 5
+    assert section.count('<th scope="row">') == page.FIRST_ROWS + 5
     folded = section.partition("<summary>5 more rows</summary>")[2]
     assert folded.count('<th scope="row">') == 5
     assert "the median of 45 tensors" in section

@@ -4,23 +4,31 @@ import pytest
 
 from quantlab.report.bar import Bar
 from quantlab.report.sentences import (
+    SENTENCE_TYPES,
     answers,
     bar_text,
     check_lines,
     format_widths,
     rank_text,
+    remark_sentences,
     sentences,
+    storage_sentences,
+    stored_sentences,
     unmeasured_text,
 )
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.report.samples import (
+    FILE_ROWS,
     FORMAT_LEVELS,
     SQNR,
     choices_of,
+    files_of,
     judged,
     row,
     some,
+    storage_of,
     stored,
+    stored_tensor,
     widths_of,
 )
 
@@ -237,3 +245,129 @@ def test_a_single_criterion_is_not_counted_apart():
         "verb_probs, symmetric: 1 of 1 tensors meet the bar within 8 bits; the one that needs most "
         "bits is a: at 8 bits, the SQNR is 50 dB"
     )
+
+
+def cheapest_of(rows, levels=FORMAT_LEVELS, bar=SQNR):
+    return list(storage_sentences(storage_of(rows, levels, bar), levels, T))
+
+
+def test_a_tensor_s_cheapest_format_is_quoted_with_what_it_costs():
+    rows = [stored("symmetric", 8, 8.0533, 20.0), stored("log", 10, 10.1067, 52.0)]
+    assert cheapest_of(rows) == [
+        "verb_probs: cheapest format that meets the bar: log 10 bits (10.11 bits per value)"
+    ]
+    assert cheapest_of(some(), bar=Bar(sqnr_db=60.0)) == [
+        "verb_probs: none of the formats tried meets the bar"
+    ]
+
+
+def test_of_many_tensors_a_source_says_how_often_each_is_the_cheapest():
+    levels = [*FORMAT_LEVELS, "tensor"]
+    rows = [each for name in "abc" for each in some(dist="file/npz", tensor=name)]
+    rows += [each | {"sqnr_db": 31.0} for each in some(dist="file/npz", tensor="d")]
+    rows += [each | {"sqnr_db": 1.0} for each in some(dist="file/npz", tensor="e")]
+    assert cheapest_of(rows, levels) == [
+        "file/npz: 4 of 5 tensors have a format that meets the bar; the cheapest is sym 8 bits for "
+        "3; sym 4 bits for 1"
+    ]
+    none = [each | {"sqnr_db": 1.0} for each in rows]
+    assert cheapest_of(none, levels) == [
+        "file/npz: none of the 5 tensors has a format that meets the bar"
+    ]
+
+
+def test_formats_that_few_tensors_need_are_counted_together():
+    levels = [*FORMAT_LEVELS, "tensor"]
+    rows = [
+        stored(mode, n, float(n), 40.0 if n == chosen else 1.0, tensor=str(chosen))
+        for chosen in range(2, 10)
+        for n, mode in ((chosen, "symmetric"), (11, "nf4"))
+    ]
+    (sentence,) = cheapest_of(rows, levels)
+    assert sentence.endswith("sym 6 bits for 1; others for 3")
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_every_language_can_name_the_cheapest(lang):
+    for bar in (SQNR, Bar(sqnr_db=60.0)):
+        found = storage_of(some(), FORMAT_LEVELS, bar)
+        for levels in (FORMAT_LEVELS, [*FORMAT_LEVELS, "tensor"]):
+            assert list(storage_sentences(found, levels, Texts(lang)))
+
+
+def of_files(rows):
+    return list(stored_sentences(files_of(rows), T))
+
+
+def test_a_sentence_says_what_a_file_costs_and_what_it_lost():
+    assert of_files(FILE_ROWS) == [
+        "m-Q4_K_M.gguf: 2 of 4 tensors compared meet the bar; 5.259 bits per value, 1.98 kB in all "
+        "(Q4_K: 2, Q6_K: 1, F32: 1); the median SQNR of those that lost anything is 20.50 dB, the "
+        "worst is b (Q4_K): 12.25 dB"
+    ]
+
+
+def test_a_file_that_loses_nothing_says_so():
+    exact = [stored_tensor(name, None, "F16", max_err=0.0) for name in "ab"]
+    (sentence,) = of_files(exact)
+    assert sentence.startswith("m-Q4_K_M.gguf: 2 of 2 tensors compared meet the bar; ")
+    assert sentence.endswith(
+        "the median SQNR of those that lost anything is exact, the worst is a (F16): exact"
+    )
+
+
+def test_of_many_types_the_most_frequent_are_named():
+    rows = [
+        stored_tensor(f"t{n}.{m}", 9.0, f"Q{n}")
+        for n in range(1, SENTENCE_TYPES + 3)
+        for m in range(n)
+    ]
+    (sentence,) = of_files(rows)
+    assert "(Q8: 8, Q7: 7, Q6: 6, Q5: 5, Q4: 4, Q3: 3, others: 3)" in sentence
+    assert "Q2" not in sentence
+
+
+def test_each_file_and_each_original_has_a_sentence():
+    rows = [
+        *FILE_ROWS,
+        stored_tensor("a", 9.0, file="m-Q2_K.gguf"),
+        stored_tensor("a", 8.0, dist="file/npy"),
+    ]
+    found = files_of(rows)
+    assert [(each.name, len(each.rows)) for each in found] == [
+        ("m-Q4_K_M.gguf, dist=file/gguf", 4), ("m-Q2_K.gguf, dist=file/gguf", 1),
+        ("m-Q4_K_M.gguf, dist=file/npy", 1),
+    ]  # fmt: skip
+    assert len(of_files(rows)) == 3
+
+
+def test_a_remark_is_made_once_of_all_its_tensors():
+    wrong, other = "read v2 it fits the original far better", "read transposed it fits"
+    rows = [
+        stored_tensor("a", 1.0, remark=wrong), stored_tensor("b", 2.0, remark=wrong),
+        stored_tensor("c", 3.0),
+        stored_tensor("d", 4.0, remark=other), stored_tensor("e", 5.0, remark=wrong),
+    ]  # fmt: skip
+    expected = [
+        f"m-Q4_K_M.gguf: a and 2 more tensors: {wrong}",
+        f"m-Q4_K_M.gguf: d: {other}",
+    ]
+    assert list(remark_sentences(files_of(rows), T)) == expected
+    assert of_files(rows)[1:] == expected
+    assert list(remark_sentences(files_of(rows[:2]), T)) == [
+        f"m-Q4_K_M.gguf: a and one more tensor: {wrong}"
+    ]
+
+
+@pytest.mark.parametrize("language", ["en", "es"])
+def test_every_sentence_of_a_file_is_in_every_language(language):
+    found = files_of([*FILE_ROWS, stored_tensor("x", 1.0, remark="wrong")])
+    sentences = list(stored_sentences(found, Texts(language)))
+    assert len(sentences) == 2
+    assert "{" not in "".join(sentences)
+
+
+def test_names_can_play_no_tricks():
+    sentences = of_files([stored_tensor("\x1b[2J", 1.0, file="m\n.gguf", remark="wrong")])
+    assert len(sentences) == 2
+    assert all(each.isprintable() for each in sentences)

@@ -4,19 +4,22 @@ import pytest
 
 from quantlab.report import tables
 from quantlab.report.bar import Bar
-from quantlab.report.choices import find_widths
-from quantlab.report.tables import storage_sentences, storage_table, storage_trend
-from quantlab.report.texts import LANGUAGES, Texts
+from quantlab.report.choices import Findings
+from quantlab.report.tables import side_by_side, storage_table, storage_trend
+from quantlab.report.texts import Texts
 from tests.report.samples import (
+    FILE_ROWS,
     FORMAT_LEVELS,
     LEVELS,
     SQNR,
+    files_of,
+    findings_of,
     judged,
     row,
     some,
     storage_of,
     stored,
-    widths_of,
+    stored_tensor,
 )
 
 T = Texts("en")
@@ -29,7 +32,7 @@ def test_each_row_has_its_own_figures():
     }  # fmt: skip
     one = row(8, rel_err=0.5, top_merged=1, **figures)
     other = row(4, sqnr_db=None, rel_err=None, **figures | {"mae": 0.0, "max_err": 0})
-    table = tables.table([one, other], LEVELS, T)
+    table = tables.metrics_table([one, other], LEVELS, T)
     messages = [dict(zip(table.heads, cells, strict=True)) for cells in table.rows]
     assert messages[0] == {
         "dist": "verb_probs", "mode": "symmetric", "n_bits": "8", "bar": "top_order rel_err",
@@ -48,33 +51,32 @@ def test_a_tensor_is_named_in_full_where_it_is_not_its_source():
     figures = dict.fromkeys(["mae", "cos_sim", "n_codes", "scale", "zero_point", "n_elements"], 1)
     names = [f"vision_model.encoder.layers.{n}.self_attn.out_proj.weight" for n in (0, 10)]
     rows = [row(8, tensor=name, **figures) for name in names]
-    table = tables.table(rows, LEVELS, T)
+    table = tables.metrics_table(rows, LEVELS, T)
     assert [cells[table.heads.index("tensor")] for cells in table.rows] == names
-    levels = [*LEVELS, "tensor"]
-    assert {one.name for one in tables.heat_table(widths_of(rows, levels), [8], T)} == {
-        f"{name}, symmetric" for name in names
-    }
+    heat = tables.heat_table(findings_of(rows, [*LEVELS, "tensor"], Bar()), T)
+    assert {cells[0] for cells in heat.rows} == {f"{name}, symmetric" for name in names}
+
+
+def heat(rows, levels=(*LEVELS, "tensor"), bar=None):
+    return tables.heat_table(findings_of(rows, levels, bar or Bar()), T).rows
 
 
 def test_the_heat_of_a_width_is_its_sqnr():
     rows = [row(4, sqnr_db=-3.0), row(6, sqnr_db=29.9), row(8, sqnr_db=math.nextafter(60, 0))]
-    (one,) = tables.heat_table(
-        widths_of([*rows, row(16, sqnr_db=None, max_err=0)], LEVELS), [2, 4, 6, 8, 16], T
-    )
-    assert one.name == "verb_probs, symmetric"
-    assert one.fewest == ["8", "4", "4", "8"]
-    assert one.cells == [("", None), ("-3.0", 0), ("29.9", 5), ("60.0", 11), ("exact", 11)]
+    (cells,) = heat([*rows, row(16, sqnr_db=None, max_err=0), row(2, tensor="w", sqnr_db=0)])[1:]
+    assert cells[0] == "verb_probs, symmetric"
+    assert cells[1:5] == ["8", "4", "4", "8"]
+    assert cells[5:] == ["", "-3.0", "29.9", "60.0", "exact"]
+    assert [cell.grade for cell in cells[6:]] == ["s0", "s5", "s11", "s11"]
 
 
 def test_a_star_says_that_a_wider_one_misses():
     rows = [row(4), row(6, top_merged=1), row(8)]
-    (one,) = tables.heat_table(widths_of(rows, LEVELS), [4, 6, 8], T)
-    assert one.fewest == ["4*", "4*", "4", "4"]
+    assert heat(rows)[0][1:5] == ["4*", "4*", "4", "4"]
 
 
 def test_none_is_said_where_no_width_is_enough():
-    (one,) = tables.heat_table(widths_of([row(8, rel_err=0.5)], LEVELS), [8], T)
-    assert one.fewest == ["none", "8", "none", "8"]
+    assert heat([row(8, rel_err=0.5)])[0][1:5] == ["none", "8", "none", "8"]
 
 
 MORE = {
@@ -88,7 +90,7 @@ def test_where_formats_were_tried_the_table_says_what_they_cost():
     levels = [*LEVELS, "block", "block_size"]
     plain = stored("symmetric", 8, 8.0533, 40.0, **MORE)
     other = stored("nf4", 4, 4.5, 20.0, block="group", block_size=64, **MORE)
-    table = tables.table([plain, other], levels, T)
+    table = tables.metrics_table([plain, other], levels, T)
     one, two = (dict(zip(table.heads, cells, strict=True)) for cells in table.rows)
     assert (one["bits_per_value"], two["bits_per_value"]) == ("8.053", "4.5")
     assert (one["block_size"], two["block_size"]) == ("–", "64")
@@ -98,62 +100,26 @@ def test_where_formats_were_tried_the_table_says_what_they_cost():
     assert [table.heads[n - 1] for n in table.words] == ["dist", "mode", "block", "bar", "top_k"]
     old = row(6, **{key: MORE[key] for key in ("mae", "cos_sim", "n_codes", "n_elements")})
     old |= {"block": None, "block_size": None, "scale": 1.0, "zero_point": 0}
-    cells = dict(zip(table.heads, tables.table([old, other], levels, T).rows[0], strict=True))
+    cells = dict(
+        zip(table.heads, tables.metrics_table([old, other], levels, T).rows[0], strict=True)
+    )
     assert cells["bits_per_value"] == cells["clip_share"] == cells["block"] == "–"
 
 
 def test_plain_integers_have_the_columns_that_they_always_had():
     rows = [stored("symmetric", n, n + 0.1, 6.0 * n, **MORE) for n in (4, 8)]
-    assert tables.table(rows, LEVELS, T).heads == [*LEVELS, *tables.GLOSSARY]
-
-
-def said(rows, levels=FORMAT_LEVELS, bar=SQNR):
-    return list(storage_sentences(storage_of(rows, levels, bar), levels, T))
-
-
-def test_a_tensor_s_cheapest_format_is_quoted_with_what_it_costs():
-    rows = [stored("symmetric", 8, 8.0533, 20.0), stored("log", 10, 10.1067, 52.0)]
-    assert said(rows) == [
-        "verb_probs: cheapest format that meets the bar: log 10 bits (10.11 bits per value)"
-    ]
-    assert said(some(), bar=Bar(sqnr_db=60.0)) == [
-        "verb_probs: none of the formats tried meets the bar"
-    ]
-
-
-def test_of_many_tensors_a_source_says_how_often_each_is_the_cheapest():
-    levels = [*FORMAT_LEVELS, "tensor"]
-    rows = [each for name in "abc" for each in some(dist="file/npz", tensor=name)]
-    rows += [each | {"sqnr_db": 31.0} for each in some(dist="file/npz", tensor="d")]
-    rows += [each | {"sqnr_db": 1.0} for each in some(dist="file/npz", tensor="e")]
-    assert said(rows, levels) == [
-        "file/npz: 4 of 5 tensors have a format that meets the bar; the cheapest is sym 8 bits for "
-        "3; sym 4 bits for 1"
-    ]
-    none = [each | {"sqnr_db": 1.0} for each in rows]
-    assert said(none, levels) == ["file/npz: none of the 5 tensors has a format that meets the bar"]
-
-
-def test_formats_that_few_tensors_need_are_counted_together():
-    levels = [*FORMAT_LEVELS, "tensor"]
-    rows = [
-        stored(mode, n, float(n), 40.0 if n == chosen else 1.0, tensor=str(chosen))
-        for chosen in range(2, 10)
-        for n, mode in ((chosen, "symmetric"), (11, "nf4"))
-    ]
-    (sentence,) = said(rows, levels)
-    assert sentence.endswith("sym 6 bits for 1; others for 3")
+    assert tables.metrics_table(rows, LEVELS, T).heads == [*LEVELS, *tables.GLOSSARY]
 
 
 def test_the_table_has_a_row_a_tensor():
     exact = [stored("log", 16, 16.1, None, tensor="exact", max_err=0), stored("nf4", 4, 4.5, 1.0)]
     rows = [*some(tensor="w"), *exact, *(each | {"tensor": "x"} for each in exact[1:] * 1)]
     found = storage_of(rows, [*FORMAT_LEVELS, "tensor"], SQNR)
-    assert storage_table(found, T) == [
-        ("verb_probs", "none of those tried", "–", "–"),
-        ("x", "none of those tried", "–", "–"),
-        ("exact", "log 16 bits", "16.1", "exact"),
-        ("w", "sym 8 bits", "8.01", "34.00"),
+    assert storage_table(found, T).rows == [
+        ["verb_probs", "none of those tried", "–", "–"],
+        ["x", "none of those tried", "–", "–"],
+        ["exact", "log 16 bits", "16.1", "exact"],
+        ["w", "sym 8 bits", "8.01", "34.00"],
     ]
 
 
@@ -164,14 +130,6 @@ def test_the_front_is_told_to_those_who_do_not_see_it():
         "32 with 20.0 dB at 4.5 bits; sym 8 bits with 34.0 dB at 8.01 bits; sym 8 bits, group 32 "
         "with 44.0 dB at 9 bits."
     )
-
-
-@pytest.mark.parametrize("lang", LANGUAGES)
-def test_every_language_can_say_it(lang):
-    for bar in (SQNR, Bar(sqnr_db=60.0)):
-        found = storage_of(some(), FORMAT_LEVELS, bar)
-        for levels in (FORMAT_LEVELS, [*FORMAT_LEVELS, "tensor"]):
-            assert list(storage_sentences(found, levels, Texts(lang)))
 
 
 FIGURES = {"scale": 0.5, "max_err": 0.25, "mae": 0.1, "rmse": 0.2, "landmark_rel_err": 0.1}
@@ -237,5 +195,64 @@ def test_a_figure_that_was_not_predicted_is_a_dash_and_no_mistake():
 
 def test_a_criterion_that_a_bar_does_not_have_is_a_dash():
     rows = [*judged([row(8, tensor="a")]), *judged([row(8, tensor="b")], SQNR)]
-    heat = tables.heat_table(find_widths(rows, [*LEVELS, "tensor"]), [8], T)
-    assert [line.fewest for line in heat] == [["8", "8", "8", "8"], ["8", "–", "–", "8"]]
+    found = Findings(rows, [*LEVELS, "tensor"], [], [], {}, {}, [], {})
+    fewest = [cells[1:5] for cells in tables.heat_table(found, T).rows]
+    assert fewest == [["8", "8", "8", "8"], ["8", "–", "–", "8"]]
+
+
+def test_names_of_files_can_play_no_tricks():
+    heads, rows, _ = side_by_side(files_of([stored_tensor("\x1b[2J", 1.0, file="m\n.gguf")]), T)
+    assert all(cell.isprintable() for cell in [*heads, *rows[0]])
+
+
+def test_of_one_file_those_come_first_that_lost_most():
+    heads, rows, _ = side_by_side(files_of(FILE_ROWS), T)
+    assert [each.partition(": ")[2] for each in heads[1:]] == [
+        "stored as", T("storage_bits"), T("storage_sqnr"),
+    ]  # fmt: skip
+    assert rows == [
+        ["b", "Q4_K", "4.5", "12.25"],
+        ["a", "Q4_K", "4.5", "20.50"],
+        ["c", "Q6_K", "6.562", "31.00"],
+        ["norm", "F32", "32", "exact"],
+    ]
+
+
+def test_of_two_files_those_come_first_that_differ_most():
+    other = [
+        stored_tensor("a", 21.0, "IQ4_XS", "other.gguf"),
+        stored_tensor("b", 15.0, "IQ4_XS", "other.gguf"),
+        stored_tensor("c", 11.0, "IQ4_XS", "other.gguf"),
+        stored_tensor("mine", 10.0, "IQ4_XS", "other.gguf"),
+    ]
+    heads, rows, _ = side_by_side(files_of([*FILE_ROWS, *other]), T)
+    assert len(heads) == 7
+    assert [each[0] for each in rows] == ["c", "b", "a", "mine", "norm"]
+    assert rows[0][1:] == ["Q6_K", "6.562", "31.00", "IQ4_XS", "4.5", "11.00"]
+    assert rows[3][1:] == ["–", "–", "–", "IQ4_XS", "4.5", "10.00"]
+    assert rows[4][4:] == ["–", "–", "–"]
+
+
+def test_an_exact_tensor_differs_most_from_one_that_is_not():
+    rows = [
+        stored_tensor("a", 10.0),
+        stored_tensor("b", None, max_err=0.0),
+        stored_tensor("a", 60.0, file="o"),
+    ]
+    rows.append(stored_tensor("b", 60.0, file="o"))
+    _, cells, _ = side_by_side(files_of(rows), T)
+    assert [each[0] for each in cells] == ["b", "a"]
+
+
+def test_the_error_of_the_output_stands_beside_where_it_is_known():
+    rows = [
+        stored_tensor("a", 20.0, out_sqnr_db=23.456),
+        stored_tensor("b", 10.0, out_sqnr_db=None),
+    ]
+    rows.append(stored_tensor("c", 30.0, file="other.gguf"))
+    heads, cells, _ = side_by_side(files_of(rows), T)
+    assert [heads[4], heads[8]] == [
+        f"m-Q4_K_M.gguf: {T('stored_out')}", f"other.gguf: {T('stored_out')}",
+    ]  # fmt: skip
+    assert [each[4] for each in cells] == ["–", "23.46", "–"]
+    assert [len(each) for each in cells] == [9, 9, 9]

@@ -6,7 +6,7 @@ from contextlib import suppress
 
 import pytest
 
-from quantlab.report.terminal import WIDTH, render, sweep_summary
+from quantlab.report.terminal import MAX_COLUMNS, render, sweep_summary
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run_python, run_quantlab
 from tests.report.samples import FORMAT_LEVELS as LEVELS
@@ -41,13 +41,13 @@ def tables(shown):
 
 
 def test_tables_fit_a_hundred_columns(piped):
-    assert max(map(len, tables(piped))) <= WIDTH
+    assert max(map(len, tables(piped))) <= MAX_COLUMNS
     assert not any(line.endswith(" ") for line in piped.splitlines())
 
 
 def test_the_verdict_is_not_broken_into_lines(piped):
     (line,) = re.findall(r"^verb_probs, symmetric: .*$", piped, flags=re.MULTILINE)
-    assert len(line) > WIDTH
+    assert len(line) > MAX_COLUMNS
     assert line.endswith("of the non-zero values become 0")
 
 
@@ -82,7 +82,7 @@ def test_long_names_are_folded():
 
     entry = FileEntry("w" * 48, (2, 3), "float32", lambda: None, skip_reason="because " * 20)
     lines = listing([entry]).splitlines()
-    assert max(map(len, lines)) <= WIDTH
+    assert max(map(len, lines)) <= MAX_COLUMNS
     assert "".join(lines).count("because") == 20
 
 
@@ -125,7 +125,7 @@ def test_formats_have_one_column_and_a_table_of_the_cheapest():
     shown = sweep_summary(findings_of(rows, levels), [], Texts("en"))
     heads, *lines = shown.splitlines()
     assert heads.split()[:3] == ["dist", "format", "mae"]
-    assert max(map(len, lines[: len(rows)])) <= WIDTH
+    assert max(map(len, lines[: len(rows)])) <= MAX_COLUMNS
     assert re.search(r"asym 8 bits, group .*\n +128, bfloat16,\n +percentile", shown)
     assert re.search(r"\nError against storage\n\ntensor +cheapest format +bits per value +SQNR, dB"
                      r"\nverb_probs +sym 8 bits +8.01 +34.00\n", shown)  # fmt: skip

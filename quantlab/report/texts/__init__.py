@@ -1,15 +1,18 @@
 """The words of a report: a catalogue for each language, ``en.yaml`` and ``es.yaml``."""
 
+from collections.abc import Sequence
 from functools import cache
 from importlib.resources import files
 from typing import Any
 
 import yaml
 
+from quantlab.text import first_few
+
 LANGUAGES = sorted(
-    each.name.removesuffix(".yaml")
-    for each in files(__name__).iterdir()
-    if each.name.endswith(".yaml")
+    path.name.removesuffix(".yaml")
+    for path in files(__name__).iterdir()
+    if path.name.endswith(".yaml")
 )
 
 
@@ -29,6 +32,10 @@ class Texts:
         if isinstance(text, dict):
             text = text["one" if values["n"] == 1 else "other"]
         return text.format(**values)
+
+    def first_few(self, items: Sequence[str], limit: int, more: str = "more_reasons") -> list[str]:
+        """List at most `limit` items, then the text under the key `more`, which counts the rest."""
+        return first_few(items, limit, lambda n: self(more, n=n))
 
     def __contains__(self, key: str) -> bool:
         """Test if there is a text under a key."""

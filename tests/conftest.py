@@ -88,45 +88,50 @@ def require_same(directory, reference):
         assert (directory / name).read_bytes() == (reference / name).read_bytes(), name
 
 
-@pytest.fixture
-def undrawn(monkeypatch):
-    """Save pictures without drawing them, which takes most of a sweep."""
-
+def _draw_nothing(monkeypatch):
     def savefig(_, file, format="png", **__):
         file.write(b'<svg xmlns="http://www.w3.org/2000/svg"/>' if format == "svg" else b"PNG")
 
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", savefig)
     monkeypatch.setattr("matplotlib.figure.Figure.draw_without_rendering", lambda _: None)
+    monkeypatch.setattr("matplotlib.layout_engine.ConstrainedLayoutEngine.execute", lambda *_: None)
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Save pictures without drawing them, which takes most of a sweep."""
+    _draw_nothing(monkeypatch)
+
+
+def _swept_once(tmp_path_factory, name, *arguments):
+    """Run a sweep once for all test processes; return its directory, to read only, and output."""
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    directory, output = shared / name, shared / f"{name}.txt"
+    with FileLock(shared / f"{name}.lock"):
+        if not output.exists():
+            done = run(*arguments, f"hydra.sweep.dir={directory}")
+            assert done.returncode == 0, done.stderr
+            output.write_text(done.stdout)
+    return directory, output.read_text()
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """The directory of a sweep that was left alone."""
-    directory = tmp_path_factory.mktemp("undisturbed")
-    done = run(*SWEEP, f"hydra.sweep.dir={directory}")
-    assert done.returncode == 0, done.stderr
-    return directory
+    return _swept_once(tmp_path_factory, "undisturbed", *SWEEP)[0]
 
 
 @pytest.fixture(scope="session")
 def lab_sweep(tmp_path_factory):
-    """The lab's sweep, run for real once a test process, and where it landed."""
-    directory = tmp_path_factory.mktemp("lab")
-    done = run("experiment=lab", f"hydra.sweep.dir={directory}")
-    assert done.returncode == 0, done.stderr
-    return directory, done.stdout
+    """The directory of the lab's sweep, and what it printed."""
+    return _swept_once(tmp_path_factory, "lab", "experiment=lab")
 
 
 @pytest.fixture(scope="session")
 def remedies_sweep(tmp_path_factory):
-    """The remedies' sweep, run once for all test processes and to be read only; and its output."""
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    directory, output = shared / "remedies", shared / "remedies.txt"
-    with FileLock(shared / "remedies.lock"):
-        if not output.exists():
-            done = run("experiment=remedies", f"hydra.sweep.dir={directory}")
-            assert done.returncode == 0, done.stderr
-            output.write_text(done.stdout)
-    return directory, output.read_text()
+    """The directory of the remedies' sweep, whose pictures are empty, and what it printed."""
+    with pytest.MonkeyPatch.context() as patch:
+        _draw_nothing(patch)
+        return _swept_once(tmp_path_factory, "remedies", "experiment=remedies")

@@ -46,6 +46,7 @@ def test_the_tables_are_those_of_the_committed_sweep():
     assert terminal.render(terminal.predicted_table(committed(), levels)) in WRITE_UP
 
 
+@pytest.mark.slow
 def test_the_example_prints_what_is_shown(remedies_sweep, tmp_path):
     code, printed = re.search(r"```python\n(.*?)```\n\n```\n(.*?)```", README, re.DOTALL).groups()
     assert len([line for line in code.splitlines() if line]) <= 10
@@ -119,6 +120,7 @@ def test_the_remedies_are_those_of_the_committed_sweep():
     assert not met[("symmetric", 11, "group")]
 
 
+@pytest.mark.slow
 def test_the_committed_remedies_come_out_again(remedies_sweep, tmp_path):
     directory, printed = remedies_sweep
     for name in ("results.json", "results.csv"):
@@ -249,6 +251,7 @@ def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
     assert all("crest" in figures for widths in modes.values() for figures in widths.values())
 
 
+@pytest.mark.slow
 def test_sweeps_resume_as_shown(tmp_path):
     commands = re.findall(r"^\$ (python .*)$", PAGES["sweeps.md"], re.MULTILINE)
     for command in commands:

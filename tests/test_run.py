@@ -366,15 +366,12 @@ def test_a_tensor_without_the_axis_is_left_out_with_the_reason(tmp_path):
     assert again.stdout.startswith("resuming: 1 complete; 0 to do")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "modes"),
     [
         ([], ["glob(*)", "glob(mx/*)", "nv/fp4"]),
-        pytest.param(
-            ["hydra/launcher=joblib"],
-            ["sym,nf4,log", "glob(mx/*)", "nv/fp4"],
-            marks=pytest.mark.slow,
-        ),
+        (["hydra/launcher=joblib"], ["sym,nf4,log", "glob(mx/*)", "nv/fp4"]),
     ],
 )
 def test_every_mode_gives_the_same_bytes_whatever_does_the_work(tmp_path_factory, engine, modes):

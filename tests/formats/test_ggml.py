@@ -37,6 +37,12 @@ class Known:
         return self.importance
 
 
+QUICK = [  # types with a table for importance make it for seconds
+    pytest.param(name, marks=pytest.mark.slow) if name.startswith("iq") else name
+    for name in NUMBERS
+]
+
+
 def width(name):
     return int(next(letter for letter in name if letter.isdigit()))
 
@@ -104,7 +110,7 @@ def test_what_comes_back_is_what_gguf_reads_bit_for_bit(name, shape):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", QUICK)
 def test_importance_gives_the_codes_of_one_call_a_matrix(name, shape):
     x, importance = drawn(shape), importance_of(shape)
     found = round_trip(name, x, importance)
@@ -131,7 +137,7 @@ def test_codes_are_those_that_gguf_writes(name, seed):
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", QUICK)
 @few
 @given(st.sampled_from(SHAPES), st.data())
 def test_nothing_depends_on_how_a_tensor_is_cut(name, weighted, shape, data):

@@ -62,9 +62,10 @@ def test_the_files_are_named_and_the_pictures_by_their_directory(undisturbed, pi
     ]  # fmt: skip
 
 
-def test_only_a_terminal_has_colours(undisturbed, piped):
+def test_only_a_terminal_has_colours(lab_sweep):
+    piped = run_quantlab("aggregate", lab_sweep[0]).stdout
     assert not COLOUR.search(piped)
-    command = ["-m", "quantlab", "aggregate", undisturbed]
+    command = ["-m", "quantlab", "aggregate", lab_sweep[0]]
     coloured = on_a_terminal(*command)
     assert COLOUR.search(coloured)
     bare = [line.rstrip() for line in COLOUR.sub("", coloured).strip().splitlines()]
@@ -101,8 +102,8 @@ def test_a_figure_is_coloured_by_the_bar(lab_sweep):
     assert re.search(rf"{re.escape(MISSED)} *1\.1%", line)
 
 
-def test_a_terminal_without_our_characters_is_no_failure(undisturbed):
-    command = ["-m", "quantlab", "aggregate", undisturbed]
+def test_a_terminal_without_our_characters_is_no_failure(lab_sweep):
+    command = ["-m", "quantlab", "aggregate", lab_sweep[0]]
     done = run_python(*command, env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
     assert "0?100% kept" in done.stdout

@@ -221,6 +221,7 @@ def test_the_certificate_is_given_for_one_scale_over_the_whole_range():
         assert measure(x, form)["rank"]["top_bits_sufficient"] is None or form.plain
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_tensor_in_groups():
     x = np.broadcast_to(RNG.random(2**12).astype(np.float16), (2**12, 2**12))
     tracemalloc.start()

@@ -36,6 +36,7 @@ def require_equal(done, directory, reference):
     assert "6/6 runs, 0 failed" in done.stdout
 
 
+@pytest.mark.slow
 def test_joblib(lab_sweep, tmp_path):
     done = sweep(tmp_path, "joblib")
     require_equal(done, tmp_path, lab_sweep[0])

@@ -32,6 +32,7 @@ def test_any_override_makes_a_directory_of_its_own(tmp_path):
     assert f"{len(values)} complete; 0 to do" in run(*sweep).stdout
 
 
+@pytest.mark.slow
 def test_two_sweeps_that_start_together_do_not_meet(tmp_path):
     command = [*RUN, "-m", "dist=tense_logits"]
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]

@@ -1,11 +1,14 @@
 """Measure one combination of tensors, quantizer and bit width; ``-m`` sweeps, ``--help`` helps."""
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from omegaconf import DictConfig
+from quantlab import interrupt
 
-from quantlab.records.record import Record
-from quantlab.sweep import app, job
+with interrupt.exit_during_imports():
+    import hydra
+    from hydra.core.hydra_config import HydraConfig
+    from omegaconf import DictConfig
+
+    from quantlab.records.record import Record
+    from quantlab.sweep import app, job
 
 
 @hydra.main(version_base="1.3", config_path="conf", config_name="config")

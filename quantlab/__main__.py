@@ -3,15 +3,19 @@
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import quantlab
-from quantlab.errors import report_user_errors
-from quantlab.report.bar import read_settings, row_bars, typed_settings
-from quantlab.report.terminal import listing, stored_listing, sweep_summary
-from quantlab.sources.readers import DECODERS, reader_of
-from quantlab.sweep import app
-from quantlab.sweep.launch import count_missing_runs
+from quantlab import interrupt
+
+with interrupt.exit_during_imports():
+    from quantlab.errors import report_user_errors
+    from quantlab.report.bar import read_settings, row_bars, typed_settings
+    from quantlab.report.terminal import listing, stored_listing, sweep_summary
+    from quantlab.sources.readers import DECODERS, reader_of
+    from quantlab.sweep import app
+    from quantlab.sweep.launch import count_missing_runs
 
 EXAMPLES = """
 examples:
@@ -30,20 +34,20 @@ examples:
 
 
 def main() -> None:
-    """Do what the command line asks."""
+    """Run the command of the command line."""
     if sys.argv[1:2] == ["run"]:  # its arguments are Hydra's
         app.start(app.main, ["quantlab run", *sys.argv[2:]])
     else:
-        arguments = _arguments()
+        arguments = _parse_arguments()
         with report_user_errors(arguments.exit_code):
             arguments.command(arguments)
 
 
-def _arguments() -> argparse.Namespace:
+def _parse_arguments() -> argparse.Namespace:
     """Parse the command line; settings may stand anywhere, also behind options."""
-    parser = _parser()
+    parser = _make_parser()
     arguments, rest = parser.parse_known_args()
-    are_settings = all("=" in each and not each.startswith("-") for each in rest)
+    are_settings = all("=" in text and not text.startswith("-") for text in rest)
     if rest and not ("settings" in arguments and are_settings):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
@@ -51,7 +55,7 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def _make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="quantlab",
         description="Measure what it costs to store a tensor in n bits.",
@@ -59,67 +63,54 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=quantlab.__version__)
-    parser.set_defaults(exit_code=1)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     commands.add_parser("run", help="measure one combination, or with -m sweep many")
     command = commands.add_parser("aggregate", help="collect the records of a sweep again")
-    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    command.set_defaults(command=_aggregate, settings=[])
+    _take_directory(command, _aggregate)
+    command.set_defaults(settings=[])
     command = commands.add_parser("report", help="write a report again, with other settings")
-    command.add_argument("directory", type=Path, metavar="DIR", help="of a sweep or a single run")
-    command.add_argument(
-        "settings", nargs="*", metavar="KEY=VALUE", help="report.lang=es, report.bar.rel_err=0.05"
-    )
-    command.set_defaults(command=_aggregate)
-    _add_plan(commands.add_parser("plan", help="choose a format for each tensor of a sweep"))
+    _take_directory(command, _aggregate, "of a sweep or a single run")
+    _take_settings(command, "report.lang=es, report.bar.rel_err=0.05")
+    command = commands.add_parser("plan", help="choose a format for each tensor of a sweep")
+    _take_directory(command, _plan, exit_code=2)
+    _take_settings(command, "report.bar.sqnr_db=25")
+    _take_plan_options(command)
     command = commands.add_parser("check", help="fail where a tensor misses the bar, for CI")
-    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="report.bar.sqnr_db=25")
-    command.set_defaults(command=_check, exit_code=2)
+    _take_directory(command, _check, exit_code=2)
+    _take_settings(command, "report.bar.sqnr_db=25")
     command = commands.add_parser("diff", help="what became better or worse between two sweeps")
     command.add_argument("directories", type=Path, nargs=2, metavar="DIR", help="before and after")
-    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="report.bar.rel_err=null")
+    _take_settings(command, "report.bar.rel_err=null")
     command.add_argument(
         "--tolerance", type=float, default=0.1, metavar="DB", help="of what counts as worse (0.1)"
     )
     command.set_defaults(command=_diff, exit_code=2)
     command = commands.add_parser("verify", help="check a sweep against its manifest and schemas")
-    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    command.set_defaults(command=_verify)
+    _take_directory(command, _verify)
     command = commands.add_parser("reproduce", help="repeat one run and compare bit for bit")
-    command.add_argument("directory", type=Path, metavar="RUN_DIR", help="where record.json is")
-    command.set_defaults(command=_reproduce)
+    _take_directory(command, _reproduce, "where record.json is", metavar="RUN_DIR")
     command = commands.add_parser("tensors", help="list what a file of tensors holds")
-    command.add_argument(
-        "path", type=Path, metavar="PATH", help="npy, npz, safetensors, gguf or onnx"
-    )
-    command.add_argument(
-        "--include", action="append", metavar="PATTERN", help="choose these names, e.g. '*weight'"
-    )
-    command.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these out")
-    command.set_defaults(command=_tensors)
+    _take_file(command)
     return parser
 
 
-def _aggregate(arguments: argparse.Namespace) -> None:
-    from quantlab.report.aggregate import (
-        aggregate,  # pandas and matplotlib, which no other command needs
-    )
-
-    typed = typed_settings(arguments.directory)
-    settings = read_settings(arguments.directory, [*typed, *arguments.settings])
-    done = aggregate(arguments.directory, settings)
-    print(sweep_summary(done.findings, done.files, settings.texts))
-    n_missing, n_runs = count_missing_runs(arguments.directory)
-    if n_missing:
-        print(f"\n{n_missing} of {n_runs} runs have no record: the command of the sweep does them")
-    if done.findings.failures:
-        raise SystemExit(1)
+def _take_directory(
+    command: argparse.ArgumentParser,
+    run: Callable[[argparse.Namespace], None],
+    help: str = "a sweep's directory",
+    metavar: str = "DIR",
+    exit_code: int = 1,
+) -> None:
+    command.add_argument("directory", type=Path, metavar=metavar, help=help)
+    command.set_defaults(command=run, exit_code=exit_code)
 
 
-def _add_plan(command: argparse.ArgumentParser) -> None:
-    command.add_argument("directory", type=Path, metavar="DIR", help="a sweep's directory")
-    command.add_argument("settings", nargs="*", metavar="KEY=VALUE", help="report.bar.sqnr_db=25")
+def _take_settings(command: argparse.ArgumentParser, example: str) -> None:
+    # without a default argparse would list them among what is required
+    command.add_argument("settings", nargs="*", default=[], metavar="KEY=VALUE", help=example)
+
+
+def _take_plan_options(command: argparse.ArgumentParser) -> None:
     budget = command.add_mutually_exclusive_group(required=True)
     budget.add_argument("--bits", type=float, metavar="N", help="at most so many bits per value")
     budget.add_argument("--size", metavar="SIZE", help="at most so large, e.g. 60MB or 4GiB")
@@ -145,7 +136,31 @@ def _add_plan(command: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="what takes one format together, e.g. 'blk.0.attn_[qkv].weight'",
     )
-    command.set_defaults(command=_plan, exit_code=2)
+
+
+def _take_file(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "path", type=Path, metavar="PATH", help="npy, npz, safetensors, gguf or onnx"
+    )
+    command.add_argument(
+        "--include", action="append", metavar="PATTERN", help="choose these names, e.g. '*weight'"
+    )
+    command.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these out")
+    command.set_defaults(command=_tensors, exit_code=1)
+
+
+def _aggregate(arguments: argparse.Namespace) -> None:
+    from quantlab.report.aggregate import aggregate  # pandas, matplotlib: no other command's
+
+    typed = typed_settings(arguments.directory)
+    settings = read_settings(arguments.directory, [*typed, *arguments.settings])
+    done = aggregate(arguments.directory, settings)
+    print(sweep_summary(done.findings, done.files, settings.texts))
+    n_missing, n_runs = count_missing_runs(arguments.directory)
+    if n_missing:
+        print(f"\n{n_missing} of {n_runs} runs have no record: the command of the sweep does them")
+    if done.findings.failures:
+        raise SystemExit(1)
 
 
 def _plan(arguments: argparse.Namespace) -> None:
@@ -178,18 +193,18 @@ def _diff(arguments: argparse.Namespace) -> None:
     settings = read_settings(sweeps[1].directory, arguments.settings)
     before, after = (sweep._replace(rows=settings.judged(sweep.rows)) for sweep in sweeps)
     tolerance = require_tolerance(arguments.tolerance)
-    found = diff(before, after)
-    print(diff_summary(found, tolerance, settings.texts))
-    if found.is_worse(tolerance):
+    changes = diff(before, after)
+    print(diff_summary(changes, tolerance, settings.texts))
+    if changes.is_worse(tolerance):
         raise SystemExit(1)
 
 
 def _verify(arguments: argparse.Namespace) -> None:
-    from quantlab.verify import faults
+    from quantlab.verify import find_faults
 
-    found = list(faults(arguments.directory))
-    if found:
-        print("\n".join(found))
+    sentences = list(find_faults(arguments.directory))
+    if sentences:
+        print("\n".join(sentences))
         raise SystemExit(1)
     print(f"{arguments.directory} matches its manifest")
 
@@ -200,8 +215,8 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     differing, changed = reproduce(arguments.directory)
     if differing:
         print("\n".join(differing))
-        why = f": it was recorded with {'; '.join(changed)}" if changed else ""
-        print(f"{arguments.directory} was not reproduced{why}")
+        reason = f": it was recorded with {'; '.join(changed)}" if changed else ""
+        print(f"{arguments.directory} was not reproduced{reason}")
         raise SystemExit(1)
     print(f"{arguments.directory}: reproduced, every figure bit for bit")
 

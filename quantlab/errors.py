@@ -6,6 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra.errors import (
     HydraException,
@@ -21,6 +22,7 @@ from omegaconf.errors import (
 )
 
 from quantlab import interrupt
+from quantlab.conf import option_names
 from quantlab.sources.file import SUFFIXES
 
 QUOTED = """"key='a value'\""""
@@ -31,14 +33,9 @@ LAUNCHERS = {  # the package of each
     "submitit_local": "hydra-submitit-launcher",
     "ray": "hydra-ray-launcher",
 }
-NESTED = {
-    "dist": tuple(dict.fromkeys(f"file/{each}" for each in SUFFIXES.values())),
-    "mode": ("mx/...", "nv/fp4", "ggml/...", "file/gguf", "file/safetensors", "file/onnx"),
-}
-OF_FILES = "add mode=file/gguf, mode=file/safetensors or mode=file/onnx, which have it"
+MAX_NESTED_OPTIONS = 5  # of a folder that a sentence lists by name
 DIVIDED = "the tensors of a file alone are divided into parts, those of a dist=file/..."
 AMBIGUOUS = "Ambiguous value for argument "
-INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
 
 class UnfinishedError(Exception):
@@ -46,7 +43,7 @@ class UnfinishedError(Exception):
 
     def __init__(self, message: str, *, interrupted: bool = False) -> None:
         super().__init__(message)
-        self.exit_code = INTERRUPTED if interrupted else 1
+        self.exit_code = interrupt.EXIT_CODE if interrupted else 1
 
 
 @contextmanager
@@ -66,8 +63,8 @@ def report_user_errors(exit_code: int = 1) -> Iterator[None]:
         raise SystemExit(error.exit_code) from None
     except (Exception, KeyboardInterrupt) as error:
         if interrupt.requested.is_set() or isinstance(error, KeyboardInterrupt):
-            print("quantlab: interrupted", file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from None
+            print(interrupt.MESSAGE, file=sys.stderr)
+            raise SystemExit(interrupt.EXIT_CODE) from None
         if isinstance(error, BrokenPipeError):  # such as that of `| head`
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(exit_code) from None
@@ -78,51 +75,85 @@ def report_user_errors(exit_code: int = 1) -> Iterator[None]:
         raise SystemExit(exit_code) from None
 
 
-def error_sentence(mistake: BaseException) -> str:
-    """Return what was wrong, where, and what to do, in one line."""
-    if isinstance(mistake, MissingConfigException) and mistake.options:
-        file = str(mistake.missing_cfg_file)
-        ours = not file.startswith("hydra/")  # our groups have no slash, their options may
-        group, _, option = file.partition("/") if ours else file.rpartition("/")
-        if not ours and option in LAUNCHERS:
-            return f"{group}={option} is not installed: pip install {LAUNCHERS[option]}"
-        return f"{group}={option} does not exist: {options_hint(group, mistake.options)}"
-    if isinstance(mistake, MissingMandatoryValue):
-        return f"{mistake.full_key} is not set: add {mistake.full_key}=..."
-    cause = mistake.__cause__
-    if isinstance(mistake, ConfigAttributeError | ConfigKeyError):
-        return f"{mistake.full_key} is an unknown key: {_known_keys(mistake)}"
+def error_sentence(error: BaseException) -> str:
+    """Describe in one line what was wrong, where, and what to do."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options:
+        return _missing_option(str(error.missing_cfg_file), error.options)
+    if isinstance(error, MissingMandatoryValue):
+        return f"{error.full_key} is not set: add {error.full_key}=..."
+    if isinstance(error, ConfigAttributeError | ConfigKeyError):
+        return f"{error.full_key} is an unknown key: {_list_keys(error)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
-        typed = str(mistake).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
-        hints = {"mode.path": OF_FILES, "dist.part": DIVIDED, "dist.parts": DIVIDED}
-        hint = hints.get(typed.partition("=")[0]) or _known_keys(cause)
-        return f"{typed} sets an unknown key: {hint}"
-    if isinstance(mistake, InstantiationException) and cause:
+        typed = str(error).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
+        return f"{typed} sets an unknown key: {_setting_hint(typed) or _list_keys(cause)}"
+    if isinstance(error, InstantiationException) and cause:
         return error_sentence(cause)
-    if isinstance(mistake, OverrideParseException):
-        if "=" not in mistake.override:
-            return f"{mistake.override} is no setting: write {mistake.override}=VALUE"
-        why = " ".join(str(mistake).split("\n")[0].split())
-        return f"{mistake.override}: {why}; a value with such a character takes quotes: {QUOTED}"
-    if isinstance(mistake, KeyboardInterrupt):
+    if isinstance(error, OverrideParseException):
+        return _unparsed_override(error.override, str(error))
+    if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(mistake, OSError) and mistake.strerror:
-        return f"{mistake.filename}: {mistake.strerror}" if mistake.filename else mistake.strerror
-    text = " ".join(str(mistake).split())
-    if not isinstance(mistake, USER_ERRORS):
-        return f"{type(mistake).__name__}: {text}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    text = " ".join(str(error).split())
+    if not isinstance(error, USER_ERRORS):
+        return f"{type(error).__name__}: {text}"
     if text.startswith(AMBIGUOUS):
         return f"{text.removeprefix(AMBIGUOUS).split()[0].strip(chr(39))} is a sweep: add -m"
     return text
 
 
 def options_hint(group: str, options: Sequence[str]) -> str:
-    """Return the options of a config group, those of groups below it included."""
-    nested = NESTED.get(group, ())
+    """List the options of a config group, and those of groups below it, as ``mx/...`` if many."""
+    folders: dict[str, list[str]] = {}
+    for option in option_names(group):
+        folder, slash, _ = option.rpartition("/")
+        if slash:
+            folders.setdefault(folder, []).append(option)
+    nested = [
+        option
+        for folder, names in folders.items()
+        for option in (names if len(names) <= MAX_NESTED_OPTIONS else [f"{folder}/..."])
+    ]
     return f"choose one of {', '.join([*options, *nested])}"
 
 
-def _known_keys(cause: ConfigAttributeError | ConfigKeyError) -> str:
-    nodes = cause.parent_node.keys() if cause.parent_node else ()
-    known = sorted(str(key) for key in nodes if key not in ("hydra", "_target_"))
-    return f"choose one of {', '.join(known)}" if known else "this choice has none to set"
+def _missing_option(file: str, options: Sequence[str]) -> str:
+    is_hydra = file.startswith("hydra/")  # its groups have slashes, of ours the options
+    group, _, option = file.rpartition("/") if is_hydra else file.partition("/")
+    if is_hydra and option in LAUNCHERS:
+        return f"{group}={option} is not installed: pip install {LAUNCHERS[option]}"
+    return f"{group}={option} does not exist: {options_hint(group, options)}"
+
+
+def _unparsed_override(override: str, message: str) -> str:
+    if "=" not in override:
+        hint = _file_hint(override) or f"write {override}=VALUE"
+        return f"{override} is no setting: {hint}"
+    reason = " ".join(message.split("\n")[0].split())
+    return f"{override}: {reason}; a value with such a character takes quotes: {QUOTED}"
+
+
+def _setting_hint(typed: str) -> str | None:
+    """Find the option whose settings a typed override may have meant."""
+    key, _, value = typed.partition("=")
+    if key in ("dist.part", "dist.parts"):
+        return DIVIDED
+    if key not in ("dist.path", "mode.path"):
+        return None
+    group = key.partition(".")[0]
+    files = [f"{group}={name}" for name in option_names(group) if name.startswith("file/")]
+    of_files = f"add {', '.join(files[:-1])} or {files[-1]}, which have it"
+    return (_file_hint(value) if group == "dist" else None) or of_files
+
+
+def _file_hint(path: str) -> str | None:
+    """Format the overrides that measure a file of tensors; None if its suffix is of no such."""
+    option = SUFFIXES.get(Path(path.strip("'\"")).suffix)
+    return f"to measure a file: dist=file/{option} dist.path={path}" if option else None
+
+
+def _list_keys(error: ConfigAttributeError | ConfigKeyError) -> str:
+    nodes = error.parent_node.keys() if error.parent_node else ()
+    keys = sorted(str(key) for key in nodes if key not in ("hydra", "_target_"))
+    return f"choose one of {', '.join(keys)}" if keys else "this choice has none to set"

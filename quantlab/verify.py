@@ -1,4 +1,4 @@
-"""Whether a sweep still matches its manifest, and whether a run comes out again."""
+"""Check a sweep against its manifest, and a run against its repetition."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -12,28 +12,26 @@ from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
 from quantlab.records.older import OLDEST, common_figures, without_new
-from quantlab.records.table import collect, nest, tabulate
+from quantlab.records.table import collect, nest, require_directory, tabulate
 from quantlab.sweep.job import add_import_path, build
 
 OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
 MISSING = "is missing: the manifest lists it"
 CHANGED = "has changed: its sha256 is not the one in the manifest"
-ABSENT = "absent"  # what stands where a key is missing
-LONGEST = 80  # characters of a value that a sentence has room for
+ABSENT = "absent"  # in place of the value of a missing key
+MAX_VALUE_CHARS = 80  # in a sentence
 TABLES = {"results.json", "results.csv"}
 OUTCOME = ("key", "status", "error", "spec", "tensors", "failed", "skipped")
 
 
-def faults(directory: Path) -> Iterator[str]:
-    """Yield, a sentence each, what of a sweep is not as its manifest says; nothing when intact.
+def find_faults(directory: Path) -> Iterator[str]:
+    """Describe each difference between a sweep and its manifest in a sentence.
 
-    Every hash is computed again, every file looked up, every record and results.json held against
-    its schema, and the figures of results.json against those of the records, unless these have
-    changed already.
-    Raises ValueError when there is no such directory.
+    Every hash is computed again, every file looked up, every record and results.json validated
+    against its schema, and the figures of results.json compared with those of the records, unless
+    these have changed already. Raises ValueError when there is no such directory.
     """
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
+    require_directory(directory)
     path = directory / "manifest.json"
     try:
         manifest = _read(path, "manifest")
@@ -77,7 +75,7 @@ def _read(path: Path, name: str) -> Any:
 
 
 def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
-    """Yield what is wrong with a file that the manifest names."""
+    """Describe the fault of a file that the manifest names, if any."""
     path = directory / name
     if not disk.is_inside(path, directory):
         yield f"{path} {OUTSIDE}"
@@ -88,7 +86,7 @@ def _changed(directory: Path, name: str, sha256: str) -> Iterator[str]:
 
 
 def _hydra_faults(directory: Path, manifest: Any) -> Iterator[str]:
-    """Yield what is wrong with what Hydra wrote, but for runs whose whole directory is missing.
+    """Describe the faults of Hydra's files, but for runs whose whole directory is missing.
 
     A manifest of schema 1 does not list it.
     """
@@ -109,43 +107,43 @@ def _unlisted(directory: Path, manifest: Any) -> Iterator[str]:
     listed |= {"plan.json", *plan_files(directory)}
     for path in disk.visible_files(directory):
         name = path.relative_to(directory)
-        folders = {each.as_posix() for each in name.parents}
+        folders = {folder.as_posix() for folder in name.parents}
         of_hydra = name.name == "multirun.yaml" or ".hydra" in name.parts or name.suffix == ".log"
         if manifest["schema"] == 1 and (of_hydra or folders & runs - {"."}):
             continue
-        unlisted_run = any((directory / each / record.NAME).exists() for each in folders - runs)
+        unlisted_run = any((directory / run / record.NAME).exists() for run in folders - runs)
         if name.name != record.NAME and name.as_posix() not in listed and not unlisted_run:
             yield f"{path} is extra: the manifest does not list it"
 
 
 def _run_faults(directory: Path, manifest: Any, expected: Any) -> Iterator[str]:
-    """Yield where the runs of a manifest are not those of the records."""
-    listed, found = (
-        {run["directory"]: run for run in each["runs"]} for each in (manifest, expected)
+    """Describe the differences between a manifest and the one that the records make."""
+    listed, recorded = (
+        {run["directory"]: run for run in content["runs"]} for content in (manifest, expected)
     )
-    for name in dict.fromkeys([*listed, *found]):
+    for name in dict.fromkeys([*listed, *recorded]):
         path = directory / name / record.NAME
         if not disk.is_inside(path, directory):
             yield f"{path} {OUTSIDE}"
-        elif name not in found:
+        elif name not in recorded:
             yield f"{path} {MISSING}"
         elif name not in listed:
             yield f"{path} is extra: the manifest does not list it"
-        elif listed[name]["record_sha256"] != found[name]["record_sha256"]:
+        elif listed[name]["record_sha256"] != recorded[name]["record_sha256"]:
             yield f"{path} {CHANGED}"
-        elif listed[name] != found[name]:
+        elif listed[name] != recorded[name]:
             yield f"{directory / 'manifest.json'} does not say of {name} what its record says"
-    if listed == found:  # else they differ for the reasons above
+    if listed == recorded:  # else they differ for the reasons above
         if manifest["schema"] < 4:  # which did not list tensors
             expected = {key: value for key, value in expected.items() if key != "tensors"}
         if manifest["schema"] == 1:  # which knew no command of a run that stands alone
             expected = expected | {"command": manifest["command"]}
-        for where, one, other in differences(manifest, manifest | expected):
-            yield f"{directory / 'manifest.json'}: {where} is {one}, the records say {other}"
+        for key, written, computed in compare(manifest, manifest | expected):
+            yield f"{directory / 'manifest.json'}: {key} is {written}, the records say {computed}"
 
 
 def _result_faults(path: Path, expected: Any, older: bool) -> Iterator[str]:
-    """Yield what results.json says that is not so by the records; an older one may lack figures."""
+    """Describe the differences between results.json and the records; figures may be newer."""
     try:
         content = _read(path, "results")
     except ValueError as reason:
@@ -154,34 +152,35 @@ def _result_faults(path: Path, expected: Any, older: bool) -> Iterator[str]:
     from_records = json.loads(disk.to_json(expected))
     if older:
         from_records = common_figures(content, from_records)
-    for where, written, recorded in differences(content, from_records):
-        yield f"{path}: {where} is {written}, the records say {recorded}"
+    for key, written, recorded in compare(content, from_records):
+        yield f"{path}: {key} is {written}, the records say {recorded}"
 
 
 def reproduce(directory: Path) -> tuple[list[str], list[str]]:
-    """Run the config of a run directory again, and return what comes out otherwise.
+    """Repeat the run of a directory; list the figures that differ, and the versions that do.
 
-    After it the versions that differ, of packages that figures depend on. Raises ValueError when
-    there is no record of this schema, or its config makes no experiment.
+    The versions are those of packages that figures depend on. Raises ValueError when there is no
+    record of this schema, or its config makes no experiment.
     """
     if not (directory / record.NAME).exists():
         raise ValueError(f"{directory} holds no {record.NAME}: name the directory of one run")
-    one = record.read(directory / record.NAME)
+    recorded = record.read(directory / record.NAME)
     composed = directory / ".hydra" / "hydra.yaml"
     if composed.exists():
         add_import_path(OmegaConf.load(composed).hydra)
-    config = one["config"]
+    config = recorded["config"]
     build(config)  # files that are gone are a mistake, not another outcome
-    again = record.run_outcome(lambda: build(config).run(), config, one["mode"], one["n_bits"])
-    outcome = json.loads(disk.to_json({key: again[key] for key in OUTCOME}))
-    kept = {key: one[key] for key in OUTCOME}
-    if one["schema"] == OLDEST:
-        outcome, kept = without_new(outcome), without_new(kept)
+    mode, n_bits = recorded["mode"], recorded["n_bits"]
+    repeated = record.run_outcome(lambda: build(config).run(), config, mode, n_bits)
+    outcome = json.loads(disk.to_json({key: repeated[key] for key in OUTCOME}))
+    expected = {key: recorded[key] for key in OUTCOME}
+    if recorded["schema"] == OLDEST:
+        outcome, expected = without_new(outcome), without_new(expected)
     differing = [
-        f"{where} is {now} now, {before} in the record"
-        for where, now, before in differences(outcome, kept)
+        f"{key} is {now} now, {before} in the record"
+        for key, now, before in compare(outcome, expected)
     ]
-    return differing, _changed_versions(one["versions"], again["versions"])
+    return differing, _changed_versions(recorded["versions"], repeated["versions"])
 
 
 def _changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -192,17 +191,16 @@ def _changed_versions(then: Mapping[str, str], now: Mapping[str, str]) -> list[s
     ]
 
 
-def differences(one: Any, other: Any, where: str = "") -> Iterator[tuple[str, str, str]]:
-    """Yield each place where two JSON values differ, and what stands there in each."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        for key in dict.fromkeys([*one, *other]):
-            yield from differences(
-                one.get(key, ABSENT), other.get(key, ABSENT), f"{where}.{key}" if where else key
-            )
-    elif one != other or type(one) is not type(other):
-        yield where, _brief(one), _brief(other)
+def compare(a: Any, b: Any, prefix: str = "") -> Iterator[tuple[str, str, str]]:
+    """Yield the dotted key of each difference of two JSON values, and both values as text."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*a, *b]):
+            dotted = f"{prefix}.{key}" if prefix else key
+            yield from compare(a.get(key, ABSENT), b.get(key, ABSENT), dotted)
+    elif a != b or type(a) is not type(b):
+        yield prefix, _shorten(a), _shorten(b)
 
 
-def _brief(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = value if value is ABSENT else json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return text if len(text) <= MAX_VALUE_CHARS else f"{text[:MAX_VALUE_CHARS]}..."

@@ -224,7 +224,7 @@ def test_what_is_no_sweep_is_named(refused, tmp_path, name):
     rest = {"plan": ["--bar"], "check": [], "diff": [tmp_path]}[name]
     code, sentence = refused(name, tmp_path / "none", *rest)
     assert code == 2
-    assert f"{tmp_path}/none is not a directory: give the directory of a sweep" in sentence
+    assert f"{tmp_path}/none does not exist: give the directory of a sweep" in sentence
     code, sentence = refused(name, tmp_path, *rest)
     assert f"{tmp_path}/results.csv does not exist: quantlab aggregate" in sentence
 

@@ -144,7 +144,7 @@ def test_completion_is_hydras():
         (["n_bits=4,8"], "n_bits=4,8 is a sweep: add -m"),
         (
             ["dist=npy"],
-            "choose one of hidden, tense_logits, verb_probs, file/npy, file/npz, file/saf",
+            "choose one of hidden, tense_logits, verb_probs, file/gguf, file/npy, file/npz",
         ),
         (["dist.x=a (1)"], """takes quotes: "key='a value'\""""),
         (["-m", "dist=hidden,foo"], "dist=foo does not exist: choose one of hidden"),
@@ -154,7 +154,7 @@ def test_completion_is_hydras():
         (["dist=file/npy"], "dist.path is not set: add dist.path=..."),
         (
             ["dist=file/npy", "dist.path=no.npy"],
-            "no.npy does not exist: name the npy file there is",
+            "no.npy: no such file",
         ),
         (["dist=file/safetensors", "dist.path=."], ". is a directory: name the safetensors file"),
         (["dist=file/zip", "dist.path=x"], "dist=file/zip does not exist: choose one of"),
@@ -164,7 +164,7 @@ def test_completion_is_hydras():
         ),
         (
             ["-m", "dist=file/npy", "dist.path=a.npy,b.npy"],
-            "a.npy does not exist: name the npy file",
+            "a.npy: no such file",
         ),
     ],
 )

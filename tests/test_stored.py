@@ -216,7 +216,7 @@ def test_threads_change_no_figure(folder, tmp_path):
     ("arguments", "told"),
     [
         (["mode=file/gguf"], "mode.path is not set: add mode.path=..."),
-        (["mode=file/gguf", "mode.path=no.gguf"], "no.gguf does not exist: name the gguf file"),
+        (["mode=file/gguf", "mode.path=no.gguf"], "no.gguf: no such file"),
         (["mode=file/gguf", "mode.path={}/imatrix.gguf", "n_bits=4"], "n_bits=4 does not go with"),
         (["mode=ggml/iq2_xs"], "takes an importance matrix: add mode.imatrix=FILE"),
         (["mode=ggml/q4_k", "mode.imatrix={}/tiny-F16.gguf"], "it is no importance matrix"),

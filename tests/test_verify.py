@@ -258,4 +258,4 @@ def test_a_directory_without_a_run_cannot_be_reproduced(tmp_path):
 def test_a_directory_that_is_not_there_is_named():
     done = run_quantlab("verify", "nowhere")
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "quantlab: nowhere is not a directory: give the directory of a sweep\n"
+    assert done.stderr == "quantlab: nowhere does not exist: give the directory of a sweep\n"

@@ -28,8 +28,7 @@ def collect(directory: Path) -> list[Run]:
     (``directories``), and its place in a divided source (``places``). Raises ValueError if there is
     no record, or none that can be read.
     """
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
+    require_directory(directory)
     paths = list(record.find(directory))
     if not paths:
         raise ValueError(f"{directory} is not a sweep: it holds no {record.NAME}")
@@ -38,6 +37,13 @@ def collect(directory: Path) -> list[Run]:
     if not any(run.record for run in runs):
         raise ValueError(f"{directory} is not a sweep: nothing in it can be read: {runs[0].error}")
     return runs
+
+
+def require_directory(directory: Path) -> None:
+    """Raise ValueError unless a directory exists."""
+    if not directory.is_dir():
+        missing = "is not a directory" if directory.exists() else "does not exist"
+        raise ValueError(f"{directory} {missing}: give the directory of a sweep")
 
 
 def _read_run(path: Path, directory: Path) -> Run:
@@ -243,8 +249,6 @@ class Aggregated(NamedTuple):
 
 def read_aggregate(directory: Path) -> Aggregated:
     """Read results.csv and manifest.json of a sweep; raises ValueError, naming a missing file."""
-    if not directory.is_dir():
-        raise ValueError(f"{directory} is not a directory: give the directory of a sweep")
     path = directory / "manifest.json"
     table = load(directory)
     again = f"quantlab aggregate {directory} writes it again"
@@ -335,6 +339,7 @@ def load(directory: str | Path) -> pd.DataFrame:
 
     Raises ValueError if the directory holds no table.
     """
+    require_directory(Path(directory))
     path = Path(directory) / "results.csv"
     if not path.is_file():
         raise ValueError(f"{path} does not exist: quantlab aggregate {directory} writes it")

@@ -265,13 +265,15 @@ def require_unique(names: Iterable[str], things: str = "tensors") -> None:
 
 
 def existing_path(path: str | Path, kind: str = "tensor") -> str:
-    """Return a path with ``~`` expanded; raises ValueError when no file can be opened there."""
+    """Expand ``~`` in a path; raises ValueError unless it is a file with content to read."""
     expanded = Path(path).expanduser()
     try:
         if expanded.is_dir():
             raise ValueError(f"{path} is a directory: name the {kind} file in it")
         if not expanded.is_file():
-            raise ValueError(f"{path} does not exist: name the {kind} file there is")
+            raise ValueError(f"{path}: no such file")
+        if not expanded.stat().st_size:
+            raise ValueError(f"{path} is empty (0 bytes)")
         if expanded.suffix in PICKLED:
             raise ValueError(
                 f"{path} holds pickled objects, which run code when they are loaded: convert it to "

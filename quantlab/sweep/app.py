@@ -13,8 +13,8 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from quantlab import interrupt
-from quantlab.conf import CONF
-from quantlab.errors import report_user_errors
+from quantlab.conf import CONF, option_names
+from quantlab.errors import options_hint, report_user_errors
 from quantlab.records import record
 from quantlab.records.parts import read_division
 from quantlab.report.bar import run_settings
@@ -40,7 +40,25 @@ def start(app: Callable[[], object], argv: Sequence[str] | None = None) -> None:
     os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
     interrupt.listen()
     with report_user_errors():
+        require_options(arguments)
         app()
+
+
+def require_options(arguments: Sequence[str]) -> None:
+    """Raise ValueError for a number as the option of a group; Hydra would not name the group.
+
+    >>> require_options(["block=32"])
+    Traceback (most recent call last):
+    ValueError: block=32 names no option; for groups of 32 values: block=group block.size=32
+    """
+    for argument in arguments:
+        typed = re.match(r"(\w+)=(?:.*,)?(\d[\d.]*)(?=,|$)", argument)
+        if typed and (options := option_names(typed[1])):
+            group, number = typed.groups()
+            hint = options_hint(group, [name for name in options if "/" not in name])
+            if group == "block":
+                hint = f"for groups of {number} values: block=group block.size={number}"
+            raise ValueError(f"{group}={number} names no option; {hint}")
 
 
 def expand_home(argument: str) -> str:

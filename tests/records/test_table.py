@@ -206,6 +206,9 @@ def test_a_run_without_figures_has_its_reason(lab_sweep, tmp_path):
 
 
 def test_what_is_no_directory_is_named(tmp_path):
-    for path in (tmp_path / "none", ROOT / "README.md"):
-        with pytest.raises(ValueError, match="is not a directory: give the directory of a sweep"):
+    for path, fault in (
+        (tmp_path / "none", "none does not exist"),
+        (ROOT / "README.md", r"README\.md is not a directory"),
+    ):
+        with pytest.raises(ValueError, match=f"{fault}: give the directory of a sweep"):
             read_aggregate(path)

@@ -57,7 +57,7 @@ def bad_files(folder):
     cut.write_bytes(whole[:-100])
     junk.write_bytes(b"nothing of the kind")
     np.save(pickled, np.array([{}], dtype=object), allow_pickle=True)
-    yield Npy, folder / "no.npy", "does not exist: name the npy file there is"
+    yield Npy, folder / "no.npy", "no.npy: no such file"
     yield Npy, folder, "is a directory: name the npy file in it"
     yield Npy, cut, r"is cut off: it has 4828 bytes, where shape \(40, 30\) takes 4928"
     yield Npy, junk, r"is no npy file, or is cut off or damaged \(the magic string is not correct"

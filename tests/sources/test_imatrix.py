@@ -85,14 +85,16 @@ def test_a_changed_file_is_read_again(tmp_path):
 def bad(folder):
     """Yield a path, and what is said of it."""
     good = tiny_llama.write_imatrix(folder / "good.gguf").read_bytes()
-    for size in (0, 3, 40, len(good) // 2, len(good) - 100):
+    for size in (3, 40, len(good) // 2, len(good) - 100):
         path = folder / f"cut{size}.gguf"
         path.write_bytes(good[:size])
         yield path, "is no imatrix file, or is cut off or damaged"
+    (folder / "empty.gguf").touch()
+    yield folder / "empty.gguf", "is empty (0 bytes)"
     (folder / "junk.dat").write_bytes(b"nothing of the kind" * 99)
     yield folder / "junk.dat", "is no imatrix file, or is cut off or damaged"
     yield folder, "is a directory: name the imatrix file in it"
-    yield folder / "none.gguf", "does not exist: name the imatrix file there is"
+    yield folder / "none.gguf", "none.gguf: no such file"
     yield write_gguf(folder / "model.gguf", w=(X, None)), "has no tensor NAME.in_sum2: it is no imp"
 
 
@@ -126,7 +128,7 @@ BAD_ARRAYS = [
 def require_sentence(path, said):
     with pytest.raises(ValueError, match=re.escape(said)) as caught:
         Imatrix(str(path))
-    assert str(caught.value).startswith(f"{path} ")
+    assert str(caught.value).startswith((f"{path} ", f"{path}: "))
     assert "\n" not in str(caught.value)
 
 

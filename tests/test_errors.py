@@ -1,0 +1,138 @@
+"""Mistakes that people make, and the one line that each of them gets."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+import quantlab
+from tests.conftest import ROOT, run, run_quantlab
+
+pytestmark = pytest.mark.usefixtures("undrawn")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["-m", "m.safetensors"],
+            "m.safetensors is no setting: to measure a file: "
+            "dist=file/safetensors dist.path=m.safetensors",
+        ),
+        (
+            ["-m", "dist.path=m.safetensors"],
+            "dist.path=m.safetensors sets an unknown key: to measure a file: "
+            "dist=file/safetensors dist.path=m.safetensors",
+        ),
+        (
+            ["dist.path=sub/m.index.json"],
+            "dist.path=sub/m.index.json sets an unknown key: to measure a file: "
+            "dist=file/safetensors dist.path=sub/m.index.json",
+        ),
+        (["m.txt"], "m.txt is no setting: write m.txt=VALUE"),
+        (
+            ["dist.path=m.txt"],
+            "dist.path=m.txt sets an unknown key: add dist=file/gguf, dist=file/npy, "
+            "dist=file/npz, dist=file/onnx or dist=file/safetensors, which have it",
+        ),
+        (
+            ["mode.path=m.gguf"],
+            "mode.path=m.gguf sets an unknown key: add mode=file/gguf, mode=file/onnx or "
+            "mode=file/safetensors, which have it",
+        ),
+        (["dist=file/npy", "dist.path=m.npy"], "m.npy: no such file"),
+        (["dist=file/npy", "dist.path=empty.npy"], "empty.npy is empty (0 bytes)"),
+        (
+            ["block=32"],
+            "block=32 names no option; for groups of 32 values: block=group block.size=32",
+        ),
+        (
+            ["-m", "block=tensor,64"],
+            "block=64 names no option; for groups of 64 values: block=group block.size=64",
+        ),
+        (["range=2"], "range=2 names no option; choose one of absmax, mse, percentile"),
+        (
+            ["mode=mx"],
+            "mode=mx does not exist: choose one of asym, fp4, fp6_e2m3, fp6_e3m2, fp8_e4m3, "
+            "fp8_e5m2, log, nf4, sym, file/gguf, file/onnx, file/safetensors, ggml/..., mx/..., "
+            "nv/fp4",
+        ),
+        (
+            ["-m", "dist=file/npy", "dist.path=glob(*.npy)"],
+            "dist.path=glob(*.npy) matches nothing: glob(...) matches options, not files: list "
+            "files with commas",
+        ),
+    ],
+)
+def test_a_mistake_of_a_run_is_one_line(tmp_path, arguments, sentence):
+    (tmp_path / "empty.npy").touch()
+    done = run(*arguments, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (1, f"quantlab: {sentence}\n")
+    assert [path.name for path in tmp_path.iterdir()] == ["empty.npy"]
+
+
+def test_a_home_directory_is_expanded_as_a_shell_would(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    x = np.ones(3, np.float32)
+    np.save(tmp_path / "x.npy", x)
+    save_file({"x": x}, tmp_path / "x.safetensors")
+    for tilde in ("~/x", "'~/x"):
+        quote = "'" if tilde.startswith("'") else ""
+        done = run(
+            "-m", "dist=file/npy", f"dist.path={tilde}.npy{quote}", "mode=file/safetensors",
+            f"mode.path={tilde}.safetensors{quote}", "hydra.sweep.dir=~/s", cwd=tmp_path,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+    assert {path.name for path in tmp_path.iterdir()} == {"s", "x.npy", "x.safetensors"}
+    assert (tmp_path / "s" / "results.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [(["check"], "DIR"), (["report"], "DIR"), (["plan", "--bar"], "DIR"), (["diff", "x"], "DIR")],
+)
+def test_settings_are_not_required(arguments, names):
+    done = run_quantlab(*arguments)
+    assert done.returncode == 2
+    assert done.stderr.endswith(f"the following arguments are required: {names}\n")
+
+
+def test_a_directory_that_does_not_exist_is_named():
+    for read in (quantlab.load, lambda directory: quantlab.plan(directory, bits="9")):
+        with pytest.raises(ValueError, match=r"^nowhere does not exist: give the directory of a "):
+            read("nowhere")
+
+
+def test_a_budget_may_be_text(lab_sweep):
+    directory, _ = lab_sweep
+    assert quantlab.plan(directory, bits="9").equals(quantlab.plan(directory, bits=9))
+    with pytest.raises(
+        ValueError, match=r"^bits takes a number of bits per value above 0, got 'x'"
+    ):
+        quantlab.plan(directory, bits="x")
+    with pytest.raises(ValueError, match=r"^a plan takes one of bits, size and bar$"):
+        quantlab.plan(directory)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["run.py"], ["-m", "quantlab", "verify", "."]])
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, command):
+    (tmp_path / "hydra.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(9)\n"
+        "except KeyboardInterrupt as error:  # as packages do\n"
+        "    raise ImportError from error\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "quantlab: interrupted\n")

@@ -14,21 +14,19 @@ from quantlab.plans.problem import Problem, build_problem
 from quantlab.plans.request import Request
 from quantlab.plans.solve import FrontPoint, least_noise, relaxed_front
 from quantlab.records.table import Aggregated
-from quantlab.report.bar import Bar
 from quantlab.text import format_size
 
 
 @dataclass(frozen=True)
 class Plan:
-    """An option of each slot, within a `budget` in bits of the whole, or to meet a `bar`.
+    """An option of each slot, within a `budget` in bits of the whole, or without one to meet bars.
 
-    `unmet` are the tensors that meet the bar in no format: they stay as they are stored.
+    `unmet` are the tensors that meet their bar in no format: they stay as they are stored.
     """
 
     problem: Problem
     chosen: Sequence[Option]
     budget: int | None = None
-    bar: Bar | None = None
     unmet: Sequence[str] = ()
 
     @cached_property
@@ -135,12 +133,8 @@ class Plan:
 
     @property
     def cheapest_uniform(self) -> Option | None:
-        """The smallest uniform format that meets the bar; None if none does."""
-        return next((option for option in self.uniform if self.meets_bar(option)), None)
-
-    def meets_bar(self, option: Option) -> bool:
-        """Return True if all tensors of an option meet the bar of the plan."""
-        return self.bar is not None and meets_bar(option.assignments, self.bar)
+        """The smallest uniform format in which all tensors meet their bars; None if none does."""
+        return next((option for option in self.uniform if option.meets), None)
 
     @property
     def counts(self) -> list[tuple[str, list[Assignment]]]:
@@ -150,11 +144,6 @@ class Plan:
             groups.setdefault(assignment.spec or assignment.format, []).append(assignment)
         counts = [(group[0].format, group) for group in groups.values()]
         return sorted(counts, key=lambda count: (-_mean_bits(count[1]), count[0]))
-
-
-def meets_bar(assignments: Sequence[Assignment], bar: Bar) -> bool:
-    """Return True if all tensors meet a bar; one that stays as it is stored does."""
-    return all(part.row is None or not bar.missed(part.row) for part in assignments)
 
 
 def plan_within_budget(
@@ -183,28 +172,26 @@ def plan_within_budget(
     return Plan(problem, [chosen[slot] for slot in range(len(order))], budget)
 
 
-def plan_for_bar(problem: Problem, bar: Bar) -> Plan:
-    """Return the plan of the cheapest format for each tensor that meets a bar.
+def plan_for_bar(problem: Problem) -> Plan:
+    """Return the plan of the cheapest format for each tensor that meets the bar of its row.
 
     A tensor that meets it in no format stays as it is stored, unless it must have another format.
     """
     chosen, unmet = [], list(problem.without_format)
     for slot in problem.slots:
-        formats = [option for option in slot if option.spec]
-        stored = [option for option in slot if not option.spec]
-        meeting = [option for option in formats if meets_bar(option.assignments, bar)]
+        meeting = [option for option in slot if option.meets]
         closest = min(slot, key=lambda option: option.noise)
-        chosen.append(min([*meeting, *stored], default=closest))
-        if formats and stored and not meeting:
+        chosen.append(min(meeting, default=closest))
+        if len(slot) > 1 and [option.spec for option in meeting] == [None]:
             unmet += [assignment.tensor.name for assignment in slot[0].assignments]
-    return Plan(problem, chosen, bar=bar, unmet=unmet)
+    return Plan(problem, chosen, unmet=unmet)
 
 
 def make_plan(sweep: Aggregated, request: Request) -> Plan:
-    """Return the plan of a sweep for the budget or the bar of a request; raises ValueError."""
+    """Return the plan of a sweep for the budget or the bars of a request; raises ValueError."""
     problem = build_problem(sweep, request)
     if request.bar:
-        return plan_for_bar(problem, request.bar)
+        return plan_for_bar(problem)
     return plan_within_budget(problem, request.budget(problem.n_values), request.budget_text)
 
 

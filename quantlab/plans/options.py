@@ -15,6 +15,7 @@ from typing import Any
 from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
+from quantlab.report.choices import FormatResult
 from quantlab.text import label
 
 
@@ -50,16 +51,30 @@ class Original:
 
 @dataclass(frozen=True)
 class Assignment:
-    """One tensor in one format, or as it is stored if `spec` and `row` are None.
+    """One tensor in one format, or as it is stored if `result` is None.
 
-    `bits` is the size of the whole tensor, `row` that of the sweep's table.
+    `bits` is the size of the whole tensor.
     """
 
     tensor: Original
     bits: int
     noise: float = 0.0
-    spec: FormatSpec | None = None
-    row: Row | None = None
+    result: FormatResult | None = None
+
+    @property
+    def spec(self) -> FormatSpec | None:
+        """Format of the tensor; None if it stays as it is stored."""
+        return self.result.spec if self.result else None
+
+    @property
+    def row(self) -> Row | None:
+        """Row of the sweep's table; None if the tensor stays as it is stored."""
+        return self.result.row if self.result else None
+
+    @property
+    def meets(self) -> bool:
+        """True if the bar of its row is met, or the tensor stays as it is stored."""
+        return self.result is None or self.result.meets
 
     @property
     def format(self) -> str:
@@ -96,6 +111,11 @@ class Option:
             spec,
             tuple(assignments),
         )
+
+    @property
+    def meets(self) -> bool:
+        """True if every tensor meets the bar of its row, or stays as it is stored."""
+        return all(assignment.meets for assignment in self.assignments)
 
 
 Slot = Sequence[Option]

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quantlab.plans.mixture import Plan, meets_bar
+from quantlab.plans.mixture import Plan
 from quantlab.plans.options import Assignment, Option
 from quantlab.plans.solve import undominated
 from quantlab.records.older import UNKNOWN
@@ -194,7 +194,7 @@ def plan_answer(plan: Plan, texts: Texts) -> str:
 def plan_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     """Yield sentences that compare the plan, and list the tensors and formats that it leaves."""
     problem = plan.problem
-    yield from _bar_sentences(plan, texts) if plan.bar else _noise_sentences(plan, texts)
+    yield from _bar_sentences(plan, texts) if plan.budget is None else _noise_sentences(plan, texts)
     if problem.failures:
         yield texts("failures", n=len(problem.failures))
         yield from failure_sentences(problem.failures, texts)
@@ -249,7 +249,7 @@ def _bar_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     if plan.unmet:
         names = name_list(plan.unmet, SENTENCE_TENSORS, texts)
         yield texts("plan_unmet", n=len(plan.unmet), names=names)
-    missing = [part for part in plan.assignments if plan.bar and not meets_bar([part], plan.bar)]
+    missing = [part for part in plan.assignments if not part.meets]
     if missing:
         yield texts("plan_kept", n=len(missing), names=_tensor_names(missing, texts))
     uniform = plan.cheapest_uniform

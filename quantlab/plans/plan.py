@@ -52,7 +52,7 @@ def plan(
     size
         The budget as a size, such as ``"60MB"``.
     bar
-        True for the cheapest formats that meet the bar of the sweep, or criteria of another, such
+        True for the cheapest formats that meet the bars of the sweep, or criteria of another, such
         as ``{"sqnr_db": 25}``.
     recipe
         A runtime, to choose among the formats that it has: llama.cpp, torchao, mlx or json.
@@ -79,10 +79,11 @@ def plan(
         format or weight is unknown.
     """
     sweep = read_aggregate(Path(directory))
-    sweep_bar = row_bars(sweep.rows)[0]
-    criteria = Bar.of(bar) if isinstance(bar, Mapping) else sweep_bar if bar else None
+    if isinstance(bar, Mapping):
+        columns = Bar.of(bar).columns()
+        sweep = sweep._replace(rows=[{**row, **columns} for row in sweep.rows])
     options = {
-        "bits": bits, "size": size, "bar": criteria, "recipe": recipe, "by": by,
+        "bits": bits, "size": size, "bar": bar, "recipe": recipe, "by": by,
         "weights": weights, "keep": keep, "same": same,
     }  # fmt: skip
     return plan_table(make_plan(sweep, Request.parse(options, tensor_names(sweep))))
@@ -117,18 +118,16 @@ def run_command(
     sweep = read_aggregate(directory)
     report = read_settings(directory, settings)
     sweep, texts = sweep._replace(rows=report.judged(sweep.rows)), report.texts
-    bar = row_bars(sweep.rows)[0]
     formats = format_names(sweep)
     typed = {name: options[name] for name in OPTIONS}
-    parsed = typed | {
-        "bar": bar if typed["bar"] else None,
-        "keep": [parse_keep(text, formats) for text in typed["keep"]],
-    }
+    parsed = typed | {"keep": [parse_keep(text, formats) for text in typed["keep"]]}
     request = Request.parse(parsed, tensor_names(sweep), dashes="--")
     plan = make_plan(sweep, request)
     notes = {name: value for name, value in typed.items() if value}
     notes |= {"weights": str(typed["weights"])} if typed["weights"] else {}
-    notes |= {"bar": bar.criteria} if typed["bar"] else {}
+    if typed["bar"]:
+        bars = [bar.criteria for bar in row_bars(sweep.rows)]
+        notes["bar"] = bars if len(bars) > 1 else bars[0]
     files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts)
     yield plan_summary(plan, texts)
     write_files(directory, files)

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from quantlab.formats.format import FormatSpec, is_format_column
+from quantlab.formats.format import FormatSpec
 from quantlab.plans.options import (
     Assignment,
     Option,
@@ -19,11 +19,12 @@ from quantlab.plans.options import (
 )
 from quantlab.plans.request import FIGURES, Request
 from quantlab.plans.runtimes.runtime import Runtime, table_bits
+from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
+from quantlab.report.choices import find_choices, tensor_levels
 from quantlab.text import first_few, label, matches
 
 MESSAGE_TENSORS = 3  # names in an error message
-FACTORS = ("dist", "tensor")  # levels of a table beside those of a format
 
 
 @dataclass(frozen=True)
@@ -55,9 +56,10 @@ class Problem:
 def build_problem(sweep: Aggregated, request: Request) -> Problem:
     """List the options of each tensor; raises ValueError if the request cannot be met."""
     tensors, runtime = read_originals(sweep), request.runtime
-    drafts = _draft_assignments(sweep, tensors)
+    rows = [row for row in sweep.rows if row.get("bits_per_value") is not None]
+    drafts = _draft_assignments(sweep, rows, tensors)
     request.check_patterns([assignments[0].tensor.name for assignments in drafts])
-    specs = dict.fromkeys(draft.spec for assignments in drafts for draft in assignments)
+    specs = dict.fromkeys(map(FormatSpec.from_row, rows))
     if len(specs) < 2:
         raise ValueError(_one_format_message(sweep, tensors, drafts))
     supported = {
@@ -66,7 +68,7 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
         for draft in assignments
         if runtime is None or runtime.config(draft) is not None
     }
-    refused = [spec.name for spec in specs if spec and spec not in supported]
+    refused = [spec.name for spec in specs if spec not in supported]
     usable = [_usable_assignments(assignments, request) for assignments in drafts]
     if runtime and not any(usable):  # its recipe would be empty
         raise ValueError(_no_recipe_message(runtime, drafts, refused if not supported else ()))
@@ -93,24 +95,28 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
     )
 
 
-def _draft_assignments(sweep: Aggregated, tensors: Sequence[Original]) -> list[list[Assignment]]:
-    """Assign each measured tensor the formats it was tried in, without noise."""
-    others = [
-        level for level in sweep.levels if level not in FACTORS and not is_format_column(level)
-    ]
+def _draft_assignments(
+    sweep: Aggregated, rows: Sequence[Row], tensors: Sequence[Original]
+) -> list[list[Assignment]]:
+    """Assign each measured tensor the formats it was tried in, the cheapest first, without noise.
+
+    Raises ValueError if anything was swept that is no part of a format.
+    """
+    _, _, *others = tensor_levels(sweep.levels)
     if others:
         raise ValueError(
             f"{sweep.directory} varies {' and '.join(others)}, which is no part of a format: give "
             f"each {others[0]} a hydra.sweep.dir of its own"
         )
-    by_key = {tensor.key: tensor for tensor in tensors}
-    drafts: dict[tuple[str, str], dict[FormatSpec, Assignment]] = {key: {} for key in by_key}
-    for row in sweep.rows:
-        key = row["dist"], row["tensor"]
-        if key in by_key and row.get("bits_per_value") is not None:
-            spec = FormatSpec.from_row(row)
-            drafts[key][spec] = Assignment(by_key[key], table_bits(row), 0.0, spec, row)
-    return [list(formats.values()) for formats in drafts.values() if formats]
+    choices = {(choice.dist, choice.tensor): choice for choice in find_choices(rows, sweep.levels)}
+    return [
+        [
+            Assignment(tensor, table_bits(result.row), result=result)
+            for result in choices[tensor.key].formats
+        ]
+        for tensor in tensors
+        if tensor.key in choices
+    ]
 
 
 def _usable_assignments(drafts: Sequence[Assignment], request: Request) -> list[Assignment]:

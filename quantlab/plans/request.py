@@ -11,7 +11,6 @@ from typing import Any
 
 from quantlab.plans.runtimes import find_runtime
 from quantlab.plans.runtimes.runtime import Runtime
-from quantlab.report.bar import Bar
 from quantlab.text import as_list, format_size, label, matches, near_misses
 
 FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
@@ -26,7 +25,7 @@ BITS_ROUNDING = Fraction(2.0**-52)
 
 @dataclass(frozen=True)
 class Request:
-    """One of `bits` per value, a `size` in bytes and a `bar`, and the demands on a plan.
+    """One of `bits` per value, a `size` in bytes and the `bar` of each row; the demands on a plan.
 
     `by` is the figure that noise is computed from, `weights` the alpha of tensors, 1 if not given;
     `runtime` must have each format; `keep` are pairs of a pattern of names and a format, of which
@@ -36,7 +35,7 @@ class Request:
 
     bits: float | None = None
     size: int | None = None
-    bar: Bar | None = None
+    bar: bool = False
     by: str = FIGURES[0]
     weights: Mapping[str, float] = field(default_factory=dict)
     runtime: Runtime | None = None
@@ -53,8 +52,9 @@ class Request:
         Raises ValueError unless exactly one of `bits`, `size` and `bar` is given, and for anything
         that is not what its argument takes.
         """
-        bits, size, bar, by = (options.get(key) for key in ("bits", "size", "bar", "by"))
-        if [bits, size, bar].count(None) != 2:
+        bits, size, by = (options.get(key) for key in ("bits", "size", "by"))
+        bar = bool(options.get("bar"))
+        if [bits is None, size is None, not bar].count(False) != 1:
             raise ValueError(f"a plan takes one of {dashes}bits, {dashes}size and {dashes}bar")
         if by and by not in FIGURES:
             raise ValueError(f"{dashes}by takes {' or '.join(FIGURES)}, got {by!r}")

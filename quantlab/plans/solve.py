@@ -15,7 +15,7 @@ problem", European Journal of Operational Research 83, 1995).
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from itertools import pairwise
 from typing import NamedTuple
@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.plans.options import Option, Slot, total_bits
+from quantlab.report.choices import pareto_front
 
 NOISE_RTOL = 1e-9  # choices that differ by less are equal, and the smaller is taken
 FIRST_LIMIT = 1e-4  # of the largest limit of excess, the one to start with
@@ -74,13 +75,9 @@ def least_noise(slots: Sequence[Slot], budget: int) -> list[Option]:
         limit *= LIMIT_GROWTH
 
 
-def undominated(options: Sequence[Option]) -> list[Option]:
-    """Return the options that no other beats in bits and noise, the smallest first."""
-    front: list[Option] = []
-    for option in sorted(options):
-        if math.isfinite(option.noise) and (not front or option.noise < front[-1].noise):
-            front.append(option)
-    return front
+def undominated(options: Iterable[Option]) -> list[Option]:
+    """Choose the options that no other beats in bits and noise, the smallest first."""
+    return pareto_front(sorted(options), lambda option: (option.bits, option.noise))
 
 
 def relaxed_choice(slots: Sequence[Slot], budget: int) -> tuple[list[Option], float]:

@@ -8,6 +8,7 @@ from quantlab.plans.options import Assignment, Option, Original
 from quantlab.plans.problem import build_problem
 from quantlab.plans.request import Request
 from quantlab.records.table import Aggregated
+from quantlab.report.choices import FormatResult
 
 FORMATS = {  # of a name the mode, width, block and size of its row
     "sym 4 bits, group 32": ("symmetric", 4, "group", 32),
@@ -73,7 +74,7 @@ def spec(name):
 def assigned(name, bits, noise, tensor=None, row=None):
     """A tensor in a format of a name."""
     tensor = tensor or Original("file/gguf", "w", "float16", (10, 10), 1600)
-    return Assignment(tensor, bits, noise, spec(name), row or {})
+    return Assignment(tensor, bits, noise, FormatResult(spec(name), row or {}))
 
 
 def stored(bits, dtype="float32", name="w"):
@@ -88,8 +89,9 @@ def option(*assignments):
 
 def make(rows=None, budget=13_000, tensors=None, bar=None, **asked):
     """The plan of rows, those of `two` if there are none, for a budget in bits or a bar."""
-    problem = build_problem(sweep(rows or two(), tensors), Request(**asked))
-    return plan_for_bar(problem, bar) if bar else plan_within_budget(problem, budget)
+    rows = [row | (bar.columns() if bar else {}) for row in rows or two()]
+    problem = build_problem(sweep(rows, tensors), Request(**asked))
+    return plan_for_bar(problem) if bar else plan_within_budget(problem, budget)
 
 
 def chosen(plan):

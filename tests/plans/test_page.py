@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget
+from quantlab.plans.mixture import Plan, plan_within_budget
 from quantlab.plans.options import Original
 from quantlab.plans.page import (
     CURVE_FORMATS,
@@ -119,8 +119,7 @@ def test_many_tensors_are_counted_and_the_bar_is_spoken_of():
     assert list(plan_sentences(made, T)) == [
         "One format for all that meets the bar takes 8.25 bits per value: sym 8 bits, channel."
     ]
-    only = Request(keep=[("t0", "sym 8 bits")])
-    made = plan_for_bar(build_problem(sweep(rows), only), Bar(sqnr_db=30.0))
+    made = make(rows, bar=Bar(sqnr_db=30.0), keep=[("t0", "sym 8 bits")])
     assert "What one tensor must have misses the bar: t0." in list(plan_sentences(made, T))
 
 

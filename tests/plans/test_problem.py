@@ -16,7 +16,7 @@ def test_each_tensor_may_take_what_was_tried_or_stay():
     found = build_problem(sweep(two()), Request())
     assert [slot_name(slot) for slot in found.slots] == ["a.weight", "b.weight"]
     assert formats(found.slots[0]) == [
-        "float32", "sym 4 bits, group 32", "sym 8 bits, channel", "sym 8 bits",
+        "float32", "sym 4 bits, group 32", "sym 8 bits", "sym 8 bits, channel",
     ]  # fmt: skip
     stay, low, *_ = found.slots[1]
     assert (stay.bits, stay.noise) == (32_000, 0)

@@ -7,6 +7,7 @@ from quantlab.formats.ggml import NUMBERS
 from quantlab.plans.options import Assignment, Original, float_width
 from quantlab.plans.runtimes import RUNTIMES, find_runtime
 from quantlab.plans.runtimes.runtime import table_bits
+from quantlab.report.choices import FormatResult
 from tests.plans.samples import FORMATS, row
 
 HAS = {
@@ -29,8 +30,8 @@ def tensor(name, shape=(64, 64), dist="file/gguf", dtype="float16"):
 def assigned(row, tensor_=None):
     """A tensor in the format of a row, as it is stored without one."""
     tensor_ = tensor_ or tensor("w", (100, row["n_elements"] // 100))
-    spec = row and FormatSpec.from_row(row)
-    return Assignment(tensor_, table_bits(row) if row else tensor_.bits, 0.0, spec, row)
+    result = row and FormatResult(FormatSpec.from_row(row), row)
+    return Assignment(tensor_, table_bits(row) if row else tensor_.bits, result=result)
 
 
 def config(name, form, size=6400, **change):

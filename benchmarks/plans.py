@@ -9,11 +9,11 @@ import random
 import time
 
 from quantlab.formats.format import FormatSpec
-from quantlab.plans.mixture import plan_within_budget
+from quantlab.plans.mixture import plan_within_budget, relaxed_front
 from quantlab.plans.options import Assignment, Option, Original
 from quantlab.plans.page import render_page
 from quantlab.plans.problem import Problem
-from quantlab.plans.solve import relaxed_front
+from quantlab.report.choices import FormatResult
 from quantlab.report.texts import Texts
 
 TENSORS, FORMATS = 1_000, 40
@@ -50,7 +50,7 @@ def _draw_problem(rng: random.Random) -> Problem:
             sqnr_db = 6.02 * width - rng.uniform(0, 6)
             row = {"sqnr_db": sqnr_db, "max_err": 1.0}
             noise = 10 ** (-sqnr_db / 10)
-            assignment = Assignment(tensor, int(width * size), noise, spec, row)
+            assignment = Assignment(tensor, int(width * size), noise, FormatResult(spec, row))
             options.append(Option.of([assignment], spec))
         tensors.append(tensor)
         slots.append(options)

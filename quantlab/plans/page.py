@@ -11,9 +11,8 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from quantlab.plans.mixture import Plan
+from quantlab.plans.mixture import Plan, relaxed_noise, undominated
 from quantlab.plans.options import Assignment, Option
-from quantlab.plans.solve import undominated
 from quantlab.records.older import UNKNOWN
 from quantlab.report import plots
 from quantlab.report.page import template
@@ -131,8 +130,7 @@ def _draw_front(panel: Axes, plan: Plan, texts: Texts) -> None:
     limit = FRONT_EXCESS * max([plan.bits, *(option.bits for option in plan.uniform)])
     if len(ends) > 1:
         bits = np.linspace(ends[0], min(ends[-1], limit), FRONT_POINTS)
-        noise = [plan.noise_bound(size) for size in bits.tolist()]
-        name = texts("plan_front")
+        noise, name = relaxed_noise(plan.front, bits), texts("plan_front")
         panel.plot(bits / plan.n_values, noise, color=LINE_COLOUR, lw=1.5, label=name)
 
 

@@ -2,16 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from quantlab.plans.mixture import Plan, make_plan
+from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget
 from quantlab.plans.options import Assignment
-from quantlab.plans.problem import format_names
-from quantlab.plans.request import FIGURES, Request, parse_keep
+from quantlab.plans.problem import FIGURES, Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
 from quantlab.plans.runtimes.runtime import FORMAT_COLUMNS, Runtime
 from quantlab.records import disk
@@ -89,6 +88,14 @@ def plan(
     return plan_table(make_plan(sweep, Request.parse(options, tensor_names(sweep))))
 
 
+def make_plan(sweep: Aggregated, request: Request) -> Plan:
+    """Return the plan of a sweep for the budget or the bars of a request; raises ValueError."""
+    problem = build_problem(sweep, request)
+    if request.bar:
+        return plan_for_bar(problem)
+    return plan_within_budget(problem, request.budget(problem.n_values), request.budget_text)
+
+
 def plan_table(plan: Plan) -> pd.DataFrame:
     """Return a plan, one row a tensor of the checkpoint.
 
@@ -134,6 +141,26 @@ def run_command(
     paths = "\n".join(str(directory / name) for name in files)
     runtime = request.runtime
     yield "\n" + render(paths, runtime.usage(str(directory / runtime.file)) if runtime else "")
+
+
+def parse_keep(text: str, formats: Collection[str]) -> tuple[str, str]:
+    """Return the pattern and the format of ``PATTERN=FORMAT``; both may hold an equals sign.
+
+    It is split before one of `formats`, which are in lower case, else at the last sign.
+    """
+    signs = (place for place, character in enumerate(text) if character == "=")
+    splits = [(text[:place], text[place + 1 :]) for place in signs]
+    splits = [(pattern, name) for pattern, name in splits if pattern and name]
+    if not splits:
+        raise ValueError(f"--keep takes PATTERN=FORMAT, as in 'output.weight=q8_0', got {text!r}")
+    return next((pair for pair in splits if pair[1].lower() in formats), splits[-1])
+
+
+def format_names(sweep: Aggregated) -> set[str]:
+    """Return the names of formats in lower case, dtypes of tensors that stay included."""
+    names = {str(row["format"]) for row in sweep.rows} | {str(row["dtype"]) for row in sweep.rows}
+    stored = {str(row["stored_dtype"]) for row in sweep.rows if row.get("stored_dtype")}
+    return {name.lower() for name in names | stored}
 
 
 def plan_artefacts(

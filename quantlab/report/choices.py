@@ -205,27 +205,11 @@ def storage_front(points: Sequence[FormatPoint]) -> list[FormatPoint]:
     return pareto_front(points, lambda point: (point.bits, -point.sqnr_db))
 
 
-class SourceCounts(NamedTuple):
-    """Of a source: its tensors, those that meet the bar, and how often a format is cheapest."""
-
-    source: str
-    n_tensors: int
-    n_met: int
-    formats: list[tuple[str, int]]
-
-
-def count_by_source(choices: Sequence[TensorChoice]) -> list[SourceCounts]:
-    """Count the cheapest formats of each source, the most frequent first."""
-    sources: dict[str, list[TensorChoice]] = {}
-    for choice in choices:
-        sources.setdefault(choice.source, []).append(choice)
-    counts = []
-    for source, tensors in sources.items():
-        cheapest = [choice.cheapest.spec for choice in tensors if choice.cheapest]
-        ordered = Counter(sorted(cheapest, key=lambda spec: spec.name)).most_common()
-        names = [(spec.name, n) for spec, n in ordered]
-        counts.append(SourceCounts(source, len(tensors), len(cheapest), names))
-    return counts
+def count_cheapest(choices: Iterable[TensorChoice]) -> list[tuple[str, int]]:
+    """Count how often each format is the cheapest that meets the bar, the most frequent first."""
+    cheapest = [choice.cheapest.spec for choice in choices if choice.cheapest]
+    counts = Counter(sorted(cheapest, key=lambda spec: spec.name)).most_common()
+    return [(spec.name, n) for spec, n in counts]
 
 
 @dataclass(frozen=True)

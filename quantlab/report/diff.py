@@ -10,12 +10,12 @@ from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
-from quantlab.report.choices import find_choices, portable_spec, tensor_levels
+from quantlab.report.choices import TensorChoice, find_choices, portable_spec, tensor_levels
 from quantlab.report.sentences import failure_sentences, rank_text
 from quantlab.report.tables import MAX_ROWS, MEASURED, Table, metric_text
 from quantlab.report.terminal import first_rows, render
 from quantlab.report.texts import Texts
-from quantlab.text import as_text, label
+from quantlab.text import label
 
 TOLERANCE = 0.1  # dB; rounding in another order moves a figure by less than 1e-6
 NAME_CHARS, FORMAT_CHARS = 40, 24
@@ -83,14 +83,17 @@ class Diff:
 def diff(before: Aggregated, after: Aggregated) -> Diff:
     """Compare two sweeps; raises ValueError where they are not of one checkpoint."""
     _require_same_tensors(before, after)
-    levels = _levels(before, after)
-    rows_before, rows_after = (_by_tensor(sweep, levels) for sweep in (before, after))
-    pairs = [
-        (name, *pair)
-        for name in rows_before
-        if name in rows_after
-        for pair in _pairs(rows_before[name], rows_after[name])
-    ]
+    levels = list(dict.fromkeys([*before.levels, *after.levels]))
+    has_sources = any(len({row["dist"] for row in sweep.rows}) > 1 for sweep in (before, after))
+    choices_before, choices_after = (
+        _choices_by_name(sweep, levels, has_sources) for sweep in (before, after)
+    )
+    common = {
+        name: (choice, choices_after[name])
+        for name, choice in choices_before.items()
+        if name in choices_after
+    }
+    pairs = [(name, *pair) for name, choices in common.items() for pair in _pairs(*choices)]
     if not pairs:
         raise ValueError(
             f"{before.directory} and {after.directory} have no format in common, and more than one "
@@ -101,32 +104,52 @@ def diff(before: Aggregated, after: Aggregated) -> Diff:
     ]
     changes.sort(key=lambda sweep: -sweep.greatest)
     only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
-    missing = [name for name in rows_before if name not in rows_after]
-    before_and_after = (_cheapest_formats(sweep, levels) for sweep in (before, after))
-    return Diff(changes, _changed(*before_and_after), only, missing, after.failures)
+    missing = [name for name in choices_before if name not in choices_after]
+    return Diff(changes, _changed_cheapest(common), only, missing, after.failures)
 
 
-def _by_tensor(sweep: Aggregated, levels: Sequence[str]) -> dict[str, dict[FormatSpec, Row]]:
-    """Return the rows of each tensor by their formats."""
-    tensors: dict[str, dict[FormatSpec, Row]] = {}
-    for row in sweep.rows:
-        formats = tensors.setdefault(_name(row, levels), {})
-        formats[portable_spec(row)] = row
-    return tensors
+def _choices_by_name(
+    sweep: Aggregated, levels: Sequence[str], has_sources: bool
+) -> dict[str, TensorChoice]:
+    """Find the choices of a sweep; `levels` are those of both, of which its rows may lack some."""
+    absent = dict.fromkeys(tensor_levels(levels))
+    choices = {}
+    for choice in find_choices([{**absent, **row} for row in sweep.rows], levels):
+        is_named = has_sources and choice.dist != choice.tensor
+        choices[f"{choice.dist}, {choice.name}" if is_named else choice.name] = choice
+    return choices
 
 
-def _pairs(
-    before: Mapping[FormatSpec, Row], after: Mapping[FormatSpec, Row]
-) -> list[tuple[Row, Row]]:
-    """Return the rows of one tensor that are compared: of equal formats, or each the only one."""
-    same = [(before[name], after[name]) for name in before if name in after]
-    if not same and len(before) == len(after) == 1:
-        return list(zip(before.values(), after.values(), strict=True))
-    return same
+def _pairs(before: TensorChoice, after: TensorChoice) -> list[tuple[Row, Row]]:
+    """Pair the rows of one tensor that are compared: of equal formats, or each the only one."""
+    rows_before, rows_after = (
+        {portable_spec(result.row): result.row for result in choice.formats}
+        for choice in (before, after)
+    )
+    pairs = [(rows_before[spec], rows_after[spec]) for spec in rows_before if spec in rows_after]
+    if not pairs and len(rows_before) == len(rows_after) == 1:
+        return list(zip(rows_before.values(), rows_after.values(), strict=True))
+    return pairs
+
+
+def _changed_cheapest(
+    choices: Mapping[str, tuple[TensorChoice, TensorChoice]],
+) -> dict[str, tuple[str | None, str | None]]:
+    """Name the cheapest formats that meet the bar of tensors with a choice, where they differ."""
+    changed = {}
+    for name, pair in choices.items():
+        before, after = map(_cheapest_spec, pair)
+        if before != after and all(len(choice.formats) > 1 for choice in pair):
+            changed[name] = before.name if before else None, after.name if after else None
+    return changed
+
+
+def _cheapest_spec(choice: TensorChoice) -> FormatSpec | None:
+    return portable_spec(choice.cheapest.row) if choice.cheapest else None
 
 
 def _stored_as(row: Row) -> str:
-    """Return the format of a row; of a file the type that it stores the tensor in."""
+    """Name the format of a row; of a file the type that it stores the tensor in."""
     if row.get("stored_file"):
         return str(row["stored_dtype"])
     return FormatSpec.from_row(row).name
@@ -155,44 +178,6 @@ def _rel_err_db(row: Row) -> float:
     if row["rel_err"] is None:
         return math.inf if row["max_err"] else -math.inf
     return 20 * math.log10(row["rel_err"]) if row["rel_err"] else -math.inf
-
-
-def _levels(before: Aggregated, after: Aggregated) -> list[str]:
-    """List the levels that tell tensors apart; a single source is left out."""
-    levels = list(dict.fromkeys([*tensor_levels(before.levels), *tensor_levels(after.levels)]))
-    sources = max(len({row["dist"] for row in sweep.rows}) for sweep in (before, after))
-    return levels if sources > 1 else levels[1:]
-
-
-def _name(row: Row, levels: Sequence[str]) -> str:
-    """Name a tensor, with its source and settings where `levels` have them."""
-    named = {level: as_text(row.get(level)) for level in levels}
-    source, tensor = named.pop("dist", row["tensor"]), named.pop("tensor")
-    names = dict.fromkeys([source, tensor])
-    return ", ".join([*names, *(f"{key}={value}" for key, value in named.items())])
-
-
-def _cheapest_formats(sweep: Aggregated, levels: Sequence[str]) -> dict[str, FormatSpec | None]:
-    """Return the cheapest format that meets the bar of each tensor that has a choice."""
-    return {
-        _name(choice.best.row, levels): portable_spec(choice.best.row) if choice.meets else None
-        for choice in find_choices(sweep.rows, sweep.levels)
-        if len(choice.formats) > 1
-    }
-
-
-def _changed(
-    before: Mapping[str, FormatSpec | None], after: Mapping[str, FormatSpec | None]
-) -> dict[str, tuple[str | None, str | None]]:
-    return {
-        name: (_spec_name(before[name]), _spec_name(after[name]))
-        for name in before
-        if name in after and before[name] != after[name]
-    }
-
-
-def _spec_name(spec: FormatSpec | None) -> str | None:
-    return spec.name if spec else None
 
 
 def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:

@@ -12,11 +12,10 @@ from quantlab.report.bar import Bar, is_lost_to_float32
 from quantlab.report.choices import (
     INT8,
     FormatResult,
-    SourceCounts,
     StoredRows,
     TensorChoice,
     Widths,
-    count_by_source,
+    count_cheapest,
     is_plain,
     quality,
 )
@@ -332,10 +331,13 @@ def storage_sentences(
     choices: Sequence[TensorChoice], levels: Sequence[str], texts: Texts
 ) -> Iterator[str]:
     """Yield the cheapest format: a sentence a tensor, or of many tensors a sentence a source."""
-    if "tensor" in levels:
-        yield from (_source_sentence(source, texts) for source in count_by_source(choices))
-    else:
+    if "tensor" not in levels:
         yield from (_cheapest_sentence(choice, texts) for choice in choices)
+        return
+    sources: dict[str, list[TensorChoice]] = {}
+    for choice in choices:
+        sources.setdefault(choice.source, []).append(choice)
+    yield from (_source_sentence(name, tensors, texts) for name, tensors in sources.items())
 
 
 def _cheapest_sentence(choice: TensorChoice, texts: Texts) -> str:
@@ -345,14 +347,16 @@ def _cheapest_sentence(choice: TensorChoice, texts: Texts) -> str:
     return texts("cheapest", name=choice.name, format=choice.cheapest.name, bits=bits)
 
 
-def _source_sentence(source: SourceCounts, texts: Texts) -> str:
-    words = {"name": source.source, "n": source.n_tensors}
-    if not source.n_met:
+def _source_sentence(name: str, choices: Sequence[TensorChoice], texts: Texts) -> str:
+    formats = count_cheapest(choices)
+    words = {"name": name, "n": len(choices)}
+    if not formats:
         return texts("cheapest_many_none", **words)
-    shown, others = source.formats[:SENTENCE_FORMATS], source.formats[SENTENCE_FORMATS:]
-    counts = [texts("cheapest_count", format=name, n=n) for name, n in shown]
-    counts += _others("cheapest_others", others, texts)
-    return texts("cheapest_many", **words, met=source.n_met, counts="; ".join(counts))
+    shown = formats[:SENTENCE_FORMATS]
+    counts = [texts("cheapest_count", format=spec_name, n=n) for spec_name, n in shown]
+    counts += _others("cheapest_others", formats[SENTENCE_FORMATS:], texts)
+    n_met = sum(n for _, n in formats)
+    return texts("cheapest_many", **words, met=n_met, counts="; ".join(counts))
 
 
 def percent(share: float | None, texts: Texts, digits: int = 3) -> str:

@@ -96,7 +96,7 @@ def _tables(findings: Findings, texts: Texts) -> Iterator[Table | str]:
 def _figure_tables(
     rows: Sequence[Row], levels: Sequence[str], texts: Texts
 ) -> Iterator[Table | str]:
-    yield from measured_table(rows, levels, texts)
+    yield from first_rows(measured_table(rows, levels, texts), texts)
     has_predictions = "predicted_scale" in rows[0]
     if has_predictions and len(rows) <= PREDICTION_ROWS:
         yield texts("predicted_measured")
@@ -118,9 +118,7 @@ def _verdicts(findings: Findings, texts: Texts) -> Iterator[str]:
     yield bar_text(findings.rows, texts)
 
 
-def measured_table(
-    rows: Sequence[Row], levels: Sequence[str], texts: Texts
-) -> Iterator[Table | str]:
+def measured_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
     """Lay out the figures that decide, a row a tensor and run."""
     lines = [
         (
@@ -130,8 +128,7 @@ def measured_table(
         )
         for row in rows
     ]
-    heads = [*_level_heads(levels), *MEASURED, texts("head_top_k")]
-    return first_rows(Table(heads, lines), texts)
+    return Table([*_level_heads(levels), *MEASURED, texts("head_top_k")], lines)
 
 
 def _graded(key: str, spec: str, row: Row, texts: Texts) -> str:

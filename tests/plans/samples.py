@@ -5,8 +5,7 @@ from pathlib import Path
 from quantlab.formats.format import FormatSpec
 from quantlab.plans.mixture import plan_for_bar, plan_within_budget
 from quantlab.plans.options import Assignment, Option, Original
-from quantlab.plans.problem import build_problem
-from quantlab.plans.request import Request
+from quantlab.plans.problem import Request, build_problem
 from quantlab.records.table import Aggregated
 from quantlab.report.choices import FormatResult
 

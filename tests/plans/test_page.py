@@ -17,8 +17,7 @@ from quantlab.plans.page import (
     render_page,
     tensor_table,
 )
-from quantlab.plans.problem import Problem, build_problem
-from quantlab.plans.request import Request
+from quantlab.plans.problem import Problem, Request, build_problem
 from quantlab.plans.runtimes import find_runtime
 from quantlab.records.older import UNSIZED
 from quantlab.report import plots

@@ -4,8 +4,10 @@ import json
 import pandas as pd
 import pytest
 
-from quantlab.plans.mixture import make_plan, plan_within_budget
+from quantlab.plans.mixture import plan_within_budget
 from quantlab.plans.plan import (
+    make_plan,
+    parse_keep,
     plan,
     plan_artefacts,
     plan_faults,
@@ -16,8 +18,7 @@ from quantlab.plans.plan import (
     table_csv,
     write_files,
 )
-from quantlab.plans.problem import build_problem
-from quantlab.plans.request import Request
+from quantlab.plans.problem import Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
 from quantlab.records.older import UNSIZED
 from quantlab.report.bar import Bar
@@ -409,3 +410,17 @@ def test_files_elsewhere_are_not_of_a_plan(kept):
     content = json.loads((kept / "plan.json").read_text())
     (kept / "plan.json").write_text(json.dumps(content | {"files": {"../x": "0" * 64}}))
     assert plan_files(kept) == {}
+
+
+@pytest.mark.parametrize(
+    ("text", "pair"),
+    [
+        ("a*=nf4", ("a*", "nf4")),
+        ("a=b=nf4", ("a=b", "nf4")),
+        ("a=sym 4 bits, range.p=99.0", ("a", "sym 4 bits, range.p=99.0")),
+    ],
+)
+def test_a_demand_is_split_where_a_format_follows(text, pair):
+    assert parse_keep(text, ["sym 4 bits, range.p=99.0"]) == pair
+    with pytest.raises(ValueError, match="--keep takes PATTERN=FORMAT"):
+        parse_keep("=nf4", [])

@@ -7,9 +7,9 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import sync_playwright
 
-from quantlab.plans.mixture import make_plan
 from quantlab.plans.page import render_page as plan_page
-from quantlab.plans.request import Request
+from quantlab.plans.plan import make_plan
+from quantlab.plans.problem import Request
 from quantlab.records.table import read_aggregate
 from quantlab.report import page as pages
 from quantlab.report.texts import Texts

@@ -4,12 +4,12 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from quantlab.plans.mixture import make_plan
-from quantlab.plans.request import Request
+from quantlab.plans.plan import make_plan
+from quantlab.plans.problem import Request
 from quantlab.report.bar import Bar
 from quantlab.report.choices import (
     FormatPoint,
-    count_by_source,
+    count_cheapest,
     find_choices,
     format_points,
     has_formats,
@@ -175,11 +175,10 @@ def test_a_source_counts_what_its_tensors_need():
     rows = [each for name in "abc" for each in some(dist="file", tensor=name)]
     rows += [each | {"sqnr_db": 31.0} for each in some(dist="file", tensor="d")]
     rows += [each | {"sqnr_db": 1.0} for each in some(dist="other", tensor="e")]
-    found = count_by_source(storage_of(rows, [*FORMAT_LEVELS, "tensor"], SQNR))
-    assert found == [
-        ("other", 1, 0, []),
-        ("file", 4, 4, [("sym 8 bits", 3), ("sym 4 bits", 1)]),
-    ]
+    found = storage_of(rows, [*FORMAT_LEVELS, "tensor"], SQNR)
+    assert [choice.source for choice in found] == ["other", *["file"] * 4]
+    assert count_cheapest(found[:1]) == []
+    assert count_cheapest(found[1:]) == [("sym 8 bits", 3), ("sym 4 bits", 1)]
 
 
 @given(st.dictionaries(st.integers(2, 16), st.booleans(), min_size=1))

@@ -1,4 +1,4 @@
-"""Where the configs are, and what an option of a config group says.
+"""The folders of configs, and the options of config groups in them.
 
 They stand beside the package in a clone, inside it in a wheel; a ``--config-dir`` adds a folder.
 """
@@ -31,7 +31,7 @@ def option_names(group: str) -> list[str]:
 def load_option(group: str, option: str) -> dict[str, Any] | None:
     """Load the yaml of an option, such as ``mode/mx/fp4``, or None if there is no such file.
 
-    Values are unresolved. What the bases in its ``defaults`` say stands below what it says itself.
+    Values are unresolved. Those of the bases in its ``defaults`` give way to its own.
     """
     paths = (folder / group / f"{option}.yaml" for folder in FOLDERS)
     path = next((path for path in paths if path.is_file()), None)

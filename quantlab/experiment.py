@@ -85,14 +85,7 @@ class Experiment:
             total=total, unit="B", unit_scale=True, delay=1, disable=None, leave=False
         ) as bar:
             for tensor in self.dist.tensors():
-                try:
-                    outcome.tensors[tensor.name] = self._measure(tensor, bar)
-                except UnfitError as reason:
-                    outcome.skipped[tensor.name] = str(reason)
-                except ValueError as reason:
-                    outcome.failed[tensor.name] = str(reason)
-                except Exception as reason:  # one failing tensor must cost none of the others
-                    outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
+                self._try_measure(tensor, outcome, bar)
         sizes = (result["n_elements"] for result in outcome.tensors.values())
         versions |= compiled.versions(max(sizes, default=0))
         if self._file:
@@ -100,6 +93,17 @@ class Experiment:
         if not outcome.tensors and not outcome.failed:
             self._require_others(outcome.skipped)
         return outcome
+
+    def _try_measure(self, tensor: Tensor, outcome: Outcome, bar: "tqdm[Any]") -> None:
+        """Measure a tensor, or note why it cannot be."""
+        try:
+            outcome.tensors[tensor.name] = self._measure(tensor, bar)
+        except UnfitError as reason:
+            outcome.skipped[tensor.name] = str(reason)
+        except ValueError as reason:
+            outcome.failed[tensor.name] = str(reason)
+        except Exception as reason:  # one failing tensor must cost none of the others
+            outcome.failed[tensor.name] = f"tensor '{label(tensor.name)}': {reason!r}"
 
     def _require_others(self, skipped: dict[str, str]) -> None:
         """Raise ValueError unless another part of the source has a tensor to measure."""
@@ -133,9 +137,6 @@ class Experiment:
         return {**(self._file.skipped() if self._file else {}), **unmatched}
 
     def _measure(self, tensor: Tensor, bar: "tqdm[Any]") -> dict[str, Any]:
-        def advance(elements: int) -> None:
-            bar.update(elements * tensor.itemsize)
-
         expected = self.dist.expected
         opened = self.bound.open(tensor)
         result = measure(
@@ -144,7 +145,7 @@ class Experiment:
             self.k,
             self.rel_threshold,
             self.threads,
-            advance,
+            lambda n_values: bar.update(n_values * tensor.itemsize),
             landmark=expected.landmark if expected else None,
             importance=self._importance(tensor),
             extra_metrics=self.extra_metrics,

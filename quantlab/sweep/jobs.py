@@ -38,11 +38,6 @@ class RunConfig(NamedTuple):
     directory: str
     division: Division | None
 
-    @property
-    def identity(self) -> RunIdentity:
-        """Identity of the run, to be compared with that of others."""
-        return parts.identify_run(self.directory, self.dist, self.settings)
-
 
 @dataclass(frozen=True)
 class Job:
@@ -209,13 +204,10 @@ def _drop_unused_files(runs: Sequence[Overrides], compose: Compose) -> list[Over
     modes = {run["mode"] for run in runs if "mode" in run}
     files = {mode: MODE_FILES & {f"mode.{key}" for key in compose([mode]).mode} for mode in modes}
     taken = set().union(*files.values())
+    unused = [taken - files.get(run.get("mode", ""), taken) for run in runs]
     return [
-        {
-            key: typed
-            for key, typed in run.items()
-            if key not in taken or "mode" not in run or key in files[run["mode"]]
-        }
-        for run in runs
+        {key: typed for key, typed in run.items() if key not in keys}
+        for run, keys in zip(runs, unused, strict=True)
     ]
 
 
@@ -258,11 +250,9 @@ def _drop_contradictory(jobs: Sequence[Job], groups: Mapping[str, Any]) -> list[
 
 
 def _is_contradiction(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, ContradictionError):
-            return True
-        error = error.__cause__
-    return False
+    if error is None:
+        return False
+    return isinstance(error, ContradictionError) or _is_contradiction(error.__cause__)
 
 
 def _drop_repeated(jobs: Sequence[Job]) -> list[Job]:
@@ -284,8 +274,9 @@ def require_disjoint(jobs: Sequence[Job], directory: Path) -> None:
     divided = any(parts.is_part_override(typed) for job in jobs for typed in job.typed)
     if not divided and not any(parts.PART_SUFFIX.search(folder.name) for folder in recorded):
         return
-    identities = [job.run.identity for job in jobs]
-    replaced = {directory / identity.directory for identity in identities}
+    runs = [job.run for job in jobs]
+    identities = [parts.identify_run(run.directory, run.dist, run.settings) for run in runs]
+    replaced = {directory / run.directory for run in runs}
     others = [path for folder, path in recorded.items() if folder not in replaced]
     parts.require_disjoint([*_recorded_identities(others, directory), *identities], directory)
 

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from quantlab import interrupt
 from quantlab.errors import UnfinishedError, error_sentence
 from quantlab.records import disk, record
-from quantlab.records.parts import without_part_overrides
+from quantlab.records.parts import MissingParts, without_part_overrides
 from quantlab.report.bar import read_settings, typed_settings
 from quantlab.sweep.job import make_directory, program
 from quantlab.sweep.jobs import STATES, Job, expand, is_numbered, require_disjoint
@@ -214,18 +214,10 @@ def _has_failed(path: Path) -> bool:
 
 def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None) -> None:
     """Aggregate what is complete and print it; raise UnfinishedError if something went wrong."""
-    from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
-    from quantlab.report.terminal import sweep_summary
-
-    n_failed, missing = 0, []
+    n_failed = 0
+    missing: list[MissingParts] = []
     try:
-        settings = read_settings(directory, typed_settings(directory))
-        done = aggregate(directory, settings)
-        print(f"\n{sweep_summary(done.findings, done.files, settings.texts)}")
-        typed = {job.typed for job in jobs}
-        n_failed = sum(tuple(overrides) in typed for overrides in done.failed)
-        wholes = {without_part_overrides(overrides) for overrides in typed}
-        missing = [source for source in done.gaps if source.overrides in wholes]
+        n_failed, missing = _aggregate(jobs, directory)
     except ValueError as error:  # resuming would end here too
         if not stopped:
             raise
@@ -248,6 +240,20 @@ def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None)
         why = f"{source.source}: {source.problem}{f', and {n_others} more' if n_others else ''}"
         command = _resume_command(directory, source.override)
         raise UnfinishedError(f"{why}; to finish the sweep, run: {command}")
+
+
+def _aggregate(jobs: Sequence[Job], directory: Path) -> tuple[int, list[MissingParts]]:
+    """Aggregate a sweep and print it; count the failures of `jobs`, list sources without parts."""
+    from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
+    from quantlab.report.terminal import sweep_summary
+
+    settings = read_settings(directory, typed_settings(directory))
+    done = aggregate(directory, settings)
+    print(f"\n{sweep_summary(done.findings, done.files, settings.texts)}")
+    typed = {job.typed for job in jobs}
+    n_failed = sum(tuple(overrides) in typed for overrides in done.failed)
+    wholes = {without_part_overrides(overrides) for overrides in typed}
+    return n_failed, [source for source in done.gaps if source.overrides in wholes]
 
 
 def count_missing_runs(directory: Path) -> tuple[int, int]:

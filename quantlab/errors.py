@@ -2,11 +2,13 @@
 
 import io
 import os
+import re
 import sys
 import traceback
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from hydra.errors import (
     HydraException,
@@ -105,17 +107,11 @@ def error_sentence(error: BaseException) -> str:
 
 def options_hint(group: str, options: Sequence[str]) -> str:
     """List the options of a config group, and those of groups below it, as ``mx/...`` if many."""
-    folders: dict[str, list[str]] = {}
-    for option in option_names(group):
-        folder, slash, _ = option.rpartition("/")
-        if slash:
-            folders.setdefault(folder, []).append(option)
-    nested = [
-        option
-        for folder, names in folders.items()
-        for option in (names if len(names) <= MAX_NESTED_OPTIONS else [f"{folder}/..."])
-    ]
-    return f"choose one of {', '.join([*options, *nested])}"
+    nested = [PurePosixPath(option) for option in option_names(group) if "/" in option]
+    sizes = Counter(path.parent for path in nested)
+    is_short = {folder: size <= MAX_NESTED_OPTIONS for folder, size in sizes.items()}
+    listed = [path if is_short[path.parent] else path.parent / "..." for path in nested]
+    return f"choose one of {', '.join(map(str, dict.fromkeys([*options, *listed])))}"
 
 
 def _missing_option(file: str, options: Sequence[str]) -> str:
@@ -149,8 +145,11 @@ def _setting_hint(typed: str) -> str | None:
 
 def _file_hint(path: str) -> str | None:
     """Format the overrides that measure a file of tensors; None if its suffix is of no such."""
-    option = SUFFIXES.get(Path(path.strip("'\"")).suffix)
-    return f"to measure a file: dist=file/{option} dist.path={path}" if option else None
+    path = path.strip("'\"")
+    option = SUFFIXES.get(Path(path).suffix)
+    is_plain = re.fullmatch(r"[\w./-]+", path)
+    setting = f"dist.path={path}" if is_plain else f"\"dist.path='{path}'\""
+    return f"to measure a file: dist=file/{option} {setting}" if option else None
 
 
 def _list_keys(error: ConfigAttributeError | ConfigKeyError) -> str:

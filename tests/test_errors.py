@@ -1,14 +1,11 @@
 """Mistakes that people make, and the one line that each of them gets."""
 
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 import quantlab
-from tests.conftest import ROOT, run, run_quantlab
+from tests.conftest import run, run_quantlab
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -30,6 +27,11 @@ pytestmark = pytest.mark.usefixtures("undrawn")
             ["dist.path=sub/m.index.json"],
             "dist.path=sub/m.index.json sets an unknown key: to measure a file: "
             "dist=file/safetensors dist.path=sub/m.index.json",
+        ),
+        (
+            ["my file.npy"],
+            "my file.npy is no setting: to measure a file: "
+            "dist=file/npy \"dist.path='my file.npy'\"",
         ),
         (["m.txt"], "m.txt is no setting: write m.txt=VALUE"),
         (
@@ -114,25 +116,3 @@ def test_a_budget_may_be_text(lab_sweep):
         quantlab.plan(directory, bits="x")
     with pytest.raises(ValueError, match=r"^a plan takes one of bits, size and bar$"):
         quantlab.plan(directory)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("command", [["run.py"], ["-m", "quantlab", "verify", "."]])
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path, command):
-    (tmp_path / "hydra.py").write_text(
-        "import os, signal, time\n"
-        "try:\n"
-        "    os.kill(os.getpid(), signal.SIGINT)\n"
-        "    time.sleep(9)\n"
-        "except KeyboardInterrupt as error:  # as packages do\n"
-        "    raise ImportError from error\n"
-    )
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=ROOT,
-        env={"PYTHONPATH": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (130, "quantlab: interrupted\n")

@@ -97,3 +97,25 @@ def test_sigterm_leaves_no_worker_and_says_how_to_go_on(tmp_path, launcher):
     done = run_quantlab("aggregate", tmp_path)
     n_records = len(list(tmp_path.glob("*/record.json")))
     assert f"{ALL - n_records} of {ALL} runs have no record" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", [["run.py"], ["-m", "quantlab", "verify", "."]])
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, command):
+    (tmp_path / "hydra.py").write_text(
+        "import os, signal, time\n"
+        "try:\n"
+        "    os.kill(os.getpid(), signal.SIGINT)\n"
+        "    time.sleep(9)\n"
+        "except KeyboardInterrupt as error:  # as packages do\n"
+        "    raise ImportError from error\n"
+    )
+    done = subprocess.run(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env={"PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (130, "quantlab: interrupted\n")

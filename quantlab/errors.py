@@ -81,18 +81,18 @@ def error_sentence(error: BaseException) -> str:
     """Describe in one line what was wrong, where, and what to do."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options:
-        return _missing_option(str(error.missing_cfg_file), error.options)
+        return _describe_missing_option(str(error.missing_cfg_file), error.options)
     if isinstance(error, MissingMandatoryValue):
         return f"{error.full_key} is not set: add {error.full_key}=..."
     if isinstance(error, ConfigAttributeError | ConfigKeyError):
         return f"{error.full_key} is an unknown key: {_list_keys(error)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         typed = str(error).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
-        return f"{typed} sets an unknown key: {_setting_hint(typed) or _list_keys(cause)}"
+        return f"{typed} sets an unknown key: {_suggest_option(typed) or _list_keys(cause)}"
     if isinstance(error, InstantiationException) and cause:
         return error_sentence(cause)
     if isinstance(error, OverrideParseException):
-        return _unparsed_override(error.override, str(error))
+        return _describe_override(error.override, str(error))
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
     if isinstance(error, OSError) and error.strerror:
@@ -114,7 +114,7 @@ def options_hint(group: str, options: Sequence[str]) -> str:
     return f"choose one of {', '.join(map(str, dict.fromkeys([*options, *listed])))}"
 
 
-def _missing_option(file: str, options: Sequence[str]) -> str:
+def _describe_missing_option(file: str, options: Sequence[str]) -> str:
     is_hydra = file.startswith("hydra/")  # its groups have slashes, of ours the options
     group, _, option = file.rpartition("/") if is_hydra else file.partition("/")
     if is_hydra and option in LAUNCHERS:
@@ -122,15 +122,15 @@ def _missing_option(file: str, options: Sequence[str]) -> str:
     return f"{group}={option} does not exist: {options_hint(group, options)}"
 
 
-def _unparsed_override(override: str, message: str) -> str:
+def _describe_override(override: str, message: str) -> str:
     if "=" not in override:
-        hint = _file_hint(override) or f"write {override}=VALUE"
+        hint = _suggest_file(override) or f"write {override}=VALUE"
         return f"{override} is no setting: {hint}"
     reason = " ".join(message.split("\n")[0].split())
     return f"{override}: {reason}; a value with such a character takes quotes: {QUOTED}"
 
 
-def _setting_hint(typed: str) -> str | None:
+def _suggest_option(typed: str) -> str | None:
     """Find the option whose settings a typed override may have meant."""
     key, _, value = typed.partition("=")
     if key in ("dist.part", "dist.parts"):
@@ -140,10 +140,10 @@ def _setting_hint(typed: str) -> str | None:
     group = key.partition(".")[0]
     files = [f"{group}={name}" for name in option_names(group) if name.startswith("file/")]
     of_files = f"add {', '.join(files[:-1])} or {files[-1]}, which have it"
-    return (_file_hint(value) if group == "dist" else None) or of_files
+    return (_suggest_file(value) if group == "dist" else None) or of_files
 
 
-def _file_hint(path: str) -> str | None:
+def _suggest_file(path: str) -> str | None:
     """Format the overrides that measure a file of tensors; None if its suffix is of no such."""
     path = path.strip("'\"")
     option = SUFFIXES.get(Path(path).suffix)

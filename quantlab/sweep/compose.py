@@ -34,8 +34,8 @@ class Composer:
     ) -> DictConfig:
         """Compose the config of one run; raises Hydra's errors where that is impossible."""
         groups = master_config.hydra.runtime.choices
-        overrides = [_parse(text) for text in sweep_overrides]
-        kinds = [_classify(override, groups) for override in overrides]
+        overrides = [_parse_override(text) for text in sweep_overrides]
+        kinds = [_classify_override(override, groups) for override in overrides]
         n_ordered = max((n for n, kind in enumerate(kinds, 1) if kind == "other"), default=0)
         settings = [n for n in range(n_ordered, len(kinds)) if kinds[n] == "setting"]
         structure = [text for n, text in enumerate(sweep_overrides) if n not in settings]
@@ -64,11 +64,11 @@ class Composer:
 
 
 @cache
-def _parse(text: str) -> Override:
+def _parse_override(text: str) -> Override:
     return OverridesParser.create().parse_override(text)
 
 
-def _classify(override: Override, groups: Collection[str]) -> str:
+def _classify_override(override: Override, groups: Collection[str]) -> str:
     """Classify an override: the choice of a "group", a "setting", or "other".
 
     Only a plain ``key=value`` may be made up for in a copy, and only after all that is "other":

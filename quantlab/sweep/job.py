@@ -41,20 +41,20 @@ _formats: dict[str, Format | Codec] = {}
 def build(config: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a config in plain containers; raises ValueError if it makes none."""
     config = with_current_names(config)
-    imatrix = _setting(config, "metrics", "imatrix") or config["mode"].get("imatrix")
+    imatrix = _find_setting(config, "metrics", "imatrix") or config["mode"].get("imatrix")
     threads = config.get("threads")
     return Experiment(
         dist=instantiate(config["dist"]),
         form=_build_format(config),
         importance=Imatrix(imatrix) if imatrix else None,
-        extra_metrics=instantiate(_setting(config, "metrics", "extra") or {}),
-        k=_setting(config, "rank", "k"),
-        rel_threshold=_setting(config, "metrics", "rel_threshold"),
+        extra_metrics=instantiate(_find_setting(config, "metrics", "extra") or {}),
+        k=_find_setting(config, "rank", "k"),
+        rel_threshold=_find_setting(config, "metrics", "rel_threshold"),
         threads=usable_cores() if threads is None else threads,
     )
 
 
-def _setting(config: Mapping[str, Any], section: str, key: str) -> Any:
+def _find_setting(config: Mapping[str, Any], section: str, key: str) -> Any:
     """Look up a setting; None if there is no such section, as in a config of an older version."""
     values = config.get(section)
     return values.get(key) if isinstance(values, Mapping) else None
@@ -134,7 +134,7 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
         dist=choices["dist"],
         mode=mode_name(choices["mode"]),
         n_bits=cfg.n_bits,
-        job=_position(hydra),
+        job=_find_position(hydra),
         overrides=as_typed(hydra.overrides.task),
     )
 
@@ -171,7 +171,7 @@ def as_typed(overrides: Sequence[str]) -> list[str]:
     return cast("list[str]", OmegaConf.to_container(cast("ListConfig", overrides)))
 
 
-def _position(hydra: HydraConf) -> int | None:
+def _find_position(hydra: HydraConf) -> int | None:
     """Look up the position of a run in its sweep, counted from 0; None of a single run.
 
     Launchers number the runs they are given, which are fewer when a sweep is resumed.
@@ -181,7 +181,7 @@ def _position(hydra: HydraConf) -> int | None:
     return None if OmegaConf.is_missing(hydra.job, "num") else hydra.job.num
 
 
-def run_name(*, _root_: DictConfig) -> str:
+def name_run(*, _root_: DictConfig) -> str:
     """Name a run's directory: its choices to read, a hash of its overrides to tell it apart.
 
     The name depends on the overrides alone, not on their order, the time or the place. The parts of
@@ -199,11 +199,11 @@ def run_name(*, _root_: DictConfig) -> str:
     return f"{readable[:80]}-{digest}{suffix}"
 
 
-def program() -> str:
+def format_program() -> str:
     """Format the command that starts a run, such as ``python run.py``."""
     name = sys.argv[0]
     return f"python {shlex.quote(name)}" if name.endswith(".py") else name
 
 
-OmegaConf.register_new_resolver("run_name", run_name, replace=True)
-OmegaConf.register_new_resolver("program", program, replace=True)
+OmegaConf.register_new_resolver("run_name", name_run, replace=True)
+OmegaConf.register_new_resolver("program", format_program, replace=True)

@@ -81,7 +81,9 @@ class Job:
     @property
     def format_overrides(self) -> tuple[str, ...]:
         """Overrides that choose how tensors are stored."""
-        return tuple(typed for key, typed in self.overrides.items() if _section(key) in FORMAT_KEYS)
+        return tuple(
+            typed for key, typed in self.overrides.items() if _find_section(key) in FORMAT_KEYS
+        )
 
     @property
     def without_part(self) -> tuple[str, ...]:
@@ -104,12 +106,12 @@ class Job:
         """
         try:
             path = directory / self.run.directory / record.NAME
-            return _record_state(path, self.run.settings) if path.exists() else "missing"
+            return _find_record_state(path, self.run.settings) if path.exists() else "missing"
         except USER_ERRORS:  # the run will say it better
             return "changed"
 
 
-def _record_state(path: Path, settings: dict[str, Any]) -> str:
+def _find_record_state(path: Path, settings: dict[str, Any]) -> str:
     try:
         recorded = record.read(path)
     except ValueError:
@@ -142,7 +144,7 @@ def expand(
     unique = {tuple(run.values()): run for run in runs}
     jobs = [Job(run, compose, n) for n, run in enumerate(unique.values())]
     jobs = _drop_contradictory(jobs, config.hydra.runtime.choices)
-    sections = {_section(key) for job in jobs for key in job.overrides}
+    sections = {_find_section(key) for job in jobs for key in job.overrides}
     if len(products) > 1 or sections & {"block", "range"}:
         jobs = _drop_repeated(jobs)
     positions: dict[tuple[str, ...], int] = {}
@@ -174,7 +176,7 @@ def _list_values(override: Override, loader: ConfigLoader) -> list[str]:
     if override.is_interval_sweep():
         raise ValueError(f"{text}: an interval has no end, list values or use range")
     pattern = override.value()
-    nested = _nested_options(key, pattern, loader) if isinstance(pattern, Glob) else ()
+    nested = _match_nested_options(key, pattern, loader) if isinstance(pattern, Glob) else ()
     values = list(dict.fromkeys([*override.sweep_string_iterator(), *nested]))
     if not values:
         options = loader.get_group_options(key)
@@ -185,7 +187,7 @@ def _list_values(override: Override, loader: ConfigLoader) -> list[str]:
     return values
 
 
-def _nested_options(key: str, pattern: Glob, loader: ConfigLoader) -> Iterator[str]:
+def _match_nested_options(key: str, pattern: Glob, loader: ConfigLoader) -> Iterator[str]:
     """Yield the options that a pattern such as ``glob(mx/*)`` matches in groups below a group."""
     folders = (name.rpartition("/")[0] for name in pattern.include if "/" in name)
     for folder in dict.fromkeys(folders):
@@ -193,7 +195,7 @@ def _nested_options(key: str, pattern: Glob, loader: ConfigLoader) -> Iterator[s
         yield from pattern.filter([f"{folder}/{option}" for option in options])
 
 
-def _section(key: str) -> str:
+def _find_section(key: str) -> str:
     return key.lstrip("+~").partition(".")[0]
 
 

@@ -26,7 +26,7 @@ from quantlab.errors import UnfinishedError, error_sentence
 from quantlab.records import disk, record
 from quantlab.records.parts import MissingParts, without_part_overrides
 from quantlab.report.bar import read_settings, typed_settings
-from quantlab.sweep.job import make_directory, program
+from quantlab.sweep.job import format_program, make_directory
 from quantlab.sweep.jobs import STATES, Job, expand, is_numbered, require_disjoint
 
 SWEEP_CONFIG = "multirun.yaml"
@@ -150,7 +150,7 @@ class Progress:
 
     def __init__(self, directory: Path, n_runs: int) -> None:
         self.directory, self.n_runs = directory, n_runs
-        self.stamps = {path: _stamp(path) for path in record.find(directory) if path.exists()}
+        self.stamps = {path: _read_stamp(path) for path in record.find(directory) if path.exists()}
         self.n_done = self.n_failed = self.n_printed = 0
         self.started = self.printed = time.monotonic()
         self.bar = tqdm(total=n_runs, unit="run", disable=None, leave=False)
@@ -183,7 +183,7 @@ class Progress:
         """Count the records that are new since the last look."""
         for path in record.find(self.directory):
             with suppress(OSError):  # gone, or never to be read
-                stamp = _stamp(path)
+                stamp = _read_stamp(path)
                 if self.stamps.get(path) != stamp:
                     self.stamps[path] = stamp
                     self.n_done += 1
@@ -200,7 +200,7 @@ class Progress:
         print(line, flush=True)
 
 
-def _stamp(path: Path) -> tuple[int, int]:
+def _read_stamp(path: Path) -> tuple[int, int]:
     """Identify a version of a record: every write makes a new file."""
     status = path.stat()
     return status.st_ino, status.st_mtime_ns
@@ -274,4 +274,4 @@ def _resume_command(directory: Path, part: str | None = None) -> str:
     typed += [part] if part else []
     if not any(argument.startswith("hydra.sweep.dir=") for argument in typed):
         typed.append(f"hydra.sweep.dir={directory}")
-    return f"{program()} {shlex.join(typed)}"
+    return f"{format_program()} {shlex.join(typed)}"

@@ -2,11 +2,18 @@
 
 import difflib
 import json
+import math
+import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
+from fractions import Fraction
 from typing import Any
 
 NULL = "–"  # what stands for a figure that does not exist
+SIZE_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
+    f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
+}
+SIZE_TEXT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z]+)")
 
 
 def printable(name: str) -> str:
@@ -57,6 +64,21 @@ def format_size(n_bytes: float) -> str:
             return f"{n_bytes:.3g} {unit}"
         n_bytes /= 1000
     return f"{n_bytes:.3g} GB"
+
+
+def parse_size(text: str, option: str = "size") -> int:
+    """Return a size in bytes; raises ValueError if it is none.
+
+    >>> parse_size("60MB"), parse_size("1.5 GiB")
+    (60000000, 1610612736)
+    """
+    match = SIZE_TEXT.fullmatch(str(text).strip())
+    units = {unit.lower(): factor for unit, factor in SIZE_UNITS.items()}
+    if not match or match[2].lower() not in units or not Fraction(match[1]):
+        raise ValueError(
+            f"{option} takes a number and one of {', '.join(SIZE_UNITS)}, as in 60MB, got {text!r}"
+        )
+    return math.floor(Fraction(match[1]) * units[match[2].lower()])
 
 
 Patterns = str | Sequence[str] | None

@@ -3,7 +3,7 @@ import pytest
 
 from quantlab.sources import numpy
 from quantlab.sources.safetensors import Safetensors
-from quantlab.text import label
+from quantlab.text import label, parse_size
 from tests.sources.samples import X, read, write_safetensors
 
 
@@ -60,3 +60,26 @@ def test_a_pattern_that_yaml_took_for_something_else_is_named(tmp_path, key, giv
         ValueError, match=rf"^dist\.{key} takes names or patterns, got .*: quote it"
     ):
         numpy.Npz(str(tmp_path / "x.npz"), **{key: given})
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1B", 1),
+        ("60MB", 60e6),
+        ("60 mb", 60e6),
+        ("1.5GiB", 1.5 * 2**30),
+        (".5kB", 500),
+        ("2TB", 2e12),
+    ],
+)
+def test_sizes_are_read_as_people_write_them(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "text", ["4.5XB", "", "MB", "60", "-1MB", "0MB", "1e3MB", "1.2.3MB", "nanMB"]
+)
+def test_any_other_size_is_refused(text):
+    with pytest.raises(ValueError, match=r"size takes a number and one of B, kB, MB, .*, got "):
+        parse_size(text)

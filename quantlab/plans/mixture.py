@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from quantlab.formats.format import FormatSpec
 from quantlab.plans.options import Assignment, Option, Slot, slot_name, total_bits
 from quantlab.plans.problem import Problem
-from quantlab.report.choices import pareto_front
+from quantlab.report.choices import group_by, pareto_front
 from quantlab.text import format_size
 
 NOISE_RTOL = 1e-9  # choices that differ by less are equal, and the smaller is taken
@@ -78,24 +78,9 @@ class Plan:
         ]
 
     @cached_property
-    def bits(self) -> int:
-        """Size of all tensors."""
-        return sum(assignment.bits for assignment in self.assignments)
-
-    @property
-    def n_values(self) -> int:
-        """Number of values."""
-        return self.problem.n_values
-
-    @property
-    def bits_per_value(self) -> float:
-        """Size per value, over all tensors."""
-        return self.bits / max(self.n_values, 1)
-
-    @cached_property
-    def noise(self) -> float:
-        """Weighted sum of the relative squared errors."""
-        return math.fsum(assignment.noise for assignment in self.assignments)
+    def total(self) -> Option:
+        """All tensors together, with their size and noise."""
+        return Option.of(self.assignments)
 
     @cached_property
     def unmeasured_bits(self) -> int:
@@ -117,8 +102,8 @@ class Plan:
     @cached_property
     def gap(self) -> float:
         """Excess of the noise over the bound for this budget, as a share of the bound."""
-        bound = self.noise_bound(self.bits if self.budget is None else self.budget)
-        return self.noise / bound - 1 if bound else 0.0
+        bound = self.noise_bound(self.total.bits if self.budget is None else self.budget)
+        return self.total.noise / bound - 1 if bound else 0.0
 
     @cached_property
     def uniform(self) -> list[Option]:
@@ -146,7 +131,7 @@ class Plan:
     @property
     def best_uniform(self) -> Option | None:
         """The uniform format with the least noise that is not larger; None if all are."""
-        limit = self.bits if self.budget is None else self.budget
+        limit = self.total.bits if self.budget is None else self.budget
         return min(
             (option for option in self.uniform if option.bits <= limit),
             key=lambda option: (option.noise, option.bits, option.format),
@@ -159,13 +144,11 @@ class Plan:
         return next((option for option in self.uniform if option.meets), None)
 
     @property
-    def counts(self) -> list[tuple[str, list[Assignment]]]:
-        """Tensors in each format, with its name, the format of most bits a value first."""
-        groups: dict[FormatSpec | str, list[Assignment]] = {}
-        for assignment in self.assignments:
-            groups.setdefault(assignment.spec or assignment.format, []).append(assignment)
-        counts = [(group[0].format, group) for group in groups.values()]
-        return sorted(counts, key=lambda count: (-_mean_bits(count[1]), count[0]))
+    def formats(self) -> list[Option]:
+        """Tensors in each format together, the format of most bits a value first."""
+        groups = group_by(self.assignments, lambda part: part.spec or part.format)
+        formats = [Option.of(group, group[0].spec) for group in groups.values()]
+        return sorted(formats, key=lambda option: (-option.bits_per_value, option.format))
 
 
 def plan_within_budget(
@@ -177,10 +160,10 @@ def plan_within_budget(
     says of so many values what budget was asked for.
     """
     smallest = Plan(problem, [min(slot) for slot in problem.slots])
-    if smallest.bits > budget:
+    if smallest.total.bits > budget:
         least, most = (
             f"{bits / max(problem.n_values, 1):.6g} bits per value ({format_size(bits / 8)})"
-            for bits in (smallest.bits, smallest.front[-1].bits)
+            for bits in (smallest.total.bits, smallest.front[-1].bits)
         )
         raise ValueError(
             f"{describe(problem.n_values)} is below what there is: plans of this sweep have from "
@@ -207,11 +190,6 @@ def plan_for_bar(problem: Problem) -> Plan:
         if len(slot) > 1 and [option.spec for option in meeting] == [None]:
             unmet += [assignment.tensor.name for assignment in slot[0].assignments]
     return Plan(problem, chosen, unmet=unmet)
-
-
-def _mean_bits(assignments: Sequence[Assignment]) -> float:
-    n_values = sum(assignment.tensor.size for assignment in assignments)
-    return sum(assignment.bits for assignment in assignments) / max(n_values, 1)
 
 
 class Swap(NamedTuple):

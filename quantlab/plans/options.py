@@ -113,6 +113,11 @@ class Option:
         )
 
     @property
+    def bits_per_value(self) -> float:
+        """Size per value, over all tensors."""
+        return self.bits / max(sum(part.tensor.size for part in self.assignments), 1)
+
+    @property
     def meets(self) -> bool:
         """True if every tensor meets the bar of its row, or stays as it is stored."""
         return all(assignment.meets for assignment in self.assignments)

@@ -16,7 +16,7 @@ from quantlab.plans.options import Assignment, Option
 from quantlab.records.older import UNKNOWN
 from quantlab.report import plots
 from quantlab.report.page import template
-from quantlab.report.plots import COLOURS, INK, LABEL, figure
+from quantlab.report.plots import COLOURS, INK, LABEL_CHARS, LEGEND_LINE_INCHES, figure
 from quantlab.report.sentences import (
     BITS_SPEC,
     SENTENCE_TENSORS,
@@ -33,8 +33,7 @@ from quantlab.text import NULL, format_number, format_size, label, printable
 ALT_FORMATS = 6  # that the description of a picture names
 CURVE_FORMATS = 8  # that the picture of the curve names
 STRIP_FORMATS = 12  # that the picture along the layers names
-CURVE_INCHES, LEGEND_LINE_INCHES = 3.4, 0.17
-STRIP_INCHES, STRIP_WIDTH_INCHES = 2.6, 11.0
+CURVE_INCHES, STRIP_INCHES, STRIP_WIDTH_INCHES = 3.4, 2.6, 11.0
 FRONT_POINTS = 200
 FRONT_EXCESS = 1.1  # of the largest size, to which the front is drawn
 MARKERS = ("s", "^", "D", "v", "P", "X", "p", "<")
@@ -48,7 +47,7 @@ def render_page(plan: Plan, command: str, results_sha256: str, texts: Texts) -> 
         curve = plots.svg(draw_curve(plan, texts), salt="plan_curve")
         strip = plots.svg(draw_strip(plan, texts), salt="plan_strip")
     dists = ", ".join(dict.fromkeys(part.tensor.dist for part in plan.assignments))
-    size = {"n": len(plan.assignments), "values": f"{plan.n_values:,}"}
+    size = {"n": len(plan.assignments), "values": f"{plan.problem.n_values:,}"}
     html = template("plan.html.j2").render(
         t=texts,
         subtitle=texts("plan_subtitle", dists=dists, **size),
@@ -71,17 +70,17 @@ def _describe_curve(plan: Plan, texts: Texts) -> str:
             "plan_alt_point",
             name=option.format,
             noise=f"{option.noise:.3g}",
-            bits=format_number(option.bits / plan.n_values, ".4g"),
+            bits=format_number(option.bits_per_value, BITS_SPEC),
         )
         for option in best
     ]
-    return texts("plan_curve_alt", noise=f"{plan.noise:.3g}", points="; ".join(points))
+    return texts("plan_curve_alt", noise=f"{plan.total.noise:.3g}", points="; ".join(points))
 
 
 def _describe_strip(plan: Plan, texts: Texts) -> str:
     counts = [
-        texts("cheapest_count", format=name, n=len(group))
-        for name, group in plan.counts[:ALT_FORMATS]
+        texts("cheapest_count", format=option.format, n=len(option.assignments))
+        for option in plan.formats[:ALT_FORMATS]
     ]
     return texts("plan_strip_alt", counts="; ".join(counts))
 
@@ -99,18 +98,16 @@ def draw_curve(plan: Plan, texts: Texts) -> Figure:
     named = [best[place] for place in places]
     drawing = figure(CURVE_INCHES + LEGEND_LINE_INCHES * (len(named) + 3))
     panel = drawing.subplots()
-    n_values = max(plan.n_values, 1)
     _draw_front(panel, plan, texts)
     others = [option for option in uniform if option not in named]
     if others:
-        points = _points(others, n_values)
+        points = _points(others)
         panel.plot(*points, "o", color=POINT_COLOUR, ms=4, label=texts("plan_others"))
     for option, marker in zip(named, MARKERS, strict=False):
-        name = label(option.format, LABEL)
-        panel.plot(*_points([option], n_values), marker, color=POINT_COLOUR, ms=6, label=name)
-    if plan.noise:
-        point = plan.bits / n_values, plan.noise
-        panel.plot(*point, "*", color=INK, ms=13, label=texts("plan_here"))
+        name = label(option.format, LABEL_CHARS)
+        panel.plot(*_points([option]), marker, color=POINT_COLOUR, ms=6, label=name)
+    if plan.total.noise:
+        panel.plot(*_points([plan.total]), "*", color=INK, ms=13, label=texts("plan_here"))
     panel.set_yscale("log")
     panel.yaxis.set_major_formatter("{x:g}")
     panel.set_xlabel(texts("axis_storage"))
@@ -120,29 +117,29 @@ def draw_curve(plan: Plan, texts: Texts) -> Figure:
     return drawing
 
 
-def _points(options: Sequence[Option], n_values: int) -> tuple[list[float], list[float]]:
-    return [option.bits / n_values for option in options], [option.noise for option in options]
+def _points(options: Sequence[Option]) -> tuple[list[float], list[float]]:
+    return [option.bits_per_value for option in options], [option.noise for option in options]
 
 
 def _draw_front(panel: Axes, plan: Plan, texts: Texts) -> None:
     """Draw the front as far as it has noise."""
     ends = [point.bits for point in plan.front if point.noise > 0]
-    limit = FRONT_EXCESS * max([plan.bits, *(option.bits for option in plan.uniform)])
+    limit = FRONT_EXCESS * max([plan.total.bits, *(option.bits for option in plan.uniform)])
     if len(ends) > 1:
         bits = np.linspace(ends[0], min(ends[-1], limit), FRONT_POINTS)
         noise, name = relaxed_noise(plan.front, bits), texts("plan_front")
-        panel.plot(bits / plan.n_values, noise, color=LINE_COLOUR, lw=1.5, label=name)
+        panel.plot(bits / plan.problem.n_values, noise, color=LINE_COLOUR, lw=1.5, label=name)
 
 
 def draw_strip(plan: Plan, texts: Texts) -> Figure:
     """Draw the bits per value of each tensor in the order of the checkpoint, coloured by format."""
-    counts = plan.counts
-    lines = 1 + min(len(counts), STRIP_FORMATS) // 3
+    formats = plan.formats
+    lines = 1 + min(len(formats), STRIP_FORMATS) // 3
     drawing = figure(STRIP_INCHES + LEGEND_LINE_INCHES * lines, width=STRIP_WIDTH_INCHES)
     panel = drawing.subplots()
     edges = np.arange(len(plan.assignments) + 1) + 0.5
-    for number, (name, group) in enumerate(counts):
-        keys = {part.tensor.key for part in group}
+    for number, option in enumerate(formats):
+        keys = {part.tensor.key for part in option.assignments}
         heights = [
             part.bits_per_value if part.tensor.key in keys else math.nan
             for part in plan.assignments
@@ -151,7 +148,7 @@ def draw_strip(plan: Plan, texts: Texts) -> Figure:
             heights,
             edges,
             fill=True,
-            label=label(name, LABEL) if number < STRIP_FORMATS else None,
+            label=label(option.format, LABEL_CHARS) if number < STRIP_FORMATS else None,
             facecolor=COLOURS[number % len(COLOURS)],
             edgecolor=INK,
             hatch=HATCHES[number // len(COLOURS) % len(HATCHES)],
@@ -176,12 +173,12 @@ def plan_answer(plan: Plan, texts: Texts) -> str:
     unmeasured = {assignment.tensor.key for assignment in plan.unmeasured}
     measured = [part for part in plan.assignments if part.tensor.key not in unmeasured]
     sums = {
-        "bits": format_number(plan.bits_per_value, BITS_SPEC),
-        "size": format_size(plan.bits / 8),
+        "bits": format_number(plan.total.bits_per_value, BITS_SPEC),
+        "size": format_size(plan.total.bits / 8),
     }
     if len(measured) > ANSWER_TENSORS:
         n_tensors = len(plan.assignments)
-        return texts("plan_many", n=len(plan.counts), tensors=n_tensors, **sums)
+        return texts("plan_many", n=len(plan.formats), tensors=n_tensors, **sums)
     tensors = [
         texts("plan_as", tensor=printable(part.tensor.name), format=part.format)
         for part in measured
@@ -219,7 +216,7 @@ def _runtime_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
 
 
 def _noise_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
-    if not plan.noise:
+    if not plan.total.noise:
         lossy = any(part.row and part.row["max_err"] for part in plan.assignments)
         yield texts("plan_weightless" if lossy else "plan_exact")
         return
@@ -227,8 +224,8 @@ def _noise_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     saving = plan.gap / (1 + plan.gap)  # of the noise, at the bound
     gap = percent(saving, texts, 2)
     yield texts("plan_gap", gap=gap) if saving > MIN_SHARE else texts("plan_least")
-    unit, size = ("MB", 8e6) if plan.bits >= 16e6 else ("kB", 8e3)
-    share = 1 - plan.noise_bound(plan.bits + size) / plan.noise
+    unit, size = ("MB", 8e6) if plan.total.bits >= 16e6 else ("kB", 8e3)
+    share = 1 - plan.noise_bound(plan.total.bits + size) / plan.total.noise
     if share > MIN_SHARE:
         yield texts("plan_more", unit=unit, share=percent(share, texts))
 
@@ -237,8 +234,8 @@ def _uniform_sentence(plan: Plan, texts: Texts) -> str:
     best = plan.best_uniform
     if best is None:
         return texts("plan_uniform_none")
-    bits = format_number(best.bits / max(plan.n_values, 1), BITS_SPEC)
-    ratio = f"{best.noise / plan.noise:.3g}"
+    bits = format_number(best.bits_per_value, BITS_SPEC)
+    ratio = f"{best.noise / plan.total.noise:.3g}"
     key = "plan_uniform_same" if ratio == "1" else "plan_uniform"
     return texts(key, ratio=ratio, format=best.format, bits=bits)
 
@@ -254,7 +251,7 @@ def _bar_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     if uniform is None:
         yield texts("plan_bar_uniform_none")
         return
-    bits = format_number(uniform.bits / max(plan.n_values, 1), BITS_SPEC)
+    bits = format_number(uniform.bits_per_value, BITS_SPEC)
     yield texts("plan_bar_uniform", format=uniform.format, bits=bits)
 
 
@@ -266,7 +263,10 @@ def _tensor_names(assignments: Iterable[Assignment], texts: Texts) -> str:
 def format_table(plan: Plan, texts: Texts) -> Table:
     """Lay out the number of tensors in each format, their bits per value, size and noise share."""
     keys = ("format", "tensors", "bits", "size", "noise")
-    rows = [[name, str(len(group)), *_sums(group, plan, texts)] for name, group in plan.counts]
+    rows = [
+        [option.format, str(len(option.assignments)), *_size_cells(option, plan, texts)]
+        for option in plan.formats
+    ]
     return Table([texts(f"plan_{key}") for key in keys], rows)
 
 
@@ -275,21 +275,19 @@ def tensor_table(plan: Plan, texts: Texts) -> Table:
     keys = ("tensor", "format", "bits", "size", "sqnr", "noise", "reason")
     rows = []
     for part in plan.assignments:
-        bits, size, noise = _sums([part], plan, texts)
+        bits, size, noise = _size_cells(part, plan, texts)
         sqnr = metric_text(part.row, "sqnr_db", SQNR_SPEC, texts) if part.row else texts("exact")
         reason = part.tensor.reason or NULL
         rows.append([printable(part.tensor.name), part.format, bits, size, sqnr, noise, reason])
     return Table([texts(f"plan_{key}") for key in keys], rows, words=(1, 2, 7))
 
 
-def _sums(group: Sequence[Assignment], plan: Plan, texts: Texts) -> tuple[str, str, str]:
-    """Format the bits per value of some tensors, their size, and their share of the noise."""
-    bits, noise = sum(part.bits for part in group), sum(part.noise for part in group)
-    n_values = sum(part.tensor.size for part in group)
+def _size_cells(part: Assignment | Option, plan: Plan, texts: Texts) -> tuple[str, str, str]:
+    """Format bits per value, size, and share of the noise."""
     return (
-        format_number(bits / max(n_values, 1), BITS_SPEC),
-        format_size(bits / 8),
-        percent(noise / plan.noise if plan.noise else 0.0, texts),
+        format_number(part.bits_per_value, BITS_SPEC),
+        format_size(part.bits / 8),
+        percent(part.noise / plan.total.noise if plan.total.noise else 0.0, texts),
     )
 
 

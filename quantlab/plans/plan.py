@@ -222,9 +222,9 @@ def plan_json(
             "schema": SCHEMA,
             "results_sha256": results_sha256,
             "asked": dict(typed),
-            "bits_per_value": plan.bits_per_value,
-            "n_bytes": -(-plan.bits // 8),
-            "noise": plan.noise,
+            "bits_per_value": plan.total.bits_per_value,
+            "n_bytes": -(-plan.total.bits // 8),
+            "noise": plan.total.noise,
             "gap": plan.gap if plan.budget is not None else None,
             "best_uniform": best
             and {"format": best.format, "bits": best.bits, "noise": best.noise},

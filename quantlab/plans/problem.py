@@ -6,7 +6,6 @@ are told apart by their `FormatSpec`; names are what people read, and type for `
 
 import csv
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -28,14 +27,10 @@ from quantlab.plans.runtimes.runtime import Runtime, table_bits
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.choices import find_choices, tensor_levels
-from quantlab.text import as_list, first_few, format_size, label, matches, near_misses
+from quantlab.text import as_list, first_few, format_size, label, matches, near_misses, parse_size
 
 MESSAGE_TENSORS = 3  # names in an error message
 FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
-UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
-    f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
-}
-SIZE = re.compile(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z]+)")
 WEIGHTS_HEAD = ["tensor", "alpha"]
 # A plan prints its bits per value, which must suffice for the same plan again.
 BITS_ROUNDING = Fraction(2.0**-52)
@@ -334,21 +329,6 @@ def parse_bits(value: float | str, option: str = "bits") -> float:
     if not 0 < bits < math.inf:
         raise ValueError(f"{option} takes a number of bits per value above 0, got {value!r}")
     return bits
-
-
-def parse_size(text: str, option: str = "size") -> int:
-    """Return a size in bytes; raises ValueError if it is none.
-
-    >>> parse_size("60MB"), parse_size("1.5 GiB")
-    (60000000, 1610612736)
-    """
-    match = SIZE.fullmatch(str(text).strip())
-    units = {unit.lower(): factor for unit, factor in UNITS.items()}
-    if not match or match[2].lower() not in units or not Fraction(match[1]):
-        raise ValueError(
-            f"{option} takes a number and one of {', '.join(UNITS)}, as in 60MB, got {text!r}"
-        )
-    return math.floor(Fraction(match[1]) * units[match[2].lower()])
 
 
 def _check_keep(keep: Any) -> Sequence[tuple[str, str]]:

@@ -14,13 +14,26 @@ from functools import cached_property
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
-from quantlab.formats.format import FILE, PLAIN, FormatSpec, is_format_column
+from quantlab.formats.format import PLAIN, FormatSpec, is_format_column
 from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar, row_bars
 from quantlab.text import as_text, printable
 
 INT8 = 8  # the width that the lab's question is about
 Item = TypeVar("Item")
+Key = TypeVar("Key")
+
+
+def group_by(items: Iterable[Item], key: Callable[[Item], Key]) -> dict[Key, list[Item]]:
+    """Group items by a key, groups in the order of their firsts.
+
+    >>> group_by(["ab", "c", "de"], len)
+    {2: ['ab', 'de'], 1: ['c']}
+    """
+    groups: dict[Key, list[Item]] = {}
+    for item in items:
+        groups.setdefault(key(item), []).append(item)
+    return groups
 
 
 @dataclass(frozen=True)
@@ -185,17 +198,14 @@ class FormatPoint(NamedTuple):
 
 def format_points(choices: Sequence[TensorChoice]) -> list[FormatPoint]:
     """Compute the medians of each format over the tensors that have it, the cheapest first."""
-    results: dict[FormatSpec, list[FormatResult]] = {}
-    for choice in choices:
-        for result in choice.formats:
-            results.setdefault(result.spec, []).append(result)
+    results = (result for choice in choices for result in choice.formats)
     points = [
         FormatPoint(
             median(result.bits for result in tensors),
             median(result.sqnr_db for result in tensors),
             spec.name,
         )
-        for spec, tensors in results.items()
+        for spec, tensors in group_by(results, lambda result: result.spec).items()
     ]
     return sorted(points, key=lambda point: (point.bits, -point.sqnr_db, point.name))
 
@@ -281,22 +291,12 @@ def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
     plain: dict[str, Any] = {key: PLAIN[key] for key in PLAIN if key not in varied}
     spec = replace(FormatSpec.from_row(row), settings=(), **plain).with_element(row["mode"])
     rest = [level for level in levels if level not in ("dist", "tensor", "mode", "n_bits", *PLAIN)]
-    settings = [f"{level}={as_text(row[level])}" for level in rest if has_setting(row, level)]
+    settings = [
+        f"{level}={as_text(row[level])}"
+        for level in rest
+        if row[level] is not None or not is_format_column(level)  # another format's are null
+    ]
     return ", ".join(map(printable, [row["dist" if run else "tensor"], spec.name, *settings]))
-
-
-def has_setting(row: Row, level: str) -> bool:
-    """Test whether a row has a level; the settings of another format are null."""
-    return row[level] is not None or not is_format_column(level)
-
-
-def portable_spec(row: Row) -> FormatSpec:
-    """Make the spec of a row's format in which a file is known by its name, wherever it is."""
-    spec = FormatSpec.from_row(row)
-    if not row.get("stored_file"):
-        return spec
-    settings = dict(spec.settings) | {FILE: row["stored_file"]}
-    return replace(spec, settings=tuple(sorted(settings.items())))
 
 
 def quality(figures: Row) -> float:

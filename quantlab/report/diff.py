@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from quantlab.formats.format import FormatSpec
+from quantlab.formats.format import FILE, FormatSpec
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.bar import Bar
-from quantlab.report.choices import TensorChoice, find_choices, portable_spec, tensor_levels
+from quantlab.report.choices import TensorChoice, find_choices, tensor_levels
 from quantlab.report.sentences import failure_sentences, rank_text
 from quantlab.report.tables import MAX_ROWS, MEASURED, Table, metric_text
 from quantlab.report.terminal import first_rows, render
@@ -120,10 +120,19 @@ def _choices_by_name(
     return choices
 
 
+def _portable_spec(row: Row) -> FormatSpec:
+    """Make the spec of a row's format in which a file is known by its name, wherever it is."""
+    spec = FormatSpec.from_row(row)
+    if not row.get("stored_file"):
+        return spec
+    settings = dict(spec.settings) | {FILE: row["stored_file"]}
+    return replace(spec, settings=tuple(sorted(settings.items())))
+
+
 def _pairs(before: TensorChoice, after: TensorChoice) -> list[tuple[Row, Row]]:
     """Pair the rows of one tensor that are compared: of equal formats, or each the only one."""
     rows_before, rows_after = (
-        {portable_spec(result.row): result.row for result in choice.formats}
+        {_portable_spec(result.row): result.row for result in choice.formats}
         for choice in (before, after)
     )
     pairs = [(rows_before[spec], rows_after[spec]) for spec in rows_before if spec in rows_after]
@@ -145,7 +154,7 @@ def _changed_cheapest(
 
 
 def _cheapest_spec(choice: TensorChoice) -> FormatSpec | None:
-    return portable_spec(choice.cheapest.row) if choice.cheapest else None
+    return _portable_spec(choice.cheapest.row) if choice.cheapest else None
 
 
 def _stored_as(row: Row) -> str:
@@ -159,25 +168,18 @@ def _worse(key: str, before: Row, after: Row) -> float:
     if key == "top_order":
         lost = before["top_order_kept"] - after["top_order_kept"]
         return lost * math.inf if lost else 0.0
+    loss_before, loss_after = _loss_db(key, before), _loss_db(key, after)
+    # Of two infinite losses the difference is NaN.
+    return 0.0 if loss_before == loss_after else loss_after - loss_before
+
+
+def _loss_db(key: str, row: Row) -> float:
+    """Convert a figure to dB, more of them for a greater error."""
+    if row[key] is None:
+        return math.inf if row["max_err"] else -math.inf
     if key == "sqnr_db":
-        return _difference(_loss_db(before), _loss_db(after))
-    return _difference(_rel_err_db(before), _rel_err_db(after))
-
-
-def _difference(before: float, after: float) -> float:
-    return 0.0 if before == after else after - before  # of two infinite ones there is none
-
-
-def _loss_db(row: Row) -> float:
-    if row["sqnr_db"] is None:
-        return math.inf if row["max_err"] else -math.inf
-    return -float(row["sqnr_db"])
-
-
-def _rel_err_db(row: Row) -> float:
-    if row["rel_err"] is None:
-        return math.inf if row["max_err"] else -math.inf
-    return 20 * math.log10(row["rel_err"]) if row["rel_err"] else -math.inf
+        return -float(row[key])
+    return 20 * math.log10(row[key]) if row[key] else -math.inf
 
 
 def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:

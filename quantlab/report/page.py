@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from quantlab.report import plots
 from quantlab.report.choices import Findings, format_points, quality, row_name
-from quantlab.report.plots import NAMED, error_vs_storage, shades
+from quantlab.report.plots import FRONT_NAMES, error_vs_storage, shades
 from quantlab.report.sentences import (
     answers,
     bar_text,
@@ -23,11 +23,9 @@ from quantlab.report.sentences import (
     grouped_by_reason,
     percent,
     sentence,
-    sentences,
-    storage_sentences,
-    stored_sentences,
     underflow_sentences,
     unmeasured_text,
+    verdict_sentences,
 )
 from quantlab.report.tables import (
     GLOSSARY,
@@ -36,7 +34,7 @@ from quantlab.report.tables import (
     PREDICTION_ROWS,
     SHADES,
     Table,
-    glossary,
+    figure_keys,
     heat_table,
     metrics_table,
     prediction_table,
@@ -105,7 +103,7 @@ def _bits_picture(files: dict[str, bytes], findings: Findings, texts: Texts) -> 
         return None
     drawn = plots.error_vs_bits(findings.widths, findings.bars, texts)
     svg = _save_figure(files, "error_vs_bits", drawn)
-    return Markup(plots.inline(svg, trend(findings.widths[: plots.LINES], texts)))
+    return Markup(plots.inline(svg, trend(findings.widths[: plots.MAX_CURVES], texts)))
 
 
 def _storage_picture(files: dict[str, bytes], findings: Findings, texts: Texts) -> Markup | None:
@@ -152,11 +150,7 @@ def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "title": _title(findings, texts),
         "subtitle": _subtitle(findings, texts) if findings.rows else texts("not_measured"),
         "answers": list(answers(findings.widths, texts)),
-        "sentences": [
-            *stored_sentences(findings.stored, texts),
-            *storage_sentences(findings.storage, findings.levels, texts),
-            *sentences(findings.widths, findings.levels, texts),
-        ],
+        "sentences": verdict_sentences(findings, texts),
         "unmeasured": unmeasured_text(findings.unmeasured, texts),
         "the_bar": bar_text(findings.rows, texts),
         "starred": any(
@@ -170,7 +164,7 @@ def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "quantized": side_by_side(findings.stored, texts),
         "quantized_caption": texts("stored_many" if n_files > 1 else "stored_one"),
         "storage": storage_table(findings.storage, texts),
-        "storage_caption": texts(caption, n=n_choices, most=NAMED),
+        "storage_caption": texts(caption, n=n_choices, most=FRONT_NAMES),
     }
 
 
@@ -213,7 +207,7 @@ def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
 
 def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
     """Explain each column, where formats were tried without supposing one scale."""
-    keys = glossary(findings.rows)
+    keys = figure_keys(findings.rows)
     formats = keys is not GLOSSARY
     other = [f"column_{key}_formats" if formats else "" for key in keys]
     meanings = {
@@ -232,9 +226,9 @@ def _worst_metrics(findings: Findings, texts: Texts) -> Table:
 
 
 def _bits_caption(findings: Findings, texts: Texts) -> str:
-    if len(findings.widths) <= plots.LINES:
+    if len(findings.widths) <= plots.MAX_CURVES:
         return texts("bits_caption")
-    return texts("bits_caption_many", n=plots.LINES, of=len(findings.widths))
+    return texts("bits_caption_many", n=plots.MAX_CURVES, of=len(findings.widths))
 
 
 @cache
@@ -264,16 +258,15 @@ def tensor_detail(
     measured, finding = tensor["measured"], plots.finding([tensor["measured"]], texts)
     half = f"{tensor['error_histogram']['upper']:.3g}" if plots.has_one_step(tensor) else None
     codes = {"n_codes": measured["n_codes"], "all": 2**n_bits} if n_bits and tensor["codes"] else {}
-    sentences = [
-        texts("errors" if half else "errors_any", finding=finding, half=half),
-        *([_codes_sentence(codes, measured, n_bits, texts)] if codes else ()),
-        _zeroed_sentence(measured, half, texts),
-        *(
-            [texts("clipped", value=percent(measured["clipped"], texts))]
-            if measured["clipped"]
-            else ()
-        ),
-    ]
+    sentences = [texts("errors" if half else "errors_any", finding=finding, half=half)]
+    if codes:
+        entropy = f"{measured['code_entropy']:.2f}"
+        sentences.append(texts("codes_used", **codes, entropy=entropy, bits=n_bits))
+    # With one step, whose map is monotone, the values that came back as 0 can be named.
+    zeroed = ("flushed" if half else "flushed_any") if measured["zeroed"] else "flushed_none"
+    sentences.append(texts(zeroed, share=percent(measured["zeroed"], texts), half=half))
+    if measured["clipped"]:
+        sentences.append(texts("clipped", value=percent(measured["clipped"], texts)))
     alt = ("closer_alt" if half else "closer_alt_any") if codes else "closer_alt_errors"
     caption, listed = _top(tensor, texts)
     return TensorDetail(
@@ -283,13 +276,6 @@ def tensor_detail(
         caption=caption,
         places=listed,
     )
-
-
-def _codes_sentence(
-    codes: Mapping[str, int], measured: Mapping[str, Any], n_bits: int | None, texts: Texts
-) -> str:
-    entropy = f"{measured['code_entropy']:.2f}"
-    return texts("codes_used", **codes, entropy=entropy, bits=n_bits)
 
 
 def _top(tensor: plots.Entry, texts: Texts) -> tuple[str, list[Place]]:
@@ -303,15 +289,6 @@ def _top(tensor: plots.Entry, texts: Texts) -> tuple[str, list[Place]]:
         caption = f"{caption} {texts('top_among')}"
         top = {key: values[: min(k, SHOWN)] for key, values in top.items()}
     return caption, list(places(top, k, texts))
-
-
-def _zeroed_sentence(measured: Mapping[str, Any], half: str | None, texts: Texts) -> str:
-    """Count the values that came back as 0; with one step, whose map is monotone, name them."""
-    if not measured["zeroed"]:
-        return texts("flushed_none")
-    return texts(
-        "flushed" if half else "flushed_any", share=percent(measured["zeroed"], texts), half=half
-    )
 
 
 def places(top: Mapping[str, Any], k: int, texts: Texts) -> Iterator[Place]:

@@ -34,8 +34,8 @@ UNIFORM = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a ste
 BEYOND = 1.001  # what float32 may add to half a step
 NEAR = 0.9  # of half a step: errors that end there end at it
 BEYOND_S_HALF = 1.08  # halves of a step that a histogram shows
-LINES = 8  # more cannot be told apart
-WIDTH = 3.8  # inches, at which a telephone shows a picture in its own size
+MAX_CURVES = 8  # more cannot be told apart
+WIDTH_INCHES = 3.8  # inches, at which a telephone shows a picture in its own size
 STYLE = {
     "axes.edgecolor": INK,
     "axes.facecolor": "none",
@@ -57,13 +57,13 @@ STYLE = {
     "xtick.color": INK,
     "ytick.color": INK,
 }
-ROW = {"ncols": 2, "borderpad": 0, "handlelength": 1.2, "columnspacing": 1.2}  # of a legend
-LABEL = 40  # characters that a line of a legend has room for
+LEGEND_ROW = {"ncols": 2, "borderpad": 0, "handlelength": 1.2, "columnspacing": 1.2}  # of a legend
+LABEL_CHARS = 40  # characters that a line of a legend has room for
 SVG = "http://www.w3.org/2000/svg"
 NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-NAMED = 12  # formats of the front that are named; a telephone has room for no more
-BEATEN, BEST = COLOURS[:2]
-HEIGHT, LINE = 3.6, 0.17  # inches, of the picture and of a line of its legend
+FRONT_NAMES = 12  # formats of the front that are named; a telephone has room for no more
+BEATEN_COLOUR, FRONT_COLOUR = COLOURS[:2]
+BITS_INCHES, STORAGE_INCHES, LEGEND_LINE_INCHES = 2.9, 3.6, 0.17  # heights
 ABOVE_LEFT, BELOW_RIGHT = ((-3, 3), "right"), ((3, -10), "left")  # of a point, in points of text
 FIGURE_SPACE = "\u2007"  # as wide as a digit
 
@@ -94,7 +94,7 @@ def tensor_plot(tensor: Entry, texts: Texts) -> Figure:
     """Draw the errors of one tensor above, the codes it uses below, where they are known."""
     panels = 1 if tensor["codes"] is None else 2
     # Its words are of known sizes: a page has twelve of these, and a layout takes half their time.
-    drawn = Figure(figsize=(WIDTH, 2.1 * panels + 0.1))
+    drawn = Figure(figsize=(WIDTH_INCHES, 2.1 * panels + 0.1))
     height = drawn.get_figheight()
     drawn.subplots_adjust(0.21, 0.42 / height, 0.98, 1 - 0.24 / height, hspace=0.48)
     above, *below = drawn.subplots(panels, squeeze=False)[:, 0]
@@ -123,15 +123,16 @@ def _codes(panel: Axes, tensor: Entry, texts: Texts) -> None:
 def error_vs_bits(tensors: Sequence[Widths], bars: Sequence[Bar], texts: Texts) -> Figure:
     """Draw the SQNR of each tensor and mode at each width, beside what theory gives a bit.
 
-    `tensors` has the worst first; of more than `LINES` those are drawn, and the middle half of all.
+    `tensors` has the worst first; of more than `MAX_CURVES` those are drawn, and the middle half of
+    all.
     """
-    shown = tensors[:LINES]
-    drawn = figure(2.9 + 0.17 * (len(shown) + 3))
+    shown = tensors[:MAX_CURVES]
+    drawn = figure(BITS_INCHES + LEGEND_LINE_INCHES * (len(shown) + 3))
     panel = drawn.subplots()
     bits = sorted({row["n_bits"] for widths in tensors for row in widths.rows})
     for number, widths in enumerate(shown):
         _line(panel, widths, number)
-    if len(tensors) > LINES:
+    if len(tensors) > MAX_CURVES:
         quarters = [np.quantile(_sqnr_at(tensors, n) or [math.nan], [0.25, 0.75]) for n in bits]
         low, high = zip(*quarters, strict=True)
         middle = texts("bits_others", n=len(tensors))
@@ -141,10 +142,9 @@ def error_vs_bits(tensors: Sequence[Widths], bars: Sequence[Bar], texts: Texts) 
     panel.set_xticks(bits)
     panel.set_xlabel(texts("axis_bits"))
     panel.set_ylabel(texts("axis_sqnr"))
-    for text, widths in zip(
-        drawn.legend(loc="outside lower left").get_texts(), shown, strict=False
-    ):
-        text.set_text(label(widths.name, LABEL))  # a label that begins with _ would be left out
+    entries = drawn.legend(loc="outside lower left").get_texts()
+    for entry, widths in zip(entries, shown, strict=False):
+        entry.set_text(label(widths.name, LABEL_CHARS))  # a label from _ on would be left out
     return drawn
 
 
@@ -208,7 +208,7 @@ def _errors(panel: Axes, tensor: Entry, texts: Texts) -> None:
 def _place_legend(panel: Axes) -> None:
     """Put the legend where it hides nothing, and few enough ticks for a narrow panel."""
     if panel.get_legend_handles_labels()[0]:
-        panel.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), **ROW)
+        panel.legend(loc="lower left", bbox_to_anchor=(-0.1, 1), **LEGEND_ROW)
     panel.xaxis.set_major_locator(MaxNLocator(5))
     panel.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     panel.set_ylim(bottom=0)
@@ -252,7 +252,7 @@ def plot_style() -> Iterator[None]:
         yield
 
 
-def figure(height: float, width: float = WIDTH) -> Figure:
+def figure(height: float, width: float = WIDTH_INCHES) -> Figure:
     """Return an empty figure, its size in inches."""
     return Figure(figsize=(width, height), layout="constrained")
 
@@ -298,8 +298,8 @@ def error_vs_storage(choices: Sequence[TensorChoice], bars: Sequence[Bar], texts
     """
     points = [point for point in format_points(choices) if not point.is_exact]
     best = storage_front(points)
-    named = chosen(best)
-    drawn = figure(HEIGHT + LINE * len(named))
+    named = choose_named(best)
+    drawn = figure(STORAGE_INCHES + LEGEND_LINE_INCHES * len(named))
     panel = drawn.subplots()
     _points(panel, points, best, texts)
     _lines(panel, bars, texts)
@@ -310,15 +310,15 @@ def error_vs_storage(choices: Sequence[TensorChoice], bars: Sequence[Bar], texts
         offset, side = ABOVE_LEFT if number % 2 else BELOW_RIGHT  # neighbours stay legible
         place = (point.bits, point.sqnr_db)
         panel.annotate(str(number), place, offset, textcoords="offset points", ha=side)
-        line = f"{number:{FIGURE_SPACE}>{digits}}  {label(point.name, LABEL)}"
+        line = f"{number:{FIGURE_SPACE}>{digits}}  {label(point.name, LABEL_CHARS)}"
         panel.plot([], [], " ", label=line)
     drawn.legend(loc="outside lower left")
     return drawn
 
 
-def chosen(front: Sequence[FormatPoint]) -> list[FormatPoint]:
+def choose_named(front: Sequence[FormatPoint]) -> list[FormatPoint]:
     """Return the offers of a front that are named: of many some, evenly, its ends among them."""
-    places = np.linspace(0, len(front) - 1, min(NAMED, len(front))).round().astype(int)
+    places = np.linspace(0, len(front) - 1, min(FRONT_NAMES, len(front))).round().astype(int)
     return [front[n] for n in places.tolist()]
 
 
@@ -328,8 +328,10 @@ def _points(
     """Draw the front as steps: what the best SQNR is for as many bits."""
     beaten = [point for point in points if point not in front]
     if beaten:
-        panel.scatter(*_coordinates(beaten), s=14, color=BEATEN, label=texts("storage_beaten"))
-    steps = panel.plot(*_coordinates(front), "o-", color=BEST, ms=5, lw=1.2)
+        panel.scatter(
+            *_coordinates(beaten), s=14, color=BEATEN_COLOUR, label=texts("storage_beaten")
+        )
+    steps = panel.plot(*_coordinates(front), "o-", color=FRONT_COLOUR, ms=5, lw=1.2)
     steps[0].set(drawstyle="steps-post", label=texts("storage_front"))
 
 

@@ -8,14 +8,16 @@ from typing import Any
 
 from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
-from quantlab.report.bar import Bar, is_lost_to_float32
+from quantlab.report.bar import Bar, is_lost_to_float32, row_bars
 from quantlab.report.choices import (
     INT8,
+    Findings,
     FormatResult,
     StoredRows,
     TensorChoice,
     Widths,
     count_cheapest,
+    group_by,
     is_plain,
     quality,
 )
@@ -28,14 +30,21 @@ SENTENCE_ITEMS = 4  # names or reasons in one sentence; more nobody reads
 SENTENCE_TENSORS = 3  # tensors of one kind that have a sentence, or a place in one
 
 
+def verdict_sentences(findings: Findings, texts: Texts) -> list[str]:
+    """List the sentences of quantized files, of the cheapest formats and of the fewest bits."""
+    return [
+        *stored_sentences(findings.stored, texts),
+        *storage_sentences(findings.storage, findings.levels, texts),
+        *sentences(findings.widths, findings.levels, texts),
+    ]
+
+
 def sentences(tensors: Sequence[Widths], levels: Sequence[str], texts: Texts) -> Iterator[str]:
     """Yield a sentence for each tensor and mode, or with many tensors one for each run."""
     if "tensor" not in levels:
         yield from (sentence(widths, texts) for widths in tensors)
         return
-    runs: dict[str, list[Widths]] = {}
-    for widths in tensors:
-        runs.setdefault(widths.run, []).append(widths)
+    runs = group_by(tensors, lambda widths: widths.run)
     yield from (_summary(widths, texts) for widths in runs.values())
 
 
@@ -115,26 +124,19 @@ def _reasons(row: Row, bar: Bar, texts: Texts) -> str:
 
 def bar_text(rows: Sequence[Row], texts: Texts) -> str:
     """Name the bar by which rows are judged; where there are several, a line each and whose."""
-    sources: dict[Bar, dict[str, None]] = {}
-    for row in rows:
-        sources.setdefault(Bar.from_row(row), {})[row["dist"]] = None
-    if len(sources) < 2:
-        return texts("the_bar", criteria=criteria_text(next(iter(sources), Bar()), texts))
-    apart = len({name for names in sources.values() for name in names}) == sum(
-        map(len, sources.values())
-    )
-    if not apart:  # runs of one source have several bars
-        for row in rows:
-            sources[Bar.from_row(row)].pop(row["dist"], None)
-            sources[Bar.from_row(row)][f"{row['dist']} in {FormatSpec.from_row(row).name}"] = None
-    return "\n".join(
-        texts(
-            "the_bar_of",
-            names=name_list(names, SENTENCE_ITEMS, texts),
-            criteria=criteria_text(bar, texts),
-        )
-        for bar, names in sources.items()
-    )
+    bars = row_bars(rows)
+    if len(bars) < 2:
+        return texts("the_bar", criteria=criteria_text(bars[0], texts))
+    sources = group_by(rows, lambda row: row["dist"]).values()
+    has_mixed_source = any(len(row_bars(source)) > 1 for source in sources)
+    lines = []
+    for bar, judged in group_by(rows, Bar.from_row).items():
+        names = [row["dist"] for row in judged]
+        if has_mixed_source:
+            names = [f"{row['dist']} in {FormatSpec.from_row(row).name}" for row in judged]
+        listed = name_list(dict.fromkeys(names), SENTENCE_ITEMS, texts)
+        lines.append(texts("the_bar_of", names=listed, criteria=criteria_text(bar, texts)))
+    return "\n".join(lines)
 
 
 def criteria_text(bar: Bar, texts: Texts) -> str:
@@ -263,10 +265,8 @@ def grouped_by_reason(
     reasons: Mapping[str, str], texts: Texts, more: str = "and_more"
 ) -> list[tuple[str, str]]:
     """List each reason once, with whose it is: the first, and how many `more`."""
-    groups: dict[str, list[str]] = {}
-    for who, why in reasons.items():
-        groups.setdefault(why, []).append(who)
-    return [(" ".join(texts.first_few(who, 1, more)), why) for why, who in groups.items()]
+    groups = group_by(reasons, lambda name: reasons[name])
+    return [(" ".join(texts.first_few(names, 1, more)), why) for why, names in groups.items()]
 
 
 def failure_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
@@ -334,9 +334,7 @@ def storage_sentences(
     if "tensor" not in levels:
         yield from (_cheapest_sentence(choice, texts) for choice in choices)
         return
-    sources: dict[str, list[TensorChoice]] = {}
-    for choice in choices:
-        sources.setdefault(choice.source, []).append(choice)
+    sources = group_by(choices, lambda choice: choice.source)
     yield from (_source_sentence(name, tensors, texts) for name, tensors in sources.items())
 
 

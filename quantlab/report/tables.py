@@ -85,7 +85,7 @@ def metrics_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> T
     """Lay out the figures that decide and those they come from, a row a tensor and run."""
     tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
-    columns = glossary(rows)
+    columns = figure_keys(rows)
     heads = [*keys, *columns]
     worded = {*keys, "top_k", "bar", "stored_dtype", "remark"} - {"n_bits", "block_size"}
     cells = [
@@ -98,7 +98,7 @@ def metrics_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> T
     return Table(heads, cells, [n for n, head in enumerate(heads, 1) if head in worded])
 
 
-def glossary(rows: Sequence[Row]) -> tuple[str, ...]:
+def figure_keys(rows: Sequence[Row]) -> tuple[str, ...]:
     """List the figures that decide; where formats were tried, also those of their cost."""
     if not has_formats(rows):
         return GLOSSARY

@@ -19,12 +19,11 @@ from quantlab.report.sentences import (
     bar_text,
     failure_sentences,
     rank_text,
-    sentences,
     skipped_sentences,
-    storage_sentences,
     stored_sentences,
     underflow_sentences,
     unmeasured_text,
+    verdict_sentences,
 )
 from quantlab.report.tables import (
     MAX_ROWS,
@@ -107,12 +106,7 @@ def _figure_tables(
 
 def _verdicts(findings: Findings, texts: Texts) -> Iterator[str]:
     yield from (f"{question} {answer}" for question, answer in answers(findings.widths, texts))
-    shown = [
-        *stored_sentences(findings.stored, texts),
-        *storage_sentences(findings.storage, findings.levels, texts),
-        *sentences(findings.widths, findings.levels, texts),
-    ]
-    yield from texts.first_few(shown, VERDICT_LINES, "more_verdicts")
+    yield from texts.first_few(verdict_sentences(findings, texts), VERDICT_LINES, "more_verdicts")
     if findings.unmeasured:
         yield unmeasured_text(findings.unmeasured, texts)
     yield bar_text(findings.rows, texts)
@@ -301,7 +295,7 @@ def listing(entries: Sequence[FileEntry]) -> str:
             str(list(entry.shape)),
             entry.dtype_name,
             f"{entry.size:,}",
-            _choice(entry),
+            f"left out: {entry.skip_reason}" if entry.skip_reason else "chosen",
         )
         for entry in entries
     ]
@@ -330,7 +324,3 @@ def stored_listing(file: StoredFile) -> str:
         f"{len(stored)} tensors in all, {bits / max(size, 1):.4g} bits per value, "
         f"{format_size(bits / 8)}",
     )
-
-
-def _choice(entry: FileEntry) -> str:
-    return f"left out: {entry.skip_reason}" if entry.skip_reason else "chosen"

@@ -14,18 +14,20 @@ from quantlab.report.choices import TensorChoice
 
 NAME = "verdict.json"
 SCHEMA = 1
-FIGURES = ("mode", "n_bits", "bits_per_value", "sqnr_db", "rel_err")
+FIGURES = {  # of the format, and their types
+    "mode": "string",
+    "n_bits": "Int64",
+    "bits_per_value": "float64",
+    "sqnr_db": "float64",
+    "rel_err": "float64",
+}
 TYPES = {
     "dist": "string",
     "tensor": "string",
     "meets": "boolean",
     "missed": "string",
     "format": "string",
-    "mode": "string",
-    "n_bits": "Int64",
-    "bits_per_value": "float64",
-    "sqnr_db": "float64",
-    "rel_err": "float64",
+    **FIGURES,
 }
 
 

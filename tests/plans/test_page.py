@@ -143,7 +143,10 @@ def test_the_curve_has_the_front_the_formats_and_the_plan():
         T("plan_here"),
     ]  # fmt: skip
     (star,) = (line for line in drawn.axes[0].lines if line.get_marker() == "*")
-    assert (star.get_xdata()[0], star.get_ydata()[0]) == (make().bits / 2000, make().noise)
+    assert (star.get_xdata()[0], star.get_ydata()[0]) == (
+        make().total.bits / 2000,
+        make().total.noise,
+    )
     front = drawn.axes[0].lines[0]
     assert list(front.get_ydata()) == sorted(front.get_ydata(), reverse=True)
     assert front.get_ydata()[0] == make().front[0].noise
@@ -173,7 +176,7 @@ def test_a_tensor_that_is_alone_or_of_no_values_can_be_drawn():
     made = make(rows, 8000, [original("a.weight"), empty])
     with plots.plot_style():
         bars = draw_strip(made, T).axes[0].patches
-    assert len(bars) == len(made.counts) == 2
+    assert len(bars) == len(made.formats) == 2
     assert b"empty" in render_page(made, "quantlab plan", "0" * 64, T)
 
 
@@ -256,7 +259,7 @@ def test_one_format_for_all_has_never_less_noise_than_the_plan():
         for budget in range(21_000, 70_000, 7_000):
             made = make(rows, budget=budget, keep=[("b*", kept)])
             best = made.best_uniform
-            assert best is None or best.noise >= made.noise * (1 - 1e-9)
+            assert best is None or best.noise >= made.total.noise * (1 - 1e-9)
 
 
 def test_the_gap_of_tensors_that_go_together_is_no_rounding():

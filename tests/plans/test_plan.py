@@ -144,7 +144,7 @@ def test_mlx_pays_for_its_biases(tmp_path):
 )
 def test_more_than_enough_is_enough(asked):
     made = make_plan(sweep(two(), TENSORS), Request.parse(asked))
-    assert (made.noise, made.gap, made.bits) == (0, 0, 64_160)
+    assert (made.total.noise, made.gap, made.total.bits) == (0, 0, 64_160)
 
 
 @pytest.mark.parametrize("recipe", ["mlx", "torchao"])
@@ -293,7 +293,7 @@ def test_the_json_says_what_was_asked_and_hashes_what_stands_beside_it():
     assert content["files"] == {"plan.csv": hashlib.sha256(b"x").hexdigest()}
     assert content["n_bytes"] == sum(each["n_bytes"] for each in content["tensors"]) - 1  # rounded
     assert content["best_uniform"]["format"] == "sym 4 bits, group 32"
-    assert content["noise"] == plan.noise
+    assert content["noise"] == plan.total.noise
     assert content["gap"] >= 0
 
 

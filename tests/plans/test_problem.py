@@ -8,7 +8,6 @@ from quantlab.plans.problem import (
     Request,
     build_problem,
     parse_bits,
-    parse_size,
     parse_weights,
 )
 from quantlab.plans.runtimes import RUNTIMES
@@ -204,29 +203,6 @@ def test_a_runtime_that_takes_no_tensor_says_what_to_sweep():
     said = r"quantizes none of the 2 tensors measured \('a.weight_ih', 'b.weight_ih'\).*: sweep a"
     with pytest.raises(ValueError, match=said):
         build_problem(sweep(rows, tensors), Request(runtime=RUNTIMES["torchao"]))
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [
-        ("1B", 1),
-        ("60MB", 60e6),
-        ("60 mb", 60e6),
-        ("1.5GiB", 1.5 * 2**30),
-        (".5kB", 500),
-        ("2TB", 2e12),
-    ],
-)
-def test_sizes_are_read_as_people_write_them(text, size):
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "text", ["4.5XB", "", "MB", "60", "-1MB", "0MB", "1e3MB", "1.2.3MB", "nanMB"]
-)
-def test_any_other_size_is_refused(text):
-    with pytest.raises(ValueError, match=r"size takes a number and one of B, kB, MB, .*, got "):
-        parse_size(text)
 
 
 @pytest.mark.parametrize("bits", [0, -1, math.nan, math.inf])

@@ -13,7 +13,7 @@ from quantlab.records import record
 from quantlab.report import plots
 from quantlab.report.bar import Bar
 from quantlab.report.choices import FormatPoint, find_widths
-from quantlab.report.plots import NAMED, chosen, error_vs_storage, luminance, shades
+from quantlab.report.plots import FRONT_NAMES, choose_named, error_vs_storage, luminance, shades
 from quantlab.report.tables import SHADES
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.conftest import ROOT
@@ -297,9 +297,9 @@ def test_the_points_of_the_front_are_numbered_and_named_below():
 
 def test_of_many_points_twelve_are_numbered():
     picture = drawn(crowd())
-    assert names(picture) == [str(n) for n in range(1, NAMED + 1)]
+    assert names(picture) == [str(n) for n in range(1, FRONT_NAMES + 1)]
     named = [line.strip("\u2007") for line in legend(picture)[4:]]
-    assert len(named) == NAMED
+    assert len(named) == FRONT_NAMES
     assert named[0] == "1  asym 2 bits"
     assert named[-1] == "12  asym 8 bits, group 32, float16"
 
@@ -353,6 +353,6 @@ def test_a_format_with_underscores_and_dollars_is_named_as_it_is():
 
 def test_of_a_long_front_some_are_named_and_its_ends():
     best = [FormatPoint(n, n, str(n)) for n in range(40)]
-    assert len(chosen(best)) == NAMED
-    assert (chosen(best)[0], chosen(best)[-1]) == (best[0], best[-1])
-    assert chosen(best[:3]) == best[:3]
+    assert len(choose_named(best)) == FRONT_NAMES
+    assert (choose_named(best)[0], choose_named(best)[-1]) == (best[0], best[-1])
+    assert choose_named(best[:3]) == best[:3]

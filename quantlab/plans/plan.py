@@ -10,7 +10,7 @@ import pandas as pd
 
 from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget
 from quantlab.plans.options import Assignment
-from quantlab.plans.problem import FIGURES, Request, build_problem
+from quantlab.plans.problem import NOISE_FIGURES, Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
 from quantlab.plans.runtimes.runtime import FORMAT_COLUMNS, Runtime
 from quantlab.records import disk
@@ -33,7 +33,7 @@ def plan(
     size: str | None = None,
     bar: bool | Mapping[str, float | bool | None] = False,
     recipe: str | None = None,
-    by: str = FIGURES[0],
+    by: str = NOISE_FIGURES[0],
     weights: Mapping[str, float] | str | Path | None = None,
     keep: Mapping[str, str] | None = None,
     same: str | Sequence[str] = (),

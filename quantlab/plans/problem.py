@@ -30,7 +30,7 @@ from quantlab.report.choices import find_choices, tensor_levels
 from quantlab.text import as_list, first_few, format_size, label, matches, near_misses, parse_size
 
 MESSAGE_TENSORS = 3  # names in an error message
-FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
+NOISE_FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
 WEIGHTS_HEAD = ["tensor", "alpha"]
 # A plan prints its bits per value, which must suffice for the same plan again.
 BITS_ROUNDING = Fraction(2.0**-52)
@@ -49,7 +49,7 @@ class Request:
     bits: float | None = None
     size: int | None = None
     bar: bool = False
-    by: str = FIGURES[0]
+    by: str = NOISE_FIGURES[0]
     weights: Mapping[str, float] = field(default_factory=dict)
     runtime: Runtime | None = None
     keep: Sequence[tuple[str, str]] = ()
@@ -69,14 +69,14 @@ class Request:
         bar = bool(options.get("bar"))
         if [bits is None, size is None, not bar].count(False) != 1:
             raise ValueError(f"a plan takes one of {dashes}bits, {dashes}size and {dashes}bar")
-        if by and by not in FIGURES:
-            raise ValueError(f"{dashes}by takes {' or '.join(FIGURES)}, got {by!r}")
+        if by and by not in NOISE_FIGURES:
+            raise ValueError(f"{dashes}by takes {' or '.join(NOISE_FIGURES)}, got {by!r}")
         recipe = options.get("recipe")
         return cls(
             bits=None if bits is None else parse_bits(bits, f"{dashes}bits"),
             size=None if size is None else parse_size(size, f"{dashes}size"),
             bar=bar,
-            by=by or FIGURES[0],
+            by=by or NOISE_FIGURES[0],
             weights=parse_weights(options.get("weights") or {}, names),
             runtime=find_runtime(recipe, f"{dashes}recipe") if recipe else None,
             keep=_check_keep(options.get("keep") or ()),
@@ -160,7 +160,7 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
     usable = [_usable_assignments(assignments, request) for assignments in drafts]
     if runtime and not any(usable):  # its recipe would be empty
         raise ValueError(_no_recipe_message(runtime, drafts, refused if not supported else ()))
-    if by != FIGURES[0] and not any(_has_figure(assignments, by) for assignments in usable):
+    if by != NOISE_FIGURES[0] and not any(_has_figure(assignments, by) for assignments in usable):
         raise ValueError(
             f"{sweep.directory} has no {by}: sweep with metrics.imatrix=FILE, the "
             "importance matrix of the checkpoint"
@@ -218,7 +218,7 @@ def _usable_assignments(drafts: Sequence[Assignment], request: Request) -> list[
             for draft in drafts
             if is_taken and runtime.config(draft) is not None
         ]
-    figure = request.by if _has_figure(drafts, request.by) else FIGURES[0]
+    figure = request.by if _has_figure(drafts, request.by) else NOISE_FIGURES[0]
     alpha = request.weights.get(tensor.name, 1.0)
     return [
         replace(draft, noise=alpha * relative_error(draft.row, figure))

@@ -16,7 +16,7 @@ from quantlab.report.choices import INT8, Findings, TensorEntry, find_choices, q
 from quantlab.report.texts import Texts
 from quantlab.text import NULL
 
-DETAILS = 6  # tensors that are looked at closely
+MAX_DETAILS = 6  # tensors that are looked at closely
 HISTOGRAM_DIST = "hidden"  # the lab's choice (block F)
 
 
@@ -97,7 +97,7 @@ def _entries(
 
 def _remove_stale_plots(directory: Path, artefacts: Mapping[str, bytes]) -> None:
     """Remove the plots of an earlier report that this one has not."""
-    for pattern in page.PLOTS:
+    for pattern in page.PLOT_PATTERNS:
         for path in directory.glob(pattern):
             if path.relative_to(directory).as_posix() not in artefacts:
                 path.unlink()
@@ -135,7 +135,7 @@ def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
     """
     apart = [level for level in levels if level not in ("n_bits", "tensor")]
     worst = [_worst(rows, _in_one_width(rows, group)) for group in group_rows(rows, apart)]
-    return sorted(worst, key=lambda n: quality(rows[n]))[:DETAILS]
+    return sorted(worst, key=lambda n: quality(rows[n]))[:MAX_DETAILS]
 
 
 def choose_histogram(rows: Sequence[Row]) -> list[int]:

@@ -17,7 +17,7 @@ from quantlab.report.texts import Texts
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-COMPOSED = ("multirun.yaml", ".hydra/config.yaml")  # of a sweep, and of a run alone
+CONFIG_FILES = ("multirun.yaml", ".hydra/config.yaml")  # of a sweep, and of a run alone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,7 +155,7 @@ def read_settings(directory: Path, settings: Sequence[str] = ()) -> ReportSettin
 
     config = OmegaConf.create({"report": {"lang": "en", "bar": asdict(Bar())}})
     OmegaConf.set_struct(config, True)
-    for name in COMPOSED:
+    for name in CONFIG_FILES:
         if (directory / name).exists():
             report = OmegaConf.select(OmegaConf.load(directory / name), "report") or {}
             config.report.lang = report.get("lang", config.report.lang)
@@ -171,7 +171,7 @@ def typed_settings(directory: Path) -> list[str]:
     """List the settings of the report in the command of a sweep: they hold for all of its runs."""
     from omegaconf import OmegaConf
 
-    path = directory / COMPOSED[0]
+    path = directory / CONFIG_FILES[0]
     command = OmegaConf.load(path) if path.exists() else OmegaConf.create()
     typed: Any = OmegaConf.to_container(command)  # to read an override with ${...} would resolve it
     overrides = typed.get("hydra", {}).get("overrides", {}).get("task", [])

@@ -50,7 +50,7 @@ from quantlab.text import format_number, printable
 
 FIRST_SENTENCES, MAX_SENTENCES = 12, 200  # before the fold, and in all
 FIRST_ROWS = 40  # before the fold
-PLOTS = ("plots/closer_*", "plots/error_vs_*", "error_histogram.png")
+PLOT_PATTERNS = ("plots/closer_*", "plots/error_vs_*", "error_histogram.png")
 
 
 class Place(NamedTuple):

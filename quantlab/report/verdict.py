@@ -14,7 +14,7 @@ from quantlab.report.choices import TensorChoice
 
 NAME = "verdict.json"
 SCHEMA = 1
-FIGURES = {  # of the format, and their types
+FORMAT_FIGURES = {  # of the format, and their types
     "mode": "string",
     "n_bits": "Int64",
     "bits_per_value": "float64",
@@ -27,7 +27,7 @@ TYPES = {
     "meets": "boolean",
     "missed": "string",
     "format": "string",
-    **FIGURES,
+    **FORMAT_FIGURES,
 }
 
 
@@ -98,6 +98,6 @@ def _tensor_json(choice: TensorChoice, *, own_bar: bool) -> dict[str, Any]:
         "meets": choice.meets,
         "missed": list(best.missed),
         "format": best.name,
-        **{key: best.row.get(key) for key in FIGURES},
+        **{key: best.row.get(key) for key in FORMAT_FIGURES},
         **({"bar": _bar_json(Bar.from_row(best.row))} if own_bar else {}),
     }

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quantlab.plans.options import Assignment, float_width
-from quantlab.plans.runtimes.runtime import Runtime, divides_rows, is_standard, module_name
+from quantlab.plans.runtimes.runtime import Runtime, standard_spec
 from quantlab.records import disk
 
 AFFINE_BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
@@ -28,8 +28,8 @@ class Mlx(Runtime):
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return the arguments of a format, None if MLX has none with the same groups and codes."""
-        spec = assignment.spec
-        if not spec or not is_standard(spec) or not divides_rows(spec, assignment.tensor):
+        spec = standard_spec(assignment)
+        if spec is None:
             return None
         mode = "affine" if spec.mode == "asym" else PRESETS.get(spec.mode)
         if mode == "affine" and not (spec.n_bits in AFFINE_BITS and spec.block_size in GROUPS):
@@ -48,12 +48,8 @@ class Mlx(Runtime):
 
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the mapping from modules to their arguments; false leaves one as it is stored."""
-        arguments = {
-            module_name(assignment.tensor.name): self.config(assignment) or False
-            for assignment in assignments
-            if self.refuse_tensor(assignment.tensor) is None
-        }
-        return disk.to_json(arguments)
+        configs = self.module_configs(assignments)
+        return disk.to_json({module: config or False for module, config in configs.items()})
 
     def usage(self, path: str) -> str:
         """Return the call of ``mlx_lm.convert``."""

@@ -45,6 +45,14 @@ class Runtime(ABC):
         """Return the size of a tensor as the runtime stores it."""
         return assignment.bits
 
+    def module_configs(self, assignments: Iterable[Assignment]) -> dict[str, Any]:
+        """Map the modules whose weights are quantized to their formats, None as they are stored."""
+        return {
+            part.tensor.name.removesuffix(".weight"): self.config(part)
+            for part in assignments
+            if self.refuse_tensor(part.tensor) is None
+        }
+
     @abstractmethod
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the recipe; raises ValueError if it cannot name a tensor."""
@@ -85,16 +93,14 @@ def table_bits(row: Row) -> int:
     return round(row["bits_per_value"] * row["n_elements"])
 
 
-def is_standard(spec: FormatSpec) -> bool:
-    """Return True if a format has its mode's own settings and scales over the whole range."""
-    return not spec.settings and spec.range in (None, "absmax")
+def standard_spec(assignment: Assignment) -> FormatSpec | None:
+    """Return the format of an assignment, None if no runtime may have it.
 
-
-def divides_rows(spec: FormatSpec, tensor: Original) -> bool:
-    """Return True if groups divide the last axis of a tensor, as runtimes demand."""
-    return spec.block != "group" or tensor.shape[-1] % (spec.block_size or 1) == 0
-
-
-def module_name(tensor: str) -> str:
-    """Return the name of the module whose weight a tensor is."""
-    return tensor.removesuffix(".weight")
+    That is one with settings of its own or a range that is not the whole, or with groups that do
+    not divide the last axis of the tensor.
+    """
+    spec = assignment.spec
+    if spec is None or spec.settings or spec.range not in (None, "absmax"):
+        return None
+    is_divided = spec.block != "group" or assignment.tensor.shape[-1] % (spec.block_size or 1) == 0
+    return spec if is_divided else None

@@ -11,7 +11,7 @@ from typing import Any
 
 from quantlab.formats.format import FormatSpec
 from quantlab.plans.options import Assignment, float_width
-from quantlab.plans.runtimes.runtime import Runtime, divides_rows, is_standard, module_name
+from quantlab.plans.runtimes.runtime import Runtime, standard_spec
 from quantlab.records import disk
 
 INTEGERS = {"sym": "SYMMETRIC", "asym": "ASYMMETRIC"}
@@ -30,8 +30,8 @@ class Torchao(Runtime):
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return the config of a format, None if torchao has none with the same codes."""
-        spec = assignment.spec
-        if not spec or not is_standard(spec) or not divides_rows(spec, assignment.tensor):
+        spec = standard_spec(assignment)
+        if spec is None:
             return None
         if spec.mode in FLOATS and spec.block in ("tensor", *BLOCKS):
             data = {
@@ -59,11 +59,7 @@ class Torchao(Runtime):
 
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the mapping from modules to their configs; null leaves one as it is stored."""
-        configs = {
-            module_name(assignment.tensor.name): self.config(assignment)
-            for assignment in assignments
-            if self.refuse_tensor(assignment.tensor) is None
-        }
+        configs = self.module_configs(assignments)
         return disk.to_json(_typed("FqnToConfig", {"fqn_to_config": configs}, version=1))
 
     def usage(self, path: str) -> str:

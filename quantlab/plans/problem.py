@@ -27,9 +27,9 @@ from quantlab.plans.runtimes.runtime import Runtime, table_bits
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.choices import find_choices, tensor_levels
+from quantlab.report.sentences import SENTENCE_TENSORS
 from quantlab.text import as_list, first_few, format_size, label, matches, near_misses, parse_size
 
-MESSAGE_TENSORS = 3  # names in an error message
 NOISE_FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
 WEIGHTS_HEAD = ["tensor", "alpha"]
 # A plan prints its bits per value, which must suffice for the same plan again.
@@ -261,7 +261,7 @@ def _no_recipe_message(
     names = [f"'{label(assignments[0].tensor.name)}'" for assignments in drafts]
     return (
         f"{runtime.name} quantizes none of the {len(drafts)} tensors measured "
-        f"({', '.join(first_few(names, MESSAGE_TENSORS, 'and {} more'.format))}) in a format "
+        f"({', '.join(first_few(names, SENTENCE_TENSORS, 'and {} more'.format))}) in a format "
         f"tried: sweep {runtime.scope}"
     )
 

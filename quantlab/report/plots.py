@@ -30,10 +30,10 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 BARS, MARK = COLOURS[:2]
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X", "p"), ("-", (0, (4, 1.5)))
 DB_A_BIT = 20 * math.log10(2)
-UNIFORM = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a step
-BEYOND = 1.001  # what float32 may add to half a step
-NEAR = 0.9  # of half a step: errors that end there end at it
-BEYOND_S_HALF = 1.08  # halves of a step that a histogram shows
+UNIFORM_RMSE = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a step
+MAX_BOUND_RATIO = 1.001  # what float32 may add to half a step
+END_RATIO = 0.9  # of half a step: errors that end there end at it
+HISTOGRAM_END = 1.08  # halves of a step that a histogram shows
 MAX_CURVES = 8  # more cannot be told apart
 WIDTH_INCHES = 3.8  # inches, at which a telephone shows a picture in its own size
 STYLE = {
@@ -197,10 +197,10 @@ def _errors(panel: Axes, tensor: Entry, texts: Texts) -> None:
         text = texts("largest_error", largest=f"{largest:.3g}")
         panel.axvline(largest, color=MARK, linewidth=2, label=text)
     if histogram["overflow"]:
-        beyond = [upper, upper * BEYOND_S_HALF]
+        beyond = [upper, upper * HISTOGRAM_END]
         panel.stairs([histogram["overflow"]], beyond, fill=True, color=MARK, label=texts("beyond"))
     panel.set_xlabel(texts("axis_error"))
-    panel.set_xlim(0, upper * BEYOND_S_HALF)
+    panel.set_xlim(0, upper * HISTOGRAM_END)
     panel.ticklabel_format(axis="x", scilimits=(-3, 4))
     _place_legend(panel)
 
@@ -237,11 +237,11 @@ def error_spread(figures: Sequence[Mapping[str, Any]]) -> str:
     if any(measured["bound_ratio"] is None for measured in figures):
         return "largest" if any(measured["max_err"] for measured in figures) else "none"
     ratio = max(measured["bound_ratio"] for measured in figures)
-    if ratio > BEYOND:
+    if ratio > MAX_BOUND_RATIO:
         return "beyond"
-    if all(abs(measured["rmse_over_scale"] - UNIFORM) < 0.01 for measured in figures):
+    if all(abs(measured["rmse_over_scale"] - UNIFORM_RMSE) < 0.01 for measured in figures):
         return "even"
-    return "end" if ratio > NEAR else "within" if ratio else "none"
+    return "end" if ratio > END_RATIO else "within" if ratio else "none"
 
 
 @contextmanager

@@ -26,7 +26,7 @@ from quantlab.text import NULL, as_text, format_number, printable
 SHADES, LIGHTEST_DB = 12, 60.0  # of the heat table, and the SQNR from which on it is lightest
 MAX_ROWS = 60  # of a table, list or file that is read as text
 PREDICTION_ROWS = 12  # that stand before a fold
-FIGURES = {
+METRICS = {
     "mae": ".3g",
     "max_err": ".3g",
     "rel_err": "%",
@@ -38,12 +38,12 @@ FIGURES = {
 PARAMS = {"scale": ".4g", "zero_point": "d", "n_elements": "d"}
 STORAGE = {"bits_per_value": ".4g", "bits_above_bound": ".2f"}
 BUDGET = dict.fromkeys(("clip_share", "zero_share", "round_share"), "%")
-GLOSSARY = ("bar", *FIGURES, "top_k", *PARAMS)
-WITH_FORMATS = ("bar", *STORAGE, *FIGURES, *BUDGET, "top_k", *PARAMS)
+GLOSSARY = ("bar", *METRICS, "top_k", *PARAMS)
+WITH_FORMATS = ("bar", *STORAGE, *METRICS, *BUDGET, "top_k", *PARAMS)
 SPECIAL = {"stored_dtype": "", "remark": "", "out_sqnr_db": ".2f"}  # of some rows alone
-SPECS = FIGURES | PARAMS | STORAGE | BUDGET | SPECIAL
+SPECS = METRICS | PARAMS | STORAGE | BUDGET | SPECIAL
 # As a terminal shows them, whose columns have one width.
-MEASURED = FIGURES | {"mae": ".2e", "max_err": ".2e", "rel_err": ".1%", "zeroed": ".1%"}
+MEASURED = METRICS | {"mae": ".2e", "max_err": ".2e", "rel_err": ".1%", "zeroed": ".1%"}
 RATIOS = {key: MEASURED[key] for key in ("sqnr_db", "rel_err", "zeroed", "cos_sim", "n_codes")}
 PREDICTED = {
     "scale": ".3g",

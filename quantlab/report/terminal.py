@@ -28,6 +28,7 @@ from quantlab.report.sentences import (
 from quantlab.report.tables import (
     MAX_ROWS,
     MEASURED,
+    PREDICTED,
     PREDICTION_ROWS,
     RATIOS,
     Graded,
@@ -46,7 +47,9 @@ from quantlab.text import NULL, format_number, format_size, label
 LEVEL_CHARS, FORMAT_CHARS = 20, 48
 VERDICT_LINES = 20
 WORST_TENSORS = 3  # of a run, those that suffer most
-PREDICTED = {"scale": ".3g", "mae": ".3g", "sqnr_db": ".1f", "landmark_rel_err": ".1%"}
+PREDICTED_COLUMNS = {key: PREDICTED[key] for key in ("scale", "mae", "sqnr_db")} | {
+    "landmark_rel_err": ".1%"
+}
 COLOURS = {"met": "green", "missed": "yellow"}
 MAX_COLUMNS = 100
 NUMBER_CELL = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|exacto?|.+ → .+")
@@ -140,13 +143,13 @@ def predicted_table(rows: Sequence[Row], levels: Sequence[str]) -> Table:
             *_level_cells(row, levels),
             *(
                 f"{format_number(row[f'predicted_{key}'], spec)} → {format_number(row[key], spec)}"
-                for key, spec in PREDICTED.items()
+                for key, spec in PREDICTED_COLUMNS.items()
             ),
         )
         for row in rows
         if is_predicted(row)
     ]
-    return Table([*_level_heads(levels), *PREDICTED], lines)
+    return Table([*_level_heads(levels), *PREDICTED_COLUMNS], lines)
 
 
 def _rows_by_run(rows: Sequence[Row], levels: Sequence[str]) -> list[list[Row]]:

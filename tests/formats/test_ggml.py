@@ -151,7 +151,7 @@ def test_nothing_depends_on_how_a_tensor_is_cut(name, weighted, shape, data):
     np.testing.assert_array_equal(read(start, stop), whole[start:stop])
 
 
-@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("name", QUICK)
 def test_what_is_stored_is_what_a_row_takes_in_ggml(name):
     shape = (2, 3, 512)
     library = ggml(name)._ggml

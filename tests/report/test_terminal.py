@@ -62,6 +62,7 @@ def test_the_files_are_named_and_the_pictures_by_their_directory(undisturbed, pi
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_only_a_terminal_has_colours(lab_sweep):
     piped = run_quantlab("aggregate", lab_sweep[0]).stdout
     assert not COLOUR.search(piped)

@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, readable
-from quantlab.sources.kinds import awq, bitsandbytes, compressed_tensors, gptq, mlx, mxfp4, scaled
+from quantlab.sources.kinds import (
+    awq,
+    bitsandbytes,
+    compressed_tensors,
+    fp4,
+    gptq,
+    mlx,
+    mxfp4,
+    scaled,
+)
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.pairing import StoredFile
 from quantlab.text import label
@@ -21,7 +30,7 @@ INTEGERS = {
 MAX_CONFIG_BYTES = 2**24
 
 # Each takes its tensors from those that are left: AWQ before GPTQ, which takes every qweight.
-MODULES = (awq, gptq, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
+MODULES = (awq, gptq, fp4, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
 
 
 class Safetensors(File):

@@ -1,8 +1,11 @@
 """AWQ, as AutoAWQ's gemm version writes it: 4-bit codes along the outputs, in an order of its own.
 
 ``W[o, i] = (q[i, o] - z[i // g, o]) * s[i // g, o]``; of the eight codes of a word the lowest bits
-are output 0, then 2, 4, 6, 1, 3, 5, 7.
+are output 0, then 2, 4, 6, 1, 3, 5, 7. The gemv version has codes along the inputs in their order,
+and scales and zero points along the groups, of which there are more than the inputs need.
 """
+
+from math import ceil
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +22,8 @@ from quantlab.sources.kinds.decoding import (
     StoredTensor,
     config_contradiction,
     exact_ratio,
+    take_rows,
+    unpack_codes,
 )
 
 METHODS = ("awq",)
@@ -31,12 +36,55 @@ def _is_awq(parts: Parts) -> bool:
     # GPTQ names its parts alike, but packs inputs: its words have a column an output.
     if "g_idx" in parts:
         return False
+    if _is_gemv(parts):
+        return True
     if "scales" not in parts:
         return parts.config.get("quant_method") in METHODS
     return parts["qweight"].shape[-1:] != parts["scales"].shape[-1:]
 
 
+def _is_gemv(parts: Parts) -> bool:
+    rows = [parts[key].shape[:1] for key in ("qweight", "qzeros", "scales") if key in parts]
+    return len(rows) == 3 and len(set(rows)) == 1
+
+
 def _decode(parts: Parts) -> StoredTensor:
+    return _decode_gemv(parts) if _is_gemv(parts) else _decode_gemm(parts)
+
+
+def _decode_gemv(parts: Parts) -> StoredTensor:
+    qweight, qzeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
+    outputs, inputs = len(qweight), 8 * qweight.shape[1]
+    stated = parts.config.get("group_size")
+    sizes = [stated] if type(stated) is int and stated > 0 else [128, 64, 32]
+    group = next((size for size in sizes if _padded_groups(inputs, size) == scales.shape[1]), None)
+    if group is None or qzeros.shape[1] * 8 < -(-inputs // group):
+        raise parts.misfit()
+    group_of = np.arange(inputs) // group
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        codes = unpack_codes(take_rows(qweight, index), BITS, inputs)
+        zeros = unpack_codes(take_rows(qzeros, index), BITS, 8 * qzeros.shape[1])[:, group_of]
+        scale = take_rows(scales, index)[:, group_of]
+        return ((codes - zeros).astype(scales.dtype) * scale).astype(np.float32)
+
+    return StoredTensor(
+        parts.name,
+        (outputs, inputs),
+        f"AWQ {BITS} bits (gemv), group {group}",
+        parts.stored,
+        decode_rows,
+        remark=config_contradiction(parts.config, bits=BITS, group_size=group),
+    )
+
+
+def _padded_groups(inputs: int, group: int) -> int:
+    """Return the groups that AutoAWQ makes room for: what its kernel reads at once."""
+    multiple = 8 * {64: 2, 32: 4}.get(group, 1)
+    return ceil(ceil(inputs / group) / multiple) * multiple
+
+
+def _decode_gemm(parts: Parts) -> StoredTensor:
     qweight, qzeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
     inputs, (groups, outputs) = qweight.shape[0], scales.shape
     if qweight.shape[1] * 8 != outputs or qzeros.shape != (groups, outputs // 8):

@@ -1,8 +1,7 @@
 """compressed-tensors, packed: codes along the inputs, plus half their range, lowest bits first.
 
-``W = (q - 2^(bits-1) - z) * scale``; without zero points z is 0. In nvfp4 two e2m1 codes share a
-byte, and ``W = code * (scale / global_scale)`` in bfloat16. Other values are rounded to the type of
-the scale.
+``W = (q - 2^(bits-1) - z) * scale``; without zero points z is 0. Values are rounded to the type of
+the scale. Its fp4 is in ``fp4.py``.
 """
 
 from typing import Any
@@ -12,9 +11,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
-    BYTES,
     FLOATS,
-    FP4,
     INTEGERS,
     WORDS,
     Config,
@@ -25,12 +22,10 @@ from quantlab.sources.kinds.decoding import (
     RowIndex,
     StoredTensor,
     config_contradiction,
-    exact_ratio,
     group_index,
     slice_words,
     take_rows,
     unpack_codes,
-    unpack_nibbles,
 )
 
 METHODS = ("compressed-tensors",)
@@ -48,8 +43,10 @@ def _decode_packed(parts: Parts) -> StoredTensor:
     if -(-inputs * bits // 32) != packed.shape[1]:
         raise misfit
     groups = scale.shape[1]
-    group = exact_ratio(inputs, groups, misfit)
+    if not groups:
+        raise misfit
     group_of = group_index(parts, "weight_g_idx", inputs, groups)
+    group = int(np.bincount(group_of).max())
 
     def decode_rows(index: RowIndex) -> FloatArray:
         codes = unpack_codes(take_rows(packed, index), bits, inputs) - 2 ** (bits - 1)
@@ -90,30 +87,6 @@ def _weight_settings(config: Config) -> Config:
     return weights if isinstance(weights, dict) else {}
 
 
-def _decode_nvfp4(parts: Parts) -> StoredTensor:
-    import ml_dtypes
-
-    packed, scale, global_scale = (
-        parts[key] for key in ("weight_packed", "weight_scale", "weight_global_scale")
-    )
-    if len(scale) != len(packed) or global_scale.size != 1:
-        raise parts.misfit()
-    tensor_scale = np.float32(global_scale.reshape(-1)[0])
-    if not tensor_scale > 0:
-        raise MisfitError(f"has a weight_global_scale of {tensor_scale}")
-    inputs = 2 * packed.shape[1]
-    group = exact_ratio(inputs, scale.shape[1], parts.misfit())
-
-    def decode_rows(index: RowIndex) -> FloatArray:
-        values = FP4[unpack_nibbles(take_rows(packed, index))].reshape(len(index), -1, group)
-        scales = take_rows(scale, index).astype(np.float32) / tensor_scale
-        rounded = (values * scales[..., None]).astype(ml_dtypes.bfloat16)
-        return rounded.reshape(len(index), inputs).astype(np.float32)
-
-    shape = len(packed), inputs
-    return StoredTensor(parts.name, shape, f"nvfp4, group {group}", parts.stored, decode_rows)
-
-
 PACKED = {
     "weight_packed": Part(".weight_packed", WORDS, ndim=2),
     "weight_scale": Part(".weight_scale", FLOATS, ndim=2),
@@ -121,12 +94,4 @@ PACKED = {
     "weight_shape": Part(".weight_shape", INTEGERS),
     "weight_g_idx": Part(".weight_g_idx", INTEGERS, is_optional=True),
 }
-NVFP4 = {
-    "weight_packed": Part(".weight_packed", BYTES, ndim=2),
-    "weight_scale": Part(".weight_scale", ("float8_e4m3fn",), ndim=2),
-    "weight_global_scale": Part(".weight_global_scale", ("float32",)),
-}
-KINDS = (
-    Kind(NVFP4, "weight_packed", _decode_nvfp4, lambda p: p["weight_packed"].dtype == np.uint8),
-    Kind(PACKED, "weight_packed", _decode_packed),
-)
+KINDS = (Kind(PACKED, "weight_packed", _decode_packed),)

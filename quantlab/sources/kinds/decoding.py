@@ -28,6 +28,7 @@ Config = Mapping[str, Any]  # what config.json says of the quantization
 # Names of dtypes.
 WORDS, INTEGERS, BYTES = ("int32", "uint32"), ("int32", "int64"), ("uint8",)
 FLOATS = ("float16", "bfloat16", "float32")
+EXPONENTS = ("float8_e8m0fnu", "uint8")  # of powers of two, each in a byte
 
 
 class MisfitError(ValueError):
@@ -263,11 +264,38 @@ def take_rows(array: NDArray[Any], index: RowIndex) -> NDArray[Any]:
     return array[index]
 
 
+def as_scales(stored: NDArray[Any]) -> NDArray[Any]:
+    """Return scales as numbers: exponents of a byte each are powers of two."""
+    import ml_dtypes
+
+    return stored.view(ml_dtypes.float8_e8m0fnu) if stored.dtype == np.uint8 else stored
+
+
 def exact_ratio(numerator: int, denominator: int, misfit: MisfitError) -> int:
     """Return a quotient; raises `misfit` unless it is a whole number above 0."""
     if not denominator or numerator % denominator or not numerator:
         raise misfit
     return numerator // denominator
+
+
+def group_size(parts: Parts, inputs: int, groups: int) -> int:
+    """Return the inputs of a group, of which the last may be short; raises MisfitError.
+
+    It is the one that the config states, if that fits; else inputs are divided evenly, unless that
+    makes a size that no runtime has.
+    """
+    if not groups:
+        raise parts.misfit()
+    even = inputs // groups if inputs % groups == 0 else 0
+    stated = parts.config.get("group_size")
+    sizes = [stated] if type(stated) is int and stated > 0 else []
+    sizes += (
+        [even] if (even and even % 8 == 0) or groups == 1 else [*(2**k for k in range(4, 13)), even]
+    )
+    size = next((size for size in sizes if size and -(-inputs // size) == groups), None)
+    if size is None:
+        raise parts.misfit()
+    return size
 
 
 def group_index(
@@ -276,10 +304,10 @@ def group_index(
     """Return the group of each input: as a part says, or in order where there is none.
 
     A group of ``-groups`` to -1 counts from the last where `wraps` says so. Raises MisfitError
-    where `groups` do not divide inputs, or where the part names others.
+    where inputs do not make so many groups, or where the part names others.
     """
     if key not in parts:
-        return np.arange(inputs) // exact_ratio(inputs, groups, parts.misfit())
+        return np.arange(inputs) // group_size(parts, inputs, groups)
     index = parts[key]
     if index.shape != (inputs,) or index.min() < -groups * wraps or index.max() >= groups:
         raise MisfitError(f"has {key} of {list(index.shape)} that names no group of {groups}")
@@ -319,9 +347,10 @@ def unpack_codes(words: NDArray[Any], bits: int, n: int) -> NDArray[np.int32]:
 
 def slice_words(words: NDArray[Any], bits: int, codes: RowIndex) -> tuple[NDArray[Any], int]:
     """Return the columns of words that hold the `codes` of each row, and their first code."""
-    # 32 codes fill as many words as they have bits, whatever the width: a place to cut.
-    first, last = int(codes.min()) // 32 * 32, int(codes.max()) // 32 * 32 + 32
-    return words[:, first * bits // 32 : last * bits // 32], first
+    # As many codes as a word has bits fill as many words as a code has: a place to cut.
+    word = 8 * words.itemsize
+    first, last = int(codes.min()) // word * word, int(codes.max()) // word * word + word
+    return words[:, first * bits // word : last * bits // word], first
 
 
 def unpack_nibbles(octets: NDArray[np.uint8], *, high_first: bool = False) -> NDArray[np.uint8]:

@@ -29,21 +29,23 @@ from quantlab.sources.kinds.decoding import (
 )
 
 METHODS = ("gptq",)
+PACKED = (*WORDS, "int16", "uint8", "int8")  # GPTQModel packs into words of any size
 V1, V2 = "with zero points stored less 1 (gptq_v1)", "with zero points as they are (gptq_v2)"
 
 
 def _decode(parts: Parts) -> StoredTensor:
     qweight, qzeros, scales = parts["qweight"], parts["qzeros"], parts["scales"]
     groups, outputs = scales.shape
-    bits = exact_ratio(32 * qzeros.shape[1], outputs, parts.misfit())
-    inputs = exact_ratio(32 * qweight.shape[0], bits, parts.misfit())
-    if qweight.shape[1] != outputs or qzeros.shape[0] != groups:
+    word = 8 * qweight.itemsize
+    bits = exact_ratio(word * qzeros.shape[1], outputs, parts.misfit())
+    inputs = exact_ratio(word * qweight.shape[0], bits, parts.misfit())
+    if qweight.shape[1] != outputs or qzeros.shape[0] != groups or qzeros.itemsize != word // 8:
         raise parts.misfit()
     if not groups or not 2 <= bits <= 8:
         raise parts.misfit()
     # Negative indices count from the end, as in the kernels that the format was made for.
     group_of = group_index(parts, "g_idx", inputs, groups, wraps=True)
-    group = -(-inputs // groups)
+    group = int(np.bincount(group_of % groups).max())
 
     def decoder(zero_shift: int) -> DecodeRows:
         def decode_rows(index: RowIndex) -> FloatArray:
@@ -71,18 +73,19 @@ def _unpack_zeros(
 ) -> NDArray[Any]:
     """Unpack the zero points of outputs, `zero_shift` added, ``(outputs, groups)``."""
     columns, first = slice_words(qzeros, bits, index)
-    words = np.ascontiguousarray(columns).view(np.uint32)
-    n = words.shape[1] * 32 // bits
-    if 32 % bits == 0:
+    words = np.ascontiguousarray(columns).view(f"u{columns.itemsize}")
+    word = 8 * words.itemsize
+    n = words.shape[1] * word // bits
+    if word % bits == 0:
         # Added to words, not to codes: the carry into the next code undoes the borrow of v1.
-        of_all = sum(zero_shift << place for place in range(0, 32, bits))
-        return unpack_codes(words + np.uint32(of_all), bits, n).T[index - first]
+        of_all = sum(zero_shift << place for place in range(0, word, bits))
+        return unpack_codes(words + words.dtype.type(of_all), bits, n).T[index - first]
     return (unpack_codes(words, bits, n).T[index - first] + zero_shift) % 2**bits
 
 
 PARTS = {
-    "qweight": Part(".qweight", WORDS, ndim=2),
-    "qzeros": Part(".qzeros", WORDS, ndim=2),
+    "qweight": Part(".qweight", PACKED, ndim=2),
+    "qzeros": Part(".qzeros", PACKED, ndim=2),
     "scales": Part(".scales", FLOATS, ndim=2),
     "g_idx": Part(".g_idx", INTEGERS, is_optional=True),
 }

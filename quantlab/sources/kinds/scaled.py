@@ -1,8 +1,8 @@
 """Codes that are numbers already, times a scale: fp8 of several kinds, and int8.
 
-``W = weight * scale``, of one scale, one a row, one a group of a row, or one a block of rows and
-columns, as DeepSeek's ``weight_scale_inv``; bitsandbytes' int8 has ``SCB``, 127 scales. Values are
-rounded to the type of the scale.
+``W = weight * scale``, of one scale, one an index of an axis, one a group of a row, or one a block
+of rows and columns, as DeepSeek's ``weight_scale_inv``; experts may be stacked along a first axis.
+bitsandbytes' int8 has ``SCB``, 127 scales. Values are rounded to the type of the scale.
 """
 
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
+    EXPONENTS,
     FLOATS,
     Config,
     Kind,
@@ -19,57 +21,131 @@ from quantlab.sources.kinds.decoding import (
     Parts,
     RowIndex,
     StoredTensor,
+    as_scales,
     config_contradiction,
     take_rows,
 )
 
 METHODS = ("fp8", "fbgemm_fp8", "finegrained_fp8", "compressed-tensors", "bitsandbytes")
-CODES = {"float8_e4m3fn": "fp8 e4m3", "float8_e5m2": "fp8 e5m2", "int8": "int8"}
+CODES = {
+    "float8_e4m3fn": "fp8 e4m3",
+    "float8_e5m2": "fp8 e5m2",
+    "float8_e4m3fnuz": "fp8 e4m3fnuz",
+    "float8_e5m2fnuz": "fp8 e5m2fnuz",
+    "int8": "int8",
+}
 DEEPSEEK_BLOCK = (128, 128)
-BLOCK_SCALE, INT8_SCALE = ".weight_scale_inv", ".SCB"
+INT8_SCALE = ".SCB"
 
 
 def _decode(parts: Parts) -> StoredTensor:
     weight, scale = parts["weight"], parts["scale"]
+    if weight.ndim < 2:
+        parts.require("weight", ndim=2)
     scale_name = parts.tensors["scale"].name
     factor = np.float32(1 / 127 if scale_name.endswith(INT8_SCALE) else 1)
     # A scale of one byte is a type for scales alone: no runtime computes in it.
     rounded = scale.dtype if scale.itemsize > 1 else np.dtype(np.float32)
-    scale = scale.astype(np.float32)
-    scale = scale.reshape(-1, 1) if scale.ndim < 2 else scale
-    block = _block_shape(parts, weight.shape, scale.shape)
+    scale = _align(as_scales(scale), weight.shape, parts).astype(np.float32)
+    index_maps = _index_maps(parts, weight.shape, scale.shape)
     zero = parts.get("zero_point")
     if zero is not None and zero.size != scale.size:
         raise parts.misfit("zero_point", "scale")
-    columns = np.arange(weight.shape[1]) // block[1]
+    zeros = None if zero is None else zero.reshape(scale.shape)
+    rows = weight.reshape(-1, weight.shape[-1])
+
+    def spread(values: NDArray[Any], index: RowIndex) -> NDArray[Any]:
+        places = zip(index_maps, np.unravel_index(index, weight.shape[:-1]), strict=False)
+        of_rows = values[tuple(index_map[place] for index_map, place in places)]
+        return of_rows if values.shape[-1] == 1 else of_rows[:, index_maps[-1]]
 
     def decode_rows(index: RowIndex) -> FloatArray:
-        codes = take_rows(weight, index).astype(np.float32)
-        if zero is not None:
-            codes -= _spread(zero.reshape(scale.shape), index // block[0], columns)
-        values = codes * _spread(scale, index // block[0], columns) * factor
+        codes = take_rows(rows, index).astype(np.float32)
+        if zeros is not None:
+            codes -= spread(zeros, index)
+        values = codes * spread(scale, index) * factor
         return values.astype(rounded).astype(np.float32)
 
-    is_blocks = scale_name.endswith(BLOCK_SCALE)
+    block = _block_size(parts.config, weight.shape[-2:], scale.shape[-2:])
+    config = parts.config if scale_name.endswith("_scale_inv") else {}
     return StoredTensor(
         parts.name,
         weight.shape,
         f"{CODES[weight.dtype.name]}, {_sharing(scale.shape, weight.shape, block)}",
         parts.stored,
         decode_rows,
-        remark=config_contradiction(parts.config if is_blocks else {}, weight_block_size=[*block]),
+        remark=config_contradiction(config, weight_block_size=[*block]),
     )
 
 
-def _block_shape(parts: Parts, shape: tuple[int, ...], scales: tuple[int, ...]) -> tuple[int, int]:
-    """Return the number of rows and of columns that share a scale."""
-    if len(scales) != 2 or 0 in scales:
+def _align(scale: NDArray[Any], shape: Shape, parts: Parts) -> NDArray[Any]:
+    """Give scales the axes of a weight: one, one an index of the first axes, or as stored."""
+    if not scale.size:
         raise parts.misfit("weight", "scale")
-    even = tuple(-(-n // m) for n, m in zip(shape, scales, strict=True))
-    for block in (_stated_block(parts.config), DEEPSEEK_BLOCK, even):
-        if all(-(-n // b) == m for n, m, b in zip(shape, scales, block, strict=True)):
-            return block[0], block[1]
-    raise parts.misfit("weight", "scale")
+    if scale.size == 1:
+        return scale.reshape((1,) * len(shape))
+    if scale.ndim < len(shape):
+        return scale.reshape(*scale.shape, *(1,) * (len(shape) - scale.ndim))
+    return scale
+
+
+def _block_size(config: Config, shape: Shape, scales: Shape) -> tuple[int, int]:
+    """Return the rows and columns of a block: as stated, DeepSeek's, or equal shares."""
+    even = [-(-n // m) for n, m in zip(shape, scales, strict=True)]
+    for rows, columns in (_stated_block(config), DEEPSEEK_BLOCK, even):
+        if (-(-shape[0] // rows), -(-shape[1] // columns)) == tuple(scales):
+            break
+    return rows, columns
+
+
+def _index_maps(parts: Parts, shape: Shape, scales: Shape) -> list[RowIndex]:
+    """Return, for each axis, the index of the scale of each index; raises MisfitError without."""
+    if len(scales) != len(shape) or 0 in scales:
+        raise parts.misfit("weight", "scale")
+    leading = [_block_map(parts, n, m, n) for n, m in zip(shape[:-2], scales[:-2], strict=True)]
+    rows, columns = _block_size(parts.config, shape[-2:], scales[-2:])
+    sizes = _fused_sizes(parts, shape[-2])
+    restarted = [np.arange(size) // rows for size in sizes]
+    counts = [int(part[-1]) + 1 for part in restarted]
+    if len(sizes) == scales[-2] != shape[-2]:
+        of_rows = np.repeat(np.arange(len(sizes)), sizes)
+    elif sum(counts) == scales[-2] != -(-shape[-2] // rows):
+        starts = np.cumsum([0, *counts[:-1]])
+        of_rows = np.concatenate([n + part for n, part in zip(starts, restarted, strict=True)])
+    else:
+        of_rows = _block_map(parts, shape[-2], scales[-2], rows)
+    return [*leading, of_rows, _block_map(parts, shape[-1], scales[-1], columns)]
+
+
+def _block_map(parts: Parts, n: int, m: int, block: int) -> RowIndex:
+    """Return the scale of each of `n` indices: `m` of equal shares, or a short last one.
+
+    Raises MisfitError where neither can be.
+    """
+    sizes = [block, *(2**k for k in range(4, 16))]
+    if n % m == 0:
+        sizes.insert(block in DEEPSEEK_BLOCK, n // m)
+    size = next((size for size in sizes if -(-n // size) == m), None)
+    if size is None:
+        raise parts.misfit("weight", "scale")
+    return np.arange(n) // size
+
+
+def _fused_sizes(parts: Parts, rows: int) -> list[int]:
+    """Return the rows of each projection in a fused one, as far as config.json gives them."""
+    if "gate_up" in parts.name and rows % 2 == 0:
+        return [rows // 2, rows // 2]
+    if "qkv" not in parts.name:
+        return []
+    model = parts.config.get("model", {})
+    heads = model.get("num_attention_heads")
+    kv_heads = model.get("num_key_value_heads", heads)
+    if not all(type(n) is int and n > 0 for n in (heads, kv_heads)) or rows % (
+        heads + 2 * kv_heads
+    ):
+        return []
+    size = rows // (heads + 2 * kv_heads)
+    return [heads * size, kv_heads * size, kv_heads * size]
 
 
 def _stated_block(config: Config) -> tuple[int, ...]:
@@ -80,26 +156,31 @@ def _stated_block(config: Config) -> tuple[int, ...]:
     return tuple(block) if is_sound else DEEPSEEK_BLOCK
 
 
-def _spread(scale: NDArray[Any], rows: RowIndex, columns: RowIndex) -> NDArray[Any]:
-    """Return the scale of each value of rows, or one that broadcasts to them."""
-    return scale[rows] if scale.shape[1] == 1 else scale[rows][:, columns]
-
-
-def _sharing(scales: tuple[int, ...], shape: tuple[int, ...], block: tuple[int, int]) -> str:
-    if scales == (1, 1):
+def _sharing(scales: Shape, shape: Shape, block: list[int]) -> str:
+    if set(scales) == {1}:
         return "one scale"
-    if scales[1] == 1:
-        return "per channel"
-    return f"group {block[1]}" if scales[0] == shape[0] else f"blocks of {block[0]}x{block[1]}"
+    if scales[-1] == 1 or scales[:-1] == (1,) * (len(shape) - 1):
+        return "per channel" if max(scales) == max(shape[-2:]) else "one scale a part"
+    if scales[-2] == shape[-2]:
+        return f"group {block[-1]}"
+    return f"blocks of {block[-2]}x{block[-1]}"
 
 
 def _has_scale(parts: Parts) -> bool:
-    return "scale" in parts and parts["weight"].dtype.name in CODES
+    return "weight" in parts and parts["weight"].dtype.name in CODES
 
 
-PARTS = {
-    "weight": Part(".weight", tuple(CODES), ndim=2),
-    "scale": Part((BLOCK_SCALE, ".weight_scale", INT8_SCALE), (*FLOATS, "float8_e8m0fnu")),
-    "zero_point": Part(".weight_zero_point", ("int8",), is_optional=True),
+WEIGHT, SCALES = (*CODES,), (*FLOATS, *EXPONENTS)
+SUFFIXED = {  # what comes after the whole name of the weight
+    "weight": Part("", WEIGHT),
+    "scale": Part(("_scale_inv", "_scale", "_weight_scale_inv", "_weight_scale"), SCALES),
+    "zero_point": Part("_zero_point", ("int8",), is_optional=True),
 }
-KINDS = (Kind(PARTS, "weight", _decode, _has_scale),)
+BESIDE = {  # what stands beside a part called weight
+    "weight": Part(".weight", WEIGHT),
+    "scale": Part((".scale_weight", ".qscale_weight", ".scale", INT8_SCALE), SCALES),
+}
+KINDS = (
+    Kind(SUFFIXED, "scale", _decode, _has_scale, original=""),
+    Kind(BESIDE, "scale", _decode, _has_scale),
+)

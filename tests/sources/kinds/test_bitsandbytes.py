@@ -117,7 +117,7 @@ BAD = {
         "quant_state",
     ),
     "codes of one dimension": ("bnb-int8", {"weight": np.ravel}, "no matrix"),
-    "codes of three": ("bnb-int8", {"weight": lambda w: w[None]}, "no matrix"),
+    "codes of three": ("bnb-int8", {"weight": lambda w: w[None]}, "do not fit"),
     "SCB of other rows": ("bnb-int8", {"SCB": lambda s: s[:23]}, "do not fit"),
     "no SCB in it": ("bnb-int8", {"SCB": lambda s: s[:0]}, "do not fit"),
 }

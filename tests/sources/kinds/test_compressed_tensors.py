@@ -23,7 +23,6 @@ BAD = {
     "a shape of other rows": (shape(64, 128), "for the shape [64, 128], which do not fit"),
     "a shape of few columns": (shape(32, 8), "which do not fit"),
     "a shape of many columns": (shape(32, 2**40), "which do not fit"),
-    "a shape no group divides": (shape(32, 127), "do not fit"),
     "a shape of nothing": (shape(32, 0), "which do not fit"),
     "a shape below nothing": (shape(-32, -128), "which do not fit"),
     "a shape of one number": (shape(4096), "a weight_shape of 1 numbers"),
@@ -85,15 +84,15 @@ BAD_FP4 = {
     "a scale of 0": ({"weight_global_scale": lambda s: s * 0}, "weight_global_scale"),
     "bytes of one dimension": (
         {"weight_packed": np.ravel},
-        "has weight_packed of [2048], which is no matrix",
+        "has weight of [2048] and weight_scale of [32, 8], which do not fit",
     ),
     "bytes of three": (
         {"weight_packed": lambda w: w[None]},
-        "has weight_packed of [1, 32, 64], which is no matrix",
+        "has weight of [1, 32, 64] and weight_scale of [32, 8], which do not fit",
     ),
     "other rows": (
         {"weight_packed": lambda w: w[:31]},
-        "has weight_packed of [31, 64], weight_scale of [32, 8] and",
+        "has weight of [31, 64] and weight_scale of [32, 8], which do not fit",
     ),
     "no columns": ({"weight_packed": lambda w: w[:, :0]}, "do not fit"),
     "no groups": ({"weight_scale": lambda s: s[:, :0]}, "do not fit"),

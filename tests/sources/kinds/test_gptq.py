@@ -43,9 +43,9 @@ BAD = {
     "a g_idx of NaN": ({"g_idx": lambda g: np.full(g.shape, np.nan, np.float32)}, "g_idx"),
     "a g_idx of truths": ({"g_idx": lambda g: g > 1}, "g_idx"),
     "words of floats": ({"qweight": lambda w: w.astype(np.float32)}, "float32"),
-    "words of bytes": ({"qweight": lambda w: w.astype(np.int8)}, "int8"),
+    "words of bytes": ({"qweight": lambda w: w.astype(np.int8)}, "do not fit"),
     "words of 64 bits": ({"qweight": lambda w: w.astype(np.int64)}, "int64"),
-    "zero points of bytes": ({"qzeros": lambda z: z.astype(np.uint8)}, "uint8"),
+    "zero points of bytes": ({"qzeros": lambda z: z.astype(np.uint8)}, "do not fit"),
     "zero points of floats": ({"qzeros": lambda z: np.ones(z.shape, np.float16)}, "float16"),
     "scales of integers": ({"scales": lambda s: s.view(np.int16)}, "int16"),
 }

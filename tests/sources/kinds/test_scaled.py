@@ -30,7 +30,7 @@ BAD = {
     "no columns of scales": ("fp8-rows", {"weight_scale": lambda s: s[:, :0]}, "do not fit"),
     "scales of three dimensions": ("fp8-rows", {"weight_scale": lambda s: s[None]}, "do not fit"),
     "codes of one dimension": ("fp8-rows", {"weight": np.ravel}, "no matrix"),
-    "codes of three": ("fp8-rows", {"weight": lambda w: w[None]}, "no matrix"),
+    "codes of three": ("fp8-rows", {"weight": lambda w: w[None]}, "do not fit"),
     "codes of none": ("fp8-tensor", {"weight": lambda w: w[0, 0]}, "no matrix"),
     "blocks that do not fit": (
         "fp8-blocks",

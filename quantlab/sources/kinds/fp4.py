@@ -1,0 +1,107 @@
+"""Codes of e2m1, two a byte with the lower half first, in groups of a row that share a scale.
+
+The scale is in fp8, times a scale of the whole tensor (NVFP4), or a power of two (MXFP4).
+compressed-tensors divides by its scale of the tensor and rounds to bfloat16, Model-Optimizer
+multiplies by its own; DeepSeek keeps the bytes as int8. Experts may be stacked along a first axis.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.formats.element import FloatArray
+from quantlab.sources.kinds.decoding import (
+    BYTES,
+    EXPONENTS,
+    FP4,
+    Kind,
+    MisfitError,
+    Part,
+    Parts,
+    RowIndex,
+    StoredTensor,
+    as_scales,
+    exact_ratio,
+    take_rows,
+    unpack_nibbles,
+)
+
+METHODS = ("modelopt", "nvfp4", "quark")
+FP8 = ("float8_e4m3fn",)
+
+
+def _decode(parts: Parts) -> StoredTensor:
+    import ml_dtypes
+
+    packed, scale = parts["weight"].view(np.uint8), parts["weight_scale"]
+    inputs = 2 * packed.shape[-1]
+    if packed.ndim < 2 or scale.shape[:-1] != packed.shape[:-1]:
+        raise parts.misfit("weight", "weight_scale")
+    group = exact_ratio(inputs, scale.shape[-1], parts.misfit("weight", "weight_scale"))
+    is_rounded = "weight_global_scale" in parts
+    factors = _tensor_scales(parts, packed.shape[:-1])
+    codes, scales = (array.reshape(-1, array.shape[-1]) for array in (packed, scale))
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        values = FP4[unpack_nibbles(take_rows(codes, index))].reshape(len(index), -1, group)
+        of_groups = as_scales(take_rows(scales, index)).astype(np.float32)
+        if is_rounded:
+            of_groups = of_groups / factors[index, None]
+        else:
+            of_groups = of_groups * factors[index, None]
+        values = values * of_groups[..., None]
+        if is_rounded:
+            values = values.astype(ml_dtypes.bfloat16)
+        return values.reshape(len(index), inputs).astype(np.float32)
+
+    name = "nvfp4" if scale.dtype.name in FP8 else "mxfp4"
+    shape = (*packed.shape[:-1], inputs)
+    return StoredTensor(parts.name, shape, f"{name}, group {group}", parts.stored, decode_rows)
+
+
+def _tensor_scales(parts: Parts, rows: tuple[int, ...]) -> NDArray[Any]:
+    """Return the scale of the tensor of each row: one for all, or one an expert."""
+    key = next((key for key in ("weight_global_scale", "weight_scale_2") if key in parts), None)
+    if key is None and parts["weight_scale"].dtype.name in FP8:
+        raise MisfitError("has no weight_global_scale and no weight_scale_2")
+    if key is None:
+        return np.ones(int(np.prod(rows)), np.float32)
+    values = parts[key].astype(np.float32).reshape(-1)
+    if not (values > 0).all():
+        raise MisfitError(f"has a {key} of {values.min()}")
+    if values.size not in (1, rows[0]):
+        raise parts.misfit("weight", key)
+    return np.broadcast_to(values.reshape(-1, *(1,) * (len(rows) - 1)), rows).reshape(-1)
+
+
+def _is_packed(parts: Parts) -> bool:
+    """Test for two codes a byte: int8 weights have scales of another type."""
+    if "weight" not in parts or "weight_scale" not in parts:
+        return False
+    packed, scale = parts["weight"], parts["weight_scale"]
+    if packed.dtype == np.uint8:
+        return True
+    return scale.dtype.name == "float8_e8m0fnu" and scale.shape[-1] * 16 == packed.shape[-1]
+
+
+SCALES = (*FP8, *EXPONENTS)
+PACKED = {
+    "weight": Part(".weight_packed", BYTES),
+    "weight_scale": Part(".weight_scale", SCALES),
+    "weight_global_scale": Part(".weight_global_scale", ("float32",), is_optional=True),
+}
+SUFFIXED = {  # what comes after the whole name of the weight
+    "weight": Part("", (*BYTES, "int8")),
+    "weight_scale": Part(("_scale", "_weight_scale"), SCALES),
+    "weight_scale_2": Part(("_scale_2", "_weight_scale_2"), ("float32",), is_optional=True),
+}
+BESIDE = {
+    "weight": Part(".weight", (*BYTES, "int8")),
+    "weight_scale": Part(".scale", EXPONENTS),
+}
+KINDS = (
+    Kind(PACKED, "weight", _decode, lambda parts: parts["weight"].dtype == np.uint8),
+    Kind(SUFFIXED, "weight_scale", _decode, _is_packed, original=""),
+    Kind(BESIDE, "weight_scale", _decode, _is_packed),
+)

@@ -35,7 +35,16 @@ READER = "one container, which its yaml names"
 APART = {  # modules with one user, one of their room, and why they stand alone
     **{
         f"sources/kinds/{name}.py": KIND
-        for name in ("awq", "bitsandbytes", "compressed_tensors", "gptq", "mlx", "mxfp4", "scaled")
+        for name in (
+            "awq",
+            "bitsandbytes",
+            "compressed_tensors",
+            "fp4",
+            "gptq",
+            "mlx",
+            "mxfp4",
+            "scaled",
+        )
     },
     **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "onnx", "safetensors")},
     **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},

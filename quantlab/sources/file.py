@@ -44,6 +44,7 @@ SUFFIXES = {
 }
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 ON_INDEX = {"ml_dtypes": "ml-dtypes"}  # modules whose package has another name
+FileState = tuple[str, int, int]  # path, size and time of change
 SENTENCE_TENSORS = 3  # with reasons, in one message
 
 
@@ -82,7 +83,7 @@ class MappedArray:
     `dtype` is None where NumPy has none.
     """
 
-    path: str
+    file: FileState
     name: str
     shape: tuple[int, ...]
     kind: str
@@ -92,7 +93,7 @@ class MappedArray:
 
     def open(self) -> Tensor:
         """Map the values."""
-        return map_tensor(self.name, self.dtype, self.shape, self.path, self.offset)
+        return map_values(self.name, self.dtype, self.shape, self.file, self.offset)
 
     def entry(self, skip_reason: str | None, *, is_quantized: bool = False) -> FileEntry:
         """Return the entry of the array in the list of its file."""
@@ -305,18 +306,24 @@ def readable(path: str, kind: str) -> Iterator[None]:
 
 def map_tensor(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
     """Map values that lie as they are in a file."""
-    state = file_state(path)
-    values = np.ndarray(shape, dtype, buffer=_whole_file(state), offset=offset)
-    return Tensor(name, values, (*state, offset, shape, str(dtype)))
+    return map_values(name, dtype, shape, file_state(path), offset)
+
+
+def map_values(
+    name: str, dtype: Any, shape: tuple[int, ...], file: FileState, offset: int
+) -> Tensor:
+    """Map values that lie as they are in a file of a known state."""
+    values = np.ndarray(shape, dtype, buffer=_whole_file(file), offset=offset)
+    return Tensor(name, values, (*file, offset, shape, str(dtype)))
 
 
 @lru_cache(maxsize=16)
-def _whole_file(state: tuple[str, int, int]) -> Any:
+def _whole_file(state: FileState) -> Any:
     """Map a file as a whole: a process has a thousand descriptors, a checkpoint more tensors."""
     return np.memmap(state[0], dtype=np.uint8, mode="r")
 
 
-def file_state(path: str) -> tuple[str, int, int]:
+def file_state(path: str) -> FileState:
     """Return path, size and time of change, which identify the content of a file."""
     expanded = Path(path).expanduser()
     stat = expanded.stat()

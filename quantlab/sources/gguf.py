@@ -14,9 +14,10 @@ from quantlab.sources.file import (
     BadFileError,
     File,
     FileEntry,
+    FileState,
     MappedArray,
     file_state,
-    map_tensor,
+    map_values,
 )
 from quantlab.sources.kinds.decoding import RowIndex, StoredTensor, dense_tensor, take_rows
 from quantlab.sources.names import Architecture
@@ -43,7 +44,7 @@ class GgufTensor(MappedArray):
         """Map the bytes of each row."""
         row_bytes = self.shape[-1] // self.block * self.block_bytes
         shape = prod(self.shape[:-1]), row_bytes
-        return map_tensor(self.name, np.uint8, shape, self.path, self.offset)
+        return map_values(self.name, np.uint8, shape, self.file, self.offset)
 
 
 class GgufContents(NamedTuple):
@@ -128,7 +129,7 @@ def read_contents(path: str) -> GgufContents:
 
 
 @lru_cache  # the reader takes seconds where there is a vocabulary
-def _read_contents(state: tuple[str, int, int]) -> GgufContents:
+def _read_contents(state: FileState) -> GgufContents:
     import gguf
 
     class Reader(gguf.GGUFReader):
@@ -149,11 +150,11 @@ def _read_contents(state: tuple[str, int, int]) -> GgufContents:
     for tensor in reader.tensors:
         if tensor.data_offset < reader.data_offset:
             raise ValueError(f"{tensor.name} begins before the data")
-    tensors = [_describe(path, tensor) for tensor in reader.tensors]
+    tensors = [_describe(state, tensor) for tensor in reader.tensors]
     return GgufContents(tensors, _read_architecture(reader))
 
 
-def _describe(path: str, tensor: Any) -> GgufTensor:
+def _describe(file: FileState, tensor: Any) -> GgufTensor:
     import gguf
     import ml_dtypes
 
@@ -172,7 +173,7 @@ def _describe(path: str, tensor: Any) -> GgufTensor:
         )
     offset, n_bytes = int(tensor.data_offset), prod(shape) // block * size
     return GgufTensor(
-        path, tensor.name, shape, kind, dtypes.get(kind), offset, n_bytes, block, size
+        file, tensor.name, shape, kind, dtypes.get(kind), offset, n_bytes, block, size
     )
 
 

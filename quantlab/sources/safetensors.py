@@ -1,14 +1,15 @@
 """Checkpoints of the safetensors package, also in several files, and those that are quantized."""
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, readable
+from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state, readable
 from quantlab.sources.kinds import (
     awq,
     bitsandbytes,
@@ -21,28 +22,42 @@ from quantlab.sources.kinds import (
 )
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.pairing import StoredFile
-from quantlab.text import label
 
 INTEGERS = {
     "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
     "U64": "<u8", "BOOL": "?",
 }  # fmt: skip
+PLAIN = ("F64", "F32", "F16", "BF16")
 MAX_CONFIG_BYTES = 2**24
+# Scales of activations and of KV caches, and a mark that a file has them.
+OF_ACTIVATIONS = re.compile(
+    r"(^|[._])(input_scale|scale_input|activation_scale|qscale_act|input_global_scale"
+    r"|[kvq]_scale|output_scale|scaled_fp8)$"
+)
 
 # Each takes its tensors from those that are left: AWQ before GPTQ, which takes every qweight.
 MODULES = (awq, gptq, fp4, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
 
 
 class Safetensors(File):
-    """A safetensors file, or the ``.index.json`` of a checkpoint in several of them."""
+    """A safetensors file, or the ``.index.json`` of a checkpoint in several of them.
+
+    Weights that are stored in codes are decoded, and their scales are no tensors of their own.
+    """
 
     format = "safetensors"
     needs = ("safetensors", "ml_dtypes")
 
     def _entries(self) -> Iterator[FileEntry]:
-        for array in read_arrays(self.path):
-            is_float = array.dtype is not None and array.kind not in (*INTEGERS, "F8_E8M0")
-            yield array.entry(None if is_float else f"{array.kind} is no floating-point type")
+        arrays = list(read_arrays(self.path))
+        decoded = _decode_arrays(self.path, arrays)
+        weights = {tensor.parts[0].name: tensor for tensor in decoded}
+        used = {part.name for tensor in decoded for part in tensor.parts}
+        for array in arrays:
+            if array.name in weights:
+                yield weights[array.name].entry()
+            elif array.name not in used:
+                yield array.entry(_skip_reason(array))
 
 
 class SafetensorsFile(StoredFile):
@@ -52,16 +67,39 @@ class SafetensorsFile(StoredFile):
     needs = ("safetensors", "ml_dtypes")
 
     def _decode(self) -> Iterator[StoredTensor]:
-        config = _read_config(Path(self.path).with_name("config.json"))
-        arrays = [array for array in read_arrays(self.path) if array.dtype is not None]
-        tensors = {array.name: array.open() for array in arrays}
-        for kind in (kind for module in MODULES for kind in module.KINDS):
-            decoded = list(kind.find(tensors, config))
-            yield from decoded
-            used = {part.name for tensor in decoded for part in tensor.parts}
-            tensors = {name: tensor for name, tensor in tensors.items() if name not in used}
-        floats = (array.name for array in arrays if array.kind not in INTEGERS)
-        yield from (dense_tensor(tensors[name]) for name in floats if name in tensors)
+        arrays = list(read_arrays(self.path))
+        decoded = _decode_arrays(self.path, arrays)
+        yield from decoded
+        used = {part.name for tensor in decoded for part in tensor.parts}
+        for array in arrays:
+            if array.dtype is not None and not _skip_reason(array) and array.name not in used:
+                yield dense_tensor(array.open())
+
+
+def _decode_arrays(path: str, arrays: Sequence[MappedArray]) -> list[StoredTensor]:
+    """Decode the weights that are stored in codes, or give the fault of each."""
+    if all(array.kind in PLAIN for array in arrays):
+        return []
+    config = _read_config(Path(path).with_name("config.json"))
+    tensors = {array.name: array.open() for array in arrays if array.dtype is not None}
+    weights = []
+    for kind in (kind for module in MODULES for kind in module.KINDS):
+        found = list(kind.find(tensors, config))
+        weights += found
+        for name in {part.name for tensor in found for part in tensor.parts}:
+            del tensors[name]
+    return weights
+
+
+def _skip_reason(array: MappedArray) -> str | None:
+    """Return the reason why an array holds no values of a weight, if any."""
+    if array.dtype is None:
+        return f"{array.kind} is no type that is read"
+    if array.kind in INTEGERS or array.kind == "F8_E8M0":
+        return f"{array.dtype.name} is no floating-point type"
+    if OF_ACTIVATIONS.search(array.name):
+        return "it is a scale of activations"
+    return None
 
 
 def read_arrays(path: str) -> Iterator[MappedArray]:
@@ -81,17 +119,22 @@ def read_arrays(path: str) -> Iterator[MappedArray]:
 def _read_file(path: str) -> Iterator[MappedArray]:
     import safetensors
 
-    with safetensors.safe_open(path, framework="numpy"):
-        pass  # it checks the header: lengths, offsets, overlaps
-    with Path(path).open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
+    try:
+        with safetensors.safe_open(path, framework="numpy"):
+            pass  # it checks the header: lengths, offsets, overlaps
+    except safetensors.SafetensorError as reason:
+        if "unknown variant" not in str(reason):  # of a type, which costs its tensors alone
+            raise
+    file = file_state(path)
+    with Path(path).open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        header = json.loads(content.read(length))
     for name, about in header.items():
         if name != "__metadata__":
             start, stop = about["data_offsets"]
             kind, shape = about["dtype"], tuple(about["shape"])
             offset = 8 + length + start
-            yield MappedArray(path, name, shape, kind, _dtypes().get(kind), offset, stop - start)
+            yield MappedArray(file, name, shape, kind, _dtypes().get(kind), offset, stop - start)
 
 
 @cache
@@ -105,6 +148,8 @@ def _dtypes() -> dict[str, np.dtype[Any]]:
         "BF16": np.dtype(ml_dtypes.bfloat16),
         "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
         "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+        "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+        "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
         "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),  # of scales alone
         **{kind: np.dtype(dtype) for kind, dtype in INTEGERS.items()},
     }
@@ -127,9 +172,10 @@ def _read_shards(index: str) -> dict[str, list[str]]:
 
 
 def _read_config(path: Path) -> Config:
-    """Return the quantization's config in config.json, empty where there is none.
+    """Return the quantization's config in config.json, and the model's; empty where there is none.
 
-    Raises BadFileError when it cannot be read or names a method that no module decodes.
+    A method that it names refuses nothing: what the tensors hold decides. Raises BadFileError when
+    it cannot be read.
     """
     if not path.is_file():
         return {}
@@ -143,11 +189,4 @@ def _read_config(path: Path) -> Config:
     config = content.get("quantization_config") or content.get("quantization") or {}
     if not isinstance(config, dict):
         raise BadFileError("stands beside a config.json whose quantization_config is no mapping")
-    methods = sorted({method for module in MODULES for method in module.METHODS})
-    method = config.get("quant_method", methods[0])
-    if method not in methods:
-        raise BadFileError(
-            f"is quantized by {label(repr(method))}, says config.json, which cannot be decoded: "
-            f"known are {', '.join(methods)}"
-        )
-    return config
+    return {**config, "model": content}

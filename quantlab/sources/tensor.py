@@ -50,6 +50,11 @@ class Tensor:
         """Number of elements."""
         return self.array.size
 
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes as stored."""
+        return self.array.nbytes
+
     @cached_property
     def _flat(self) -> Any:
         """Values in C order: a view where there is one, else an iterator that slices."""

@@ -87,7 +87,9 @@ def _column_scaled(
 
 
 def _is_square(tensor: Tensor) -> bool:
-    return len(tensor.shape) == 2 and tensor.shape[0] == tensor.shape[1]
+    """Test for a square matrix that lies in memory."""
+    shape = tensor.array.shape
+    return len(shape) == 2 and shape[0] == shape[1]
 
 
 def _spans(size: int) -> Iterator[tuple[int, int]]:

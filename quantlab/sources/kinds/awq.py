@@ -26,7 +26,6 @@ from quantlab.sources.kinds.decoding import (
     unpack_codes,
 )
 
-METHODS = ("awq",)
 BITS = 4
 PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where in its word each output is
 LINEAR_PLACES = np.arange(8)
@@ -39,7 +38,7 @@ def _is_awq(parts: Parts) -> bool:
     if _is_gemv(parts):
         return True
     if "scales" not in parts:
-        return parts.config.get("quant_method") in METHODS
+        return parts.config.get("quant_method") == "awq"
     return parts["qweight"].shape[-1:] != parts["scales"].shape[-1:]
 
 

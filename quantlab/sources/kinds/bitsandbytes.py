@@ -27,7 +27,6 @@ from quantlab.sources.kinds.decoding import (
 )
 from quantlab.text import label
 
-METHODS = ("bitsandbytes",)
 MAX_STATE_BYTES = 2**16
 BlockMagnitudes = Callable[[RowIndex], NDArray[np.float32]]  # by the numbers of blocks
 

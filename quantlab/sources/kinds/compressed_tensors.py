@@ -28,8 +28,6 @@ from quantlab.sources.kinds.decoding import (
     unpack_codes,
 )
 
-METHODS = ("compressed-tensors",)
-
 
 def _decode_packed(parts: Parts) -> StoredTensor:
     packed, scale, shape = parts["weight_packed"], parts["weight_scale"], parts["weight_shape"]

@@ -7,7 +7,7 @@ A `Kind` lists the parts of a weight by their suffixes and dtypes; `Parts` are t
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Read, Shape
 from quantlab.formats.element import FloatArray
+from quantlab.sources.file import FileEntry
 from quantlab.sources.tensor import Tensor
 from quantlab.text import label
 
@@ -68,6 +69,25 @@ class StoredTensor:
         """Number of bits as stored, of all parts."""
         return 8 * sum(part.size * part.itemsize for part in self.parts)
 
+    def open(self) -> Tensor:
+        """Return the decoded values as a tensor that other formats are measured on."""
+        states = tuple(part.state for part in self.parts)
+        state = None if None in states else (self.dtype, *states)
+        return DecodedTensor(self.name, np.empty(0, np.float32), state, weight=self)
+
+    def entry(self) -> FileEntry:
+        """Return the entry of the weight in the list of its file."""
+        return FileEntry(
+            self.name,
+            self.shape,
+            self.dtype,
+            self.open,
+            self.fault,
+            self.bits // 8,
+            is_quantized=True,
+            numpy_dtype=self.dtype,
+        )
+
     def sha256(self) -> str:
         """Return the sha256 of all parts as stored."""
         if len(self.parts) == 1:
@@ -104,6 +124,45 @@ class StoredTensor:
             return values[start - first * width : stop - first * width]
 
         return read
+
+
+@dataclass(frozen=True)
+class DecodedTensor(Tensor):
+    """The values of a weight that is stored in codes, decoded where they are read."""
+
+    weight: StoredTensor = field(kw_only=True, repr=False)
+
+    @property
+    def shape(self) -> Shape:
+        """Shape of the values."""
+        return self.weight.shape
+
+    @property
+    def dtype(self) -> str:
+        """What the values are stored in."""
+        return self.weight.dtype
+
+    @property
+    def size(self) -> int:
+        """Number of values."""
+        return self.weight.size
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes as stored, of all parts."""
+        return self.weight.bits // 8
+
+    @cached_property
+    def _read(self) -> Read:
+        return self.weight.reader()
+
+    def stored(self, start: int, stop: int) -> FloatArray:
+        """Return elements `start` to `stop`, decoded."""
+        return self._read(start, min(stop, self.size))
+
+    def sha256(self) -> str:
+        """Return the sha256 of all parts as stored."""
+        return self.weight.sha256()
 
 
 @dataclass(frozen=True)

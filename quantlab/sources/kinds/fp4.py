@@ -27,7 +27,6 @@ from quantlab.sources.kinds.decoding import (
     unpack_nibbles,
 )
 
-METHODS = ("modelopt", "nvfp4", "quark")
 FP8 = ("float8_e4m3fn",)
 
 

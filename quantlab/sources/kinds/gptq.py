@@ -28,7 +28,6 @@ from quantlab.sources.kinds.decoding import (
     unpack_codes,
 )
 
-METHODS = ("gptq",)
 PACKED = (*WORDS, "int16", "uint8", "int8")  # GPTQModel packs into words of any size
 V1, V2 = "with zero points stored less 1 (gptq_v1)", "with zero points as they are (gptq_v2)"
 

@@ -26,7 +26,6 @@ from quantlab.sources.kinds.decoding import (
     unpack_nibbles,
 )
 
-METHODS = ("mlx",)
 BITS, GROUPS = (2, 3, 4, 5, 6, 8), (64, 32, 128)
 MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits and group size
 

@@ -9,7 +9,6 @@ import numpy as np
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import BYTES, FP4, Kind, Part, Parts, RowIndex, StoredTensor
 
-METHODS = ("mxfp4",)
 BLOCK = 32
 
 

@@ -26,7 +26,6 @@ from quantlab.sources.kinds.decoding import (
     take_rows,
 )
 
-METHODS = ("fp8", "fbgemm_fp8", "finegrained_fp8", "compressed-tensors", "bitsandbytes")
 CODES = {
     "float8_e4m3fn": "fp8 e4m3",
     "float8_e5m2": "fp8 e5m2",
@@ -156,7 +155,7 @@ def _stated_block(config: Config) -> tuple[int, ...]:
     return tuple(block) if is_sound else DEEPSEEK_BLOCK
 
 
-def _sharing(scales: Shape, shape: Shape, block: list[int]) -> str:
+def _sharing(scales: Shape, shape: Shape, block: tuple[int, int]) -> str:
     if set(scales) == {1}:
         return "one scale"
     if scales[-1] == 1 or scales[:-1] == (1,) * (len(shape) - 1):

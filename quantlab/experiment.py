@@ -145,7 +145,7 @@ class Experiment:
             self.k,
             self.rel_threshold,
             self.threads,
-            lambda n_values: bar.update(n_values * tensor.itemsize),
+            lambda n_values: bar.update(n_values * tensor.n_bytes / tensor.size),
             landmark=expected.landmark if expected else None,
             importance=self._importance(tensor),
             extra_metrics=self.extra_metrics,

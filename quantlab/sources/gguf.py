@@ -1,7 +1,8 @@
 """Files of llama.cpp, read and decoded by the package gguf."""
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from pathlib import Path
@@ -19,21 +20,35 @@ from quantlab.sources.file import (
     file_state,
     map_values,
 )
-from quantlab.sources.kinds.decoding import RowIndex, StoredTensor, dense_tensor, take_rows
+from quantlab.sources.kinds.decoding import (
+    RowIndex,
+    StoredTensor,
+    dense_tensor,
+    faulty_tensor,
+    row_width,
+)
 from quantlab.sources.names import Architecture
 from quantlab.sources.pairing import StoredFile
 from quantlab.sources.tensor import Tensor
 
 INTEGERS = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 UNDECODED = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
+SHARD = re.compile(r"(?P<stem>.*)-(?P<n>\d{5})-of-(?P<count>\d{5})\.gguf")
+SCALE, INPUT_SCALE = ".scale", ".input_scale"  # of a weight, and of what is multiplied by it
+ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # before the name of a tensor that was reshaped
 
 
 @dataclass(frozen=True)
 class GgufTensor(MappedArray):
-    """A tensor as its file describes it; `block` values are stored together, in `block_bytes`."""
+    """A tensor as its file describes it; `block` values are stored together, in `block_bytes`.
 
-    block: int
-    block_bytes: int
+    `fault` says why it cannot be read; `scale` is one of the whole tensor, or of each expert.
+    """
+
+    block: int = 1
+    block_bytes: int = 0
+    fault: str | None = None
+    scale: "GgufTensor | None" = None
 
     @property
     def is_quantized(self) -> bool:
@@ -41,9 +56,8 @@ class GgufTensor(MappedArray):
         return self.dtype is None
 
     def open_bytes(self) -> Tensor:
-        """Map the bytes of each row."""
-        row_bytes = self.shape[-1] // self.block * self.block_bytes
-        shape = prod(self.shape[:-1]), row_bytes
+        """Map the bytes of each block."""
+        shape = self.n_bytes // self.block_bytes, self.block_bytes
         return map_values(self.name, np.uint8, shape, self.file, self.offset)
 
 
@@ -67,11 +81,13 @@ class Gguf(File):
 
     def _entries(self) -> Iterator[FileEntry]:
         for tensor in read_contents(self.path).tensors:
-            reason = None
-            if tensor.is_quantized:
+            reason = tensor.fault
+            if tensor.is_quantized and not reason:
                 reason = f"{tensor.kind} is quantized already"
             elif tensor.kind in INTEGERS:
-                reason = f"{tensor.kind} is no floating-point type"
+                reason = f"int{tensor.kind[1:]} is no floating-point type"
+            elif tensor.name.endswith(INPUT_SCALE):
+                reason = "it is a scale of activations"
             yield tensor.entry(reason, is_quantized=tensor.is_quantized)
 
 
@@ -93,26 +109,35 @@ class GgufFile(StoredFile):
 
     def _decode(self) -> Iterator[StoredTensor]:
         for tensor in read_contents(self.path).tensors:
-            if tensor.kind not in (*INTEGERS, *UNDECODED):
+            if tensor.kind not in INTEGERS and not tensor.name.endswith(INPUT_SCALE):
                 yield _decode(tensor)
 
 
 def _decode(tensor: GgufTensor) -> StoredTensor:
+    if tensor.fault or tensor.kind in UNDECODED:
+        reason = tensor.fault or f"is of type {tensor.kind}, which cannot be decoded"
+        return faulty_tensor(tensor.name, reason, tensor.kind, tensor.shape)
     if not tensor.is_quantized:
         return dense_tensor(tensor.open(), tensor.kind)
-    part = tensor.open_bytes()
-    octets = part.array
-
-    def decode_rows(index: RowIndex) -> FloatArray:
-        return _dequantize(take_rows(octets, index), tensor.kind)
+    part, scale = tensor.open_bytes(), tensor.scale.open() if tensor.scale else None
+    size, width = prod(tensor.shape), row_width(tensor.shape)
+    factors = np.ones(1, np.float32) if scale is None else scale.array.reshape(-1)
 
     def read_elements(start: int, stop: int) -> FloatArray:
         first, last = start // tensor.block, -(-stop // tensor.block)
-        blocks = octets.reshape(-1, tensor.block_bytes)[first:last]
-        values = _dequantize(blocks, tensor.kind).reshape(-1)
-        return values[start - first * tensor.block : stop - first * tensor.block]
+        values = _dequantize(part.array[first:last], tensor.kind).reshape(-1)
+        values = values[start - first * tensor.block : stop - first * tensor.block]
+        if scale is None:
+            return values
+        return values * factors[np.arange(start, stop) // (size // factors.size)]
 
-    return StoredTensor(tensor.name, tensor.shape, tensor.kind, (part,), decode_rows, read_elements)
+    def decode_rows(index: RowIndex) -> FloatArray:
+        if index.size and (np.diff(index) == 1).all():
+            return read_elements(int(index[0]) * width, int(index[-1] + 1) * width)
+        return np.stack([read_elements(row * width, (row + 1) * width) for row in index.tolist()])
+
+    parts = (part,) if scale is None else (part, scale)
+    return StoredTensor(tensor.name, tensor.shape, tensor.kind, parts, decode_rows, read_elements)
 
 
 def _dequantize(octets: Any, kind: str) -> FloatArray:
@@ -124,16 +149,43 @@ def _dequantize(octets: Any, kind: str) -> FloatArray:
 
 
 def read_contents(path: str) -> GgufContents:
-    """Return the contents of a GGUF file, read once per state of the file."""
-    return _read_contents(file_state(path))
+    """Return the contents of a GGUF file and of those it is split into, read once per state."""
+    return _read_contents(tuple(file_state(shard) for shard in _find_shards(path)))
+
+
+def _find_shards(path: str) -> list[str]:
+    """List the files of a split one, of which any stands for all."""
+    match = SHARD.fullmatch(Path(path).name)
+    if not match:
+        return [path]
+    count = int(match["count"])
+    names = [f"{match['stem']}-{n:05}-of-{match['count']}.gguf" for n in range(1, count + 1)]
+    shards = [Path(path).with_name(name) for name in names]
+    missing = [shard.name for shard in shards if not shard.is_file()]
+    if missing:
+        raise BadFileError(f"is one of {count} files, of which {missing[0]} does not exist")
+    return [str(shard) for shard in shards]
 
 
 @lru_cache  # the reader takes seconds where there is a vocabulary
-def _read_contents(state: FileState) -> GgufContents:
+def _read_contents(shards: tuple[FileState, ...]) -> GgufContents:
+    readers = [_open_reader(shard[0]) for shard in shards]
+    tensors = [
+        _describe(file, reader, info)
+        for file, reader in zip(shards, readers, strict=True)
+        for info in reader.infos
+    ]
+    return GgufContents(_attach_scales(tensors), _read_architecture(readers[0]))
+
+
+def _open_reader(path: str) -> Any:
     import gguf
 
     class Reader(gguf.GGUFReader):
-        """A reader that refuses arrays beyond the end of the file."""
+        """A reader of the list of tensors, whose types it need not know.
+
+        It refuses arrays beyond the end of the file.
+        """
 
         # gguf's own would go on reading a declared length that the file does not have, for ever.
         def _get(self, offset: int, dtype: Any, count: int = 1, override_order: Any = None) -> Any:
@@ -142,22 +194,44 @@ def _read_contents(state: FileState) -> GgufContents:
                 raise ValueError("it ends early")
             return values
 
-    path, *_ = state
+        # gguf's own refuses the file for one tensor of a type that it does not know.
+        def _build_tensors(self, start_offs: int, fields: list[Any]) -> None:
+            self.infos = [
+                TensorInfo(
+                    str(bytes(name), encoding="utf-8"),
+                    tuple(dims.tolist()[::-1]),
+                    int(number[0]),
+                    start_offs + int(offset[0]),
+                )
+                for _, name, _, dims, number, offset in (field.parts for field in fields)
+            ]
+
     with np.errstate(all="ignore"):
         reader = Reader(path)
     if reader.endianess == gguf.GGUFEndian.BIG:
         raise BadFileError("is big-endian: convert it with gguf's gguf-convert-endian first")
-    for tensor in reader.tensors:
-        if tensor.data_offset < reader.data_offset:
-            raise ValueError(f"{tensor.name} begins before the data")
-    tensors = [_describe(state, tensor) for tensor in reader.tensors]
-    return GgufContents(tensors, _read_architecture(reader))
+    return reader
 
 
-def _describe(file: FileState, tensor: Any) -> GgufTensor:
+class TensorInfo(NamedTuple):
+    """What a GGUF file says of a tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_number: int
+    offset: int
+
+
+def _describe(file: FileState, reader: Any, info: TensorInfo) -> GgufTensor:
     import gguf
     import ml_dtypes
 
+    name, shape, number, offset = info
+    try:
+        ggml_type = gguf.GGMLQuantizationType(number)
+    except ValueError:
+        unknown = f"is of type {number}, which is not known"
+        return GgufTensor(file, name, shape, f"type {number}", None, offset, 0, fault=unknown)
     dtypes = {
         "F64": np.dtype("<f8"),
         "F32": np.dtype("<f4"),
@@ -165,16 +239,34 @@ def _describe(file: FileState, tensor: Any) -> GgufTensor:
         "BF16": np.dtype(ml_dtypes.bfloat16),
         **{kind: np.dtype(dtype) for kind, dtype in INTEGERS.items()},
     }
-    kind, shape = tensor.tensor_type.name, tuple(tensor.shape.tolist()[::-1])
-    block, size = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+    kind, dtype = ggml_type.name, dtypes.get(ggml_type.name)
+    block, size = gguf.GGML_QUANT_SIZES[ggml_type]
+    n_bytes = prod(shape) // block * size
+    fault: str | None = None
     if shape and shape[-1] % block:
-        raise BadFileError(
-            f"has rows of {shape[-1]} values in {tensor.name}, no multiple of the {block} of {kind}"
-        )
-    offset, n_bytes = int(tensor.data_offset), prod(shape) // block * size
-    return GgufTensor(
-        file, tensor.name, shape, kind, dtypes.get(kind), offset, n_bytes, block, size
-    )
+        fault = f"has rows of {shape[-1]} values, no multiple of the {block} of {kind}"
+    elif offset + n_bytes > file[1]:
+        fault = "ends beyond the end of the file, which is cut off or damaged"
+    stated = _read_field(reader, f"{ORIGINAL_SHAPE}{name}")
+    if isinstance(stated, list) and prod(stated) == prod(shape):
+        shape = tuple(int(n) for n in stated)
+    return GgufTensor(file, name, shape, kind, dtype, offset, n_bytes, block, size, fault)
+
+
+def _attach_scales(tensors: list[GgufTensor]) -> list[GgufTensor]:
+    """Give each weight in codes the scale that stands beside it, which is no tensor of its own."""
+    by_name = {tensor.name: tensor for tensor in tensors}
+    scales = {}
+    for tensor in tensors:
+        scale = by_name.get(f"{tensor.name.removesuffix('.weight')}{SCALE}")
+        if scale and tensor.is_quantized and prod(scale.shape) in (1, tensor.shape[0]):
+            scales[tensor.name] = scale
+    used = {scale.name for scale in scales.values()}
+    return [
+        replace(tensor, scale=scales.get(tensor.name))
+        for tensor in tensors
+        if tensor.name not in used
+    ]
 
 
 def _read_architecture(reader: Any) -> Architecture:

@@ -29,7 +29,7 @@ def test_gguf_floats_are_read_and_quantized_tensors_left_out(tmp_path):
     assert np.array_equal(found["bf16"], brain.astype(np.float32))
     assert source.skipped() == {
         "q8": "Q8_0 is quantized already",
-        "ids": "I32 is no floating-point type",
+        "ids": "int32 is no floating-point type",
     }
 
 
@@ -150,26 +150,48 @@ def require_sentence(path, said="is no gguf file, or is cut off or damaged"):
     assert "\n" not in str(caught.value)
 
 
+def require_fault(path, said):
+    """Require that a tensor says what is wrong with it, on either side, and the file is read."""
+    (entry,) = Gguf(str(path)).entries
+    assert said in entry.skip_reason
+    (stored,) = GgufFile(str(path)).tensors.values()
+    assert said in stored.fault
+    assert not Gguf(str(path)).n_bytes()
+
+
+BEYOND = "ends beyond the end of the file"
 LIES = {  # n_dims (4), dimensions (8 each), type (4), offset (8)
-    "too many columns": (4, 2**20),
-    "no multiple of a block": (4, 33),
-    "columns that overflow": (4, 2**63),
-    "too many rows": (12, 2**40),
-    "a type that is none": (20, 200, "<I"),
-    "another type": (20, int(gguf.GGMLQuantizationType.F32), "<I"),
-    "an offset beyond the end": (24, 2**40),
-    "an offset that overflows": (24, 2**64 - 32),
-    "too many dimensions": (0, 2**31, "<I"),
+    "too many columns": (BEYOND, 4, 2**20),
+    "no multiple of a block": ("no multiple of the 32 of Q8_0", 4, 33),
+    "columns that overflow": (BEYOND, 4, 2**63),
+    "too many rows": (BEYOND, 12, 2**40),
+    "a type that is none": ("type 200, which is not known", 20, 200, "<I"),
+    "another type": (BEYOND, 20, int(gguf.GGMLQuantizationType.F32), "<I"),
+    "an offset beyond the end": (BEYOND, 24, 2**40),
+    "an offset that overflows": (BEYOND, 24, 2**64 - 32),
 }
 
 
-@pytest.mark.parametrize("lie", LIES)
-def test_a_description_that_lies_is_one_sentence(tmp_path, lie):
+@pytest.mark.parametrize(("said", "lie"), [(said, lie) for said, *lie in LIES.values()], ids=LIES)
+def test_a_description_that_lies_is_a_fault_of_its_tensor(tmp_path, said, lie):
     q8_file(tmp_path)
-    require_sentence(patched(tmp_path, *LIES[lie]))
+    require_fault(patched(tmp_path, *lie), said)
 
 
-@pytest.mark.parametrize("keep", [3, 20, 60, 150, -30, -100])
+def test_too_many_dimensions_are_one_sentence(tmp_path):
+    q8_file(tmp_path)
+    require_sentence(patched(tmp_path, 0, 2**31, "<I"))
+
+
+@pytest.mark.parametrize("keep", [-30, -100])
+def test_a_tensor_that_is_cut_off_costs_none_before_it(tmp_path, keep):
+    q8_file(tmp_path)
+    path = tmp_path / "m.gguf"
+    path.write_bytes(path.read_bytes()[:keep])
+    require_fault(path, BEYOND)
+
+
+@pytest.mark.parametrize("keep", [3, 20, 60])
 def test_a_file_that_is_cut_off_is_one_sentence(tmp_path, keep):
     q8_file(tmp_path)
     path = tmp_path / "m.gguf"

@@ -24,6 +24,7 @@ LONG_ROW = 2**16  # values; a longer row is decoded once, and not for every stre
 MAX_FAULT_CHARS = 250
 RowIndex = NDArray[np.int64]  # numbers of rows
 DecodeRows = Callable[[RowIndex], FloatArray]  # rows by number to values, (rows, columns)
+Stored = tuple[Tensor, ...]  # all that a weight is stored in
 Config = Mapping[str, Any]  # what config.json says of the quantization
 
 # Names of dtypes.
@@ -282,19 +283,23 @@ def decode_or_fault(parts: Parts, decode: Decode) -> StoredTensor:
         read = tensor.reader()
         read(0, 1), read(tensor.size - 1, tensor.size)
     except MisfitError as reason:
-        return _faulty(parts, str(reason))
+        return faulty_tensor(parts.name, str(reason), parts=parts.stored)
     except Exception as error:  # files hold anything: a fault costs one tensor, never the file
-        return _faulty(parts, f"cannot be decoded ({type(error).__name__}: {error})")
+        cause = f"cannot be decoded ({type(error).__name__}: {error})"
+        return faulty_tensor(parts.name, cause, parts=parts.stored)
     return tensor
 
 
-def _faulty(parts: Parts, reason: str) -> StoredTensor:
+def faulty_tensor(
+    name: str, reason: str, dtype: str = "damaged", shape: Shape = (0,), parts: Stored = ()
+) -> StoredTensor:
+    """Return a tensor that cannot be decoded, for a reason."""
     fault = label(" ".join(reason.split()), MAX_FAULT_CHARS)
 
     def decode_rows(_: RowIndex) -> FloatArray:
         raise ValueError(fault)
 
-    return StoredTensor(parts.name, (0,), "damaged", parts.stored, decode_rows, fault=fault)
+    return StoredTensor(name, shape, dtype, parts, decode_rows, fault=fault)
 
 
 def dense_tensor(tensor: Tensor, dtype: str | None = None) -> StoredTensor:

@@ -161,6 +161,8 @@ class Experiment:
         }
         if isinstance(opened, Reconstruction) and opened.sha256:
             result["remark"] = _check_same_tensor(tensor, opened, result["measured"])
+        elif isinstance(opened, Reconstruction) and opened.remark:
+            result["remark"] = opened.remark
         return result
 
     def _stored(self, tensor: Tensor, opened: Format | Reconstruction) -> dict[str, Any]:

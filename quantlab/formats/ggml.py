@@ -7,6 +7,7 @@ library too, and equal those of ``gguf.quants``, in NumPy, bit for bit (a test).
 
 import ctypes
 import re
+from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -29,6 +30,16 @@ NUMBERS = {  # enum ggml_type of ggml.h
     "iq3_s": 21, "iq2_s": 22, "iq4_xs": 23, "iq1_m": 29, "tq1_0": 34, "tq2_0": 35, "mxfp4": 39,
     "nvfp4": 40,
 }  # fmt: skip
+FALLBACKS = {  # of rows that 256 does not divide (tensor_type_fallback of llama.cpp)
+    **dict.fromkeys(
+        ["iq2_xxs", "iq2_xs", "iq2_s", "iq3_xxs", "iq3_s", "iq1_s", "iq1_m", "iq4_xs", "q2_k",
+         "q3_k"],
+        "iq4_nl",
+    ),
+    **dict.fromkeys(["tq1_0", "tq2_0"], "q4_0"),
+    "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0",
+}  # fmt: skip
+FALLBACK_BLOCK = 32  # of all of them; rows that it does not divide stay in float16
 MAX_MAGNITUDE = 2.0**24  # magnitude; far beyond it the library aborts, or its scales are inf
 
 
@@ -46,15 +57,15 @@ class Importance(Protocol):
 class Ggml(Codec):
     """One type of ggml, by its lower-case name; see `NUMBERS`.
 
-    A row, the last axis of a tensor, must be a multiple of the type's block. Raises ValueError when
+    A row, the last axis of a tensor, must be a multiple of the type's block; where 256 does not
+    divide it, another type is taken as llama-quantize does (`FALLBACKS`). Raises ValueError when
     the library is not installed, or the type takes an importance matrix and there is none.
     """
 
     def __init__(self, type: str, n_bits: int, imatrix: Importance | None = None) -> None:
         if type not in NUMBERS:
             raise ValueError(f"type must be one of {', '.join(NUMBERS)}, got {type!r}")
-        digits = re.search(r"\d", type)
-        require_width(n_bits, int(digits[0]) if digits else 0, f"mode=ggml/{type}")
+        require_width(n_bits, _width(type), f"mode=ggml/{type}")
         self.type, self.n_bits, self.imatrix = type, n_bits, imatrix
         self._number = NUMBERS[type]
         self._ggml = _library()
@@ -73,6 +84,8 @@ class Ggml(Codec):
 
     def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return a tensor as the library gives it back; raises UnfitError as llama.cpp does."""
+        if self._falls_back(tensor.shape):
+            return self._open_fallback(tensor)
         self._require_rows(tensor.shape)
         importance = self.imatrix.of(tensor.name, tensor.shape) if self.imatrix else None
         if self.imatrix and importance is None and self._takes_imatrix:
@@ -82,6 +95,20 @@ class Ggml(Codec):
         blocks = prod(tensor.shape) // self._traits.block
         rows = _Rows(self, tensor, importance)
         return Reconstruction(rows.read, self.type, 8 * blocks * self._traits.size, slow=True)
+
+    def _falls_back(self, shape: Shape) -> bool:
+        return len(shape) > 1 and self.type in FALLBACKS and bool(shape[-1] % self._traits.block)
+
+    def _open_fallback(self, tensor: NamedTensor) -> Reconstruction:
+        """Return a tensor in the type that llama-quantize takes for rows of its length."""
+        columns = tensor.shape[-1]
+        if columns % FALLBACK_BLOCK:
+            name, opened = "f16", _as_float16(tensor)
+        else:
+            name = FALLBACKS[self.type]
+            opened = Ggml(name, _width(name), self.imatrix).open(tensor)
+        remark = f"rows of {columns} values are stored as {name}, as llama-quantize does"
+        return replace(opened, remark=remark)
 
     def _require_rows(self, shape: Shape) -> None:
         if len(shape) < 2:
@@ -108,6 +135,20 @@ class Ggml(Codec):
         x_hat = np.empty((len(codes), columns), np.float32)
         self._traits.to_float(codes.ctypes.data, x_hat.ctypes.data, x_hat.size)
         return x_hat
+
+
+def _width(type: str) -> int:
+    """Return the number of bits that a type is named after."""
+    digits = re.search(r"\d", type)
+    return int(digits[0]) if digits else 0
+
+
+def _as_float16(tensor: NamedTensor) -> Reconstruction:
+    def read(start: int, stop: int) -> FloatArray:
+        with np.errstate(over="ignore"):
+            return tensor.block(start, stop).astype(np.float16).astype(np.float32)
+
+    return Reconstruction(read, "f16", 16 * prod(tensor.shape))
 
 
 class _Rows:

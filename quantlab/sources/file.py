@@ -187,6 +187,11 @@ class File(Source, ABC):
         """The model's family, where the file names it."""
         return None
 
+    @property
+    def model_type(self) -> str | None:
+        """The model's family as Hugging Face calls it, where the file is known to have one."""
+        return None
+
     @cached_property
     def _part_of(self) -> dict[str, int]:
         """The part of each chosen tensor."""

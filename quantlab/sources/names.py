@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats.blocks import Shape
+
 MAX_LAYERS = 512  # more than any model has: the names of gguf are listed layer by layer
 
 
@@ -103,6 +105,42 @@ def pair_names(names: Iterable[str], stored_names: Iterable[str]) -> Mapping[str
             by_path[name] = options[0]
     counts = Counter(by_path.values())
     return pairs | {name: path for name, path in by_path.items() if counts[path] == 1}
+
+
+def pair_common_ends(
+    shapes: Mapping[str, Shape], stored_shapes: Mapping[str, Shape]
+) -> dict[str, str]:
+    """Return the stored name of each name that has another prefix.
+
+    The longest common end of two parts or more decides, where one tensor of a shape has it on both
+    sides.
+
+    >>> pair_common_ends({"a.b.w.bias": (2,)}, {"x.b.w.bias": (2,), "x.c.w.bias": (2,)})
+    {'a.b.w.bias': 'x.b.w.bias'}
+    """
+    longest = max((name.count(".") for name in shapes), default=0)
+    pairs: dict[str, str] = {}
+    for n_parts in range(longest, 1, -1):
+        ends, stored_ends = (
+            _unique_ends(named, n_parts)
+            for named in (
+                {name: shape for name, shape in shapes.items() if name not in pairs},
+                {name: stored_shapes[name] for name in stored_shapes.keys() - pairs.values()},
+            )
+        )
+        pairs |= {name: stored_ends[end] for end, name in ends.items() if end in stored_ends}
+    return pairs
+
+
+def _unique_ends(shapes: Mapping[str, Shape], n_parts: int) -> dict[tuple[str, Shape], str]:
+    """Return the name that alone has an end of so many parts, and a shape, by both."""
+    ends: dict[tuple[str, Shape], str | None] = {}
+    for name, shape in shapes.items():
+        parts = name.split(".")
+        if len(parts) > n_parts:
+            end = ".".join(parts[-n_parts:]), shape
+            ends[end] = None if end in ends else name
+    return {end: name for end, name in ends.items() if name}
 
 
 def _spellings(name: str) -> list[str]:

@@ -13,9 +13,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from quantlab.formats.blocks import Read, UnfitError
+from quantlab.formats.blocks import Read, Shape, UnfitError
 from quantlab.formats.element import ContradictionError
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
+from quantlab.sources import views
+from quantlab.sources.experts import Experts
 from quantlab.sources.file import (
     File,
     existing_path,
@@ -29,10 +31,13 @@ from quantlab.sources.names import (
     Architecture,
     gguf_name,
     norm_shift,
+    pair_common_ends,
     pair_names,
     row_order,
 )
 from quantlab.text import label
+
+INTERLEAVED = {"gpt-oss", "gpt_oss"}  # families whose fused experts have gate and up in turns
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,12 @@ class StoredFile(Codec):
         place = f"tensor '{label(tensor.name)}' in {self.path}"
         if stored.fault:
             raise ValueError(f"{place} {stored.fault}")
-        if stored.shape != tensor.shape:
-            hint = ": it is transposed" if stored.shape == tensor.shape[::-1] else ""
+        reshaped = _in_shape(stored, tensor.shape)
+        if reshaped is None:
             raise ValueError(
                 f"{place} has the shape {list(stored.shape)}, the original {list(tensor.shape)}"
-                f"{hint}"
             )
+        stored = reshaped
 
         def readers(readings: Mapping[str, Any]) -> dict[str, Read]:
             return {name: stored.reader(rows, pair.order) for name, rows in readings.items()}
@@ -132,6 +137,20 @@ class StoredFile(Codec):
         )
 
 
+def _in_shape(stored: StoredTensor, shape: Shape) -> StoredTensor | None:
+    """Return a stored tensor in the shape of its original; None where it is of another.
+
+    Axes of 1 come and go, and some writers store the transpose of a matrix.
+    """
+    if stored.shape == shape:
+        return stored
+    if [n for n in stored.shape if n > 1] == [n for n in shape if n > 1]:
+        return views.reshape(stored, shape)
+    if len(shape) == 2 and stored.shape == shape[::-1]:
+        return views.transpose(stored)
+    return None
+
+
 def _shift_values(read: Read, shift: float) -> Read:
     """Return a reader of values to which `shift` is added."""
     if not shift:
@@ -146,7 +165,7 @@ class Bound(Codec):
         self.stored, self.n_bits = stored, None
         self._file = source if isinstance(source, File) else None  # others are seen when opened
         entries = self._file.entries if self._file else []
-        self.pairs = self._pair([entry.name for entry in entries])
+        self.pairs = self._pair({entry.name: entry.shape for entry in entries})
         self._require_original()
 
     def _require_original(self) -> None:
@@ -164,25 +183,53 @@ class Bound(Codec):
 
     def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return the reconstruction of a tensor: the stored tensor that it is paired with."""
-        pair = self.pairs.get(tensor.name) or self._pair([tensor.name]).get(tensor.name)
+        pair = self.pairs.get(tensor.name)
+        pair = pair or self._pair({tensor.name: tensor.shape}).get(tensor.name)
         if pair is None:
             raise UnfitError(f"{self.stored.file_name} has no tensor of this name")
         return self.stored.reconstruct(tensor, pair)
 
     def unmatched(self) -> Mapping[str, str]:
         """Return the stored tensors without an original."""
-        matched = {pair.tensor.name for pair in self.pairs.values()}
+        matched = {name for pair in self.pairs.values() for name in pair.tensor.members}
         reason = f"only {self.stored.file_name} has it"
         return {name: reason for name in self.stored.tensors if name not in matched}
 
-    def _pair(self, names: Sequence[str]) -> dict[str, Pair]:
-        """Pair by equal names, then by llama.cpp's, then by suffixes and longer paths."""
+    def _pair(self, shapes: Mapping[str, Shape]) -> dict[str, Pair]:
+        """Pair by equal names, llama.cpp's, those of experts, suffixes, and common ends."""
         tensors = self.stored.tensors
-        pairs = {name: Pair(tensors[name]) for name in names if name in tensors}
-        pairs |= self._pair_translated([name for name in names if name not in pairs])
+        pairs = {name: Pair(tensors[name]) for name in shapes if name in tensors}
+        pairs |= self._pair_translated([name for name in shapes if name not in pairs])
+        experts = self._experts(pairs)
+        for name in shapes.keys() - pairs.keys():
+            if found := experts.find(name, shapes[name]):
+                pairs[name] = Pair(found)
+        used = {member for pair in pairs.values() for member in pair.tensor.members}
+        similar = pair_names(shapes.keys() - pairs.keys(), tensors.keys() - used)
+        pairs |= {name: Pair(tensors[other]) for name, other in similar.items()}
+        used |= set(similar.values())
+        originals = {name: shapes[name] for name in shapes if name not in pairs}
+        stored = {name: tensor.shape for name, tensor in tensors.items() if name not in used}
+        for name, other in pair_common_ends(originals, stored).items():
+            pairs[name] = Pair(tensors[other])
+        return pairs
+
+    def _experts(self, pairs: Mapping[str, Pair]) -> Experts:
+        """Return what is stored of experts that no name has paired."""
         used = {pair.tensor.name for pair in pairs.values()}
-        similar = pair_names(set(names) - set(pairs), set(tensors) - used)
-        return pairs | {name: Pair(tensors[other]) for name, other in similar.items()}
+        tensors = self.stored.tensors
+        free = {name: tensor for name, tensor in tensors.items() if name not in used}
+        source = self._file.architecture if self._file else None
+        stored = self.stored.architecture
+        families = {family.name for family in (source, stored) if family}
+        if self._file and self._file.model_type:
+            families.add(self._file.model_type)
+        is_interleaved = bool(families & INTERLEAVED)
+        return Experts(
+            free,
+            original_interleaved=is_interleaved and not source,
+            stored_interleaved=is_interleaved and not stored,
+        )
 
     def _pair_translated(self, names: Sequence[str]) -> dict[str, Pair]:
         """Pair names of Hugging Face on one side with those of llama.cpp on the other."""

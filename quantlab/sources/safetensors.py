@@ -48,6 +48,12 @@ class Safetensors(File):
     format = "safetensors"
     needs = ("safetensors", "ml_dtypes")
 
+    @property
+    def model_type(self) -> str | None:
+        """The ``model_type`` of the config.json beside the file."""
+        model = _read_config(Path(self.path).with_name("config.json")).get("model", {})
+        return model.get("model_type")
+
     def _entries(self) -> Iterator[FileEntry]:
         arrays = list(read_arrays(self.path))
         decoded = _decode_arrays(self.path, arrays)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.element import ContradictionError
-from quantlab.formats.ggml import NUMBERS, Ggml
+from quantlab.formats.ggml import FALLBACKS, NUMBERS, Ggml
 from quantlab.sources.tensor import Tensor
 from tests.conftest import run_python
 from tests.formats import oracle
@@ -168,16 +168,40 @@ def test_what_is_stored_is_what_a_row_takes_in_ggml(name):
         ((512,), "it has one dimension, which llama.cpp leaves as it is"),
         ((), "it has one dimension, which llama.cpp leaves as it is"),
         (
-            (512, 32),
-            "its rows of 32 values are no multiple of the 256 of a block of ggml/q4_k, so that "
+            (512, 33),
+            "its rows of 33 values are no multiple of the 32 of a block of ggml/q4_0, so that "
             "llama.cpp leaves it as it is",
         ),
     ],
 )
 def test_a_tensor_that_does_not_fit_is_left_out(shape, said):
     with pytest.raises(UnfitError) as caught:
-        ggml("q4_k").open(Tensor("x", np.ones(shape, np.float32)))
+        ggml("q4_0").open(Tensor("x", np.ones(shape, np.float32)))
     assert str(caught.value) == said
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_rows_that_256_does_not_divide_are_stored_as_llama_quantize_does(name):
+    other = FALLBACKS.get(name)
+    if not other:
+        return
+    tensor = Tensor("x", drawn((6, 96)))
+    if name in TAKE_IMPORTANCE:
+        known = Known(np.ones((1, 96), np.float32))
+        opened = Ggml(name, width(name), known).open(tensor)
+        direct = Ggml(other, width(other), known).open(tensor)
+    else:
+        opened, direct = ggml(name).open(tensor), ggml(other).open(tensor)
+    assert (opened.dtype, opened.bits) == (other, direct.bits)
+    np.testing.assert_array_equal(opened.read(0, 576), direct.read(0, 576))
+    assert opened.remark == f"rows of 96 values are stored as {other}, as llama-quantize does"
+
+
+def test_rows_that_32_does_not_divide_either_stay_in_float16():
+    x = drawn((6, 50))
+    opened = ggml("q6_k").open(Tensor("x", x))
+    assert (opened.dtype, opened.bits) == ("f16", 16 * x.size)
+    np.testing.assert_array_equal(opened.read(3, 299), x.astype(np.float16).reshape(-1)[3:299])
 
 
 def test_blocks_of_32_fit_where_256_do_not():

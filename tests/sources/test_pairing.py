@@ -189,16 +189,14 @@ def only_failure(tmp_path, ours, theirs, name="w", stored_name="w", **written):
     return outcome.failed[name], path
 
 
-@pytest.mark.parametrize(
-    ("shape", "hint"), [((8, 32), ""), ((96, 64), ""), ((64, 96), ": it is transposed")]
-)
-def test_another_shape_is_told(tmp_path, shape, hint):
+@pytest.mark.parametrize("shape", [(8, 32), (96, 64)])
+def test_another_shape_is_told(tmp_path, shape):
     ours, theirs = np.ones((96, 64), np.float32), np.ones(shape, np.float32)
     if shape == ours.shape:
         ours = ours[:95]
     said, path = only_failure(tmp_path, ours, theirs)
     assert said == (
-        f"tensor 'w' in {path} has the shape {list(shape)}, the original {list(ours.shape)}{hint}"
+        f"tensor 'w' in {path} has the shape {list(shape)}, the original {list(ours.shape)}"
     )
 
 

@@ -45,7 +45,9 @@ class StoredTensor:
     `read_elements` reads any stretch without whole rows, which may be long. `parts` hold all that
     is stored of it. `readings` are other known readings of the same words, `rearranged` those that
     put values in other places; `remark` says what is wrong with the file, `fault` why the tensor
-    cannot be decoded. `is_dense` says that values are stored as they are, in no codes.
+    cannot be decoded. `is_dense` says that values are stored as they are, in no codes. Where others
+    are seen in the same parts, `share` of them is this one's; `stored_names` are those of the
+    tensors that it is put together from.
     """
 
     name: str
@@ -59,6 +61,13 @@ class StoredTensor:
     remark: str | None = None
     fault: str | None = None
     is_dense: bool = False
+    share: float = 1.0
+    stored_names: tuple[str, ...] = ()
+
+    @property
+    def members(self) -> tuple[str, ...]:
+        """Names of the stored tensors that hold it."""
+        return self.stored_names or (self.name,)
 
     @property
     def size(self) -> int:
@@ -68,7 +77,7 @@ class StoredTensor:
     @property
     def bits(self) -> int:
         """Number of bits as stored, of all parts."""
-        return 8 * sum(part.size * part.itemsize for part in self.parts)
+        return round(8 * self.share * sum(part.n_bytes for part in self.parts))
 
     def open(self) -> Tensor:
         """Return the decoded values as a tensor that other formats are measured on."""

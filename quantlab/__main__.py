@@ -13,6 +13,7 @@ with interrupt.exit_during_imports():
     from quantlab.errors import report_user_errors
     from quantlab.report.bar import read_settings, row_bars, typed_settings
     from quantlab.report.terminal import listing, stored_listing, sweep_summary
+    from quantlab.sources.file import SELECTIONS
     from quantlab.sources.readers import DECODERS, reader_of
     from quantlab.sweep import app
     from quantlab.sweep.launch import count_missing_runs
@@ -146,6 +147,9 @@ def _take_file(command: argparse.ArgumentParser) -> None:
         "--include", action="append", metavar="PATTERN", help="choose these names, e.g. '*weight'"
     )
     command.add_argument("--exclude", action="append", metavar="PATTERN", help="leave these out")
+    command.add_argument(
+        "--select", choices=SELECTIONS, default="weights", help="norms, biases and constants too"
+    )
     command.set_defaults(command=_tensors, exit_code=1)
 
 
@@ -223,7 +227,9 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 def _tensors(arguments: argparse.Namespace) -> None:
     read = reader_of(arguments.path)
-    source = read(str(arguments.path), arguments.include, arguments.exclude)
+    source = read(
+        str(arguments.path), arguments.include, arguments.exclude, select=arguments.select
+    )
     source.require_matches()
     print(listing(source.entries))
     decoder = DECODERS.get(source.format)

@@ -15,6 +15,7 @@ from quantlab.records import record
 from quantlab.report.bar import Bar
 from quantlab.report.terminal import run_summary
 from quantlab.report.texts import Texts
+from quantlab.sources.file import require_select, select_weights
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure as measure_tensor
 from quantlab.stats.metrics import Metric
@@ -68,6 +69,7 @@ def measure(
     scale: str = "float32",
     range: Any = "absmax",
     metrics: Mapping[str, Metric] | None = None,
+    select: str = "weights",
 ) -> Any:
     """Measure what it costs to store an array, or each array of a mapping.
 
@@ -90,6 +92,9 @@ def measure(
         ``"absmax"``, ``"mse"`` or ``"percentile"``, or an object of `quantlab.formats.ranges`.
     metrics
         Further metrics by their names: functions of `quantlab.stats.metrics.Evidence`.
+    select
+        Of a mapping, ``"weights"`` are the arrays with two axes or more that are longer than 1, if
+        there are any; ``"all"`` measures norms, biases and constants too.
 
     Returns
     -------
@@ -112,7 +117,10 @@ def measure(
     if isinstance(x, Mapping):
         import pandas as pd
 
-        results = {name: _measure(a, mode, form, name, metrics) for name, a in x.items()}
+        require_select(select)
+        shapes = {name: np.shape(a) for name, a in x.items()}
+        chosen = x.keys() if select == "all" else select_weights(shapes)
+        results = {n: _measure(a, mode, form, n, metrics) for n, a in x.items() if n in chosen}
         return pd.DataFrame([{"tensor": name, **result} for name, result in results.items()])
     return _measure(x, mode, form, NAME, metrics)
 

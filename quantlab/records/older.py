@@ -73,10 +73,20 @@ def oldest_config(config: dict[str, Any]) -> dict[str, Any]:
         older["metrics"] = {k: v for k, v in metrics.items() if {k: v} not in defaults}
     renamed = _renamed(older, ORIGINAL)
     dist = renamed.get("dist")
+    if isinstance(dist, dict) and dist.get("select") == "all":  # what was measured before it was
+        renamed["dist"] = dist = {key: value for key, value in dist.items() if key != "select"}
     if isinstance(dist, dict) and isinstance(dist.get("expected"), dict):
         expected = {key: value for key, value in dist["expected"].items() if key != "remedies"}
         renamed["dist"] = dist | {"expected": expected}
     return cast("dict[str, Any]", renamed)
+
+
+def as_recorded(config: dict[str, Any], recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Give a config the selection of a record that was made before there was one."""
+    dist = config.get("dist", {})
+    if "select" in dist and "select" not in recorded.get("dist", {}):
+        return config | {"dist": dist | {"select": "all"}}
+    return config
 
 
 def with_current_names(config: Any) -> Any:

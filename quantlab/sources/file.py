@@ -10,7 +10,7 @@ import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
@@ -45,6 +45,8 @@ SUFFIXES = {
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 ON_INDEX = {"ml_dtypes": "ml-dtypes"}  # modules whose package has another name
 FileState = tuple[str, int, int]  # path, size and time of change
+SELECTIONS = ("weights", "all")
+NO_WEIGHT = "no weight, which dist.select=all measures"
 SENTENCE_TENSORS = 3  # with reasons, in one message
 
 
@@ -126,7 +128,8 @@ class _UnreadableTensor(Tensor):
 class File(Source, ABC):
     """A file of named tensors, of which shell-style patterns choose some.
 
-    Without `include` every floating-point tensor is chosen. The chosen tensors are divided into
+    Without `include` every floating-point tensor is chosen, or with `select` "weights" those that
+    `select_weights` selects. The chosen tensors are divided into
     `parts` of about as many bytes, of which `part`, counted from 0, is opened; where there is one,
     it may be None. Raises ValueError, naming the file, when it is missing or is not of its format.
     """
@@ -137,6 +140,7 @@ class File(Source, ABC):
     expected: Expected | None = None
     parts: int = 1
     part: int | None = None
+    select: str = "all"
 
     format: ClassVar[str]
     needs: ClassVar[Sequence[str]] = ()
@@ -146,6 +150,7 @@ class File(Source, ABC):
         require_patterns("include", self.include)
         require_patterns("exclude", self.exclude)
         require_part(self.part, self.parts)
+        require_select(self.select)
         object.__setattr__(self, "path", existing_path(self.path, self.format))  # it is frozen
         require_packages(self.needs, self.path)
         _ = self.entries
@@ -180,7 +185,18 @@ class File(Source, ABC):
         with readable(self.path, self.format):
             entries = [self._choose(entry) for entry in self._entries()]
             require_unique(entry.name for entry in entries)
+            return self._leave_others(entries)
+
+    def _leave_others(self, entries: list[FileEntry]) -> list[FileEntry]:
+        """Leave out the tensors that are no weights, unless all are selected or some are named."""
+        if self.select == "all" or self.include is not None:
             return entries
+        shapes = {entry.name: entry.shape for entry in entries if not entry.skip_reason}
+        others = shapes.keys() - select_weights(shapes)
+        return [
+            replace(entry, skip_reason=NO_WEIGHT) if entry.name in others else entry
+            for entry in entries
+        ]
 
     @property
     def architecture(self) -> Architecture | None:
@@ -257,6 +273,21 @@ class File(Source, ABC):
         elif not reason and not entry.size:
             reason = "it is empty"
         return replace(entry, skip_reason=reason)
+
+
+def select_weights(shapes: Mapping[str, tuple[int, ...]]) -> set[str]:
+    """Select the weights by their shapes: those with two axes or more that are longer than 1.
+
+    Norms, biases and constants are none. Where there is no weight at all, all are selected.
+    """
+    weights = {name for name, shape in shapes.items() if sum(n > 1 for n in shape) > 1}
+    return weights or set(shapes)
+
+
+def require_select(select: Any) -> None:
+    """Raise ValueError unless `select` is one of `SELECTIONS`."""
+    if select not in SELECTIONS:
+        raise ValueError(f"dist.select must be {' or '.join(SELECTIONS)}, got {select!r}")
 
 
 class BadFileError(ValueError):

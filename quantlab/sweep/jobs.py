@@ -18,6 +18,7 @@ from tqdm import tqdm
 from quantlab.errors import USER_ERRORS, error_sentence, options_hint
 from quantlab.formats.element import ContradictionError
 from quantlab.records import parts, record
+from quantlab.records.older import as_recorded
 from quantlab.records.parts import Division, RunIdentity
 from quantlab.sweep.job import build, require_valid, run_environment, settings
 
@@ -106,18 +107,21 @@ class Job:
         """
         try:
             path = directory / self.run.directory / record.NAME
-            return _find_record_state(path, self.run.settings) if path.exists() else "missing"
+            return _find_record_state(path, self) if path.exists() else "missing"
         except USER_ERRORS:  # the run will say it better
             return "changed"
 
 
-def _find_record_state(path: Path, settings: dict[str, Any]) -> str:
+def _find_record_state(path: Path, job: Job) -> str:
     try:
         recorded = record.read(path)
     except ValueError:
         return "unreadable"
     if recorded["status"] == "failed":
         return "failed"
+    settings = job.run.settings
+    if not any(typed.startswith("dist.select=") for typed in job.typed):
+        settings = as_recorded(settings, recorded["config"])
     experiment = build(settings)
     key = record.run_key(settings, *experiment.identify(), experiment.listing)
     return "complete" if recorded["key"] == key else "changed"

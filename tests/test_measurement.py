@@ -84,7 +84,9 @@ def test_a_format_is_chosen_as_on_the_command_line():
 
 
 def test_a_mapping_gives_a_table():
-    table = quantlab.measure({"w": X, "b": X[0]}, mode="nf4", block="channel")
+    arrays = {"w": X, "b": X[0]}
+    assert quantlab.measure(arrays)["tensor"].tolist() == ["w"]
+    table = quantlab.measure(arrays, mode="nf4", block="channel", select="all")
     assert table["tensor"].tolist() == ["w", "b"]
     assert table["n_scales"].tolist() == [20, 1]
     assert table["sqnr_db"][1] == quantlab.measure(X[0], mode="nf4")["sqnr_db"]

@@ -85,7 +85,7 @@ class Gguf(File):
             if tensor.is_quantized and not reason:
                 reason = f"{tensor.kind} is quantized already"
             elif tensor.kind in INTEGERS:
-                reason = f"int{tensor.kind[1:]} is no floating-point type"
+                reason = f"{tensor.kind} is no floating-point type"  # a part of the keys of runs
             elif tensor.name.endswith(INPUT_SCALE):
                 reason = "it is a scale of activations"
             yield tensor.entry(reason, is_quantized=tensor.is_quantized)

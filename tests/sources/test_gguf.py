@@ -29,7 +29,7 @@ def test_gguf_floats_are_read_and_quantized_tensors_left_out(tmp_path):
     assert np.array_equal(found["bf16"], brain.astype(np.float32))
     assert source.skipped() == {
         "q8": "Q8_0 is quantized already",
-        "ids": "int32 is no floating-point type",
+        "ids": "I32 is no floating-point type",
     }
 
 

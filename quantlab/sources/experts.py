@@ -91,10 +91,16 @@ class Experts:
         if count not in (0, shape[0]):
             return faulty_tensor(name, f"has {count} experts, the original {shape[0]}")
         n, rows, columns = shape
-        stored = self._all(layer, projection, n, (rows, columns))
-        if stored is None and (stored := self._all(layer, projection, n, (columns, rows))):
-            stored = [transpose(matrix) for matrix in stored]
-        return stack(name, stored, shape) if stored else None
+        is_fused = projection == "gate_up"
+        # Square matrices fit both ways; gpt-oss stores transposes.
+        for is_transposed in (
+            (True, False) if is_fused and self.original_interleaved else (False, True)
+        ):
+            wanted = (columns, rows) if is_transposed else (rows, columns)
+            if stored := self._all(layer, projection, n, wanted):
+                matrices = [transpose(m) for m in stored] if is_transposed else stored
+                return stack(name, matrices, shape)
+        return None
 
     def _count(self, layer: str, projection: str) -> int:
         """Count the experts that are stored of a projection, apart or stacked."""

@@ -106,7 +106,8 @@ def _index_maps(parts: Parts, shape: Shape, scales: Shape) -> list[RowIndex]:
     sizes = _fused_sizes(parts, shape[-2])
     restarted = [np.arange(size) // rows for size in sizes]
     counts = [int(part[-1]) + 1 for part in restarted]
-    if len(sizes) == scales[-2] != shape[-2]:
+    is_stated = "weight_block_size" in parts.config
+    if not is_stated and len(sizes) == scales[-2] != shape[-2]:
         of_rows = np.repeat(np.arange(len(sizes)), sizes)
     elif sum(counts) == scales[-2] != -(-shape[-2] // rows):
         starts = np.cumsum([0, *counts[:-1]])

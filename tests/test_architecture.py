@@ -46,6 +46,7 @@ APART = {  # modules with one user, one of their room, and why they stand alone
             "scaled",
         )
     },
+    "sources/onnx_graph.py": "how a model is built, beside which of its tensors are weights",
     **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "onnx", "safetensors")},
     **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},
     "sources/experts.py": "how each writer names and stacks the experts of a mixture",

@@ -85,7 +85,7 @@ def test_what_onnx_itself_writes_apart(tmp_path):
     source = Onnx(str(tmp_path / "m.onnx"))
     assert list(read(source)) == ["a", "b"]
     np.testing.assert_array_equal(read(source)["a"], X)
-    assert source.skipped() == {"ids": "INT64 is no floating-point type"}
+    assert source.skipped() == {"ids": "int64 is no floating-point type"}
 
 
 def test_what_is_no_float_is_left_out(tmp_path):
@@ -102,12 +102,12 @@ def test_what_is_no_float_is_left_out(tmp_path):
     source = Onnx(save(tmp_path / "m.onnx", *made))
     assert list(read(source)) == ["w"]
     assert source.skipped() == {
-        "ids": "INT64 is no floating-point type",
-        "mask": "BOOL is no floating-point type",
-        "text": "STRING is no floating-point type",
-        "waves": "COMPLEX64 is no floating-point type",
-        "half": "INT4 is no floating-point type",
-        "odd": "FLOAT4E2M1 is no floating-point type",
+        "ids": "int64 is no floating-point type",
+        "mask": "bool is no floating-point type",
+        "text": "string is no floating-point type",
+        "waves": "complex64 is no floating-point type",
+        "half": "int4 is no floating-point type",
+        "odd": "float4_e2m1fn holds codes, which are no values without their scales",
         "empty": "it is empty",
     }
 
@@ -137,7 +137,7 @@ def test_a_type_that_onnx_does_not_have_is_one_sentence(tmp_path):
     for kind in (0, 99, -1):
         proto = TensorProto(name="w", dims=[2], raw_data=bytes(8))
         proto.data_type = kind
-        with pytest.raises(ValueError, match=r"UNDEFINED|no name defined") as caught:
+        with pytest.raises(ValueError, match=f"onnx does not have type {kind}") as caught:
             Onnx(save(tmp_path / "m.onnx", proto)).require_tensors()
         assert str(caught.value).startswith(f"{tmp_path}/m.onnx ")
 
@@ -146,7 +146,7 @@ def test_many_initializers_are_listed_in_no_time(tmp_path):
     made = [TensorProto(name=str(n), data_type=1, dims=[1], float_data=[n]) for n in range(30_000)]
     path = save(tmp_path / "m.onnx", *made)
     start = time.process_time()
-    assert len(read_graph(path).initializers) == 30_000
+    assert len(read_graph(path).constants) == 30_000
     assert time.process_time() - start < 2
 
 
@@ -163,7 +163,7 @@ def outside(folder):
         yield external("w", [4], location), "outside its own directory"
     for location in ("", ".", "folder", "pipe", "gone", "w.data/w"):
         yield external("w", [4], location), "which does not exist"
-    yield external("w", [4], "a\0b"), "is no onnx file, or is cut off or damaged"
+    yield external("w", [4], "a\0b"), "holds w, which cannot be read"
     yield external("w", [4], "\x1b[2J"), "which does not exist"
     yield external("\x1b[2J", [4], "gone"), "which does not exist"
     yield external("w", [4], "w.data", offset=-1), r"at -1 of .*w\.data"
@@ -174,10 +174,10 @@ def outside(folder):
     yield external("w", [40], "w.data"), "needs 160 bytes of .*: it is cut"
     yield external("w", [2**40, 2**40], "w.data"), "it is cut"
     for lie in ({"offset": "x"}, {"offset": "1.5"}, {"length": ""}, {"offset": "9" * 5000}):
-        yield external("w", [4], "w.data", **lie), "is no onnx file, or is cut off or damaged"
+        yield external("w", [4], "w.data", **lie), "holds w, which cannot be read"
     yield external("w", [-4], "w.data"), r"gives w an impossible shape \[-4\]"
     yield external("w", [-2, -2], "w.data"), "an impossible shape"
-    yield external("w", [4], "w.data", data_type=0), "UNDEFINED is no floating-point type"
+    yield external("w", [4], "w.data", data_type=0), "onnx does not have type 0"
 
 
 def test_data_that_is_not_where_it_may_be_is_refused(tmp_path):
@@ -220,7 +220,7 @@ def lies(folder):
         "takes 1208925819614629174706176": [
             TensorProto(name="w", data_type=1, dims=[2**40, 2**40], raw_data=X.tobytes())
         ],
-        "is no onnx file, or is cut off": [
+        r"holds 1\.75 values in w, where the shape \[2\] takes 2": [
             TensorProto(name="w", data_type=1, dims=[2], raw_data=bytes(7))
         ],
     }
@@ -228,7 +228,7 @@ def lies(folder):
         yield (folder / save(folder / "made", *protos)).read_bytes(), said
     for values in ([], [1.0]):
         proto = TensorProto(name="w", data_type=1, dims=[2**40, 2**40], float_data=values)
-        yield (folder / save(folder / "made", proto)).read_bytes(), "m.onnx (holds|is no onnx)"
+        yield (folder / save(folder / "made", proto)).read_bytes(), "m.onnx holds"
 
 
 def test_a_model_that_lies_is_one_sentence_that_names_it(tmp_path):
@@ -525,11 +525,11 @@ FLAT = {
     "blocks below 0": (linear(n=2, block_size=-7), [scale(5, 1)], "block"),
     "blocks in halves": (linear(n=2, block_size=3.5), [scale(5, 2)], "block"),
     "blocks of text": (linear(n=2, block_size="a"), [scale(5, 2)], "block"),
-    "scales of integers": (linear(n=2), [scale(7, kind=np.int64)], "INT64"),
+    "scales of integers": (linear(n=2), [scale(7, kind=np.int64)], "int64"),
     "scales of text": (
         linear(n=2),
         [numpy_helper.from_array(np.array("a", object), "s")],
-        "STRING",
+        "string",
     ),
     "zero points of others": (
         linear(),
@@ -539,7 +539,7 @@ FLAT = {
     "zero points of floats": (
         linear(),
         [scale(7), numpy_helper.from_array(np.full(7, np.nan, np.float32), "z")],
-        "FLOAT",
+        "float32",
     ),
 }  # fmt: skip
 
@@ -553,13 +553,12 @@ def test_parts_that_do_not_fit_are_a_fault(tmp_path, node, parts, why):
     assert found["w"].fault.isprintable()
 
 
-@pytest.mark.parametrize("kind", ["STRING", "BOOL", "COMPLEX64", "INT64", "FLOAT", "DOUBLE"])
+@pytest.mark.parametrize("kind", ["string", "bool", "complex64", "int64", "float32", "float64"])
 def test_codes_of_a_type_that_holds_none_are_a_fault(tmp_path, kind):
-    one = "a" if kind == "STRING" else 1
-    array = np.full((5, 7), one, helper.tensor_dtype_to_np_dtype(getattr(TensorProto, kind)))
+    array = np.full((5, 7), "a", object) if kind == "string" else np.ones((5, 7), kind)
     codes = numpy_helper.from_array(array, "w_quantized")
     found = OnnxFile(saved(tmp_path / "m.onnx", linear(n=2), codes, scale())).tensors
-    assert kind in found["w"].fault
+    assert found["w"].fault == f"has codes of {kind}, which makes no sense"
 
 
 def broken(**changes):

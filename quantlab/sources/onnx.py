@@ -222,11 +222,12 @@ def _decode_or_fault(name: str, decode: Callable[[], StoredTensor]) -> StoredTen
 def _scale_names(scope: Scope) -> Iterator[str]:
     """Yield the constants that are scales and zero points, of activations too."""
     for node in scope.nodes:
-        is_qlinear = as_text(node.op_type).startswith(("QLinear", "QGemm"))
-        places = range(len(node.input)) if is_qlinear else SCALE_INPUTS.get(node.op_type, ())
-        for constant in (c for place in places for c in scope.find_behind(input_name(node, place))):
-            if not is_qlinear or constant.kind in SCALES:  # its other inputs are codes
-                yield constant.name
+        if as_text(node.op_type).startswith(("QLinear", "QGemm")):
+            constants = (scope.find_constant(as_text(name)) for name in node.input)
+            # The other inputs are codes.
+            yield from (known.name for known in constants if known and known.kind in SCALES)
+        for place in SCALE_INPUTS.get(node.op_type, ()):
+            yield from (known.name for known in scope.find_behind(input_name(node, place)))
         for inputs in WEIGHTS.get(node.op_type, ()):
             if scale := scope.find_constant(_scale_name(node, inputs)):
                 yield scale.name

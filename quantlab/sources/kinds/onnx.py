@@ -167,10 +167,13 @@ class Quantization:
             raise MisfitError(f"is quantized to {kind}, which makes no sense")
         scales = self.spread(self.scale, values.shape)
         zeros = self.spread(self.zero_point, values.shape) if self.zero_point else None
+        precision = np.dtype("float32" if self.scale.kind == EXPONENTS else self.scale.kind)
         to_codes = _float_rounder(kind) if "float" in kind else _integer_rounder(kind)
 
         def take(index: RowIndex) -> NDArray[Any]:
-            x = values.take_numbers(index) / scales.take_rows(index)
+            # The division is rounded to the type of the scale.
+            ratio = (values.take_numbers(index) / scales.take_rows(index)).astype(precision)
+            x = ratio.astype(np.float32)
             return to_codes(x, 0 if zeros is None else zeros.take_rows(index))
 
         return Operand(values.shape, kind, take, values.parts + self.parts, is_computed=True)

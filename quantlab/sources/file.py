@@ -55,7 +55,8 @@ class FileEntry:
     """A tensor as its file describes it, with the bytes that it takes there.
 
     `dtype` is what records call its dtype, `numpy_dtype` the name that NumPy has for it;
-    `skip_reason` is the reason why it is not measured.
+    `skip_reason` is the reason why it is not measured. `input_axis` is the axis of a weight along
+    which the inputs of its layer lie, None where the file does not tell.
     """
 
     name: str
@@ -66,6 +67,7 @@ class FileEntry:
     n_bytes: int = 0
     is_quantized: bool = False
     numpy_dtype: str | None = None
+    input_axis: int | None = None
 
     @property
     def size(self) -> int:

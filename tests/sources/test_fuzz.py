@@ -9,6 +9,7 @@ import tracemalloc
 from contextlib import contextmanager
 
 import gguf
+import ml_dtypes
 import numpy as np
 import onnx
 import pytest
@@ -255,18 +256,42 @@ def onnx_model(folder, external):
         "d_quantized": np.ones((3, 3), np.int8),
         "d_scale": np.float32(1),
         "d_zero_point": np.int8(3),
+        "f": X,
+        "g_quantized": np.ones((2, 3, 20), np.int8),
+        "g_scale": np.ones((2, 20), np.float32),
+        "h_scale": np.ones((2, 6), ml_dtypes.float8_e4m3fn),
     }
     made = [numpy_helper.from_array(np.asarray(array), name) for name, array in arrays.items()]
     made.append(helper.make_tensor("e_quantized", TensorProto.INT4, [3], bytes(2), raw=True))
+    made.append(
+        helper.make_tensor("h_f4", TensorProto.FLOAT4E2M1, [8, 6], bytes(range(24)), raw=True)
+    )
     inputs = {
         "a": ["a_quantized", "a_scale"],
         "b": ["b_quantized", "b_scale", "b_zero_point"],
         "e": ["e_quantized", "d_scale"],
+        "f_dq": ["f_q", "d_scale", "d_zero_point"],
+        "h_steps": ["h_scale", "d_scale"],
+        "h": ["h_f4", "h_steps"],
     }
-    about = {"a": {"axis": 0}, "b": {"axis": 1, "block_size": 16}, "e": {}}
+    about = {
+        "a": {"axis": 0},
+        "b": {"axis": 1, "block_size": 16},
+        "h": {"axis": 0, "block_size": 4},
+    }
     nodes = [
-        helper.make_node("DequantizeLinear", names, [out], **about[out])
+        helper.make_node("DequantizeLinear", names, [out], **about.get(out, {}))
         for out, names in inputs.items()
+    ]
+    body = helper.make_graph(
+        [helper.make_node("Constant", [], ["norm"], value=numpy_helper.from_array(X))], "b", [], []
+    )
+    nodes += [
+        helper.make_node("QuantizeLinear", ["f", "d_scale", "d_zero_point"], ["f_q"]),
+        helper.make_node("Constant", [], ["k"], value_floats=[1.0, 2.0]),
+        helper.make_node("If", ["x"], ["i"], then_branch=body, else_branch=body),
+        helper.make_node("QLinearMatMul", ["x", "", "", *inputs["b"]], ["m"]),
+        helper.make_node("DynamicQuantizeLSTM", ["x", "g_quantized", *[""] * 6, "g_scale"], ["g"]),
     ]
     nodes.append(
         helper.make_node(
@@ -297,7 +322,8 @@ def disturb(rng, model):
     """Change one field of a model."""
     held = model.graph.initializer
     one, other = held[rng.integers(len(held))], held[rng.integers(len(held))]
-    node = model.graph.node[rng.integers(len(model.graph.node))]
+    nodes = [node for node in model.graph.node if node.input]
+    node = nodes[rng.integers(len(nodes))]
     number = NUMBERS[rng.integers(len(NUMBERS))]
     way = rng.integers(8)
     if way == 0 and one.dims:

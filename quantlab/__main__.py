@@ -177,15 +177,16 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 def _check(arguments: argparse.Namespace) -> None:
     from quantlab.records.table import read_aggregate
-    from quantlab.report.choices import find_choices
-    from quantlab.report.sentences import check_lines
+    from quantlab.report.choices import find_choices, stored_rows
+    from quantlab.report.sentences import check_lines, uncovered
 
     sweep = read_aggregate(arguments.directory)
     settings = read_settings(arguments.directory, arguments.settings)
     rows = settings.judged(sweep.rows)
-    choices = find_choices(rows, sweep.levels)
-    print("\n".join(check_lines(choices, row_bars(rows), sweep.failures, settings.texts)))
-    if sweep.failures or not all(choice.meets for choice in choices):
+    choices, files = find_choices(rows, sweep.levels), stored_rows(rows, sweep.levels)
+    lines = check_lines(choices, files, row_bars(rows), sweep.failures, settings.texts)
+    print("\n".join(lines))
+    if sweep.failures or uncovered(files) or not all(choice.meets for choice in choices):
         raise SystemExit(1)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -90,6 +90,8 @@ class Experiment:
         versions |= compiled.versions(max(sizes, default=0))
         if self._file:
             _locate_in_file(outcome, self._file)
+        if isinstance(self.bound, Bound):
+            outcome = replace(outcome, coverage=self.bound.coverage(outcome.tensors))
         if not outcome.tensors and not outcome.failed:
             self._require_others(outcome.skipped)
         return outcome

@@ -26,6 +26,7 @@ FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*
 OF_A_WHOLE_ROOM = {
     "tests/report/test_browser.py",
     "tests/sources/test_fuzz.py",
+    "tests/sources/test_published.py",
     "tests/sweep/test_engines.py",
     "tests/sweep/test_parts.py",
 }

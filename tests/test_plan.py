@@ -14,6 +14,7 @@ import quantlab
 from quantlab import __main__ as program
 from tests import tiny_llama
 from tests.conftest import ROOT, run, run_quantlab
+from tests.sources.published import draw, scaled_fp8, write_safetensors
 
 TOOL = ROOT / ".venv/llama/llama-quantize"
 TYPES = "mode=ggml/q3_k,ggml/q4_0,ggml/q4_k,ggml/q5_k,ggml/q6_k,ggml/q8_0"
@@ -251,3 +252,33 @@ def test_a_mode_of_one_s_own_has_an_option_for_each_width(tmp_path):
         done = run_quantlab("plan", tmp_path / "s", "--bits", "9", "--keep", keep)
         assert (done.returncode, done.stderr) == (0, "")
         assert done.stdout.startswith(f"laplace as power_of_two {width} bits (")
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_check_fails_where_too_little_was_compared(tmp_path):
+    name = next(iter(scaled_fp8(tmp_path, "mlp")))
+    original, stored = (tmp_path / f"{letter}.safetensors" for letter in "ab")
+    x = draw(64, 64)
+    norm = {"norm.weight": x[0]}  # no weight, which is left out on both sides
+    write_safetensors(original, {name: x, "lost.weight": x[:2]} | norm)
+    sweep = tmp_path / "s"
+    source = ["dist=file/safetensors", f"dist.path={original}"]
+    mode = ["mode=file/safetensors", f"mode.path={stored}"]
+    done = run("-m", *source, *mode, f"hydra.sweep.dir={sweep}")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = (
+        "96.9% of the original's values were compared, 100% of the bytes of the file; without a "
+    )
+    assert f"{shown}partner: lost.weight" in done.stdout
+    done = command("check", sweep)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"{shown}partner: lost.weight\n" in done.stdout
+    assert done.stdout.endswith("; of one file too little was compared\n")
+    assert command("check", sweep, "report.bar.coverage=0.9").returncode == 0
+    table = quantlab.load(sweep)
+    share = 4096 / (4096 + 128)
+    assert table["coverage"].tolist() == [share]
+    assert table["unpaired"].tolist() == ["lost.weight"]
+    assert quantlab.verdict(sweep)["coverage"].tolist() == [share]
+    assert not json.loads((sweep / "verdict.json").read_bytes())["meets"]
+    assert "96.9% of the original" in (sweep / "report.html").read_text()

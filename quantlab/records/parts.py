@@ -253,10 +253,22 @@ def _join(group: Sequence[Run]) -> Run:
     keys = ("tensors", "identities", "directories", "failed", "unmeasured")
     whole = records[0] | {key: merged(key) for key in keys}
     whole["config"] = whole_config(whole["config"])
+    if covered := [record["coverage"] for record in records if "coverage" in record]:
+        whole["coverage"] = _joined_coverage(covered)
     whole["spec"] = next((record["spec"] for record in records if record["spec"]), None)
     skipped = merged("skipped")
     whole["skipped"] = {name: skipped[name] for name in [*_skipped_by_all(records), *skipped]}
     return group[0]._replace(record=whole)
+
+
+def _joined_coverage(covered: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Add up what the parts of a source compared with one file."""
+    sums = {key: sum(part[key] for part in covered) for key in ("values", "all_values", "bytes")}
+    unpaired = {name: n for part in covered for name, n in part["unpaired"].items()}
+    return sums | {
+        "all_bytes": max(part["all_bytes"] for part in covered),
+        "unpaired": dict(sorted(unpaired.items(), key=lambda item: -item[1])),
+    }
 
 
 def _places(record: Record) -> dict[str, int]:

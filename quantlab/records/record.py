@@ -25,7 +25,7 @@ from quantlab.text import as_text
 
 # 6 had the columns of a format and no spec, 5 no sizes of what was not measured, 4 no stored
 # formats, 3 one scale a tensor and no storage
-SCHEMA = 7
+SCHEMA = 8
 NAME = "record.json"
 BAR_PREFIX = "bar_"  # of the columns of results.csv that say by what bar a row is judged
 COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
@@ -60,6 +60,19 @@ class FormatJson(TypedDict):
     name: str
 
 
+class CoverageJson(TypedDict):
+    """How much was compared with a stored file: values of the original, bytes of the file.
+
+    `unpaired` has the values of each selected tensor that was not, the largest first.
+    """
+
+    values: Count
+    all_values: Count
+    bytes: Count
+    all_bytes: Count
+    unpaired: dict[str, Count]
+
+
 class RecordFile(TypedDict):
     """The record of one run.
 
@@ -70,7 +83,7 @@ class RecordFile(TypedDict):
     shapes and sizes in a file of which a part was measured.
     """
 
-    schema: Literal[3, 4, 5, 6, 7]
+    schema: Literal[3, 4, 5, 6, 7, 8]
     key: Sha256
     status: Literal["completed", "failed"]
     error: str | None
@@ -86,6 +99,7 @@ class RecordFile(TypedDict):
     skipped: dict[str, str]
     unmeasured: dict[str, UnmeasuredTensor]
     listing: NotRequired[Sha256]
+    coverage: NotRequired[CoverageJson]
     versions: dict[str, str]
     started: Annotated[str, ("format", "date-time")]
     seconds: Annotated[float, ("minimum", 0)]
@@ -98,7 +112,8 @@ class Outcome:
     `format` has the columns of results.csv that describe their format; empty if there is none.
     `versions` are of packages that figures depend on beside those of every run; `unmeasured` says
     how tensors without figures are stored in a file. `listing` identifies the list of tensors of
-    which a part was measured, None where all are.
+    which a part was measured, None where all are. `coverage` is a `CoverageJson`, None where the
+    format is no stored file.
     """
 
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -108,6 +123,7 @@ class Outcome:
     format: dict[str, Any] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
     listing: str | None = None
+    coverage: Mapping[str, Any] | None = None
 
 
 def run_and_write(
@@ -153,6 +169,7 @@ def run_outcome(
         "skipped": outcome.skipped,
         "unmeasured": outcome.unmeasured,
         **({"listing": outcome.listing} if outcome.listing else {}),
+        **({"coverage": outcome.coverage} if outcome.coverage else {}),
         "versions": versions() | dict(outcome.versions),
         "started": started.isoformat(),
         "seconds": time.perf_counter() - clock,

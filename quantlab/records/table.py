@@ -13,8 +13,10 @@ from tqdm import tqdm
 from quantlab.formats.format import PLAIN, FormatSpec
 from quantlab.records import disk, parts, record, schema
 from quantlab.records.record import Record, Row, Run, group_rows
-from quantlab.text import as_text
+from quantlab.text import as_text, first_few
 
+UNPAIRED_NAMES = 3  # in one cell
+CONTEXT = ("settings", "format", "coverage", "coverage_bytes", "unpaired")
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 FORMAT = list(PLAIN)  # columns of the format that may nest results.json
 FORMAT_SETTINGS = {"block", "range", *record.COLUMN_SETTINGS}  # settings that these columns say
@@ -147,20 +149,34 @@ def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[
     settings = {axis: _setting(content, axis) for axis in axes}
     file = files.get(str(_setting(content, "mode.path")))
     bar = _setting(content, "report.bar") or {}
+    coverage = _coverage_columns(content.get("coverage"))
     return [
         factors
         | {"tensor": name}
         | settings
         | (figures | {"stored_file": file} if file else figures)
         | _format_columns(content["spec"], file)
+        | coverage
         | {f"{record.BAR_PREFIX}{key}": value for key, value in bar.items()}
         for name, figures in content["tensors"].items()
     ]
 
 
 def is_context(column: str) -> bool:
-    """Test whether a column of results.csv is of the format or the bar, and no figure."""
-    return column in ("settings", "format") or column.startswith(record.BAR_PREFIX)
+    """Test whether a column of results.csv is of the format, the run or the bar, and no figure."""
+    return column in CONTEXT or column.startswith(record.BAR_PREFIX)
+
+
+def _coverage_columns(coverage: Mapping[str, Any] | None) -> dict[str, Any]:
+    """List the shares of values and of bytes that were compared, and the largest others."""
+    if coverage is None:
+        return {}
+    names = first_few(list(coverage["unpaired"]), UNPAIRED_NAMES, lambda n: f"and {n} more")
+    return {
+        "coverage": coverage["values"] / max(coverage["all_values"], 1),
+        "coverage_bytes": coverage["bytes"] / max(coverage["all_bytes"], 1),
+        "unpaired": ", ".join(names) or None,
+    }
 
 
 def _format_columns(spec: Mapping[str, Any], file: str | None) -> dict[str, Any]:
@@ -278,7 +294,7 @@ def rows(table: pd.DataFrame) -> list[Row]:
 
 TEXT = (
     "dist", "mode", "tensor", "dtype", "reasons", "block", "scale_dtype", "range", "stored_dtype",
-    "stored_file", "remark", "settings", "format", "missed",
+    "stored_file", "remark", "settings", "format", "unpaired", "missed",
 )  # fmt: skip
 
 
@@ -333,6 +349,9 @@ def load(directory: str | Path) -> pd.DataFrame:
     bar_top_order, bar_rel_err, bar_sqnr_db   criteria of the bar that the run is judged by; missing
                                               where nothing is demanded
     remark                                    what is wrong with what is stored
+    coverage, coverage_bytes                  of a stored file: share of the original's values that
+                                              were compared, share of the file's bytes that were
+    unpaired                                  names of the largest tensors that were not compared
     missed                                    criteria of the bar that a row does not meet; missing
                                               where it meets all
     ========================================  ======================================================

@@ -43,14 +43,18 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     runs = collect(directory)
     table, levels = tabulate(runs, directory)
     rows = settings.judged(cast("list[Row]", table.to_dict("records")))
-    table = table.assign(**{key: [row[key] for row in rows] for key in Bar().columns()})
+    bar_columns = dict.fromkeys(key for row in rows for key in Bar.from_row(row).columns())
+    for key in bar_columns:
+        table[key] = [row.get(key) for row in rows]
     missed = ["; ".join(Bar.from_row(row).missed(row)) for row in rows]
     artefacts = tables(table, levels, missed)
     origin = manifest.from_directory(directory, runs, levels)
     provenance = _provenance(runs, origin, artefacts, settings.texts)
     findings = _findings(runs, directory, rows, levels, provenance)
     choices = find_choices(rows, levels)
-    artefacts[verdict.NAME] = verdict.verdict_json(choices, findings.bars, findings.failures)
+    artefacts[verdict.NAME] = verdict.verdict_json(
+        choices, findings.stored, findings.bars, findings.failures
+    )
     artefacts |= page.artefacts(findings, settings.texts)
     artefacts["manifest.json"] = disk.to_json(
         manifest.manifest(origin, manifest.hydra_files(directory), artefacts)

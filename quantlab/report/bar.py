@@ -27,12 +27,14 @@ class Bar:
     `top_order`: the k largest values keep their order, however new ties are broken. `rel_err`: the
     mean relative error is at most this share. `sqnr_db`: the SQNR is at least this, in dB. A figure
     that does not exist meets them where nothing was lost; a tensor whose values were all too small
-    for float32 meets none.
+    for float32 meets none. `coverage` is no figure of a tensor: at least this share of the values
+    of an original must have been compared with a stored file.
     """
 
     top_order: bool | None = True
     rel_err: float | None = 0.01
     sqnr_db: float | None = 30.0
+    coverage: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if a threshold makes no sense, or there is no criterion."""
@@ -42,6 +44,7 @@ class Bar:
             )
         _require_within("rel_err", self.rel_err, 1)
         _require_within("sqnr_db", self.sqnr_db, math.inf)
+        _require_within("coverage", self.coverage, 1)
         if not self.criteria:
             raise ValueError("report.bar asks nothing: give at least one of its keys a value")
 
@@ -61,12 +64,26 @@ class Bar:
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of results.csv that say the bar of a row."""
-        return {f"{BAR_PREFIX}{key}": getattr(self, key) for key in CRITERIA}
+        return {f"{BAR_PREFIX}{key}": limit for key, limit in self.thresholds().items()}
+
+    def thresholds(self) -> dict[str, Any]:
+        """Return every threshold, that of coverage where there is one."""
+        without = () if self.coverage else ("coverage",)
+        return {key: limit for key, limit in asdict(self).items() if key not in without}
 
     @cached_property
     def criteria(self) -> dict[str, Any]:
-        """The criteria with their thresholds."""
-        return {key: limit for key, limit in asdict(self).items() if limit not in (None, False)}
+        """The criteria that figures of a tensor must meet, with their thresholds."""
+        return {
+            key: limit
+            for key, limit in asdict(self).items()
+            if limit not in (None, False) and key != "coverage"
+        }
+
+    def is_covered(self, row: Row) -> bool:
+        """Test whether enough of the original was compared, in the run that a row is from."""
+        share = row.get("coverage")
+        return share is None or self.coverage is None or share >= self.coverage
 
     def missed(self, row: Row) -> list[str]:
         """List the criteria that the figures of a row do not meet."""

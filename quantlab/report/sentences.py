@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
-from math import inf
+from math import floor, inf
 from typing import Any
 
 from quantlab.formats.format import FormatSpec
@@ -153,22 +153,35 @@ def criterion_heads(bars: Sequence[Bar], texts: Texts) -> list[str]:
     return [" / ".join(limits) for limits in heads.values()]
 
 
+def uncovered(files: Sequence[StoredRows]) -> list[StoredRows]:
+    """List the stored files of whose originals too little was compared."""
+    return [file for file in files if not Bar.from_row(file.rows[0]).is_covered(file.rows[0])]
+
+
 def check_lines(
-    choices: Sequence[TensorChoice], bars: Sequence[Bar], failures: Mapping[str, str], texts: Texts
+    choices: Sequence[TensorChoice],
+    files: Sequence[StoredRows],
+    bars: Sequence[Bar],
+    failures: Mapping[str, str],
+    texts: Texts,
 ) -> list[str]:
     """List what fails a check: runs that failed, tensors that miss the bar; the last line sums up.
 
-    A run that failed fails the check: its tensors have no figures.
+    A run that failed fails the check: its tensors have no figures. So does a stored file of whose
+    original too little was compared.
     """
+    few = uncovered(files)
     failing = [choice for choice in choices if not choice.meets]
     criteria = " / ".join(criteria_text(bar, texts) for bar in bars)
     words = {"n": len(choices), "criteria": criteria}
-    if not failing and not failures:
-        return [texts("check_passed", **words)]
+    if not failing and not failures and not few:
+        return [*coverage_sentences(files, texts), texts("check_passed", **words)]
     sums = [texts("check_failed", **words, missing=len(failing))]
+    sums += [texts("check_uncovered", n=len(few))] if few else []
     sums += [texts("failures", n=len(failures))] if failures else []
     return [
         *failure_sentences(failures, texts),
+        *coverage_sentences(few, texts),
         *(_miss_text(choice.best, choice.name, texts) for choice in failing),
         "; ".join(sums),
     ]
@@ -302,7 +315,29 @@ def stored_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]
             least=_decibels_or_exact(quality(file.rows[0]), texts),
             types=", ".join(_stored_types(file, texts)),
         )
+    yield from coverage_sentences(files, texts)
     yield from remark_sentences(files, texts)
+
+
+def coverage_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]:
+    """Yield how much of each original and of each file was compared, and what was not."""
+    for file in files:
+        row = file.rows[0]
+        if row.get("coverage") is None:
+            continue
+        key = "coverage" if row["unpaired"] is None else "coverage_unpaired"
+        yield texts(
+            key,
+            name=printable(file.name),
+            share=_share(row["coverage"]),
+            bytes=_share(row["coverage_bytes"]),
+            unpaired=printable(row["unpaired"] or ""),
+        )
+
+
+def _share(share: float) -> str:
+    """Format a share in percent; what is not all is never 100 %."""
+    return f"{floor(1000 * share) / 10:.4g}%"
 
 
 def remark_sentences(files: Sequence[StoredRows], texts: Texts) -> Iterator[str]:

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import pandas as pd
 
 from quantlab.records import disk
 from quantlab.report.bar import Bar
-from quantlab.report.choices import TensorChoice
+from quantlab.report.choices import StoredRows, TensorChoice
 
 NAME = "verdict.json"
 SCHEMA = 1
@@ -21,6 +20,7 @@ FORMAT_FIGURES = {  # of the format, and their types
     "sqnr_db": "float64",
     "rel_err": "float64",
 }
+COVERAGE_KEYS = ("coverage", "coverage_bytes", "unpaired")  # of the row of a stored file
 TYPES = {
     "dist": "string",
     "tensor": "string",
@@ -36,30 +36,43 @@ def verdict(directory: str | Path) -> pd.DataFrame:
 
     `format` is the cheapest that meets the bar, else the nearest, with its mode, `n_bits` and
     `bits_per_value` in bits, `sqnr_db` in dB, and `rel_err` as a share; `missed` are the criteria
-    that it does not meet, missing where it meets all. What else the sweep varied stands beside the
-    names. Raises ValueError if the directory holds no verdict.
+    that it does not meet, missing where it meets all. Of a stored file there are the shares of its
+    original's values (`coverage`) and of its own bytes (`coverage_bytes`) that were compared. What
+    else the sweep varied stands beside the names. Raises ValueError if the directory holds no
+    verdict.
     """
     tensors = read_verdict(Path(directory))["tensors"]
     table = pd.DataFrame(
         [tensor | {"missed": "; ".join(tensor["missed"]) or None} for tensor in tensors],
-        columns=list(tensors[0]) if tensors else list(TYPES),
+        columns=list(dict.fromkeys(key for tensor in tensors for key in tensor)) or list(TYPES),
     )
     return table.astype(TYPES)
 
 
 def verdict_json(
-    choices: Sequence[TensorChoice], bars: Sequence[Bar], failures: Mapping[str, str]
+    choices: Sequence[TensorChoice],
+    stored: Sequence[StoredRows],
+    bars: Sequence[Bar],
+    failures: Mapping[str, str],
 ) -> bytes:
     """Write verdict.json: the bars, whether all tensors meet theirs, each of them, failed runs.
 
-    `bar` is null where runs have different bars; each tensor then has its own.
+    `bar` is null where runs have different bars; each tensor then has its own. Of stored files
+    there is the `coverage` of each.
     """
     tensors = [_tensor_json(choice, own_bar=len(bars) > 1) for choice in choices]
+    is_covered = all(Bar.from_row(file.rows[0]).is_covered(file.rows[0]) for file in stored)
+    coverage = [
+        {"file": file.name, **{key: file.rows[0][key] for key in COVERAGE_KEYS}}
+        for file in stored
+        if file.rows[0].get("coverage") is not None
+    ]
     return disk.to_json(
         {
             "schema": SCHEMA,
             "bar": _bar_json(bars[0]) if len(bars) == 1 else None,
-            "meets": not failures and all(choice.meets for choice in choices),
+            "meets": not failures and is_covered and all(choice.meets for choice in choices),
+            **({"coverage": coverage} if coverage else {}),
             "tensors": tensors,
             "failures": dict(failures),
         }
@@ -85,7 +98,7 @@ def _bar_json(bar: Bar) -> dict[str, float | bool | None]:
     """Return the thresholds as they are written: 30 and 30.0 are one."""
     return {
         key: value if value is None or isinstance(value, bool) else float(value)
-        for key, value in asdict(bar).items()
+        for key, value in bar.thresholds().items()
     }
 
 
@@ -99,5 +112,6 @@ def _tensor_json(choice: TensorChoice, *, own_bar: bool) -> dict[str, Any]:
         "missed": list(best.missed),
         "format": best.name,
         **{key: best.row.get(key) for key in FORMAT_FIGURES},
+        **{key: best.row[key] for key in COVERAGE_KEYS[:2] if best.row.get(key) is not None},
         **({"bar": _bar_json(Bar.from_row(best.row))} if own_bar else {}),
     }

@@ -47,6 +47,7 @@ ON_INDEX = {"ml_dtypes": "ml-dtypes"}  # modules whose package has another name
 FileState = tuple[str, int, int]  # path, size and time of change
 SELECTIONS = ("weights", "all")
 NO_WEIGHT = "no weight, which dist.select=all measures"
+NOT_INCLUDED, EXCLUDED = "not in dist.include", "in dist.exclude"
 SENTENCE_TENSORS = 3  # with reasons, in one message
 
 
@@ -220,6 +221,19 @@ class File(Source, ABC):
     def _is_of_part(self, entry: FileEntry) -> bool:
         return self._part_of.get(entry.name) == (self.part or 0)
 
+    def selected_sizes(self) -> dict[str, int]:
+        """Return the values of each tensor of the part that the settings select.
+
+        Tensors in codes that cannot be read are among them.
+        """
+        by_choice = (NO_WEIGHT, NOT_INCLUDED, EXCLUDED)
+        return {
+            entry.name: entry.size
+            for entry in self.entries
+            if self._is_of_part(entry)
+            or (entry.is_quantized and entry.skip_reason and entry.skip_reason not in by_choice)
+        }
+
     def tensors(self) -> Iterator[Tensor]:
         """Open the tensors of the part one by one; one that cannot be read says so if measured."""
         return (self._open(entry) for entry in self.entries if self._is_of_part(entry))
@@ -269,9 +283,9 @@ class File(Source, ABC):
     def _choose(self, entry: FileEntry) -> FileEntry:
         reason = entry.skip_reason
         if self.include is not None and not matches(entry.name, self.include):
-            reason = "not in dist.include"
+            reason = NOT_INCLUDED
         elif matches(entry.name, self.exclude):
-            reason = "in dist.exclude"
+            reason = EXCLUDED
         elif not reason and not entry.size:
             reason = "it is empty"
         return replace(entry, skip_reason=reason)

@@ -5,11 +5,11 @@ To add a container: a subclass of `StoredFile` beside the reader of the containe
 """
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 import numpy as np
 
@@ -52,6 +52,20 @@ class Pair:
     order: RowIndex | None = None
     other_order: tuple[str, RowIndex | None] | None = None
     shift: float = 0.0
+
+
+class Coverage(TypedDict):
+    """How much of an original was compared with a stored file, and of that file with it.
+
+    `values` of `all_values` that were selected, `bytes` of `all_bytes`; `unpaired` has the sizes of
+    the tensors that were not compared, the largest first.
+    """
+
+    values: int
+    all_values: int
+    bytes: int
+    all_bytes: int
+    unpaired: dict[str, int]
 
 
 class StoredFile(Codec):
@@ -194,6 +208,34 @@ class Bound(Codec):
         matched = {name for pair in self.pairs.values() for name in pair.tensor.members}
         reason = f"only {self.stored.file_name} has it"
         return {name: reason for name in self.stored.tensors if name not in matched}
+
+    def coverage(self, measured: Collection[str]) -> Coverage | None:
+        """Count what was compared, given the names of originals that have figures.
+
+        Stored tensors whose originals are left out do not count. None of a source that is no file.
+        """
+        if not self._file:
+            return None
+        sizes = self._file.selected_sizes()
+        unpaired = {name: n for name, n in sizes.items() if name not in measured}
+        n_bytes, left_out = (
+            {
+                part.name: part.n_bytes
+                for name, pair in self.pairs.items()
+                if (name in measured) == is_measured and (is_measured or name not in sizes)
+                for part in pair.tensor.parts
+            }
+            for is_measured in (True, False)
+        )
+        parts = (part for stored in self.stored.tensors.values() for part in stored.parts)
+        counted = {part.name: part.n_bytes for part in parts if part.name not in left_out}
+        return Coverage(
+            values=sum(sizes.values()) - sum(unpaired.values()),
+            all_values=sum(sizes.values()),
+            bytes=sum(n_bytes.values()),
+            all_bytes=sum(counted.values()),
+            unpaired=dict(sorted(unpaired.items(), key=lambda item: -item[1])),
+        )
 
     def _pair(self, shapes: Mapping[str, Shape]) -> dict[str, Pair]:
         """Pair by equal names, llama.cpp's, those of experts, suffixes, and common ends."""

@@ -184,7 +184,7 @@ def _check(arguments: argparse.Namespace) -> None:
     settings = read_settings(arguments.directory, arguments.settings)
     rows = settings.judged(sweep.rows)
     choices, files = find_choices(rows, sweep.levels), stored_rows(rows, sweep.levels)
-    lines = check_lines(choices, files, row_bars(rows), sweep.failures, settings.texts)
+    lines = check_lines(choices, row_bars(rows), sweep.failures, settings.texts, files)
     print("\n".join(lines))
     if sweep.failures or uncovered(files) or not all(choice.meets for choice in choices):
         raise SystemExit(1)

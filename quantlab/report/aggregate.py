@@ -53,7 +53,7 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     findings = _findings(runs, directory, rows, levels, provenance)
     choices = find_choices(rows, levels)
     artefacts[verdict.NAME] = verdict.verdict_json(
-        choices, findings.stored, findings.bars, findings.failures
+        choices, findings.bars, findings.failures, findings.stored
     )
     artefacts |= page.artefacts(findings, settings.texts)
     artefacts["manifest.json"] = disk.to_json(

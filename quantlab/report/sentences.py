@@ -160,10 +160,10 @@ def uncovered(files: Sequence[StoredRows]) -> list[StoredRows]:
 
 def check_lines(
     choices: Sequence[TensorChoice],
-    files: Sequence[StoredRows],
     bars: Sequence[Bar],
     failures: Mapping[str, str],
     texts: Texts,
+    files: Sequence[StoredRows] = (),
 ) -> list[str]:
     """List what fails a check: runs that failed, tensors that miss the bar; the last line sums up.
 
@@ -294,8 +294,11 @@ def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> list[str]:
 
 
 def skipped_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:
-    """Name the tensors that were left out, with the reason, and count the rest."""
-    skipped = [texts("left_out", name=label(name), why=why) for name, why in reasons.items()]
+    """Give each reason why tensors were left out, with the first and the number of the others."""
+    groups = grouped_by_reason(
+        {label(name): why for name, why in reasons.items()}, texts, "and_more_tensors"
+    )
+    skipped = [texts("left_out", name=names, why=why) for names, why in groups]
     return texts.first_few(skipped, SENTENCE_TENSORS, "more_left_out")
 
 

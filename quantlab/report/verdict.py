@@ -51,9 +51,9 @@ def verdict(directory: str | Path) -> pd.DataFrame:
 
 def verdict_json(
     choices: Sequence[TensorChoice],
-    stored: Sequence[StoredRows],
     bars: Sequence[Bar],
     failures: Mapping[str, str],
+    files: Sequence[StoredRows] = (),
 ) -> bytes:
     """Write verdict.json: the bars, whether all tensors meet theirs, each of them, failed runs.
 
@@ -61,10 +61,10 @@ def verdict_json(
     there is the `coverage` of each.
     """
     tensors = [_tensor_json(choice, own_bar=len(bars) > 1) for choice in choices]
-    is_covered = all(Bar.from_row(file.rows[0]).is_covered(file.rows[0]) for file in stored)
+    is_covered = all(Bar.from_row(file.rows[0]).is_covered(file.rows[0]) for file in files)
     coverage = [
         {"file": file.name, **{key: file.rows[0][key] for key in COVERAGE_KEYS}}
-        for file in stored
+        for file in files
         if file.rows[0].get("coverage") is not None
     ]
     return disk.to_json(

@@ -1,6 +1,5 @@
 import math
 import re
-from dataclasses import asdict
 
 import pytest
 
@@ -11,7 +10,7 @@ GOOD = {"top_order_kept": True, "rel_err": 0.01, "sqnr_db": 30.0, "max_err": 0.5
 
 
 def test_the_default_is_that_of_the_lab():
-    assert asdict(Bar()) == load_option("bar", "lab")
+    assert Bar().thresholds() == load_option("bar", "lab")
 
 
 @pytest.mark.parametrize(
@@ -54,8 +53,8 @@ def test_what_is_not_named_is_not_asked():
         ({"sqnr_db": math.inf}, "report.bar.sqnr_db must be a number above 0 or null, got inf"),
         ({"top_order": 1}, "report.bar.top_order must be true, false or null, got 1"),
         ({"top_order": None, "rel_err": None, "sqnr_db": None}, "report.bar asks nothing"),
-        ({"kl": 1}, "report.bar takes top_order, rel_err, sqnr_db, got {'kl': 1}"),
-        (3, "report.bar takes top_order, rel_err, sqnr_db, got 3"),
+        ({"kl": 1}, "report.bar takes top_order, rel_err, sqnr_db, coverage, got {'kl': 1}"),
+        (3, "report.bar takes top_order, rel_err, sqnr_db, coverage, got 3"),
     ],
 )
 def test_a_bar_that_makes_no_sense_is_named(asked, why):

@@ -111,7 +111,7 @@ def test_a_bad_setting_is_refused_before_the_first_run(tmp_path, asked):
     [
         (
             "report.bar.kl=1",
-            "report.bar.kl is an unknown key: choose one of rel_err, sqnr_db, top_order",
+            "report.bar.kl is an unknown key: choose one of coverage, rel_err, sqnr_db, top_order",
         ),
         ("report.lang=fr", "report.lang must be one of en, es, got 'fr'"),
         ("report=3", "report takes lang and bar, got 3"),

@@ -35,7 +35,7 @@ demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bi
 		hydra.sweep.dir=multirun/demo-gguf
 
 test: .venv/dev .venv/demo ## run the tests but for the slow ones
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow" --hypothesis-profile=quick
 
 test-all: .venv/dev .venv/demo .venv/wheel ## run every test, with the engines that are here
 	@$(BIN)/pytest

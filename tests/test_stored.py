@@ -50,11 +50,13 @@ def folder(tmp_path_factory):
 
 
 def of_gguf(folder):
-    return ["dist=file/gguf", f"dist.path={folder}/tiny-F16.gguf"]
+    return ["dist=file/gguf", f"dist.path={folder}/tiny-F16.gguf", "dist.select=all"]
 
 
 def of_hugging_face(folder):
-    return ["dist=file/safetensors", f"dist.path={folder}/model.safetensors"]
+    return [
+        "dist=file/safetensors", f"dist.path={folder}/model.safetensors", "dist.select=all",
+    ]  # fmt: skip
 
 
 def of_file(folder, *kinds):

@@ -42,7 +42,7 @@ test-all: .venv/dev .venv/demo .venv/wheel ## run every test, with the engines t
 
 pythons: $(PYTHONS:%=.venv/python%) ## run the fast tests under the other Pythons that are here
 	@for version in $(PYTHONS); do \
-		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q -m "not slow" $(FAST) $(SLOW:%=--ignore=%) || exit 1; done
+		test ! -e .venv/python$$version || .venv/python$$version/bin/pytest -q -m "not slow" --hypothesis-profile=quick $(FAST) $(SLOW:%=--ignore=%) || exit 1; done
 
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm

@@ -51,8 +51,10 @@ class Safetensors(File):
     @property
     def model_type(self) -> str | None:
         """The ``model_type`` of the config.json beside the file."""
-        model = _read_config(Path(self.path).with_name("config.json")).get("model", {})
-        return model.get("model_type")
+        with readable(self.path, self.format):
+            model = _read_config(Path(self.path).with_name("config.json")).get("model", {})
+        name = model.get("model_type")
+        return name if isinstance(name, str) else None
 
     def _entries(self) -> Iterator[FileEntry]:
         arrays = list(read_arrays(self.path))

@@ -168,6 +168,16 @@ def test_a_config_that_cannot_be_read_is_one_sentence(tmp_path, content, said):
     assert len(str(caught.value)) < 1000
 
 
+def test_the_family_of_a_model_is_a_name_in_its_config(tmp_path):
+    source = Safetensors(save(tmp_path, "awq-g32"))
+    for content, family in (('{"model_type": "gpt_oss"}', "gpt_oss"), ('{"model_type": []}', None)):
+        (tmp_path / "config.json").write_text(content)
+        assert source.model_type == family
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"model\.safetensors stands beside a config\.json"):
+        _ = source.model_type
+
+
 METHOD = '{"quantization_config": {"quant_method": %s}}'
 
 

@@ -21,11 +21,11 @@ from quantlab.sources.file import (
     map_values,
 )
 from quantlab.sources.kinds.decoding import (
-    RowIndex,
     StoredTensor,
     dense_tensor,
     faulty_tensor,
     row_width,
+    rows_of,
 )
 from quantlab.sources.names import Architecture
 from quantlab.sources.pairing import StoredFile
@@ -33,7 +33,7 @@ from quantlab.sources.tensor import Tensor
 
 INTEGERS = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 UNDECODED = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
-SHARD = re.compile(r"(?P<stem>.*)-(?P<n>\d{5})-of-(?P<count>\d{5})\.gguf")
+SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 SCALE, INPUT_SCALE = ".scale", ".input_scale"  # of a weight, and of what is multiplied by it
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # before the name of a tensor that was reshaped
 
@@ -120,7 +120,7 @@ def _decode(tensor: GgufTensor) -> StoredTensor:
     if not tensor.is_quantized:
         return dense_tensor(tensor.open(), tensor.kind)
     part, scale = tensor.open_bytes(), tensor.scale.open() if tensor.scale else None
-    size, width = prod(tensor.shape), row_width(tensor.shape)
+    size = prod(tensor.shape)
     factors = np.ones(1, np.float32) if scale is None else scale.array.reshape(-1)
 
     def read_elements(start: int, stop: int) -> FloatArray:
@@ -131,11 +131,7 @@ def _decode(tensor: GgufTensor) -> StoredTensor:
             return values
         return values * factors[np.arange(start, stop) // (size // factors.size)]
 
-    def decode_rows(index: RowIndex) -> FloatArray:
-        if index.size and (np.diff(index) == 1).all():
-            return read_elements(int(index[0]) * width, int(index[-1] + 1) * width)
-        return np.stack([read_elements(row * width, (row + 1) * width) for row in index.tolist()])
-
+    decode_rows = rows_of(read_elements, row_width(tensor.shape))
     parts = (part,) if scale is None else (part, scale)
     return StoredTensor(tensor.name, tensor.shape, tensor.kind, parts, decode_rows, read_elements)
 

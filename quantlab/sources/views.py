@@ -12,7 +12,7 @@ import numpy as np
 
 from quantlab.formats.blocks import Read, Shape
 from quantlab.formats.element import FloatArray
-from quantlab.sources.kinds.decoding import RowIndex, StoredTensor, row_width
+from quantlab.sources.kinds.decoding import RowIndex, StoredTensor, row_width, rows_of
 
 MATRICES = 2  # that are decoded whole, kept for the next block
 
@@ -86,14 +86,14 @@ def reorder_rows(tensor: StoredTensor, order: RowIndex) -> StoredTensor:
 
 def reshape(tensor: StoredTensor, shape: Shape) -> StoredTensor:
     """Return the values in another shape."""
-    read, width = tensor.reader(), row_width(shape)
-
-    def decode_rows(index: RowIndex) -> FloatArray:
-        rows = [read(row * width, (row + 1) * width) for row in index.tolist()]
-        return np.stack(rows) if rows else np.empty((0, width), np.float32)
-
+    read = tensor.reader()
     return replace(
-        tensor, shape=shape, decode_rows=decode_rows, read_elements=read, readings={}, rearranged={}
+        tensor,
+        shape=shape,
+        decode_rows=rows_of(read, row_width(shape)),
+        read_elements=read,
+        readings={},
+        rearranged={},
     )
 
 
@@ -112,11 +112,6 @@ def stack(name: str, matrices: Sequence[StoredTensor], shape: Shape) -> StoredTe
             parts.append(readers[n](*span))
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
-    width = row_width(shape)
-
-    def decode_rows(index: RowIndex) -> FloatArray:
-        return np.stack([read_elements(row * width, (row + 1) * width) for row in index.tolist()])
-
     parts = {part.name: part for matrix in matrices for part in matrix.parts}
     stored_bits = 8 * sum(part.n_bytes for part in parts.values())
     members = dict.fromkeys(name for matrix in matrices for name in matrix.members)
@@ -125,7 +120,7 @@ def stack(name: str, matrices: Sequence[StoredTensor], shape: Shape) -> StoredTe
         shape,
         "; ".join(dict.fromkeys(matrix.dtype for matrix in matrices)),
         tuple(parts.values()),
-        decode_rows,
+        rows_of(read_elements, row_width(shape)),
         read_elements,
         remark=next((matrix.remark for matrix in matrices if matrix.remark), None),
         fault=next((matrix.fault for matrix in matrices if matrix.fault), None),

@@ -344,6 +344,19 @@ def as_scales(stored: NDArray[Any]) -> NDArray[Any]:
     return stored.view(ml_dtypes.float8_e8m0fnu) if stored.dtype == np.uint8 else stored
 
 
+def rows_of(read: Read, width: int) -> DecodeRows:
+    """Return a function that decodes rows of `width` values by reading elements."""
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        if index.size and (np.diff(index) == 1).all():
+            values = read(int(index[0]) * width, (int(index[-1]) + 1) * width)
+            return values.reshape(-1, width)
+        rows = [read(row * width, (row + 1) * width) for row in index.tolist()]
+        return np.stack(rows) if rows else np.empty((0, width), np.float32)
+
+    return decode_rows
+
+
 def exact_ratio(numerator: int, denominator: int, misfit: MisfitError) -> int:
     """Return a quotient; raises `misfit` unless it is a whole number above 0."""
     if not denominator or numerator % denominator or not numerator:

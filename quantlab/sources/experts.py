@@ -6,6 +6,7 @@ the transposes.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
@@ -72,6 +73,7 @@ class Experts:
         self.stored_interleaved = stored_interleaved
         parsed = ((parse_name(name), tensor) for name, tensor in tensors.items())
         self._stored = {name: tensor for name, tensor in parsed if name}
+        self._n_apart = Counter(name[:2] for name in self._stored if name.expert is not None)
 
     def find(self, name: str, shape: Shape) -> StoredTensor | None:
         """Return the stored experts of an original's name, in its shape; None without them.
@@ -91,11 +93,9 @@ class Experts:
         if count not in (0, shape[0]):
             return faulty_tensor(name, f"has {count} experts, the original {shape[0]}")
         n, rows, columns = shape
-        is_fused = projection == "gate_up"
         # Square matrices fit both ways; gpt-oss stores transposes.
-        for is_transposed in (
-            (True, False) if is_fused and self.original_interleaved else (False, True)
-        ):
+        transposes_first = projection == "gate_up" and self.original_interleaved
+        for is_transposed in (transposes_first, not transposes_first):
             wanted = (columns, rows) if is_transposed else (rows, columns)
             if stored := self._all(layer, projection, n, wanted):
                 matrices = [transpose(m) for m in stored] if is_transposed else stored
@@ -108,9 +108,8 @@ class Experts:
         for name in (projection, first, "gate_up"):
             if stacked := self._stored.get(ExpertName(layer, name, None)):
                 return stacked.shape[0]
-            apart = [key for key in self._stored if key[:2] == (layer, name)]
-            if apart:
-                return len(apart)
+            if n_apart := self._n_apart[layer, name]:
+                return n_apart
         return 0
 
     def _all(

@@ -8,7 +8,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from quantlab.formats.blocks import UnfitError
+from quantlab.formats.blocks import INPUT, Group, UnfitError
 from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
@@ -170,6 +170,9 @@ class Experiment:
     def _stored(self, tensor: Tensor, opened: Format | Reconstruction) -> dict[str, Any]:
         """Identify what figures depend on beside the tensor and the settings."""
         identity: dict[str, Any] = {}
+        block = getattr(self.form, "block", None)
+        if isinstance(block, Group) and block.axis == INPUT:
+            identity["input_axis"] = tensor.input_axis
         if isinstance(opened, Reconstruction):
             identity["stored_dtype"] = opened.dtype
             if opened.sha256:

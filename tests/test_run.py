@@ -366,6 +366,21 @@ def test_a_tensor_without_the_axis_is_left_out_with_the_reason(tmp_path):
     assert again.stdout.startswith("resuming: 1 complete; 0 to do")
 
 
+def test_groups_along_an_axis_are_a_format_of_their_own(tmp_path):
+    np.save(tmp_path / "w.npy", np.random.default_rng(0).standard_normal((64, 96)))
+    source = ["dist=file/npy", f"dist.path={tmp_path}/w.npy", "block=group"]
+    sweep = ["-m", *source, "block.axis=null,0", "n_bits=3,4", f"hydra.sweep.dir={tmp_path}/s"]
+    assert run(*sweep).returncode == 0
+    records = [json.loads(path.read_text()) for path in (tmp_path / "s").glob("*/record.json")]
+    names = {content["spec"]["name"]: content["config"]["block"] for content in records}
+    assert "axis" not in names["sym 4 bits, group 32"]  # and keys are those before there was one
+    assert names["sym 4 bits, group 32, block.axis=0"]["axis"] == 0
+    assert len(names) == 4
+    assert run(*sweep).stdout.startswith("resuming: 4 complete; 0 to do")
+    done = run_quantlab("plan", tmp_path / "s", "--bits", "4")
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("engine", "modes"),

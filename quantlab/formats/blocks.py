@@ -4,7 +4,7 @@ To add a way to share scales: a class with `layout` here, and a yaml in ``conf/b
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -20,6 +20,7 @@ PART = 2**16  # values of blocks that are read in one go
 BATCH = 2**21  # values of several blocks whose parameters are chosen together
 SPAN = 2**18  # elements that a part of scattered blocks may span
 MAX_WHOLE_BLOCK = 2**12  # values of a block that is always read whole
+INPUT = "input"  # the axis of groups along which the inputs of a layer lie, if a file tells
 
 
 class UnfitError(ValueError):
@@ -201,7 +202,7 @@ class BlockSettings:
     """The settings of a block, the same for all options of the group; `uses` names its own."""
 
     size: int = 32
-    axis: int = 0
+    axis: int | str | None = 0
     scale: str = "float32"
     name: ClassVar[str]
     uses: ClassVar[tuple[str, ...]] = ("scale",)
@@ -239,13 +240,9 @@ class PerChannel(BlockSettings):
         size = prod(shape)
         if len(shape) < 2:
             return _contiguous(size, size)
-        if not -len(shape) <= self.axis < len(shape):
-            raise UnfitError(
-                f"block.axis={self.axis} does not exist in its shape {list(shape)}: "
-                f"choose one from {-len(shape)} to {len(shape) - 1}"
-            )
-        inner = prod(shape[self.axis % len(shape) + 1 :])
-        row = inner * shape[self.axis]
+        axis = find_axis(self.axis, shape)
+        inner = prod(shape[axis + 1 :])
+        row = inner * shape[axis]
         return _contiguous(size, inner) if row == size else Layout(size, row, inner, shared=True)
 
 
@@ -253,29 +250,61 @@ class PerChannel(BlockSettings):
 class Group(BlockSettings):
     """One scale for `size` consecutive values of a row, a tensor flattened from axis 1 on.
 
+    With an `axis` a row is what lies along it, as of the tensor with this axis moved to the end.
     Groups do not cross rows, and the last of a row may be short. A tensor of one dimension is one
     row.
     """
 
+    axis: int | str | None = None
     name = "group"
-    uses = ("size", "scale")
+    uses = ("size", "axis", "scale")
 
     def __post_init__(self) -> None:
-        """Raise ValueError unless `size` is a whole number of 1 or more."""
+        """Raise ValueError unless `size` is a whole number of 1 or more, and `axis` is known."""
         if type(self.size) is not int or self.size < 1:
             raise ValueError(f"block.size must be a whole number of 1 or more, got {self.size!r}")
+        if self.axis not in (None, INPUT) and type(self.axis) is not int:
+            raise ValueError(
+                f"block.axis must be a whole number, {INPUT}, or null for rows, got {self.axis!r}"
+            )
 
     @property
     def block_size(self) -> int:
         """Number of values in a group."""
         return self.size
 
+    def along(self, input_axis: int | None) -> "Group":
+        """Return the groups of a tensor whose inputs lie along an axis; None is not known."""
+        return replace(self, axis=input_axis) if self.axis == INPUT else self
+
+    def moved_axis(self, shape: Shape) -> int | None:
+        """Return the axis to move to the end before a tensor is divided, None of the last."""
+        if self.axis in (None, INPUT) or len(shape) < 2:
+            return None
+        axis = find_axis(self.axis, shape)
+        return None if axis == len(shape) - 1 else axis
+
     def layout(self, shape: Shape) -> Layout:
-        """Return the groups of each row."""
-        row = prod(shape[1:]) if len(shape) > 1 else prod(shape)
+        """Return the groups of each row, in the order of the tensor with the axis moved."""
+        if len(shape) < 2:
+            row = prod(shape)
+        elif self.axis in (None, INPUT):
+            row = prod(shape[1:])
+        else:
+            row = shape[find_axis(self.axis, shape)]
         if row % self.size:
             return Layout(prod(shape), row, min(self.size, row))
         return _contiguous(prod(shape), self.size)
+
+
+def find_axis(axis: Any, shape: Shape) -> int:
+    """Return an axis counted from 0; raises UnfitError where a shape does not have it."""
+    if not -len(shape) <= axis < len(shape):
+        raise UnfitError(
+            f"block.axis={axis} does not exist in its shape {list(shape)}: "
+            f"choose one from {-len(shape)} to {len(shape) - 1}"
+        )
+    return int(axis % len(shape))
 
 
 @lru_cache

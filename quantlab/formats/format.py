@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from quantlab.formats.blocks import Block, Layout, PerTensor, Read, Shape
+from quantlab.formats.blocks import INPUT, Block, Group, Layout, PerTensor, Read, Shape
 from quantlab.formats.element import (
     BlockParams,
     Bounds,
@@ -152,6 +152,10 @@ class NamedTensor(Protocol):
     def shape(self) -> Shape:
         """The shape."""
 
+    @property
+    def input_axis(self) -> int | None:
+        """The axis along which the inputs of a layer lie, None where it is not known."""
+
     def block(self, start: int, stop: int) -> FloatArray:
         """Return elements `start` to `stop`, flat in C order."""
 
@@ -275,9 +279,11 @@ class Format:
             )
 
     def open(self, tensor: NamedTensor) -> "Format":
-        """Return the format, which is the same for every tensor; raises UnfitError."""
+        """Return the format of a tensor: groups have its axis of inputs; raises UnfitError."""
         self.block.layout(tensor.shape)
-        return self
+        if not isinstance(self.block, Group) or self.block.axis != INPUT:
+            return self
+        return replace(self, block=self.block.along(tensor.input_axis))
 
     @property
     def n_bits(self) -> int:

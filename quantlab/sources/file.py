@@ -246,9 +246,11 @@ class File(Source, ABC):
     def _open(self, entry: FileEntry) -> Tensor:
         try:
             with readable(self.path, self.format):
-                return entry.open()
+                tensor = entry.open()
         except ValueError as reason:
             return _UnreadableTensor(entry.name, np.empty(0), reason=str(reason))
+        axis = entry.input_axis
+        return tensor if axis is None else replace(tensor, input_axis=axis)
 
     def places(self) -> dict[str, int]:
         """Return the index of each tensor in the list of a divided file; of a whole one nothing."""

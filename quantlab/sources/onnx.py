@@ -79,10 +79,11 @@ SCALE_INPUTS = {  # places of scales and zero points, of activations too
     "MatMulIntegerToFloat": (2, 3, 4, 5),
     "DynamicQuantizeLSTM": (8, 9, 10, 11),
 }
-INPUT_AXES = {  # by operator and place: the axis of a weight along which inputs lie
+# By operator and place, the axis of a weight along which inputs lie. Those of Conv lie along all
+# axes but the first, as rows do.
+INPUT_AXES = {
     ("MatMul", 0): -1,
     ("MatMul", 1): -2,
-    ("Conv", 1): 1,
     ("ConvTranspose", 1): 0,
     **{(operator, place): -1 for operator in ("LSTM", "GRU", "RNN") for place in (1, 2)},
 }

@@ -1,7 +1,8 @@
 """A named tensor, in memory or memory-mapped, read as flat float32 blocks."""
 
 import hashlib
-from collections.abc import Hashable
+import math
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -23,12 +24,14 @@ class Tensor:
 
     Elements are counted in C order. `state` identifies what the values were read from, e.g. a
     file's path, size and time of change, and where they lie in it; tensors of one state and name
-    are hashed once.
+    are hashed once. `input_axis` is the axis of a weight along which the inputs of its layer lie,
+    None where it is not known.
     """
 
     name: str
     array: NDArray[Any] = field(repr=False)
     state: Hashable = None
+    input_axis: int | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -124,6 +127,56 @@ class Tensor:
             values = np.ascontiguousarray(self.stored(start, start + CHUNK_ELEMENTS))
             digest.update(values.view(np.uint8).data)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class MovedAxis(Tensor):
+    """The values of an `original` with one of its axes moved to the end, read a stretch at a time.
+
+    `array` is ``(matrices, rows, width)``: what is along the axis is a row.
+    """
+
+    original: Tensor = field(kw_only=True, repr=False)
+
+    @classmethod
+    def of(cls, tensor: Tensor, axis: int) -> "MovedAxis":
+        """Move an axis to the end; nothing is copied, but what is decoded is decoded as a whole."""
+        shape, array = tensor.shape, tensor.array
+        values = array if array.shape == shape else tensor.stored(0, tensor.size)
+        matrices = values.reshape(math.prod(shape[:axis]), shape[axis], -1)
+        state = None if tensor.state is None else (tensor.state, axis)
+        return cls(tensor.name, matrices.transpose(0, 2, 1), state, original=tensor)
+
+    def stored(self, start: int, stop: int) -> NDArray[Any]:
+        """Return elements `start` to `stop` in their own dtype."""
+        stretches = [np.ravel(part) for part in self._parts(start, min(stop, self.size))]
+        return np.concatenate(stretches) if stretches else np.empty(0, self.array.dtype)
+
+    def _parts(self, start: int, stop: int) -> Iterator[NDArray[Any]]:
+        """Yield parts of rows, rows and matrices that cover a stretch."""
+        _, rows, width = self.array.shape
+        while start < stop:
+            row, within = divmod(start, width)
+            matrix, row = divmod(row, rows)
+            n = (stop - start) // width
+            if within or not n:
+                part = self.array[matrix, row, within : within + stop - start]
+            elif row or n < rows:
+                part = self.array[matrix, row : row + n]
+            else:
+                part = self.array[matrix : matrix + n // rows]
+            yield part
+            start += part.size
+
+    def require_finite(self) -> None:
+        """Raise ValueError as the original does, whose indices it names."""
+        self.original.require_finite()
+
+    def find_original(self, indices: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the indices of elements in the C order of the original."""
+        matrices, rows, width = self.array.shape
+        matrix, row, place = np.unravel_index(indices, self.array.shape)
+        return np.ravel_multi_index((matrix, place, row), (matrices, width, rows))
 
 
 def _not_finite(block: FloatArray) -> NDArray[np.intp]:

@@ -9,16 +9,17 @@ any size of block.
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats.blocks import Group
 from quantlab.formats.element import FloatArray, NotFiniteError
 from quantlab.formats.format import Format, Reconstruction
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import MovedAxis, Tensor
 from quantlab.stats import metrics, parallel
 from quantlab.stats.compiled import CompiledEngine, engine_for
 from quantlab.stats.metrics import ColumnImportance, Evidence, Metric, OutputPower
@@ -44,6 +45,7 @@ from quantlab.stats.survey import (
     survey,
 )
 from quantlab.stats.tensor_codec import SingleScale, TensorCodec, needs_survey, open_codec
+from quantlab.text import label
 
 SAMPLE = 2**18  # errors that quantiles are taken of, at most; a longer tensor is strided
 NO_MAXIMA = np.empty(0, np.float32)
@@ -73,6 +75,13 @@ def measure(
     """
     if not tensor.size:
         tensor.require_finite()
+    if isinstance(form, Format) and isinstance(form.block, Group):
+        axis = form.block.moved_axis(tensor.shape)
+        if axis is not None:
+            moved = _move_axis(tensor, axis, importance)
+            rows = replace(form, block=replace(form.block, axis=-1))
+            settings = k, rel_threshold, threads, advance, landmark, None, extra_metrics
+            return _place_in_original(measure(moved, rows, *settings), moved)
     engine = engine_for(tensor.size)
     needed = needs_survey(tensor, form)
     surveyed = survey(tensor, threads, engine) if needed else cached_survey(tensor)
@@ -114,6 +123,23 @@ def measure(
         "storage": metrics.storage_figures(codec.bits_per_value, measured["sqnr_db"], scales),
         "error_budget": metrics.error_budget(evidence.sums, evidence.clipped),
     }
+
+
+def _move_axis(tensor: Tensor, axis: int, importance: FloatArray | None) -> MovedAxis:
+    """Move the axis of groups to the end, where the engines have rows; raises ValueError."""
+    if importance is not None:
+        raise ValueError(
+            f"tensor '{label(tensor.name)}' has an importance of columns, and groups along axis "
+            f"{axis}: leave out imatrix or block.axis"
+        )
+    return MovedAxis.of(tensor, axis)
+
+
+def _place_in_original(result: dict[str, Any], moved: MovedAxis) -> dict[str, Any]:
+    """Give a result shape, dtype and indices of the tensor before an axis was moved."""
+    indices = moved.find_original(np.array(result["top"]["indices"], np.int64)).tolist()
+    original = {"shape": list(moved.original.shape), "dtype": moved.original.dtype}
+    return result | original | {"top": result["top"] | {"indices": indices}}
 
 
 def _compute_figures(

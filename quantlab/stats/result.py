@@ -53,7 +53,8 @@ class Result(TypedDict):
     are as float32, `error_budget` has shares of the squared error. `predicted` is null where
     nothing is expected of the tensor. Of a tensor in a codec there are its type, its file, the
     sha256 of all that is stored, and a `remark` on what is wrong with it; `place` is which tensor
-    of a divided source it is.
+    of a divided source it is. Of groups along the inputs of layers there is the `input_axis`, null
+    where it is not known and groups are those of rows.
     """
 
     shape: list[Count]
@@ -93,5 +94,6 @@ class Result(TypedDict):
     stored_file: NotRequired[str]
     stored_sha256: NotRequired[Sha256]
     importance_sha256: NotRequired[Sha256]
+    input_axis: NotRequired[Count | None]
     remark: NotRequired[str | None]
     place: NotRequired[Count]

@@ -161,9 +161,13 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
 
 
 def _drop_unused(option: dict[str, Any]) -> dict[str, Any]:
-    """Drop the settings of an option that change nothing, where its class lists what it uses."""
+    """Drop the settings of an option that change nothing, where its class lists what it uses.
+
+    One that is null is not set: groups had no axis before they could have one.
+    """
     uses = getattr(get_class(current_name(option["_target_"])), "uses", option)
-    return {key: value for key, value in option.items() if key == "_target_" or key in uses}
+    used = {key: value for key, value in option.items() if key == "_target_" or key in uses}
+    return {key: value for key, value in used.items() if value is not None}
 
 
 def as_typed(overrides: Sequence[str]) -> list[str]:

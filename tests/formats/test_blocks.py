@@ -47,6 +47,22 @@ def elements_of(layout, piece):
     return found
 
 
+@given(shapes, st.data())
+def test_groups_along_an_axis_are_those_of_the_tensor_with_the_axis_at_the_end(shape, data):
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1)) if shape else -1
+    moved = tuple(np.moveaxis(np.empty(shape), axis, -1).shape) if shape else shape
+    assert Group(7, axis).layout(shape) == Group(7, -1).layout(moved)
+
+
+def test_an_axis_is_refused_that_is_none_or_that_a_tensor_lacks():
+    for axis in (1.5, "rows", True):
+        with pytest.raises(ValueError, match=r"block.axis must be a whole number, input, or null"):
+            Group(32, axis)
+    with pytest.raises(blocks.UnfitError, match=r"block.axis=2 does not exist in its shape"):
+        Group(32, 2).layout((3, 4))
+    assert Group(32, 2).layout((30,)) == Group(32).layout((30,))
+
+
 @given(kinds())
 def test_as_many_blocks_as_their_definition_has(kind):
     shape, block = kind

@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from onnxruntime.capi._pybind_state import quantize_matmul_4bits
 from onnxruntime.quantization import (
     CalibrationDataReader,
     QuantFormat,
@@ -15,6 +16,9 @@ from onnxruntime.quantization import (
 )
 
 from quantlab.experiment import Experiment
+from quantlab.formats.blocks import Group
+from quantlab.formats.format import Format
+from quantlab.formats.uniform import Asymmetric
 from quantlab.sources.onnx import Onnx, OnnxFile, original_name
 from quantlab.sources.onnx_graph import read_graph
 from quantlab.stats.reference import NumpyEngine
@@ -345,8 +349,8 @@ def test_the_axis_of_the_inputs(tmp_path, nodes, axis):
 @pytest.mark.parametrize(
     ("operator", "shape", "axis"),
     [
-        ("Conv", (4, 3, 2, 2), 1), ("Conv", (4, 3, 2), 1), ("ConvTranspose", (4, 3, 2, 2), 0),
-        ("MatMul", (2, 4, 3), 1), ("MatMul", (4,), None), ("Conv", (), None),
+        ("Conv", (4, 3, 2, 2), None), ("ConvTranspose", (4, 3, 2, 2), 0), ("MatMul", (2, 4, 3), 1),
+        ("MatMul", (4,), None), ("Conv", (), None),
     ],
 )  # fmt: skip
 def test_the_axis_of_the_inputs_of_a_shape(tmp_path, operator, shape, axis):
@@ -354,6 +358,34 @@ def test_the_axis_of_the_inputs_of_a_shape(tmp_path, operator, shape, axis):
     nodes = [helper.make_node(operator, ["x", "w"], ["y"])]
     (entry,) = Onnx(save(tmp_path / "m.onnx", w, nodes=nodes)).entries
     assert entry.input_axis == axis
+
+
+def test_groups_along_the_inputs_are_those_of_matmul_n_bits(tmp_path):
+    w, (inputs, outputs) = RNG.standard_t(3, (256, 96)).astype(np.float32), (256, 96)
+    codes, scales, zero_points = (
+        np.zeros((outputs, 8, 16), np.uint8),
+        np.zeros(outputs * 8, np.float32),
+        np.zeros(outputs * 4, np.uint8),
+    )
+    quantize_matmul_4bits(codes, w, scales, zero_points, 32, outputs, inputs, False)
+    names = {"w_Q4": codes, "s": scales, "z": zero_points}
+    initializers = [numpy_helper.from_array(values, name) for name, values in names.items()]
+    settings = {"K": inputs, "N": outputs, "bits": 4, "block_size": 32}
+    node = helper.make_node("MatMulNBits", ["x", *names], ["y"], domain="com.microsoft", **settings)
+    stored = OnnxFile(save(tmp_path / "q.onnx", *initializers, nodes=[node]))
+    float_node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    original = numpy_helper.from_array(w, "w")
+    source = Onnx(save(tmp_path / "m.onnx", original, nodes=[float_node]))
+
+    def outcome(form):
+        return Experiment(source, form, 10, 1e-8, 1).run().tensors["w"]
+
+    along, rows = (outcome(Format(Asymmetric(4), Group(32, axis))) for axis in ("input", None))
+    theirs = outcome(stored)
+    assert along["measured"]["sqnr_db"] == pytest.approx(theirs["measured"]["sqnr_db"], rel=1e-7)
+    assert along["measured"]["sqnr_db"] != pytest.approx(rows["measured"]["sqnr_db"], rel=1e-4)
+    assert along["storage"]["bits_per_value"] == theirs["storage"]["bits_per_value"]
+    assert along["input_axis"] == 0
 
 
 def test_the_axis_of_a_weight_that_a_body_takes(tmp_path):

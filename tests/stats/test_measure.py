@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.formats import uniform
-from quantlab.formats.blocks import PerChannel
+from quantlab.formats.blocks import Group, PerChannel
 from quantlab.formats.format import Format
 from quantlab.formats.log import Log
 from quantlab.formats.uniform import Asymmetric, Symmetric
@@ -223,6 +223,60 @@ def test_memory_does_not_grow_with_the_tensor(n_bits):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 48 * 2**20  # less than the 64 MiB of its float32 values
+
+
+@given(
+    shape=st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
+    size=st.sampled_from([1, 2, 5, 32]),
+    quantizer=st.sampled_from([Symmetric(4), Asymmetric(3), Log(4)]),
+    data=st.data(),
+)
+def test_groups_along_an_axis_are_those_of_the_moved_tensor(shape, size, quantizer, data):
+    axis = data.draw(st.integers(-len(shape), len(shape) - 1))
+    x = np.random.default_rng(data.draw(st.integers(0, 99))).standard_normal(shape)
+    x = x.astype(data.draw(st.sampled_from(["<f2", "<f4", ">f4", "<f8"])))
+    require_moved(x, axis, lambda axis: Format(quantizer, Group(size, axis)))
+
+
+def require_moved(x, axis, form, **settings):
+    """Compare the figures of an array with those of its copy that has an axis at the end."""
+    along = measure(x, form(axis), **settings)
+    moved = measure(np.ascontiguousarray(np.moveaxis(x, axis, -1)), form(-1), **settings)
+    places = along["top"].pop("indices")
+    moved["top"].pop("indices")
+    assert [float(np.float32(x.flat[place])) for place in places] == along["top"]["x"]
+    assert along == moved | {"shape": list(x.shape)}
+
+
+@pytest.mark.parametrize("small", [2**10, 2**62], ids=["Numba", "NumPy"])
+@pytest.mark.parametrize(("shape", "axis"), [((700, 800), 0), ((3, 300, 200), 1)])
+def test_large_groups_along_an_axis_in_chunks(shape, axis, small, monkeypatch):
+    monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", small)
+    x = np.random.default_rng(0).standard_normal(shape).astype(np.float16)
+    for size in (32, 77):
+        require_moved(x, axis, lambda axis, size=size: Format(Asymmetric(4), Group(size, axis)))
+
+
+def test_memory_does_not_grow_with_groups_along_an_axis():
+    x = np.broadcast_to(RNG.random(2**12).astype(np.float16), (2**12, 2**12))
+    tracemalloc.start()
+    measure(x, Format(Symmetric(4), Group(32, 0)), threads=2)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 48 * 2**20
+
+
+def test_a_value_that_is_not_finite_is_named_by_its_place_in_the_tensor():
+    x = np.ones((3, 4), np.float32)
+    x[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"\[2, 1\]"):
+        measure(x, Format(Symmetric(4), Group(2, 0)))
+
+
+def test_the_importance_of_columns_does_not_go_with_groups_along_another_axis():
+    x, importance = np.ones((3, 4), np.float32), np.ones((1, 4), np.float32)
+    with pytest.raises(ValueError, match=r"leave out imatrix or block\.axis"):
+        measure(x, Format(Symmetric(4), Group(2, 0)), importance=importance)
 
 
 def test_the_top_is_kept_place_by_place_and_the_next():

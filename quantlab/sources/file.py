@@ -23,7 +23,7 @@ import numpy as np
 
 from quantlab.sources.names import Architecture
 from quantlab.sources.source import Expected, Source
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import Tensor, dtype_name
 from quantlab.text import (
     Patterns,
     as_list,
@@ -102,7 +102,7 @@ class MappedArray:
 
     def entry(self, skip_reason: str | None, *, is_quantized: bool = False) -> FileEntry:
         """Return the entry of the array in the list of its file."""
-        numpy_dtype = self.dtype.name if self.dtype else None
+        numpy_dtype = dtype_name(self.dtype) if self.dtype else None
         dtype = self.kind if skip_reason or not numpy_dtype else numpy_dtype
         return FileEntry(
             self.name,
@@ -368,7 +368,7 @@ def map_values(
 ) -> Tensor:
     """Map values that lie as they are in a file of a known state."""
     values = np.ndarray(shape, dtype, buffer=_whole_file(file), offset=offset)
-    return Tensor(name, values, (*file, offset, shape, str(dtype)))
+    return Tensor(name, values, (*file, offset, shape, dtype_name(values.dtype)))
 
 
 @lru_cache(maxsize=16)

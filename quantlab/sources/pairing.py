@@ -123,8 +123,8 @@ class StoredFile(Codec):
         """Return a tensor as it is stored; raises ValueError where it is another, or damaged."""
         stored = pair.tensor
         place = f"tensor '{label(tensor.name)}' in {self.path}"
-        if stored.fault:
-            raise ValueError(f"{place} {stored.fault}")
+        if fault := stored.find_fault():
+            raise ValueError(f"{place} {fault}")
         reshaped = _in_shape(stored, tensor.shape)
         if reshaped is None:
             raise ValueError(

@@ -4,7 +4,7 @@ import hashlib
 import math
 from collections.abc import Hashable, Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -41,7 +41,7 @@ class Tensor:
     @property
     def dtype(self) -> str:
         """Name of the dtype as stored, e.g. bfloat16."""
-        return self.array.dtype.name
+        return dtype_name(self.array.dtype)
 
     @property
     def itemsize(self) -> int:
@@ -177,6 +177,12 @@ class MovedAxis(Tensor):
         matrices, rows, width = self.array.shape
         matrix, row, place = np.unravel_index(indices, self.array.shape)
         return np.ravel_multi_index((matrix, place, row), (matrices, width, rows))
+
+
+@cache  # NumPy composes it anew each time, which a list of many tensors notices
+def dtype_name(dtype: np.dtype[Any]) -> str:
+    """Return the name of a dtype, e.g. bfloat16."""
+    return dtype.name
 
 
 def _not_finite(block: FloatArray) -> NDArray[np.intp]:

@@ -1,5 +1,6 @@
 import json
 import pickle
+import re
 
 import ml_dtypes
 import numpy as np
@@ -8,6 +9,7 @@ from safetensors import TensorSpec, serialize_file
 
 from quantlab.sources.file import PICKLED
 from quantlab.sources.safetensors import MAX_CONFIG_BYTES, Safetensors, SafetensorsFile, read_arrays
+from quantlab.sources.tensor import Tensor
 from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, save, vector, write
 from tests.sources.samples import X, read, write_raw, write_safetensors
 
@@ -238,3 +240,20 @@ def test_a_pickle_under_another_name_is_no_tensor_file(tmp_path, suffix):
     for reader in (Safetensors, SafetensorsFile):
         with pytest.raises(ValueError, match="is no safetensors file, or is cut off or damaged"):
             reader(str(path))
+
+
+def test_a_fault_that_only_decoding_finds_costs_one_tensor(tmp_path):
+    good, _ = vector("awq-g32")
+    bad, _ = vector("gptq-4-asym-order")
+    bad["g_idx"] = np.full_like(bad["g_idx"], 99)
+    bad = {f"model.layers.1.{part}": array for part, array in bad.items()}
+    path = write(tmp_path / FILE, good | bad | {BESIDE: NORM})
+    sentence = "has g_idx of [128] that names no group of 4"
+    tensors = {tensor.name: tensor for tensor in Safetensors(str(path), select="all").tensors()}
+    assert len(tensors) == 3
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        tensors["model.layers.1.weight"].require_finite()
+    bound = SafetensorsFile(str(path))
+    x = Tensor("model.layers.1.weight", np.zeros((1, 1), np.float32))
+    with pytest.raises(ValueError, match=re.escape(sentence)):
+        bound.open(x)

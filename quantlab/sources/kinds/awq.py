@@ -8,7 +8,6 @@ and scales and zero points along the groups, of which there are more than the in
 from math import ceil
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
@@ -21,6 +20,7 @@ from quantlab.sources.kinds.decoding import (
     RowIndex,
     StoredTensor,
     config_contradiction,
+    even_groups,
     exact_ratio,
     take_rows,
     unpack_codes,
@@ -59,9 +59,9 @@ def _decode_gemv(parts: Parts) -> StoredTensor:
     group = next((size for size in sizes if _padded_groups(inputs, size) == scales.shape[1]), None)
     if group is None or qzeros.shape[1] * 8 < -(-inputs // group):
         raise parts.misfit()
-    group_of = np.arange(inputs) // group
 
     def decode_rows(index: RowIndex) -> FloatArray:
+        group_of = even_groups(inputs, group)
         codes = unpack_codes(take_rows(qweight, index), BITS, inputs)
         zeros = unpack_codes(take_rows(qzeros, index), BITS, 8 * qzeros.shape[1])[:, group_of]
         scale = take_rows(scales, index)[:, group_of]
@@ -89,10 +89,10 @@ def _decode_gemm(parts: Parts) -> StoredTensor:
     if qweight.shape[1] * 8 != outputs or qzeros.shape != (groups, outputs // 8):
         raise parts.misfit()
     group = exact_ratio(inputs, groups, parts.misfit())
-    group_of = np.arange(inputs) // group
 
-    def decoder(places: NDArray[np.int64], zero_shift: int = 0) -> DecodeRows:
+    def decoder(places: RowIndex, zero_shift: int = 0) -> DecodeRows:
         def decode_rows(index: RowIndex) -> FloatArray:
+            group_of = even_groups(inputs, group)
             word, place = index // 8, 4 * places[index % 8]
             codes = (qweight[:, word] >> place) & 15
             zeros = ((qzeros[:, word] >> place) & 15) + zero_shift

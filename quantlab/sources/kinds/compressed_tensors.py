@@ -23,6 +23,7 @@ from quantlab.sources.kinds.decoding import (
     StoredTensor,
     config_contradiction,
     group_index,
+    largest_group,
     slice_words,
     take_rows,
     unpack_codes,
@@ -43,10 +44,10 @@ def _decode_packed(parts: Parts) -> StoredTensor:
     groups = scale.shape[1]
     if not groups:
         raise misfit
-    group_of = group_index(parts, "weight_g_idx", inputs, groups)
-    group = int(np.bincount(group_of).max())
+    group = largest_group(parts, "weight_g_idx", inputs, groups)
 
     def decode_rows(index: RowIndex) -> FloatArray:
+        group_of = group_index(parts, "weight_g_idx", inputs, groups)
         codes = unpack_codes(take_rows(packed, index), bits, inputs) - 2 ** (bits - 1)
         zeros = _unpack_zeros(parts, index, bits, scale.shape)[:, group_of]
         values = (codes - zeros).astype(scale.dtype) * take_rows(scale, index)[:, group_of]

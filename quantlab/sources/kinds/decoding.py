@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Read, Shape
 from quantlab.formats.element import FloatArray
-from quantlab.sources.file import FileEntry
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.file import BadFileError, FileEntry
+from quantlab.sources.tensor import Tensor, dtype_name
 from quantlab.text import label
 
 LONG_ROW = 2**16  # values; a longer row is decoded once, and not for every stretch of it
 MAX_FAULT_CHARS = 250
+MAX_SHAPES = 64  # whose indices are kept
 RowIndex = NDArray[np.int64]  # numbers of rows
 DecodeRows = Callable[[RowIndex], FloatArray]  # rows by number to values, (rows, columns)
 Stored = tuple[Tensor, ...]  # all that a weight is stored in
@@ -79,8 +80,27 @@ class StoredTensor:
         """Number of bits as stored, of all parts."""
         return round(8 * self.share * sum(part.n_bytes for part in self.parts))
 
+    def find_fault(self) -> str | None:
+        """Return the reason why the tensor cannot be decoded, None where it can.
+
+        Both its ends are decoded, which finds what a look at shapes does not.
+        """
+        if self.fault:
+            return self.fault
+        try:
+            read = self.reader()
+            read(0, 1), read(self.size - 1, self.size)
+        except Exception as error:
+            return describe_fault(error)
+        return None
+
     def open(self) -> Tensor:
-        """Return the decoded values as a tensor that other formats are measured on."""
+        """Return the decoded values as a tensor that other formats are measured on.
+
+        Raises BadFileError where they cannot be decoded.
+        """
+        if fault := self.find_fault():
+            raise BadFileError(fault)
         states = tuple(part.state for part in self.parts)
         state = None if None in states else (self.dtype, *states)
         return DecodedTensor(self.name, np.empty(0, np.float32), state, weight=self)
@@ -201,6 +221,10 @@ class Parts:
         tensor = self.tensors.get(key)
         return tensor.array if tensor else None
 
+    def dtype(self, key: str) -> str:
+        """Return the name of the dtype of a part; raises MisfitError where there is none."""
+        return dtype_name(self[key].dtype)
+
     @property
     def stored(self) -> tuple[Tensor, ...]:
         """All tensors."""
@@ -211,7 +235,7 @@ class Parts:
     ) -> None:
         """Raise MisfitError unless a part is stored, of one of `dtypes`, with `ndim` axes."""
         array = self[key]
-        if dtypes and array.dtype.name not in dtypes:
+        if dtypes and self.dtype(key) not in dtypes:
             raise MisfitError(f"has {key} of {array.dtype}, where {' or '.join(dtypes)} belongs")
         if ndim not in (None, array.ndim):
             shape = "no matrix" if ndim == 2 else f"not of {ndim} axes"
@@ -281,22 +305,21 @@ def _spellings(part: Part) -> tuple[str, ...]:
 
 
 def decode_or_fault(parts: Parts, decode: Decode) -> StoredTensor:
-    """Return a tensor, or one whose `fault` says why its parts make none.
-
-    Both its ends are decoded, which finds what a look at shapes does not.
-    """
+    """Return a tensor, or one whose `fault` says why its parts make none."""
     try:
         tensor = decode(parts)
         if not tensor.size:
             raise MisfitError(f"is empty, its shape is {list(tensor.shape)}")
-        read = tensor.reader()
-        read(0, 1), read(tensor.size - 1, tensor.size)
-    except MisfitError as reason:
-        return faulty_tensor(parts.name, str(reason), parts=parts.stored)
     except Exception as error:  # files hold anything: a fault costs one tensor, never the file
-        cause = f"cannot be decoded ({type(error).__name__}: {error})"
-        return faulty_tensor(parts.name, cause, parts=parts.stored)
+        return faulty_tensor(parts.name, describe_fault(error), parts=parts.stored)
     return tensor
+
+
+def describe_fault(error: Exception) -> str:
+    """Describe an error of decoding as the rest of a sentence, in one line."""
+    is_sentence = isinstance(error, MisfitError)
+    cause = str(error) if is_sentence else f"cannot be decoded ({type(error).__name__}: {error})"
+    return label(" ".join(cause.split()), MAX_FAULT_CHARS)
 
 
 def faulty_tensor(
@@ -384,6 +407,20 @@ def group_size(parts: Parts, inputs: int, groups: int) -> int:
     return size
 
 
+def largest_group(parts: Parts, key: str, inputs: int, groups: int) -> int:
+    """Return the inputs of the largest group, by shapes; by the part `key` where they give none.
+
+    Raises MisfitError where inputs do not make so many groups.
+    """
+    try:
+        return min(group_size(parts, inputs, groups), inputs)
+    except MisfitError:
+        if key not in parts or not groups:
+            raise
+        index = group_index(parts, key, inputs, groups, wraps=True)
+        return int(np.bincount(index % groups).max())
+
+
 def group_index(
     parts: Parts, key: str, inputs: int, groups: int, *, wraps: bool = False
 ) -> NDArray[Any]:
@@ -393,11 +430,18 @@ def group_index(
     where inputs do not make so many groups, or where the part names others.
     """
     if key not in parts:
-        return np.arange(inputs) // group_size(parts, inputs, groups)
+        return even_groups(inputs, group_size(parts, inputs, groups))
     index = parts[key]
     if index.shape != (inputs,) or index.min() < -groups * wraps or index.max() >= groups:
         raise MisfitError(f"has {key} of {list(index.shape)} that names no group of {groups}")
     return index
+
+
+# A checkpoint has tens of thousands of weights of a few shapes.
+@lru_cache(maxsize=MAX_SHAPES)
+def even_groups(inputs: int, group: int) -> RowIndex:
+    """Return the group of each input, in order, the last one short."""
+    return np.arange(inputs) // group
 
 
 def config_contradiction(config: Config, **decoded: Any) -> str | None:

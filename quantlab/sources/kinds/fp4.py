@@ -5,10 +5,9 @@ compressed-tensors divides by its scale of the tensor and rounds to bfloat16, Mo
 multiplies by its own; DeepSeek keeps the bytes as int8. Experts may be stacked along a first axis.
 """
 
-from typing import Any
+from math import prod
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
@@ -39,39 +38,36 @@ def _decode(parts: Parts) -> StoredTensor:
         raise parts.misfit("weight", "weight_scale")
     group = exact_ratio(inputs, scale.shape[-1], parts.misfit("weight", "weight_scale"))
     is_rounded = "weight_global_scale" in parts
-    factors = _tensor_scales(parts, packed.shape[:-1])
+    key, rows = _tensor_scale_key(parts), prod(packed.shape[:-1])
+    if key is None and parts.dtype("weight_scale") in FP8:
+        raise MisfitError("has no weight_global_scale and no weight_scale_2")
+    if key and parts[key].size not in (1, packed.shape[0]):
+        raise parts.misfit("weight", key)
     codes, scales = (array.reshape(-1, array.shape[-1]) for array in (packed, scale))
 
     def decode_rows(index: RowIndex) -> FloatArray:
         values = FP4[unpack_nibbles(take_rows(codes, index))].reshape(len(index), -1, group)
         of_groups = as_scales(take_rows(scales, index)).astype(np.float32)
-        if is_rounded:
-            of_groups = of_groups / factors[index, None]
-        else:
-            of_groups = of_groups * factors[index, None]
+        if key:
+            factors = parts[key].astype(np.float32).reshape(-1)
+            if not (factors > 0).all():
+                raise MisfitError(f"has a {key} of {factors.min()}")
+            factors = factors[index // (rows // factors.size), None]
+            of_groups = of_groups / factors if is_rounded else of_groups * factors
         values = values * of_groups[..., None]
         if is_rounded:
             values = values.astype(ml_dtypes.bfloat16)
         return values.reshape(len(index), inputs).astype(np.float32)
 
-    name = "nvfp4" if scale.dtype.name in FP8 else "mxfp4"
+    name = "nvfp4" if parts.dtype("weight_scale") in FP8 else "mxfp4"
     shape = (*packed.shape[:-1], inputs)
     return StoredTensor(parts.name, shape, f"{name}, group {group}", parts.stored, decode_rows)
 
 
-def _tensor_scales(parts: Parts, rows: tuple[int, ...]) -> NDArray[Any]:
-    """Return the scale of the tensor of each row: one for all, or one an expert."""
-    key = next((key for key in ("weight_global_scale", "weight_scale_2") if key in parts), None)
-    if key is None and parts["weight_scale"].dtype.name in FP8:
-        raise MisfitError("has no weight_global_scale and no weight_scale_2")
-    if key is None:
-        return np.ones(int(np.prod(rows)), np.float32)
-    values = parts[key].astype(np.float32).reshape(-1)
-    if not (values > 0).all():
-        raise MisfitError(f"has a {key} of {values.min()}")
-    if values.size not in (1, rows[0]):
-        raise parts.misfit("weight", key)
-    return np.broadcast_to(values.reshape(-1, *(1,) * (len(rows) - 1)), rows).reshape(-1)
+def _tensor_scale_key(parts: Parts) -> str | None:
+    """Return the part that is a scale of the tensor, or of each expert; MXFP4 has none."""
+    keys = ("weight_global_scale", "weight_scale_2")
+    return next((key for key in keys if key in parts), None)
 
 
 def _is_packed(parts: Parts) -> bool:
@@ -81,7 +77,9 @@ def _is_packed(parts: Parts) -> bool:
     packed, scale = parts["weight"], parts["weight_scale"]
     if packed.dtype == np.uint8:
         return True
-    return scale.dtype.name == "float8_e8m0fnu" and scale.shape[-1] * 16 == packed.shape[-1]
+    return (
+        parts.dtype("weight_scale") == "float8_e8m0fnu" and scale.shape[-1] * 16 == packed.shape[-1]
+    )
 
 
 SCALES = (*FP8, *EXPONENTS)

@@ -24,6 +24,7 @@ from quantlab.sources.kinds.decoding import (
     config_contradiction,
     exact_ratio,
     group_index,
+    largest_group,
     slice_words,
     unpack_codes,
 )
@@ -42,12 +43,12 @@ def _decode(parts: Parts) -> StoredTensor:
         raise parts.misfit()
     if not groups or not 2 <= bits <= 8:
         raise parts.misfit()
-    # Negative indices count from the end, as in the kernels that the format was made for.
-    group_of = group_index(parts, "g_idx", inputs, groups, wraps=True)
-    group = int(np.bincount(group_of % groups).max())
+    group = largest_group(parts, "g_idx", inputs, groups)
 
     def decoder(zero_shift: int) -> DecodeRows:
         def decode_rows(index: RowIndex) -> FloatArray:
+            # Negative indices count from the end, as in the kernels that the format was made for.
+            group_of = group_index(parts, "g_idx", inputs, groups, wraps=True)
             codes = unpack_codes(qweight[:, index].T, bits, inputs)
             zeros = _unpack_zeros(qzeros, index, bits, zero_shift)
             scale = scales[:, index].T[:, group_of]

@@ -5,6 +5,8 @@ of rows and columns, as DeepSeek's ``weight_scale_inv``; experts may be stacked 
 bitsandbytes' int8 has ``SCB``, 127 scales. Values are rounded to the type of the scale.
 """
 
+from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
     EXPONENTS,
     FLOATS,
+    MAX_SHAPES,
     Config,
     Kind,
     Part,
@@ -45,36 +48,46 @@ def _decode(parts: Parts) -> StoredTensor:
     factor = np.float32(1 / 127 if scale_name.endswith(INT8_SCALE) else 1)
     # A scale of one byte is a type for scales alone: no runtime computes in it.
     rounded = scale.dtype if scale.itemsize > 1 else np.dtype(np.float32)
-    scale = _align(as_scales(scale), weight.shape, parts).astype(np.float32)
-    index_maps = _index_maps(parts, weight.shape, scale.shape)
+    scale = _align(as_scales(scale), weight.shape, parts)
+    sizes = _fused_sizes(parts, weight.shape[-2])
+    block = _stated_block(parts.config)
+    is_stated = "weight_block_size" in parts.config
+    index_maps = _index_maps(weight.shape, scale.shape, block, tuple(sizes), is_stated)
+    if index_maps is None:
+        raise parts.misfit("weight", "scale")
     zero = parts.get("zero_point")
     if zero is not None and zero.size != scale.size:
         raise parts.misfit("zero_point", "scale")
     zeros = None if zero is None else zero.reshape(scale.shape)
     rows = weight.reshape(-1, weight.shape[-1])
 
-    def spread(values: NDArray[Any], index: RowIndex) -> NDArray[Any]:
-        places = zip(index_maps, np.unravel_index(index, weight.shape[:-1]), strict=False)
-        of_rows = values[tuple(index_map[place] for index_map, place in places)]
-        return of_rows if values.shape[-1] == 1 else of_rows[:, index_maps[-1]]
-
     def decode_rows(index: RowIndex) -> FloatArray:
+        places = np.unravel_index(index, weight.shape[:-1])
         codes = take_rows(rows, index).astype(np.float32)
         if zeros is not None:
-            codes -= spread(zeros, index)
-        values = codes * spread(scale, index) * factor
+            codes -= _spread(zeros, index_maps, places)
+        values = codes * _spread(scale, index_maps, places).astype(np.float32) * factor
         return values.astype(rounded).astype(np.float32)
 
-    block = _block_size(parts.config, weight.shape[-2:], scale.shape[-2:])
+    block = _block_size(block, weight.shape[-2:], scale.shape[-2:])
     config = parts.config if scale_name.endswith("_scale_inv") else {}
     return StoredTensor(
         parts.name,
         weight.shape,
-        f"{CODES[weight.dtype.name]}, {_sharing(scale.shape, weight.shape, block)}",
+        f"{CODES[parts.dtype('weight')]}, {_sharing(scale.shape, weight.shape, block)}",
         parts.stored,
         decode_rows,
         remark=config_contradiction(config, weight_block_size=[*block]),
     )
+
+
+def _spread(
+    values: NDArray[Any], index_maps: Sequence[RowIndex], places: tuple[NDArray[np.intp], ...]
+) -> NDArray[Any]:
+    """Return the value of each element of rows, whose index along each axis `places` has."""
+    of_axes = zip(index_maps, places, strict=False)
+    of_rows: NDArray[Any] = values[tuple(index_map[place] for index_map, place in of_axes)]
+    return of_rows if values.shape[-1] == 1 else of_rows[:, index_maps[-1]]
 
 
 def _align(scale: NDArray[Any], shape: Shape, parts: Parts) -> NDArray[Any]:
@@ -88,47 +101,53 @@ def _align(scale: NDArray[Any], shape: Shape, parts: Parts) -> NDArray[Any]:
     return scale
 
 
-def _block_size(config: Config, shape: Shape, scales: Shape) -> tuple[int, int]:
+def _block_size(stated: Shape, shape: Shape, scales: Shape) -> tuple[int, int]:
     """Return the rows and columns of a block: as stated, DeepSeek's, or equal shares."""
     even = [-(-n // m) for n, m in zip(shape, scales, strict=True)]
-    for rows, columns in (_stated_block(config), DEEPSEEK_BLOCK, even):
+    for rows, columns in (stated, DEEPSEEK_BLOCK, even):
         if (-(-shape[0] // rows), -(-shape[1] // columns)) == tuple(scales):
             break
     return rows, columns
 
 
-def _index_maps(parts: Parts, shape: Shape, scales: Shape) -> list[RowIndex]:
-    """Return, for each axis, the index of the scale of each index; raises MisfitError without."""
+# A checkpoint has tens of thousands of weights of a few shapes.
+@lru_cache(maxsize=MAX_SHAPES)
+def _index_maps(
+    shape: Shape, scales: Shape, block: Shape, fused_sizes: Shape, is_stated: bool
+) -> list[RowIndex] | None:
+    """Return, for each axis, the index of the scale of each index; None where there is none.
+
+    `block` is stated by the config where `is_stated`, `fused_sizes` the rows of fused projections.
+    """
     if len(scales) != len(shape) or 0 in scales:
-        raise parts.misfit("weight", "scale")
-    leading = [_block_map(parts, n, m, n) for n, m in zip(shape[:-2], scales[:-2], strict=True)]
-    rows, columns = _block_size(parts.config, shape[-2:], scales[-2:])
-    sizes = _fused_sizes(parts, shape[-2])
-    restarted = [np.arange(size) // rows for size in sizes]
+        return None
+    leading = [_block_map(n, m, n) for n, m in zip(shape[:-2], scales[:-2], strict=True)]
+    rows, columns = _block_size(block, shape[-2:], scales[-2:])
+    restarted = [np.arange(size) // rows for size in fused_sizes]
     counts = [int(part[-1]) + 1 for part in restarted]
-    is_stated = "weight_block_size" in parts.config
-    if not is_stated and len(sizes) == scales[-2] != shape[-2]:
-        of_rows = np.repeat(np.arange(len(sizes)), sizes)
+    of_rows: RowIndex | None
+    if not is_stated and len(fused_sizes) == scales[-2] != shape[-2]:
+        of_rows = np.repeat(np.arange(len(fused_sizes)), fused_sizes)
     elif sum(counts) == scales[-2] != -(-shape[-2] // rows):
         starts = np.cumsum([0, *counts[:-1]])
         of_rows = np.concatenate([n + part for n, part in zip(starts, restarted, strict=True)])
     else:
-        of_rows = _block_map(parts, shape[-2], scales[-2], rows)
-    return [*leading, of_rows, _block_map(parts, shape[-1], scales[-1], columns)]
+        of_rows = _block_map(shape[-2], scales[-2], rows)
+    maps = [*leading, of_rows, _block_map(shape[-1], scales[-1], columns)]
+    fitting = [index_map for index_map in maps if index_map is not None]
+    return fitting if len(fitting) == len(maps) else None
 
 
-def _block_map(parts: Parts, n: int, m: int, block: int) -> RowIndex:
+def _block_map(n: int, m: int, block: int) -> RowIndex | None:
     """Return the scale of each of `n` indices: `m` of equal shares, or a short last one.
 
-    Raises MisfitError where neither can be.
+    None where neither can be.
     """
     sizes = [block, *(2**k for k in range(4, 16))]
     if n % m == 0:
         sizes.insert(block in DEEPSEEK_BLOCK, n // m)
     size = next((size for size in sizes if -(-n // size) == m), None)
-    if size is None:
-        raise parts.misfit("weight", "scale")
-    return np.arange(n) // size
+    return None if size is None else np.arange(n) // size
 
 
 def _fused_sizes(parts: Parts, rows: int) -> list[int]:
@@ -167,7 +186,7 @@ def _sharing(scales: Shape, shape: Shape, block: tuple[int, int]) -> str:
 
 
 def _has_scale(parts: Parts) -> bool:
-    return "weight" in parts and parts["weight"].dtype.name in CODES
+    return "weight" in parts and parts.dtype("weight") in CODES
 
 
 WEIGHT, SCALES = (*CODES,), (*FLOATS, *EXPONENTS)

@@ -366,6 +366,32 @@ def test_a_tensor_without_the_axis_is_left_out_with_the_reason(tmp_path):
     assert again.stdout.startswith("resuming: 1 complete; 0 to do")
 
 
+def test_a_sweep_has_one_selection_of_tensors(tmp_path):
+    np.savez(tmp_path / "w.npz", a=np.ones((2, 3)), b=np.eye(3), c=np.eye(4))
+    sweep = ["-m", "dist=file/npz", f"dist.path={tmp_path}/w.npz", "n_bits=4,8"]
+    several = run(*sweep, "dist.include=a,b", f"hydra.sweep.dir={tmp_path}/s")
+    assert several.returncode == 1
+    assert several.stderr == (
+        "quantlab: dist.include takes one selection in a sweep, which may be a list, as in "
+        "dist.include=[conv*,fc*]: give each selection a hydra.sweep.dir of its own\n"
+    )
+    assert run(*sweep, f"hydra.sweep.dir={tmp_path}/s").returncode == 0
+    others = {
+        "dist.include=[a,b]": "dist.include=null, not",
+        "dist.exclude=a": "dist.exclude=null, not a",
+        "dist.select=all": "dist.select=weights, not all",
+    }
+    for other, sentence in others.items():
+        again = run(*sweep, other, f"hydra.sweep.dir={tmp_path}/s")
+        assert again.returncode == 1
+        assert sentence in again.stderr
+        assert again.stderr.endswith(
+            ": give each selection a hydra.sweep.dir of its own, or remove the directory\n"
+        )
+    assert run(*sweep, "mode=asym", f"hydra.sweep.dir={tmp_path}/s").returncode == 0
+    assert run_quantlab("plan", tmp_path / "s", "--bits", "8").returncode == 0
+
+
 def test_groups_along_an_axis_are_a_format_of_their_own(tmp_path):
     np.save(tmp_path / "w.npy", np.random.default_rng(0).standard_normal((64, 96)))
     source = ["dist=file/npy", f"dist.path={tmp_path}/w.npy", "block=group"]

@@ -1,7 +1,9 @@
 """Expand a sweep into jobs, drop contradictory or repeated ones, and find those already done."""
 
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from itertools import product
@@ -21,8 +23,10 @@ from quantlab.records import parts, record
 from quantlab.records.older import as_recorded
 from quantlab.records.parts import Division, RunIdentity
 from quantlab.sweep.job import build, require_valid, run_environment, settings
+from quantlab.text import as_text
 
 FORMAT_KEYS = {"mode", "block", "range", "n_bits"}  # settings that may contradict each other
+SELECTION = ("include", "exclude", "select")  # settings of a file that select tensors
 MODE_FILES = {"mode.path", "mode.imatrix"}  # files that some modes take
 STATES = ("complete", "failed", "missing", "unreadable", "changed")  # of a job, on disk
 NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
@@ -285,6 +289,63 @@ def require_disjoint(jobs: Sequence[Job], directory: Path) -> None:
     replaced = {directory / run.directory for run in runs}
     others = [path for folder, path in recorded.items() if folder not in replaced]
     parts.require_disjoint([*_recorded_identities(others, directory), *identities], directory)
+
+
+def require_one_selection(jobs: Sequence[Job], directory: Path) -> None:
+    """Raise ValueError if jobs, or runs that a directory holds, select other tensors of one source.
+
+    A tensor would have a verdict for each selection, and a plan would not know of which it is.
+    """
+    selections: dict[str, Mapping[str, Any]] = {}
+    for job in jobs if _may_differ(jobs, directory) else ():
+        source, selection = _find_selection(job.run.dist, job.run.settings)
+        key = _differing_key(selections.setdefault(source, selection), selection)
+        if key:
+            raise ValueError(
+                f"{key} takes one selection in a sweep, which may be a list, as in "
+                f"{key}=[conv*,fc*]: give each selection a hydra.sweep.dir of its own"
+            )
+    replaced = {directory / job.run.directory for job in jobs} if selections else set()
+    for content in _read_others(directory, replaced) if selections else ():
+        source, selection = _find_selection(content["dist"], content["config"])
+        key = _differing_key(selections.get(source, selection), selection)
+        if key:
+            before, after = (as_text(held[key]) for held in (selection, selections[source]))
+            raise ValueError(
+                f"{directory} holds runs with {key}={before}, not {after}: give each selection a "
+                "hydra.sweep.dir of its own, or remove the directory"
+            )
+
+
+def _may_differ(jobs: Sequence[Job], directory: Path) -> bool:
+    """Test without composing configs if runs may select different tensors."""
+    keys = tuple(f"dist.{key}=" for key in SELECTION)
+    selections = {tuple(text for text in job.typed if text.startswith(keys)) for job in jobs}
+    return len(selections) > 1 or any(record.find(directory))
+
+
+def _find_selection(dist: str, settings: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    """Return what identifies a source of tensors, and the settings that select some of them."""
+    source = settings.get("dist")
+    if not isinstance(source, Mapping):
+        return dist, {}
+    others = {key: value for key, value in source.items() if key not in SELECTION}
+    identity = parts.whole_config({"dist": others})["dist"]
+    selection = {f"dist.{key}": source[key] for key in SELECTION if key in source}
+    return json.dumps([dist, identity], sort_keys=True, default=str), selection
+
+
+def _differing_key(before: Mapping[str, Any], after: Mapping[str, Any]) -> str | None:
+    """Return the first setting in which two selections differ; older versions lack some."""
+    return next((key for key in before.keys() & after.keys() if before[key] != after[key]), None)
+
+
+def _read_others(directory: Path, replaced: Collection[Path]) -> Iterator[record.Record]:
+    """Read the records of runs that stay; those that cannot be read are passed over."""
+    for path in record.find(directory):
+        if path.parent not in replaced:
+            with suppress(ValueError):
+                yield record.read(path)
 
 
 def _recorded_identities(paths: Sequence[Path], directory: Path) -> Iterator[RunIdentity]:

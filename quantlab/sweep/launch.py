@@ -27,7 +27,14 @@ from quantlab.records import disk, record
 from quantlab.records.parts import MissingParts, without_part_overrides
 from quantlab.report.bar import read_settings, typed_settings
 from quantlab.sweep.job import format_program, make_directory
-from quantlab.sweep.jobs import STATES, Job, expand, is_numbered, require_disjoint
+from quantlab.sweep.jobs import (
+    STATES,
+    Job,
+    expand,
+    is_numbered,
+    require_disjoint,
+    require_one_selection,
+)
 
 SWEEP_CONFIG = "multirun.yaml"
 LOCK_NAME = ".lock"
@@ -45,13 +52,14 @@ def sweep(
     """Launch every combination of the values in each product that is not done yet, then aggregate.
 
     Raises ValueError or an error of Hydra's before the first run if a value makes no sense, or if
-    another sweep holds the directory; ValueError in the end if the directory holds another answer
-    to the same question; UnfinishedError if a run failed, parts are missing, or the sweep was
-    interrupted.
+    another sweep, or runs of other tensors, hold the directory; ValueError in the end if it holds
+    another answer to the same question; UnfinishedError if a run failed, parts are missing, or the
+    sweep was interrupted.
     """
     directory = Path(config.hydra.sweep.dir)
     jobs = expand(products, config, loader)
     require_disjoint(jobs, directory)
+    require_one_selection(jobs, directory)
     make_directory(directory)
     with lock_directory(directory):
         disk.clear(directory)

@@ -11,7 +11,7 @@ from quantlab.plans.plan import plan_faults, plan_files
 from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
-from quantlab.records.older import OLDEST, common_figures, without_new
+from quantlab.records.older import common_figures, without_new
 from quantlab.records.table import collect, nest, require_directory, tabulate
 from quantlab.sweep.job import add_import_path, build
 
@@ -174,8 +174,7 @@ def reproduce(directory: Path) -> tuple[list[str], list[str]]:
     repeated = record.run_outcome(lambda: build(config).run(), config, mode, n_bits)
     outcome = json.loads(disk.to_json({key: repeated[key] for key in OUTCOME}))
     expected = {key: recorded[key] for key in OUTCOME}
-    if recorded["schema"] == OLDEST:
-        outcome, expected = without_new(outcome), without_new(expected)
+    outcome, expected = (without_new(side, recorded["schema"]) for side in (outcome, expected))
     differing = [
         f"{key} is {now} now, {before} in the record"
         for key, now, before in compare(outcome, expected)

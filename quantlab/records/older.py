@@ -112,6 +112,7 @@ UNSIZED = {"dtype": UNKNOWN, "shape": [0], "n_bytes": 0}
 BUDGET = ("clip_share", "zero_share", "round_share")
 NARROW = ("float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 SINCE_4 = ("underflowed", "storage", "error_budget")  # keys of a tensor
+SINCE_9 = ("worst_row_sqnr_db", "worst_matrix_sqnr_db", "worst_matrix")  # measured
 
 
 def upgraded(record: Any) -> Any:
@@ -161,10 +162,15 @@ def _storage(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def without_new(outcome: dict[str, Any]) -> dict[str, Any]:
-    """Reduce the outcome in a record to what schema 3 had."""
+def without_new(outcome: dict[str, Any], schema: int) -> dict[str, Any]:
+    """Reduce the outcome in a record to what an older schema had."""
     tensors = {}
     for name, tensor in outcome["tensors"].items():
+        if schema < 9:
+            figures = {k: v for k, v in tensor["measured"].items() if k not in SINCE_9}
+            tensors[name] = tensor = tensor | {"measured": figures}
+        if schema > OLDEST:
+            continue
         reasons = {key: why for key, why in tensor["reasons"].items() if why != REASON}
         older = {key: value for key, value in tensor.items() if key not in SINCE_4}
         tensors[name] = older | {"reasons": reasons}

@@ -23,11 +23,12 @@ from quantlab.records.older import OLDEST, oldest_config, upgraded, with_current
 from quantlab.stats.result import Count, Result, Sha256
 from quantlab.text import as_text
 
-# 6 had the columns of a format and no spec, 5 no sizes of what was not measured, 4 no stored
-# formats, 3 one scale a tensor and no storage
-SCHEMA = 8
+# 8 had no worst rows, 6 had the columns of a format and no spec, 5 no sizes of what was not
+# measured, 4 no stored formats, 3 one scale a tensor and no storage
+SCHEMA = 9
 NAME = "record.json"
 BAR_PREFIX = "bar_"  # of the columns of results.csv that say by what bar a row is judged
+LATER_CRITERIA = ("worst_row_sqnr_db", "coverage")  # have a column where a bar asks for them
 COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256", "input_axis")
@@ -83,7 +84,7 @@ class RecordFile(TypedDict):
     shapes and sizes in a file of which a part was measured.
     """
 
-    schema: Literal[3, 4, 5, 6, 7, 8]
+    schema: Literal[3, 4, 5, 6, 7, 8, 9]
     key: Sha256
     status: Literal["completed", "failed"]
     error: str | None

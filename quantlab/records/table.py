@@ -12,11 +12,12 @@ from tqdm import tqdm
 
 from quantlab.formats.format import PLAIN, FormatSpec
 from quantlab.records import disk, parts, record, schema
+from quantlab.records.older import SINCE_9
 from quantlab.records.record import Record, Row, Run, group_rows
 from quantlab.text import as_text, first_few
 
 UNPAIRED_NAMES = 3  # in one cell
-CONTEXT = ("settings", "format", "coverage", "coverage_bytes", "unpaired")
+CONTEXT = ("settings", "format", "coverage", "coverage_bytes", "unpaired", *SINCE_9)
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 FORMAT = list(PLAIN)  # columns of the format that may nest results.json
 FORMAT_SETTINGS = {"block", "range", *record.COLUMN_SETTINGS}  # settings that these columns say
@@ -157,13 +158,20 @@ def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[
         | (figures | {"stored_file": file} if file else figures)
         | _format_columns(content["spec"], file)
         | coverage
-        | {f"{record.BAR_PREFIX}{key}": value for key, value in bar.items()}
+        | {
+            f"{record.BAR_PREFIX}{key}": value
+            for key, value in bar.items()
+            if value is not None or key not in record.LATER_CRITERIA
+        }
         for name, figures in content["tensors"].items()
     ]
 
 
 def is_context(column: str) -> bool:
-    """Test whether a column of results.csv is of the format, the run or the bar, and no figure."""
+    """Test whether a column is in results.csv alone: of the format, the run, the bar or the worst.
+
+    results.json nests the figures that it has always had.
+    """
     return column in CONTEXT or column.startswith(record.BAR_PREFIX)
 
 
@@ -319,6 +327,10 @@ def load(directory: str | Path) -> pd.DataFrame:
     landmark_rel_err                          share of the landmark, predicted_landmark
     sqnr_db, out_sqnr_db                      dB; that of a layer's output, where an importance
                                               matrix is given
+    worst_row_sqnr_db, worst_matrix_sqnr_db   dB; the least of the rows (the last axis; of a vector
+                                              its blocks), and of the matrices of a stack, such as
+                                              experts
+    worst_matrix                              index of that matrix
     code_entropy, kl, top_bits_sufficient     bits
     rmse_over_scale                           steps, of `scale` each
     bound_ratio                               halves of a step
@@ -346,8 +358,8 @@ def load(directory: str | Path) -> pd.DataFrame:
     settings                                  those of mode, block and range that differ from their
                                               options' own, as JSON
     format                                    the name of the format
-    bar_top_order, bar_rel_err, bar_sqnr_db   criteria of the bar that the run is judged by; missing
-                                              where nothing is demanded
+    bar_top_order, bar_rel_err, bar_sqnr_db,  criteria of the bar that the run is judged by; missing
+    bar_worst_row_sqnr_db, bar_coverage       where nothing is demanded
     remark                                    what is wrong with what is stored
     coverage, coverage_bytes                  of a stored file: share of the original's values that
                                               were compared, share of the file's bytes that were

@@ -11,7 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from quantlab.records.record import BAR_PREFIX, Row
+from quantlab.records.record import BAR_PREFIX, LATER_CRITERIA, Row
 from quantlab.report.texts import Texts
 
 if TYPE_CHECKING:
@@ -27,13 +27,15 @@ class Bar:
     `top_order`: the k largest values keep their order, however new ties are broken. `rel_err`: the
     mean relative error is at most this share. `sqnr_db`: the SQNR is at least this, in dB. A figure
     that does not exist meets them where nothing was lost; a tensor whose values were all too small
-    for float32 meets none. `coverage` is no figure of a tensor: at least this share of the values
+    for float32 meets none. `worst_row_sqnr_db`: the SQNR of the worst row is at least this, in dB.
+    `coverage` is no figure of a tensor: at least this share of the values
     of an original must have been compared with a stored file.
     """
 
     top_order: bool | None = True
     rel_err: float | None = 0.01
     sqnr_db: float | None = 30.0
+    worst_row_sqnr_db: float | None = None
     coverage: float | None = None
 
     def __post_init__(self) -> None:
@@ -44,6 +46,7 @@ class Bar:
             )
         _require_within("rel_err", self.rel_err, 1)
         _require_within("sqnr_db", self.sqnr_db, math.inf)
+        _require_within("worst_row_sqnr_db", self.worst_row_sqnr_db, math.inf)
         _require_within("coverage", self.coverage, 1)
         if not self.criteria:
             raise ValueError("report.bar asks nothing: give at least one of its keys a value")
@@ -67,9 +70,9 @@ class Bar:
         return {f"{BAR_PREFIX}{key}": limit for key, limit in self.thresholds().items()}
 
     def thresholds(self) -> dict[str, Any]:
-        """Return every threshold, that of coverage where there is one."""
-        without = () if self.coverage else ("coverage",)
-        return {key: limit for key, limit in asdict(self).items() if key not in without}
+        """Return every threshold; of later criteria those that are set."""
+        limits = asdict(self).items()
+        return {key: v for key, v in limits if v is not None or key not in LATER_CRITERIA}
 
     @cached_property
     def criteria(self) -> dict[str, Any]:
@@ -116,7 +119,7 @@ def is_lost_to_float32(row: Row) -> bool:
 def _meets(key: str, limit: Any, row: Row) -> bool:
     if key == "top_order":
         return row["top_order_kept"]
-    if row[key] is None:
+    if row.get(key) is None:
         return row["max_err"] == 0
     return row[key] <= limit if key == "rel_err" else row[key] >= limit
 

@@ -175,9 +175,9 @@ def _worse(key: str, before: Row, after: Row) -> float:
 
 def _loss_db(key: str, row: Row) -> float:
     """Convert a figure to dB, more of them for a greater error."""
-    if row[key] is None:
+    if row.get(key) is None:
         return math.inf if row["max_err"] else -math.inf
-    if key == "sqnr_db":
+    if key.endswith("sqnr_db"):
         return -float(row[key])
     return 20 * math.log10(row[key]) if row[key] else -math.inf
 

@@ -27,6 +27,7 @@ from quantlab.text import NULL, format_number, format_size, label, printable
 BITS_SPEC, SQNR_SPEC = ".4g", ".2f"
 SENTENCE_FORMATS, SENTENCE_TYPES = 5, 6  # of a source and of a file, the most frequent
 SENTENCE_ITEMS = 4  # names or reasons in one sentence; more nobody reads
+MOSTLY = 0.5  # share of the values that are not 0
 SENTENCE_TENSORS = 3  # tensors of one kind that have a sentence, or a place in one
 
 
@@ -34,6 +35,7 @@ def verdict_sentences(findings: Findings, texts: Texts) -> list[str]:
     """List the sentences of quantized files, of the cheapest formats and of the fewest bits."""
     return [
         *stored_sentences(findings.stored, texts),
+        *vanished_sentences(findings.rows, texts),
         *storage_sentences(findings.storage, findings.levels, texts),
         *sentences(findings.widths, findings.levels, texts),
     ]
@@ -215,7 +217,7 @@ def _figure(text: str, key: str, row: Row, texts: Texts, bar: Bar | None = None)
         return texts(text, k=row["top_k"], rank=rank_text(row, texts) + _set_text(row, texts))
     if bar is None:
         return texts(text, value=_value(key, row[key], texts))
-    value, limit = row[key], bar.criteria[key]
+    value, limit = row.get(key), bar.criteria[key]
     threshold = _threshold(key, limit, texts)
     if value is None:  # what has no figure and misses the bar has lost everything
         return texts(text, value=texts("none_rel_err"), threshold=threshold)
@@ -291,6 +293,20 @@ def underflow_sentences(counts: Mapping[str, int], texts: Texts) -> list[str]:
     """Name the tensors that lost values to 0 before they were quantized."""
     lossy = [texts("underflowed", name=label(name), n=n) for name, n in counts.items() if n]
     return texts.first_few(lossy, SENTENCE_TENSORS, "more_underflowed")
+
+
+def vanished_sentences(rows: Sequence[Row], texts: Texts) -> Iterator[str]:
+    """Name the tensors that meet the bar in a format in which most of their values became 0.
+
+    The SQNR of such a tensor is that of its few largest values.
+    """
+    vanished = [
+        row for row in rows if (row["zeroed"] or 0) > MOSTLY and not Bar.from_row(row).missed(row)
+    ]
+    for name, lost in group_by(vanished, lambda row: FormatSpec.from_row(row).name).items():
+        names = name_list(dict.fromkeys(row["tensor"] for row in lost), SENTENCE_TENSORS, texts)
+        share = _share(max(row["zeroed"] for row in lost))
+        yield texts("vanished", n=len(lost), format=printable(name), names=names, share=share)
 
 
 def skipped_sentences(reasons: Mapping[str, str], texts: Texts) -> list[str]:

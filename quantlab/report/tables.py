@@ -40,7 +40,13 @@ STORAGE = {"bits_per_value": ".4g", "bits_above_bound": ".2f"}
 BUDGET = dict.fromkeys(("clip_share", "zero_share", "round_share"), "%")
 GLOSSARY = ("bar", *METRICS, "top_k", *PARAMS)
 WITH_FORMATS = ("bar", *STORAGE, *METRICS, *BUDGET, "top_k", *PARAMS)
-SPECIAL = {"stored_dtype": "", "remark": "", "out_sqnr_db": ".2f"}  # of some rows alone
+SPECIAL = {  # of some rows alone
+    "stored_dtype": "",
+    "remark": "",
+    "out_sqnr_db": ".2f",
+    "worst_row_sqnr_db": ".2f",
+    "worst_matrix_sqnr_db": ".2f",
+}
 SPECS = METRICS | PARAMS | STORAGE | BUDGET | SPECIAL
 # As a terminal shows them, whose columns have one width.
 MEASURED = METRICS | {"mae": ".2e", "max_err": ".2e", "rel_err": ".1%", "zeroed": ".1%"}
@@ -102,7 +108,9 @@ def figure_keys(rows: Sequence[Row]) -> tuple[str, ...]:
     """List the figures that decide; where formats were tried, also those of their cost."""
     if not has_formats(rows):
         return GLOSSARY
-    special = (key for key in SPECIAL if any(row.get(key) is not None for row in rows))
+    special = (
+        key for key in SPECIAL if any(row.get(key) not in (None, row["sqnr_db"]) for row in rows)
+    )
     return (*special, *WITH_FORMATS)
 
 

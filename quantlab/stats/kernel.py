@@ -80,7 +80,7 @@ def _fields(cls: Any, *types: Any) -> Any:
 FLOATS = f32[::1]
 GRID = _fields(CompiledGrid, i64, i64, i64, i64, f64, f64, FLOATS, FLOATS)
 BLOCKS = _fields(GridBlocks, i64, i64, i64, i64, i64, FLOATS, FLOATS)
-OPTIONS = _fields(MeasureOptions, f64, i64, FLOATS, i64, FLOATS)
+OPTIONS = _fields(MeasureOptions, f64, i64, FLOATS, i64, FLOATS, i64, f64[:, ::1])
 SUMS, MOMENT_SUMS = numba.from_dtype(CHUNK_SUMS)[::1], numba.from_dtype(MOMENTS)[::1]
 
 
@@ -371,6 +371,29 @@ def keep_maxima(bits: Any, at: Any, width: Any, maxima: Any) -> Any:
         maxima[row] = max(maxima[row], value_of(greatest(bits[start : start + step])))
 
 
+@loop(SUMMED)
+def sum_of_squares(x: Any) -> Any:
+    """Return the sum of squares."""
+    total = 0.0
+    for i in range(x.size):
+        value = f64(x[i])
+        total += value * value
+    return total
+
+
+@loop()
+def add_row_squares(x: Any, abs_err: Any, at: Any, width: Any, squares: Any) -> Any:
+    """Add the squares of a piece that begins at element `at`, as `reference.write_row_squares`."""
+    first = 0
+    while first < x.size:
+        element = at + first
+        last = min(first + width - element % width, x.size)
+        part = element // width + at // CHUNK
+        squares[0, part] += sum_of_squares(x[first:last])
+        squares[1, part] += sum_of_squares(abs_err[first:last])
+        first = last
+
+
 @loop()
 def keep_sample(abs_err: Any, start: Any, stride: Any, errors: Any) -> Any:
     """Keep every `stride`-th error, counted from the begin of the tensor."""
@@ -439,6 +462,9 @@ def gather(
             touched = i32(touched | count(codes[:n], bits[ahead : ahead + n], tables))
         if maxima.size:
             keep_maxima(x_hat_bits[:n], start + at, options.row_width, maxima)
+        if options.squares.size:
+            width = options.squares_width
+            add_row_squares(x[at:stop], abs_err[:n], start + at, width, options.squares)
         keep_sample(abs_err[:n], start + at, options.stride, options.errors)
     return touched
 

@@ -22,7 +22,7 @@ from quantlab.formats.format import Format, Reconstruction
 from quantlab.sources.tensor import MovedAxis, Tensor
 from quantlab.stats import metrics, parallel
 from quantlab.stats.compiled import CompiledEngine, engine_for
-from quantlab.stats.metrics import ColumnImportance, Evidence, Metric, OutputPower
+from quantlab.stats.metrics import ColumnImportance, Evidence, Metric, OutputPower, RowPowers
 from quantlab.stats.rank import RankComparison
 from quantlab.stats.reference import (
     CHUNK,
@@ -88,17 +88,22 @@ def measure(
     codec = open_codec(tensor, form, surveyed, threads, engine)
     stride = _sample_stride(tensor.size)
     row_width, maxima = new_maxima(tensor.size)
+    layout = form.block.layout(tensor.shape) if isinstance(form, Format) else None
+    row_powers = RowPowers(tensor.shape, layout)
     options = MeasureOptions(
         round_down(rel_threshold),
         row_width,
         NO_MAXIMA if isinstance(codec, SingleScale) else maxima,
         stride,
         np.empty(-(-tensor.size // stride), np.float32),
+        row_powers.width,
+        row_powers.squares,
     )
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
     trip = _run(tensor, codec, surveyed, engine, options, columns, threads, advance)
     surveyed, evidence = trip.surveyed, trip.evidence()
     measured, reasons = _compute_figures(trip, evidence, landmark, extra_metrics)
+    measured |= row_powers.figures(measured["sqnr_db"])
     params, unknown = codec.params_json()
     certified = isinstance(form, Format) and form.plain and isinstance(codec, SingleScale)
     if not certified:

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats.blocks import Layout, Shape
 from quantlab.formats.element import FloatArray
 from quantlab.formats.quantizer import ScaleStats
-from quantlab.stats.reference import CHUNK, CodeCounts, ErrorHistogram, Sums
+from quantlab.stats.reference import CHUNK, CodeCounts, ErrorHistogram, Sums, row_part
 
 OF_SCALES = ("n_scales", "scale_min", "scale_max", "scales_saturated", "scales_vanished")
+MIN_ROW = 16  # values whose SQNR says something: a row of a convolution's kernel has three
+MIN_BLOCKS = 256  # values of the blocks of a vector, which would cost time one by one
 BUDGET = ("clip_share", "zero_share", "round_share")
 DB_A_BIT = 20 * math.log10(2)
 
@@ -333,3 +336,56 @@ def out_sqnr_db(powers: Sequence[OutputPower]) -> float | None:
     """
     signal, noise = (math.fsum(terms) for terms in zip(*powers, strict=True))
     return decibels(signal, noise) if signal and noise else None
+
+
+class RowPowers:
+    """The powers of signal and noise of each row of a tensor, summed up chunk by chunk.
+
+    A row is the last axis, or as many of the last axes as make `MIN_ROW` values. A tensor of one
+    row has those of its format: as many blocks, in a `layout` of consecutive values, as make
+    `MIN_BLOCKS` values.
+    """
+
+    def __init__(self, shape: Shape, layout: Layout | None) -> None:
+        """Begin with powers of 0; there are none of a tensor that is one row in one block."""
+        self._shape, self._size = shape, math.prod(shape)
+        self.width = _row_width(shape)
+        if self.width == self._size and layout and not layout.shared:
+            self.width = layout.width * -(-MIN_BLOCKS // layout.width)
+        parts = row_part(self._size - 1, self.width) + 1 if self.width < self._size else 0
+        self.squares = np.zeros((2, parts))
+
+    def figures(self, sqnr_db: float | None) -> dict[str, float | None]:
+        """Return the least SQNR of the rows, and of the matrices of a stack, such as experts.
+
+        Rows without signal or without noise have none. `sqnr_db` is that of the only row.
+        """
+        if not self.squares.size:
+            return {"worst_row_sqnr_db": sqnr_db}
+        rows = row_part(np.arange(0, self._size, self.width), self.width)
+        powers = np.add.reduceat(self.squares, rows, axis=1)
+        worst = {"worst_row_sqnr_db": _least_decibels(powers)[1]}
+        is_stack = len(self._shape) == 3 and self._shape[0] > 1
+        if is_stack and self._size // self._shape[0] % self.width == 0:
+            matrix, least = _least_decibels(powers.reshape(2, self._shape[0], -1).sum(axis=2))
+            worst |= {"worst_matrix": matrix, "worst_matrix_sqnr_db": least}
+        return worst
+
+
+def _row_width(shape: Shape) -> int:
+    width = 1
+    for n in reversed(shape):
+        width *= n
+        if width >= MIN_ROW:
+            break
+    return width
+
+
+def _least_decibels(powers: NDArray[np.float64]) -> tuple[int | None, float | None]:
+    """Return the place and the least of the SQNRs of signals and noises, in dB."""
+    signal, noise = powers
+    both = np.flatnonzero((signal > 0) & (noise > 0))
+    if not both.size:
+        return None, None
+    place = int(both[np.argmin(signal[both] / noise[both])])
+    return place, decibels(float(signal[place]), float(noise[place]))

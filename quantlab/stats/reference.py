@@ -87,6 +87,7 @@ class MeasureOptions(NamedTuple):
 
     `rel_threshold` is a float32 number, see `round_down`. Maxima are of rows of `row_width` values
     of x_hat, empty where those of the tensor suffice. Every `stride`-th error goes to `errors`.
+    `squares` are those of `stats.rows`, with rows of `squares_width` values.
     """
 
     rel_threshold: float
@@ -94,6 +95,8 @@ class MeasureOptions(NamedTuple):
     maxima: FloatArray
     stride: int
     errors: FloatArray
+    squares_width: int
+    squares: NDArray[np.float64]
 
 
 class CodeCounts(NamedTuple):
@@ -146,6 +149,9 @@ class NumpyEngine:
         if options.maxima.size:
             width, stop = options.row_width, start + x.size
             write_row_maxima(x_hat, width, options.maxima[start // width : -(-stop // width)])
+        if options.squares.size:
+            for chunk in chunk_slices(x.size):
+                write_row_squares(start + chunk.start, x[chunk], x_hat[chunk], options)
         return np.concatenate(
             [
                 _chunk_sums(
@@ -208,6 +214,28 @@ def write_row_maxima(block: FloatArray, width: int, out: FloatArray) -> None:
     whole = block.size - block.size % width
     block[:whole].reshape(-1, width).max(axis=1, out=out[: whole // width])
     out[whole // width :] = block[whole:].max(initial=-math.inf)
+
+
+def write_row_squares(
+    start: int, x: FloatArray, x_hat: FloatArray, options: MeasureOptions
+) -> None:
+    """Write x^2 and the squared error, summed over each row or part of one in a chunk."""
+    width = options.squares_width
+    parts = np.arange(start - start % width, start + x.size, width) - start
+    parts[0] = 0
+    place = row_part(start, width)
+    error = (x_hat - x).astype(np.float64)
+    for sums, values in zip(options.squares, (x.astype(np.float64), error), strict=True):
+        sums[place : place + parts.size] = np.add.reduceat(values * values, parts)
+
+
+def row_part(element: Any, width: int) -> Any:
+    """Return the number of the part of a row that begins at an element; arrays of them too.
+
+    Rows and chunks both begin parts, so that no part is summed by two threads. Where a row begins
+    with a chunk, the number before stays empty.
+    """
+    return element // width + element // CHUNK
 
 
 def round_down(threshold: float) -> float:

@@ -95,7 +95,10 @@ def test_exactly_one_thing_is_asked(directory, asked):
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"bar": {"sqnr": 30}}, "report.bar takes top_order, rel_err, sqnr_db, coverage, got"),
+        (
+            {"bar": {"sqnr": 30}},
+            "report.bar takes top_order, rel_err, sqnr_db, worst_row_sqnr_db, coverage, got",
+        ),
         ({"bar": {}}, "report.bar asks nothing"),
         ({"bits": 9, "weights": {"x": 1}}, "weights: the sweep has no tensor 'x'"),
         ({"bits": 9, "weights": "none.csv"}, "none.csv cannot be read: No such file"),

@@ -91,7 +91,7 @@ def test_nan_never_reaches_a_file():
         (b'{"schema": 3}', "no record of a run: it must contain"),
         (b'{"schema": 3, "tensors": []}', "no record of a run: it must contain"),
         (b'{"schema": 1}', "schema 1, older than 3: run it again"),
-        (b'{"schema": 9}', "schema 9, newer than 8: update quantlab"),
+        (b'{"schema": 99}', "schema 99, newer than 9: update quantlab"),
         (b"[" * 100_000, "no readable record"),
     ],
 )

@@ -89,7 +89,7 @@ def test_a_directory_without_a_table_is_named(tmp_path):
         quantlab.load(tmp_path)
 
 
-CONTEXT = ["settings", "format", "bar_top_order", "bar_rel_err", "bar_sqnr_db"]
+CONTEXT = ["worst_row_sqnr_db", "settings", "format", "bar_top_order", "bar_rel_err", "bar_sqnr_db"]
 
 
 def results(directory):

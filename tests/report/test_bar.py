@@ -4,13 +4,21 @@ import re
 import pytest
 
 from quantlab.conf import load_option
-from quantlab.report.bar import Bar
+from quantlab.report.bar import CRITERIA, Bar
 
 GOOD = {"top_order_kept": True, "rel_err": 0.01, "sqnr_db": 30.0, "max_err": 0.5}
 
 
 def test_the_default_is_that_of_the_lab():
-    assert Bar().thresholds() == load_option("bar", "lab")
+    assert Bar().thresholds() | {"worst_row_sqnr_db": None} == load_option("bar", "lab")
+
+
+def test_the_worst_row_is_asked_where_a_bar_asks_for_it():
+    bar = Bar(top_order=None, rel_err=None, worst_row_sqnr_db=10)
+    assert bar.missed(GOOD | {"worst_row_sqnr_db": 0.0}) == ["worst_row_sqnr_db"]
+    assert bar.missed(GOOD | {"worst_row_sqnr_db": 10.0}) == []
+    assert bar.missed(GOOD | {"worst_row_sqnr_db": None}) == ["worst_row_sqnr_db"]
+    assert Bar.from_row(bar.columns()) == bar
 
 
 @pytest.mark.parametrize(
@@ -53,8 +61,8 @@ def test_what_is_not_named_is_not_asked():
         ({"sqnr_db": math.inf}, "report.bar.sqnr_db must be a number above 0 or null, got inf"),
         ({"top_order": 1}, "report.bar.top_order must be true, false or null, got 1"),
         ({"top_order": None, "rel_err": None, "sqnr_db": None}, "report.bar asks nothing"),
-        ({"kl": 1}, "report.bar takes top_order, rel_err, sqnr_db, coverage, got {'kl': 1}"),
-        (3, "report.bar takes top_order, rel_err, sqnr_db, coverage, got 3"),
+        ({"kl": 1}, f"report.bar takes {', '.join(CRITERIA)}, got {{'kl': 1}}"),
+        (3, f"report.bar takes {', '.join(CRITERIA)}, got 3"),
     ],
 )
 def test_a_bar_that_makes_no_sense_is_named(asked, why):

@@ -12,7 +12,7 @@ from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.records.record import Outcome
 from quantlab.report import page, tables
 from quantlab.report.aggregate import aggregate as collect
-from quantlab.report.bar import ReportSettings
+from quantlab.report.bar import CRITERIA, ReportSettings
 from quantlab.report.page import places, tensor_detail
 from quantlab.report.plots import plot_style, svg, tensor_plot
 from quantlab.report.texts import LANGUAGES, Texts
@@ -111,7 +111,7 @@ def test_a_bad_setting_is_refused_before_the_first_run(tmp_path, asked):
     [
         (
             "report.bar.kl=1",
-            "report.bar.kl is an unknown key: choose one of coverage, rel_err, sqnr_db, top_order",
+            f"report.bar.kl is an unknown key: choose one of {', '.join(sorted(CRITERIA))}",
         ),
         ("report.lang=fr", "report.lang must be one of en, es, got 'fr'"),
         ("report=3", "report takes lang and bar, got 3"),

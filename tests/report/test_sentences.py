@@ -15,6 +15,7 @@ from quantlab.report.sentences import (
     storage_sentences,
     stored_sentences,
     unmeasured_text,
+    vanished_sentences,
 )
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.report.samples import (
@@ -371,3 +372,18 @@ def test_names_can_play_no_tricks():
     sentences = of_files([stored_tensor("\x1b[2J", 1.0, file="m\n.gguf", remark="wrong")])
     assert len(sentences) == 2
     assert all(each.isprintable() for each in sentences)
+
+
+def test_a_tensor_that_meets_the_bar_though_most_of_it_became_0_is_named():
+    rows = some(zeroed=0.996, tensor="w") + some(zeroed=0.5, tensor="v")
+    said = list(vanished_sentences(judged(rows, SQNR), T))
+    assert said[0] == (
+        "sym 8 bits: w meets the bar, but 99.6% of its non-zero values become 0: its SQNR is that "
+        "of its largest values"
+    )
+    assert len(said) == 3  # the others miss the bar
+    both = list(vanished_sentences(judged(rows[:2] + some(zeroed=1.0, tensor="u")[:2], SQNR), T))
+    assert both == [
+        "sym 8 bits: 2 tensors meet the bar, but up to 100% of their non-zero values become 0, and "
+        "their SQNR is that of their largest values: w, u"
+    ]

@@ -10,18 +10,22 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from quantlab.formats.blocks import Group, Layout
+from quantlab.formats.floats import Float
 from quantlab.formats.format import Format
+from quantlab.formats.scales import TwoLevel
 from quantlab.formats.uniform import Asymmetric, Symmetric, dequantize, quantize, value_range
 from quantlab.sources.lab import Hidden, TenseLogits, VerbProbs
 from quantlab.stats.metrics import (
     METRICS,
     ColumnImportance,
     OutputPower,
+    RowPowers,
     divergence,
     out_sqnr_db,
     require_threshold,
 )
-from quantlab.stats.reference import CHUNK, NumpyEngine
+from quantlab.stats.reference import CHUNK, NumpyEngine, row_part
 from tests.conftest import ROOT, measure
 from tests.stats.test_reference import sums
 
@@ -166,6 +170,7 @@ def test_recorded_figures_come_out_to_the_last_digit(path):
     for name, kept in json.loads(path.read_bytes())["tensors"].items():
         source = next(each for each in SOURCES if next(each.tensors()).name == name)
         result = measure(next(source.tensors()).array, Asymmetric(6), name)
+        assert result["measured"].pop("worst_row_sqnr_db") == result["measured"]["sqnr_db"]
         assert result["measured"].items() <= kept["measured"].items()
         assert {
             key: result[key] for key in ("rank", "codes", "error_histogram")
@@ -346,3 +351,75 @@ def test_extreme_weights_overflow_nothing():
     x = np.full(4, 3e38, np.float32)
     (power,) = ColumnImportance(np.full((1, 4), 3e38, np.float32), 4).powers(0, x, x / 2)
     assert 10 * math.log10(power.signal / power.noise) == pytest.approx(6.02, abs=0.01)
+
+
+def row_decibels(x, x_hat, width):
+    """The SQNR of each row that has one, from exact sums."""
+    error = x_hat - x
+    rows = [slice(start, start + width) for start in range(0, x.size, width)]
+    powers = [[math.fsum(float(v) ** 2 for v in y[row]) for row in rows] for y in (x, error)]
+    return [10 * math.log10(a / b) for a, b in zip(*powers, strict=True) if a and b]
+
+
+@pytest.mark.parametrize(
+    ("shape", "width"),
+    [
+        ((40, 999), 999),
+        ((3, CHUNK + 5), CHUNK + 5),  # rows that no chunk holds
+        ((2 * CHUNK // 64, 64), 64),  # chunks that begin with a row
+        ((9, 5, 3, 3), 45),  # a kernel's row of three values says nothing
+        ((7, 4, 25), 25),
+    ],
+)
+def test_the_worst_row_is_that_of_the_definition(shape, width):
+    x = np.random.default_rng(3).standard_normal(shape).astype(np.float32)
+    x[-1] /= 50
+    measured = measure(x, Symmetric(8))["measured"]
+    x_hat = measure_x_hat(x.ravel(), Symmetric(8))
+    exact = min(row_decibels(x.ravel(), x_hat, width))
+    assert measured["worst_row_sqnr_db"] == pytest.approx(exact, rel=1e-12)
+
+
+def test_the_worst_expert_of_a_stack_is_named():
+    x = np.random.default_rng(3).standard_normal((4, 30, 50)).astype(np.float32)
+    x[2] /= 50
+    measured = measure(x, Symmetric(8))["measured"]
+    exact = row_decibels(x.ravel(), measure_x_hat(x.ravel(), Symmetric(8)), 1500)
+    assert measured["worst_matrix"] == exact.index(min(exact)) == 2
+    assert measured["worst_matrix_sqnr_db"] == pytest.approx(min(exact), rel=1e-12)
+    assert "worst_matrix" not in measure(x[0], Symmetric(8))["measured"]
+
+
+@pytest.mark.parametrize("shape", [(64, 64), (4096,)])
+def test_an_outlier_does_not_hide_that_the_other_blocks_became_0(shape):
+    x = np.full(shape, 1e-4, np.float32)
+    x.flat[0] = 1000
+    form = Format(Float(4, 2, 1, 6.0), Group(size=16), scale=TwoLevel())
+    measured = measure(x, form)["measured"]
+    assert measured["sqnr_db"] > 100
+    assert measured["worst_row_sqnr_db"] == 0
+
+
+def test_rows_without_signal_or_without_noise_have_no_sqnr():
+    x = np.zeros((3, 16), np.float32)
+    assert measure(x, Symmetric(8))["measured"]["worst_row_sqnr_db"] is None
+    x[1] = 127
+    assert measure(x, Symmetric(8))["measured"]["worst_row_sqnr_db"] is None
+    x[2] = 0.7
+    assert measure(x, Symmetric(8))["measured"]["worst_row_sqnr_db"] > 7
+
+
+def test_a_vector_in_one_block_is_one_row():
+    x = np.random.default_rng(3).standard_normal(100).astype(np.float32)
+    measured = measure(x, Symmetric(4))["measured"]
+    assert measured["worst_row_sqnr_db"] == measured["sqnr_db"]
+    assert RowPowers((1000,), Layout(1000, 1000, 48)).width == 288
+    assert RowPowers((1000,), Layout(1000, 1000, 300)).width == 300
+
+
+@given(st.integers(1, 3 * CHUNK), st.integers(1, 2 * CHUNK))
+def test_parts_of_rows_are_numbered_one_by_one(size, width):
+    begins = sorted({*range(0, size, width), *range(0, size, CHUNK)})
+    numbers = row_part(np.array(begins), width)
+    assert len(set(numbers.tolist())) == len(begins)
+    assert (np.diff(numbers) > 0).all()

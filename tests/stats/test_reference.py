@@ -26,6 +26,7 @@ from quantlab.stats.reference import (
 from quantlab.stats.survey import new_maxima
 
 RNG = np.random.default_rng(0)
+NO_SQUARES = np.empty((2, 0))
 
 
 def sums(x, x_hat, rel_threshold, clipped=None, step=None):
@@ -45,7 +46,12 @@ def sums(x, x_hat, rel_threshold, clipped=None, step=None):
 
 def new_options(size, rel_threshold):
     return MeasureOptions(
-        round_down(rel_threshold), *new_maxima(size), 1, np.empty(size, np.float32)
+        round_down(rel_threshold),
+        *new_maxima(size),
+        1,
+        np.empty(size, np.float32),
+        size,
+        NO_SQUARES,
     )
 
 

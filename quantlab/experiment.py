@@ -165,6 +165,10 @@ class Experiment:
             result["remark"] = _check_same_tensor(tensor, opened, result["measured"])
         elif isinstance(opened, Reconstruction) and opened.remark:
             result["remark"] = opened.remark
+        importance = self._importance(tensor)
+        if self.importance and importance is not None and not importance.any():
+            zeros = f"{self.importance.name} has an importance of 0 for every input of it"
+            result["remark"] = "; ".join(filter(None, (result.get("remark"), zeros)))
         return result
 
     def _stored(self, tensor: Tensor, opened: Format | Reconstruction) -> dict[str, Any]:

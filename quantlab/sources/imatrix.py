@@ -1,13 +1,17 @@
 """Importance matrices of llama.cpp: the mean square of each input of a layer.
 
 The tool llama-imatrix runs a model over text and writes, for each weight, the sum of the squares of
-each input (``NAME.in_sum2``) and how many tokens it saw (``NAME.counts``), one row an expert.
+each input (``NAME.in_sum2``) and how many tokens it saw (``NAME.counts``), one row an expert. Its
+older files, ``imatrix.dat``, are a stream of entries, each a name, a number of calls, and the mean
+squares times that.
 """
 
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,14 +26,20 @@ from quantlab.sources.file import (
     require_packages,
 )
 from quantlab.sources.names import gguf_name
+from quantlab.text import label
 
 MAX_SUM = 1e20  # of squares; with some types the library aborts far beyond it
 SUMS, COUNTS = ".in_sum2", ".counts"
+GGUF_MAGIC = b"GGUF"
+MAX_NAME_BYTES = 2**12
 
 
 @dataclass(frozen=True)
 class Imatrix:
-    """An importance matrix as a GGUF file; raises ValueError, naming it, when it is none."""
+    """An importance matrix, as a GGUF file or the older ``imatrix.dat``.
+
+    Raises ValueError, naming the file, when it is none.
+    """
 
     path: str
 
@@ -71,10 +81,52 @@ class Imatrix:
 @lru_cache
 def _read_importances(state: tuple[str, int, int]) -> dict[str, FloatArray]:
     """Return the importance of each tensor of a file, which is read once per state."""
+    with Path(state[0]).open("rb") as content:
+        is_gguf = content.read(len(GGUF_MAGIC)) == GGUF_MAGIC
+        if not is_gguf:
+            content.seek(0)
+            return dict(_read_legacy_entries(content))
+    return _read_gguf(state[0])
+
+
+def _read_legacy_entries(content: BinaryIO) -> Iterator[tuple[str, FloatArray]]:
+    """Yield the importance of each tensor of an ``imatrix.dat``, as llama-quantize reads it."""
+    (n_entries,) = _read_integers(content, 1)
+    if n_entries < 1:
+        raise BadFileError(f"has {n_entries} entries: it is no importance matrix")
+    for _ in range(n_entries):
+        (length,) = _read_integers(content, 1)
+        if not 0 < length <= MAX_NAME_BYTES:
+            raise ValueError(f"it has a name of {length} bytes")
+        name = _read_exactly(content, length).decode()
+        n_calls, n_values = _read_integers(content, 2)
+        if n_values < 1:
+            raise ValueError(f"it has {n_values} values of {label(name)}")
+        sums = np.frombuffer(_read_exactly(content, 4 * n_values), "<f4")
+        if not ((sums < MAX_SUM).all() and (sums >= 0).all()):
+            raise BadFileError(f"has sums of {label(name)} that are negative, huge or not finite")
+        mean = sums / np.float32(n_calls) if n_calls > 0 else sums
+        yield name, mean.astype(np.float32).reshape(1, -1)
+
+
+def _read_integers(content: BinaryIO, count: int) -> tuple[int, ...]:
+    return struct.unpack(f"<{count}i", _read_exactly(content, 4 * count))
+
+
+def _read_exactly(content: BinaryIO, n_bytes: int) -> bytes:
+    # A length that lies would be allocated before it is read.
+    left = Path(content.name).stat().st_size - content.tell()
+    if n_bytes > left:
+        raise ValueError("it ends early")
+    return content.read(n_bytes)
+
+
+def _read_gguf(path: str) -> dict[str, FloatArray]:
+    """Return the importance of each tensor of a GGUF file."""
     import gguf
 
     f32 = gguf.GGMLQuantizationType.F32
-    reader = gguf.GGUFReader(state[0])
+    reader = gguf.GGUFReader(path)
     tensors = {entry.name: entry.data for entry in reader.tensors if entry.tensor_type == f32}
     names = [name.removesuffix(SUMS) for name in tensors if name.endswith(SUMS)]
     if not names:

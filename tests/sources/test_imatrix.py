@@ -1,15 +1,19 @@
 """Importance matrices of llama.cpp, and files that lie."""
 
 import re
+import struct
 import sys
 
 import gguf
 import numpy as np
 import pytest
 
+from quantlab.experiment import Experiment
+from quantlab.measurement import form_of
 from quantlab.sources.imatrix import Imatrix
+from quantlab.sources.safetensors import Safetensors
 from tests import tiny_llama
-from tests.sources.samples import X, write_gguf
+from tests.sources.samples import X, write_gguf, write_safetensors
 
 DOWN = "blk.1.ffn_down.weight"
 TOKENS = tiny_llama.CHUNKS * tiny_llama.CHUNK_SIZE
@@ -80,6 +84,76 @@ def test_a_changed_file_is_read_again(tmp_path):
     assert imatrix.of("w", (2, 1)) == 2
     written(tmp_path, w__in_sum2=[[6.0]], w__counts=[[1]], more__in_sum2=[[1]], more__counts=[[1]])
     assert imatrix.of("w", (2, 1)) == 6
+
+
+def legacy(entries, *, end=b""):
+    """Return an imatrix.dat of entries: a name, how many calls, mean squares."""
+    octets = struct.pack("<i", len(entries))
+    for name, n_calls, mean in entries:
+        values = (np.float32(mean) * np.float32(n_calls or 1)).tobytes()
+        octets += struct.pack("<i", len(name)) + name.encode()
+        octets += struct.pack("<ii", n_calls, len(values) // 4) + values
+    return octets + end
+
+
+@pytest.mark.parametrize("end", [b"", struct.pack("<ii", 7, 4) + b"text"], ids=["", "chunks"])
+def test_an_imatrix_dat_is_that_of_the_gguf(tmp_path, end):
+    importance = {name: sums / TOKENS for name, sums in tiny_llama.importance().items()}
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(legacy([(name, 8, mean) for name, mean in importance.items()], end=end))
+    older, newer = Imatrix(str(path)), Imatrix(str(tiny_llama.write_imatrix(tmp_path / "i.gguf")))
+    for name, shape in tiny_llama.shapes().items():
+        found = older.of(name, shape)
+        if newer.of(name, shape) is None:
+            assert found is None
+        else:
+            np.testing.assert_array_equal(found, newer.of(name, shape), strict=True)
+
+
+def test_an_imatrix_dat_has_all_experts_in_one_row_and_may_have_no_calls(tmp_path):
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(legacy([("w", 3, [2.0, 1.0, 3.0, 4.0]), ("v", 0, [5.0, 6.0])]))
+    np.testing.assert_array_equal(Imatrix(str(path)).of("w", (2, 7, 2)), [[2.0, 1.0], [3.0, 4.0]])
+    np.testing.assert_array_equal(Imatrix(str(path)).of("v", (7, 2)), [[5.0, 6.0]])
+
+
+def test_a_tensor_of_which_no_input_matters_is_remarked(tmp_path):
+    path = tmp_path / "imatrix.dat"
+    path.write_bytes(legacy([("zeros", 3, np.zeros(32)), ("ones", 3, np.ones(32))]))
+    x = np.linspace(-1, 1, 64, dtype=np.float32).reshape(2, 32)
+    source = Safetensors(write_safetensors(tmp_path / "x.safetensors", zeros=x, ones=x))
+    outcome = Experiment(
+        source, form_of("sym", 8), 10, 1e-12, 1, importance=Imatrix(str(path))
+    ).run()
+    assert outcome.tensors["zeros"]["remark"] == (
+        "imatrix.dat has an importance of 0 for every input of it"
+    )
+    assert "remark" not in outcome.tensors["ones"]
+
+
+def bad_legacy(folder):
+    """Yield a path of an imatrix.dat, and what is said of it."""
+    good = legacy([("a", 2, [1.0, 2.0]), ("b", 2, [1.0, 2.0])])
+    damaged = "is no imatrix file, or is cut off or damaged"
+    cases = {f"cut{n}": (good[:n], damaged) for n in range(1, len(good))}
+    cases |= {
+        "none": (struct.pack("<i", 0), "has 0 entries: it is no importance matrix"),
+        "negative": (legacy([("a", 2, [-1.0])]), "has sums of a that are negative"),
+        "nan": (legacy([("a", 2, [np.nan])]), "has sums of a that are negative"),
+        "name": (struct.pack("<ii", 1, 2**31 - 1), damaged),
+        "values": (struct.pack("<ii", 1, 1) + b"a" + struct.pack("<ii", 1, 2**31 - 1), damaged),
+        "no values": (struct.pack("<ii", 1, 1) + b"a" + struct.pack("<ii", 1, 0), damaged),
+        "no text": (struct.pack("<ii", 1, 1) + b"\xff" + struct.pack("<iif", 1, 1, 1), damaged),
+    }
+    for name, (octets, sentence) in cases.items():
+        path = folder / f"{name}.dat"
+        path.write_bytes(octets)
+        yield path, sentence
+
+
+def test_a_bad_imatrix_dat_is_one_sentence_that_names_it(tmp_path):
+    for path, sentence in bad_legacy(tmp_path):
+        require_sentence(path, sentence)
 
 
 def bad(folder):

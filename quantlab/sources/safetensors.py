@@ -2,7 +2,8 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from quantlab.sources.kinds import (
     mlx,
     mxfp4,
     scaled,
+    torchao,
 )
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.pairing import StoredFile
@@ -36,7 +38,7 @@ OF_ACTIVATIONS = re.compile(
 )
 
 # Each takes its tensors from those that are left: AWQ before GPTQ, which takes every qweight.
-MODULES = (awq, gptq, fp4, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
+MODULES = (torchao, awq, gptq, fp4, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
 
 
 class Safetensors(File):
@@ -88,7 +90,9 @@ def _decode_arrays(path: str, arrays: Sequence[MappedArray]) -> list[StoredTenso
     """Decode the weights that are stored in codes, or give the fault of each."""
     if all(array.kind in PLAIN for array in arrays):
         return []
-    config = _read_config(Path(path).with_name("config.json"))
+    config = dict(_read_config(Path(path).with_name("config.json")))
+    if any(array.name.endswith(torchao.CODES) for array in arrays):
+        config["torchao"] = _read_metadata({array.file[0] for array in arrays})
     tensors = {array.name: array.open() for array in arrays if array.dtype is not None}
     weights = []
     for kind in (kind for module in MODULES for kind in module.KINDS):
@@ -134,15 +138,33 @@ def _read_file(path: str) -> Iterator[MappedArray]:
         if "unknown variant" not in str(reason):  # of a type, which costs its tensors alone
             raise
     file = file_state(path)
-    with Path(path).open("rb") as content:
-        length = int.from_bytes(content.read(8), "little")
-        header = json.loads(content.read(length))
+    length, header = _read_header(path)
     for name, about in header.items():
         if name != "__metadata__":
             start, stop = about["data_offsets"]
             kind, shape = about["dtype"], tuple(about["shape"])
             offset = 8 + length + start
             yield MappedArray(file, name, shape, kind, _dtypes().get(kind), offset, stop - start)
+
+
+def _read_header(path: str) -> tuple[int, dict[str, Any]]:
+    """Return the length of a file's header, and the header."""
+    with Path(path).open("rb") as content:
+        length = int.from_bytes(content.read(8), "little")
+        return length, json.loads(content.read(length))
+
+
+def _read_metadata(paths: Iterable[str]) -> Config:
+    """Return the metadata of files whose values are JSON objects, by their keys."""
+    metadata = {}
+    for path in paths:
+        _, header = _read_header(path)
+        for key, text in dict(header.get("__metadata__") or {}).items():
+            with suppress(ValueError, RecursionError):
+                value = json.loads(text)
+                if isinstance(value, dict):
+                    metadata[key] = value
+    return metadata
 
 
 @cache

@@ -26,10 +26,10 @@ def draw(*shape, seed=0):
     return (np.random.default_rng(seed).standard_normal(shape) * 0.02).astype(np.float32)
 
 
-def write_safetensors(path, tensors, config=None, name="config.json"):
+def write_safetensors(path, tensors, config=None, name="config.json", metadata=None):
     """Write arrays, or tuples of a dtype's name, a shape and bytes; and a config beside them."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    header, content = {}, b""
+    header, content = {"__metadata__": metadata} if metadata else {}, b""
     for key, value in tensors.items():
         if not isinstance(value, tuple):
             raw = np.ascontiguousarray(value).tobytes()
@@ -323,6 +323,29 @@ def deepseek_fp4(folder, prefix, rows=64, columns=128):
     return {f"{prefix}.weight": (x, y)}
 
 
+def torchao_int4(folder, prefix, rows=32, columns=128):
+    """torchao's: two codes a byte, scales by group and row, a name with the class beside it."""
+    x = draw(rows, columns).astype(ml_dtypes.bfloat16).astype(np.float32)
+    grouped = x.reshape(rows, -1, 32)
+    low, high = grouped.min(-1), grouped.max(-1)
+    scale = ((high - low) / 15).astype(ml_dtypes.bfloat16)
+    zero = (low + 8 * scale.astype(np.float32)).astype(ml_dtypes.bfloat16)
+    spread = [part.astype(np.float32)[..., None] for part in (scale, zero)]
+    codes = np.clip(np.rint((grouped - spread[1]) / spread[0]), -8, 7)
+    y = (codes * spread[0] + spread[1]).reshape(x.shape).astype(ml_dtypes.bfloat16)
+    octets = codes.reshape(x.shape).astype(np.int8).view(np.uint8)
+    write_safetensors(folder / "a.safetensors", {f"{prefix}.proj.weight": x})
+    stored = {
+        f"{prefix}.proj._weight_qdata": (octets[:, ::2] & 15 | octets[:, 1::2] << 4).view(np.int8),
+        f"{prefix}.proj._weight_scale": np.ascontiguousarray(scale.T),
+        f"{prefix}.proj._weight_zero_point": np.ascontiguousarray(zero.T),
+    }
+    about = {"_type": "Int4Tensor", "_data": {"block_size": [1, 32], "shape": [rows, columns]}}
+    metadata = {f"{prefix}.proj.weight": json.dumps(about)}
+    write_safetensors(folder / "b.safetensors", stored, metadata=metadata)
+    return {f"{prefix}.proj.weight": (x, y.astype(np.float32))}
+
+
 def experts_apart(folder, prefix, experts=2, rows=64, columns=256):
     """Experts stacked in the original, each on its own in the release in fp8."""
     x, stored, n = draw(experts, 2 * rows, columns), {}, f"{prefix}.mlp.experts"
@@ -419,14 +442,15 @@ def interleaved_in_gguf(folder, prefix, experts=2, rows=32, columns=64):
 
 CASES = [
     scaled_fp8, mistral_fp8, fnuz_fp8, stacked_fp8, fused_fp8, gptq_short_group, gptq_bytes,
-    awq_gemv, modelopt_nvfp4, packed_mxfp4, mxfp8, deepseek_fp4, experts_apart, experts_transposed,
-    two_prefixes, transposed, original_in_fp8, experts_in_gguf, interleaved_in_gguf,
+    awq_gemv, modelopt_nvfp4, packed_mxfp4, mxfp8, deepseek_fp4, torchao_int4, experts_apart,
+    experts_transposed, two_prefixes, transposed, original_in_fp8, experts_in_gguf, interleaved_in_gguf,
 ]  # fmt: skip
 OTHER_SHAPES = {
     scaled_fp8: (96, 32), mistral_fp8: (32, 128), fnuz_fp8: (64, 48), stacked_fp8: (200, 384),
     fused_fp8: (16, 8), gptq_short_group: (32, 328), gptq_bytes: (64, 256),
     awq_gemv: (16, 512, 64), modelopt_nvfp4: (32, 96), packed_mxfp4: (16, 96), mxfp8: (48, 64),
-    deepseek_fp4: (24, 192), experts_apart: (5, 32, 64), experts_transposed: (4, 16, 96),
+    deepseek_fp4: (24, 192), torchao_int4: (48, 64), experts_apart: (5, 32, 64),
+    experts_transposed: (4, 16, 96),
     two_prefixes: (16, 96), transposed: (96, 16), original_in_fp8: (200, 160),
     experts_in_gguf: (3, 32, 96), interleaved_in_gguf: (3, 16, 96),
 }  # fmt: skip

@@ -5,7 +5,7 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors import TensorSpec, serialize_file
+from safetensors import TensorSpec, safe_open, serialize_file
 
 from quantlab.sources.file import PICKLED
 from quantlab.sources.safetensors import MAX_CONFIG_BYTES, Safetensors, SafetensorsFile, read_arrays
@@ -93,7 +93,16 @@ def test_any_stretch_and_any_rows_are_those_of_the_whole(folder):
 
 def test_there_is_a_vector_of_every_decoder():
     kinds = {stored(folder).dtype.split()[0] for folder in VECTORS}
-    assert kinds >= {"AWQ", "GPTQ", "compressed-tensors", "bitsandbytes", "MLX", "MXFP4", "fp8"}
+    assert kinds >= {
+        "AWQ",
+        "GPTQ",
+        "compressed-tensors",
+        "bitsandbytes",
+        "MLX",
+        "MXFP4",
+        "fp8",
+        "torchao",
+    }
 
 
 @pytest.mark.parametrize("folder", VECTORS, ids=lambda path: path.name)
@@ -101,8 +110,10 @@ def test_a_checkpoint_in_several_files_is_one(tmp_path, folder):
     parts, config = vector(folder.name)
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = {}
+    with safe_open(folder / FILE, framework="numpy") as content:
+        metadata = content.metadata()
     for number, (part, array) in enumerate((parts | {BESIDE: NORM}).items()):
-        name = write(tmp_path / f"{number}.safetensors", {part: array})
+        name = write(tmp_path / f"{number}.safetensors", {part: array}, metadata)
         names = (array.name for array in read_arrays(str(name)))
         weights |= dict.fromkeys(names, f"{number}.safetensors")
     index = tmp_path / "model.safetensors.index.json"

@@ -31,6 +31,8 @@ mlx-*   mlx quantize, dequantize                                       see `mlx_
 fp8-*   transformers finegrained_fp8: Fp8Quantize, Fp8Dequantize,      float32
         _dequantize_fp8_weight
 mxfp4   blocks and scales by mlx, dequantized by transformers          exact in bfloat16
+tao-*   torchao quantize_, flatten_tensor_state_dict, dequantize       each step in the dtype that
+                                                                       the metadata name
 ======  =============================================================  =========================
 
 autoawq's ``__init__`` wants packages that are of no use here, so its modules are loaded without.
@@ -43,6 +45,7 @@ import json
 import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import bitsandbytes as bnb
 import mlx.core as mx
@@ -63,6 +66,16 @@ from gptqmodel.utils.model import (
     convert_gptq_v2_to_v1_format_module,
 )
 from safetensors.torch import save_file
+from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+from torchao.quantization import (
+    Float8WeightOnlyConfig,
+    Int8WeightOnlyConfig,
+    IntxWeightOnlyConfig,
+    MappingType,
+    PerAxis,
+    PerGroup,
+    quantize_,
+)
 from transformers import BitsAndBytesConfig
 from transformers.integrations import finegrained_fp8
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
@@ -326,8 +339,29 @@ def mxfp4(name: str) -> None:
     write(name, config, {EXPERTS: x_hat, f"{EXPERTS}.original": w.transpose(1, 2)})
 
 
+def torchao_kind(name: str, method: Any, dtype: torch.dtype) -> None:
+    """Codes of a byte each; the class and its blocks stand in the metadata of the file."""
+    w = weight(32, 256).to(dtype)
+    model = torch.nn.ModuleDict({"layer": linear(w)})
+    quantize_(model, method)
+    tensors, metadata = flatten_tensor_state_dict({f"{LAYER}.weight": model["layer"].weight})
+    (HERE / name).mkdir(exist_ok=True)
+    save_file(tensors, HERE / name / "model.safetensors", metadata=metadata)
+    expected = {f"{LAYER}.weight": model["layer"].weight.dequantize()}
+    config = {"model_type": "llama", "quantization_config": {"quant_method": "torchao"}}
+    write(name, config, expected | {f"{LAYER}.weight.original": w})
+
+
 def main() -> None:
     """Write all vectors."""
+    per_group, fp8 = {"granularity": PerGroup(64)}, Float8WeightOnlyConfig()
+    torchao_kind("tao-int8", Int8WeightOnlyConfig(), torch.bfloat16)
+    asymmetric = {"mapping_type": MappingType.ASYMMETRIC, "granularity": PerAxis(0)}
+    intx = IntxWeightOnlyConfig(weight_dtype=torch.int4, **per_group)
+    torchao_kind("tao-int4", intx, torch.bfloat16)
+    intx = IntxWeightOnlyConfig(weight_dtype=torch.int3, **asymmetric)
+    torchao_kind("tao-int3-asym", intx, torch.float16)
+    torchao_kind("tao-fp8", fp8, torch.bfloat16)
     awq("awq-g32", 32)
     awq("awq-g128", 128)
     gptq("gptq-4-sym", 4, 32, sym=True)

@@ -39,9 +39,9 @@ def full(part):
     return part if part.startswith("model.") else f"{LAYER}.{part}"
 
 
-def write(path, parts):
+def write(path, parts, metadata=None):
     """Write parts of a layer, of any dtype."""
-    header, data = {}, b""
+    header, data = {"__metadata__": metadata} if metadata else {}, b""
     for part, array in parts.items():
         octets = np.ascontiguousarray(array).tobytes()
         header[full(part)] = {

@@ -443,7 +443,8 @@ def interleaved_in_gguf(folder, prefix, experts=2, rows=32, columns=64):
 CASES = [
     scaled_fp8, mistral_fp8, fnuz_fp8, stacked_fp8, fused_fp8, gptq_short_group, gptq_bytes,
     awq_gemv, modelopt_nvfp4, packed_mxfp4, mxfp8, deepseek_fp4, torchao_int4, experts_apart,
-    experts_transposed, two_prefixes, transposed, original_in_fp8, experts_in_gguf, interleaved_in_gguf,
+    experts_transposed, two_prefixes, transposed, original_in_fp8, experts_in_gguf,
+    interleaved_in_gguf,
 ]  # fmt: skip
 OTHER_SHAPES = {
     scaled_fp8: (96, 32), mistral_fp8: (32, 128), fnuz_fp8: (64, 48), stacked_fp8: (200, 384),

@@ -45,6 +45,7 @@ APART = {  # modules with one user, one of their room, and why they stand alone
             "mlx",
             "mxfp4",
             "scaled",
+            "sub_byte",
             "torchao",
         )
     },

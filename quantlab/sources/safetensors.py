@@ -20,6 +20,7 @@ from quantlab.sources.kinds import (
     mlx,
     mxfp4,
     scaled,
+    sub_byte,
     torchao,
 )
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
@@ -38,7 +39,7 @@ OF_ACTIVATIONS = re.compile(
 )
 
 # Each takes its tensors from those that are left: AWQ before GPTQ, which takes every qweight.
-MODULES = (torchao, awq, gptq, fp4, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
+MODULES = (sub_byte, torchao, awq, gptq, fp4, compressed_tensors, bitsandbytes, mlx, mxfp4, scaled)
 
 
 class Safetensors(File):
@@ -94,6 +95,8 @@ def _decode_arrays(path: str, arrays: Sequence[MappedArray]) -> list[StoredTenso
     if any(array.name.endswith(torchao.CODES) for array in arrays):
         config["torchao"] = _read_metadata({array.file[0] for array in arrays})
     tensors = {array.name: array.open() for array in arrays if array.dtype is not None}
+    packed = [array for array in arrays if array.kind in sub_byte.BITS]
+    tensors |= {array.name: sub_byte.PackedTensor.of(array) for array in packed}
     weights = []
     for kind in (kind for module in MODULES for kind in module.KINDS):
         found = list(kind.find(tensors, config))

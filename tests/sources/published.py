@@ -323,6 +323,41 @@ def deepseek_fp4(folder, prefix, rows=64, columns=128):
     return {f"{prefix}.weight": (x, y)}
 
 
+def types_below_a_byte(folder, prefix, rows=32, columns=64):
+    """F4 and F6 of safetensors: with exponents, with the scales of NVFP4, and without any."""
+    x, y, stored = {}, {}, {}
+    for n, (kind, dtype) in enumerate(
+        [("F4", None), ("F6_E2M3", ml_dtypes.float6_e2m3fn), ("F6_E3M2", ml_dtypes.float6_e3m2fn)]
+    ):
+        bits = int(kind[1])
+        levels = E2M1 if dtype is None else np.arange(64, dtype=np.uint8).view(dtype)
+        levels = levels.astype(np.float32)
+        for scales in ("none", "exponents", "nvfp4"):
+            name = f"{prefix}.{kind}.{scales}.weight"
+            x[name] = draw(rows, columns, seed=n) * (100 if scales == "none" else 1)
+            size, scale, whole = {"none": columns, "exponents": 32, "nvfp4": 16}[scales], 1, 1
+            grouped = x[name].reshape(rows, -1, size)
+            largest = np.abs(grouped).max(-1, keepdims=True) / levels.max()
+            if scales == "exponents":
+                exponents = np.ceil(np.log2(largest)).astype(np.int32)
+                scale = np.ldexp(np.float32(1), exponents)
+                stored[f"{name}_scale"] = (exponents[..., 0] + 127).astype(np.uint8)
+            elif scales == "nvfp4":
+                whole = np.float32(largest.max() / 448)
+                scale = (largest / whole).astype(F8).astype(np.float32)
+                stored[f"{name}_scale"] = scale[..., 0].astype(F8)
+                stored[f"{name}_scale_2"] = np.array(whole)
+            factor = np.float32(1) * scale * whole
+            codes = np.abs((grouped / factor)[..., None] - levels).argmin(-1)
+            y[name] = (levels[codes] * factor).astype(np.float32).reshape(rows, columns)
+            digits = codes.reshape(-1, 1) >> np.arange(bits) & 1
+            raw = np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little").tobytes()
+            stored[name] = kind, [rows, columns], raw
+    write_safetensors(folder / "a.safetensors", x)
+    write_safetensors(folder / "b.safetensors", stored)
+    return {name: (x[name], y[name]) for name in x}
+
+
 def torchao_int4(folder, prefix, rows=32, columns=128):
     """torchao's: two codes a byte, scales by group and row, a name with the class beside it."""
     x = draw(rows, columns).astype(ml_dtypes.bfloat16).astype(np.float32)
@@ -442,7 +477,8 @@ def interleaved_in_gguf(folder, prefix, experts=2, rows=32, columns=64):
 
 CASES = [
     scaled_fp8, mistral_fp8, fnuz_fp8, stacked_fp8, fused_fp8, gptq_short_group, gptq_bytes,
-    awq_gemv, modelopt_nvfp4, packed_mxfp4, mxfp8, deepseek_fp4, torchao_int4, experts_apart,
+    awq_gemv, modelopt_nvfp4, packed_mxfp4, mxfp8, deepseek_fp4, torchao_int4,
+    types_below_a_byte, experts_apart,
     experts_transposed, two_prefixes, transposed, original_in_fp8, experts_in_gguf,
     interleaved_in_gguf,
 ]  # fmt: skip
@@ -450,7 +486,8 @@ OTHER_SHAPES = {
     scaled_fp8: (96, 32), mistral_fp8: (32, 128), fnuz_fp8: (64, 48), stacked_fp8: (200, 384),
     fused_fp8: (16, 8), gptq_short_group: (32, 328), gptq_bytes: (64, 256),
     awq_gemv: (16, 512, 64), modelopt_nvfp4: (32, 96), packed_mxfp4: (16, 96), mxfp8: (48, 64),
-    deepseek_fp4: (24, 192), torchao_int4: (48, 64), experts_apart: (5, 32, 64),
+    deepseek_fp4: (24, 192), torchao_int4: (48, 64), types_below_a_byte: (24, 96),
+    experts_apart: (5, 32, 64),
     experts_transposed: (4, 16, 96),
     two_prefixes: (16, 96), transposed: (96, 16), original_in_fp8: (200, 160),
     experts_in_gguf: (3, 32, 96), interleaved_in_gguf: (3, 16, 96),

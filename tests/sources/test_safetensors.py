@@ -151,7 +151,23 @@ def test_a_dtype_that_numpy_lacks_costs_none_of_the_others(tmp_path, kind):
         "w": {"dtype": "F32", "shape": [1], "data_offsets": [size, size + 4]},
     }
     path = write_raw(tmp_path / FILE, header, bytes(size + 4))
-    assert "w" in SafetensorsFile(path).tensors
+    tensors = SafetensorsFile(path).tensors
+    assert "w" in tensors
+    assert ("odd" in tensors) == (kind != "C64")
+
+
+def test_a_type_below_a_byte_ends_within_one_and_its_scales_may_not_fit(tmp_path):
+    header = {"w.weight": {"dtype": "F6_E3M2", "shape": [4, 5], "data_offsets": [0, 15]}}
+    path = tmp_path / FILE
+    (odd,) = SafetensorsFile(write_raw(path, header, bytes(range(15)))).tensors.values()
+    whole = decoded(odd).reshape(-1)
+    for start in range(20):
+        np.testing.assert_array_equal(odd.reader()(start, 20), whole[start:])
+    header["w.scale"] = {"dtype": "F32", "shape": [3], "data_offsets": [15, 27]}
+    (odd,) = SafetensorsFile(write_raw(path, header, bytes(27))).tensors.values()
+    assert odd.fault == (
+        "has weight of [15] and scale of [3] for the shape [4, 5], which do not fit"
+    )
 
 
 CONFIGS = {

@@ -1,7 +1,7 @@
 """One combination of tensors and format, measured tensor by tensor."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -84,7 +84,7 @@ class Experiment:
         with tqdm(
             total=total, unit="B", unit_scale=True, delay=1, disable=None, leave=False
         ) as bar:
-            for tensor in self.dist.tensors():
+            for tensor in self._originals():
                 self._try_measure(tensor, outcome, bar)
         sizes = (result["n_elements"] for result in outcome.tensors.values())
         versions |= compiled.versions(max(sizes, default=0))
@@ -95,6 +95,14 @@ class Experiment:
         if not outcome.tensors and not outcome.failed:
             self._require_others(outcome.skipped)
         return outcome
+
+    def _originals(self) -> Iterator[Tensor]:
+        """Open each tensor of the source; an embedding that is stored twice comes twice."""
+        tied = self.bound.tied if isinstance(self.bound, Bound) else {}
+        for tensor in self.dist.tensors():
+            yield tensor
+            if tensor.name in tied:
+                yield replace(tensor, name=tied[tensor.name])
 
     def _try_measure(self, tensor: Tensor, outcome: Outcome, bar: "tqdm[Any]") -> None:
         """Measure a tensor, or note why it cannot be."""
@@ -124,7 +132,7 @@ class Experiment:
     def identify(self) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         """Identify the tensors that would be measured; give the reason why others would not."""
         skipped, tensors = self._skipped(), {}
-        for tensor in self.dist.tensors():
+        for tensor in self._originals():
             try:
                 stored = self._stored(tensor, self.bound.open(tensor))
             except UnfitError as reason:

@@ -211,6 +211,11 @@ class File(Source, ABC):
         """The model's family as Hugging Face calls it, where the file is known to have one."""
         return None
 
+    @property
+    def ties_embeddings(self) -> bool:
+        """False where the model is known to have an output layer that is not its embedding."""
+        return True
+
     @cached_property
     def _part_of(self) -> dict[str, int]:
         """The part of each chosen tensor."""

@@ -37,6 +37,8 @@ from quantlab.sources.names import (
 )
 from quantlab.text import label
 
+EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "wte.weight")
+OUTPUT_LAYERS = ("lm_head.weight", "output.weight")
 INTERLEAVED = {"gpt-oss", "gpt_oss"}  # families whose fused experts have gate and up in turns
 
 
@@ -151,6 +153,11 @@ class StoredFile(Codec):
         )
 
 
+def is_output_layer(name: str) -> bool:
+    """Test for the name of a model's output layer, of Hugging Face or llama.cpp."""
+    return name in OUTPUT_LAYERS or name.endswith(".lm_head.weight")
+
+
 def _in_shape(stored: StoredTensor, shape: Shape) -> StoredTensor | None:
     """Return a stored tensor in the shape of its original; None where it is of another.
 
@@ -180,6 +187,8 @@ class Bound(Codec):
         self._file = source if isinstance(source, File) else None  # others are seen when opened
         entries = self._file.entries if self._file else []
         self.pairs = self._pair({entry.name: entry.shape for entry in entries})
+        self.tied = self._find_tied()
+        self.pairs |= {name: Pair(stored.tensors[name]) for name in self.tied.values()}
         self._require_original()
 
     def _require_original(self) -> None:
@@ -194,6 +203,23 @@ class Bound(Codec):
                     f"{self.stored.file_name} in {pair.tensor.dtype}: dist.path takes the "
                     "original, mode.path the quantized file"
                 )
+
+    def _find_tied(self) -> dict[str, str]:
+        """Return the stored output layer of an embedding that is both in the original."""
+        if not self._file or not self._file.ties_embeddings:
+            return {}
+        shapes = {entry.name: entry.shape for entry in self._file.entries}
+        if any(is_output_layer(name) for name in shapes):
+            return {}
+        embeddings = [name for name in shapes if name.endswith(EMBEDDINGS)]
+        outputs = [name for name in self.unmatched() if is_output_layer(name)]
+        pairs = {
+            embedding: output
+            for embedding in embeddings
+            for output in outputs
+            if self.stored.tensors[output].shape == shapes[embedding]
+        }
+        return pairs if len(embeddings) == len(outputs) == 1 else {}
 
     def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return the reconstruction of a tensor: the stored tensor that it is paired with."""

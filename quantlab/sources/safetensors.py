@@ -54,10 +54,20 @@ class Safetensors(File):
     @property
     def model_type(self) -> str | None:
         """The ``model_type`` of the config.json beside the file."""
-        with readable(self.path, self.format):
-            model = _read_config(Path(self.path).with_name("config.json")).get("model", {})
-        name = model.get("model_type")
+        name = self._model_config.get("model_type")
         return name if isinstance(name, str) else None
+
+    @property
+    def ties_embeddings(self) -> bool:
+        """False where the config.json beside the file says so; many leave it out."""
+        return self._model_config.get("tie_word_embeddings") is not False
+
+    @property
+    def _model_config(self) -> Config:
+        with readable(self.path, self.format):
+            config = _read_config(Path(self.path).with_name("config.json"))
+        model: Config = config.get("model", {})
+        return model
 
     def _entries(self) -> Iterator[FileEntry]:
         arrays = list(read_arrays(self.path))

@@ -9,7 +9,7 @@ import pytest
 from quantlab.experiment import Experiment
 from quantlab.sources.gguf import Gguf, GgufFile
 from quantlab.sources.safetensors import Safetensors, SafetensorsFile
-from tests.sources import samples
+from tests.sources import published, samples
 from tests.sources.samples import write_safetensors
 from tests.tiny_llama import permute
 
@@ -267,3 +267,43 @@ def test_a_changed_file_is_another_identity(tmp_path):
         tensors, _ = Experiment(source, stored, 10, 1e-8, 1).identify()
         found.append(tensors["w"]["stored_sha256"])
     assert found[0] == found[1] != found[2]
+
+
+@pytest.mark.parametrize("shape", [(48, 64), (32, 96)])
+@pytest.mark.parametrize("kind", ["safetensors", "gguf"])
+def test_an_embedding_that_is_stored_as_an_output_layer_too_is_compared_twice(
+    tmp_path, kind, shape
+):
+    name, x = "model.embed_tokens.weight", published.draw(*shape)
+    source = published.write_safetensors(tmp_path / "a/a.safetensors", {name: x})
+    if kind == "gguf":
+        output = "output.weight"
+        (codes, q8), y = published.q8_0(x)
+        stored = {"token_embd.weight": x.astype(np.float16), output: (codes, q8)}
+        file = GgufFile(str(published.write_gguf(tmp_path / "b.gguf", stored)))
+    else:
+        output = "lm_head.weight"
+        codes, scale, y = published.fp8(x)
+        stored = {name: x.astype(np.float16), output: codes, f"{output}_scale": np.array(scale)}
+        path = published.write_safetensors(tmp_path / "b/b.safetensors", stored)
+        file = SafetensorsFile(str(path))
+    outcome = Experiment(Safetensors(str(source)), file, 10, 1e-12, 1).run()
+    assert list(outcome.tensors) == [name, output]
+    assert outcome.tensors[output]["measured"]["max_err"] == pytest.approx(np.abs(x - y).max())
+    assert outcome.tensors[name]["measured"]["max_err"] < 1e-4
+    assert outcome.coverage["values"] == outcome.coverage["all_values"] == x.size
+    assert outcome.coverage["bytes"] == outcome.coverage["all_bytes"]
+    assert not outcome.skipped
+
+
+def test_an_output_layer_of_another_model_is_no_embedding(tmp_path):
+    name, x = "model.embed_tokens.weight", published.draw(48, 64)
+    stored = {name: x, "lm_head.weight": published.draw(48, 64, seed=1)}
+    file = SafetensorsFile(str(published.write_safetensors(tmp_path / "b/b.safetensors", stored)))
+    for config, tied in (({"tie_word_embeddings": False}, {}), ({}, {name: "lm_head.weight"})):
+        path = published.write_safetensors(tmp_path / "a/a.safetensors", {name: x}, config)
+        assert file.bind(Safetensors(str(path))).tied == tied
+    of_others = {name: x, "other.embed_tokens.weight": x}
+    for original in (of_others, {name: x[:32]}, stored):
+        path = published.write_safetensors(tmp_path / "a/a.safetensors", original)
+        assert file.bind(Safetensors(str(path))).tied == {}

@@ -12,7 +12,8 @@ from quantlab import interrupt
 with interrupt.exit_during_imports():
     from quantlab.errors import report_user_errors
     from quantlab.report.bar import read_settings, row_bars, typed_settings
-    from quantlab.report.terminal import listing, stored_listing, sweep_summary
+    from quantlab.report.listing import listing, listing_json
+    from quantlab.report.terminal import sweep_summary
     from quantlab.sources.file import SELECTIONS
     from quantlab.sources.readers import DECODERS, reader_of
     from quantlab.sweep import app
@@ -150,6 +151,7 @@ def _take_file(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--select", choices=SELECTIONS, default="weights", help="norms, biases and constants too"
     )
+    command.add_argument("--json", action="store_true", help="as JSON, with the totals")
     command.set_defaults(command=_tensors, exit_code=1)
 
 
@@ -163,7 +165,7 @@ def _aggregate(arguments: argparse.Namespace) -> None:
     n_missing, n_runs = count_missing_runs(arguments.directory)
     if n_missing:
         print(f"\n{n_missing} of {n_runs} runs have no record: the command of the sweep does them")
-    if done.findings.failures:
+    if done.findings.failures or done.findings.incomplete:
         raise SystemExit(1)
 
 
@@ -184,9 +186,11 @@ def _check(arguments: argparse.Namespace) -> None:
     settings = read_settings(arguments.directory, arguments.settings)
     rows = settings.judged(sweep.rows)
     choices, files = find_choices(rows, sweep.levels), stored_rows(rows, sweep.levels)
-    lines = check_lines(choices, row_bars(rows), sweep.failures, settings.texts, files)
+    unmeasured = sweep.incomplete, sweep.unmeasured
+    lines = check_lines(choices, row_bars(rows), sweep.failures, settings.texts, files, *unmeasured)
     print("\n".join(lines))
-    if sweep.failures or uncovered(files) or not all(choice.meets for choice in choices):
+    has_gaps = sweep.failures or sweep.incomplete or uncovered(files)
+    if has_gaps or not all(choice.meets for choice in choices):
         raise SystemExit(1)
 
 
@@ -232,10 +236,12 @@ def _tensors(arguments: argparse.Namespace) -> None:
         str(arguments.path), arguments.include, arguments.exclude, select=arguments.select
     )
     source.require_matches()
-    print(listing(source.entries))
+    if arguments.json:
+        print(listing_json(source.entries))
+        return
     decoder = DECODERS.get(source.format)
-    if decoder and (quantized := stored_listing(decoder(source.path))):
-        print(f"\n{quantized}")
+    stored = decoder(source.path) if decoder else None
+    print(listing(source.entries, stored, whole=not sys.stdout.isatty()))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from quantlab.records import record
-from tests.conftest import ROOT, run, run_python, run_quantlab
+from tests.conftest import run, run_python, run_quantlab
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -196,17 +196,22 @@ def checkpoint(tmp_path):
 def test_one_bad_tensor_of_a_hundred_costs_that_one(checkpoint, tmp_path):
     source = ["dist=file/safetensors", f"dist.path={checkpoint}"]
     told = (
-        "1 of 100 tensors failed: tensor 'layer.57.weight' holds 1 NaN or Inf among its 50 values"
+        "1 of 100 tensors could not be measured (tensor 'layer.57.weight' holds 1 NaN or Inf among "
+        "its 50 values"
     )
     many = run("-m", *source, "mode=sym,asym", "n_bits=4,8", f"hydra.sweep.dir={tmp_path}/s")
     assert many.returncode == 1
     assert told in many.stdout
     assert "left out: steps (I64 is no floating-point type)" in many.stdout
-    again = (
-        f"to retry them, run: python {ROOT}/run.py -m {' '.join(source)} mode=sym,asym n_bits=4,8"
-    )
     (line,) = many.stderr.splitlines()  # no traceback, and no progress bar where nobody watches
-    assert line.startswith(f"quantlab: 4 of 4 runs failed; {again}")
+    assert line.startswith(f"quantlab: 4 runs done; {told}")  # and no retry that ends the same way
+    assert line.endswith(": dist.exclude='layer.57.weight' leaves it out")
+    assert "4/4 runs, 0 failed" in many.stdout
+    assert "failed or left no record" not in many.stdout
+    for name in ("report.md", "report.html"):
+        assert "1 of 100 tensors could not be measured" in (tmp_path / "s" / name).read_text()
+    verdict = json.loads((tmp_path / "s" / "verdict.json").read_text())
+    assert (verdict["meets"], len(verdict["failures"])) == (False, 4)
     table = pd.read_csv(tmp_path / "s" / "results.csv")
     assert len(table) == 4 * 99
     assert set(table["dtype"]) == {"float32"}
@@ -220,7 +225,7 @@ def test_one_bad_tensor_of_a_hundred_costs_that_one(checkpoint, tmp_path):
 
     single = run(*source, "dist.include=layer.5*", cwd=tmp_path)
     assert single.returncode == 1
-    assert "1 of 11 tensors failed: tensor 'layer.57.weight'" in single.stderr
+    assert "1 of 11 tensors could not be measured (tensor 'layer.57.weight'" in single.stderr
     assert "layer.58.weight" in single.stdout
     assert "Traceback" not in single.stderr
 
@@ -261,7 +266,7 @@ def test_what_a_file_holds_is_listed(checkpoint):
         "3",
         "left",
         "out:",
-        "I64",
+        "int64",
         "is",
         "no",
         "floating-point",

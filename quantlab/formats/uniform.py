@@ -85,6 +85,8 @@ def not_finite_error(name: str, count: int, size: int, first: Any, index: list[i
     beyond = np.isfinite(first)
     fault = "values beyond float32" if beyond else "NaN or Inf"
     cure = "rescale them" if beyond else "mend or drop them"
+    if size == 1:
+        return ValueError(f"tensor '{name}' is {first}{', beyond float32' * bool(beyond)}")
     return ValueError(
         f"tensor '{name}' holds {count} {fault} among its {size} values, "
         f"the first ({first}) at index {index}: {cure} before quantizing"

@@ -193,6 +193,7 @@ def plan_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     if problem.failures:
         yield texts("failures", n=len(problem.failures))
         yield from failure_sentences(problem.failures, texts)
+    yield from dict.fromkeys(problem.incomplete.values())
     unknown = [part for part in plan.assignments if part.tensor.dtype == UNKNOWN]
     if unknown:
         yield texts("plan_unknown", n=len(unknown), names=_tensor_names(unknown, texts))

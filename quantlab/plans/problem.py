@@ -115,7 +115,7 @@ class Problem:
     `tensors` are all of the checkpoint in its order; those in no slot stay as they are stored.
     `refused` are the names of formats that the runtime does not have. `stand_ins` are tensors
     without the figure that noise is computed from, `without_format` those whose values are lost in
-    every format. `failures` are runs without figures.
+    every format. `failures` are runs without figures, `incomplete` those that lack some.
     """
 
     tensors: Sequence[Original]
@@ -124,6 +124,7 @@ class Problem:
     stand_ins: Sequence[str] = ()
     without_format: Sequence[str] = ()
     failures: Mapping[str, str] = field(default_factory=dict)
+    incomplete: Mapping[str, str] = field(default_factory=dict)
     runtime: Runtime | None = None
 
     @property
@@ -174,9 +175,10 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
         tensors=tensors,
         slots=list(_merge_slots([_keep_format(slot, request, refused) for slot in slots], request)),
         refused=refused,
-        stand_ins=[name for name, _, parts in named if parts and not _has_figure(parts, by)],
+        stand_ins=[name for name, _, parts in named if parts and _lacks_figure(parts, by)],
         without_format=[name for name, slot, parts in named if parts and len(slot) == 1],
         failures=sweep.failures,
+        incomplete=sweep.incomplete,
         runtime=runtime,
     )
 
@@ -229,6 +231,11 @@ def _usable_assignments(drafts: Sequence[Assignment], request: Request) -> list[
 
 def _has_figure(assignments: Iterable[Assignment], figure: str) -> bool:
     return any(part.row and part.row.get(figure) is not None for part in assignments)
+
+
+def _lacks_figure(assignments: Sequence[Assignment], figure: str) -> bool:
+    """Test whether the SQNR stands in for a figure."""
+    return figure != NOISE_FIGURES[0] and not _has_figure(assignments, figure)
 
 
 def _finite_options(assignments: Iterable[Assignment]) -> list[Option]:

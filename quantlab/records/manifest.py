@@ -96,6 +96,7 @@ def _describe(run: Run) -> dict[str, Any]:
         "status": run.record["status"] if run.record else "unreadable",
         "error": run.error,
         "record_sha256": run.sha256,
+        **({"unmeasured": [*run.record["failed"]]} if run.record and run.is_incomplete else {}),
     }
 
 

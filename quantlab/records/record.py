@@ -21,7 +21,7 @@ from quantlab.formats.format import MODE_OPTIONS, FormatSpec
 from quantlab.records import disk, schema
 from quantlab.records.older import OLDEST, oldest_config, upgraded, with_current_names
 from quantlab.stats.result import Count, Result, Sha256
-from quantlab.text import as_text
+from quantlab.text import as_text, first_few
 
 # 8 had no worst rows, 6 had the columns of a format and no spec, 5 no sizes of what was not
 # measured, 4 no stored formats, 3 one scale a tensor and no storage
@@ -32,6 +32,7 @@ LATER_CRITERIA = ("worst_row_sqnr_db", "coverage")  # have a column where a bar 
 COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256", "input_axis")
+MAX_REASONS = 3  # of tensors that could not be measured, in one error
 MAX_BYTES = 2**30  # the record of a hundred thousand tensors takes half of it
 MANIFEST_KEYS = ("dtype", "shape", "sha256")  # of a tensor
 CODEC_KEYS = ("stored_dtype", "stored_file", "remark")  # of a tensor that a codec stores
@@ -154,7 +155,7 @@ def run_outcome(
     outcome, error = Outcome(), None
     try:
         outcome = work()
-        error = _failures(outcome)
+        error = _failures(outcome, config)
     except ValueError as reason:
         error = str(reason)
     except Exception as reason:  # one failing combination must cost a sweep that one alone
@@ -177,12 +178,34 @@ def run_outcome(
     }
 
 
-def _failures(outcome: Outcome) -> str | None:
+def _failures(outcome: Outcome, config: Mapping[str, Any]) -> str | None:
+    """Describe the tensors that could not be measured, and how to leave them out of a file."""
     n_failed, n_tensors = len(outcome.failed), len(outcome.failed) + len(outcome.tensors)
     if not n_failed:
         return None
-    reasons = "; ".join(outcome.failed.values())
-    return reasons if n_tensors == 1 else f"{n_failed} of {n_tensors} tensors failed: {reasons}"
+    listed = first_few([*outcome.failed.values()], MAX_REASONS, lambda n: f"and {n} more")
+    reasons = "; ".join(listed)
+    if n_tensors == 1:
+        return reasons
+    dist = config.get("dist")
+    can_exclude = isinstance(dist, Mapping) and "exclude" in dist and outcome.tensors
+    hint = f": {_exclude_hint([*outcome.failed])}" if can_exclude else ""
+    return f"{n_failed} of {n_tensors} tensors could not be measured ({reasons}){hint}"
+
+
+def _exclude_hint(names: Sequence[str]) -> str:
+    """Write the setting that leaves tensors out.
+
+    >>> _exclude_hint(["a/Const_26:0"])
+    "dist.exclude='a/Const_26:0' leaves it out"
+    """
+    # A question mark matches any character, and needs no quotes of Hydra's.
+    patterns = [re.sub(r"[^A-Za-z0-9_./:-]", "?", name) for name in names]
+    if len(names) == 1:
+        return f"dist.exclude='{patterns[0]}' leaves it out"
+    if len(names) > MAX_REASONS:
+        return "dist.exclude='[...]' leaves out those that match a pattern"
+    return f"dist.exclude='[{','.join(patterns)}]' leaves them out"
 
 
 def run_key(
@@ -331,6 +354,11 @@ class Run(NamedTuple):
     sha256: str | None
     record: Record | None
     error: str | None
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether some tensors could not be measured, and others were."""
+        return bool(self.record and self.record["failed"] and self.record["tensors"])
 
 
 Row = Mapping[str, Any]  # the figures of one tensor in one run, under their keys

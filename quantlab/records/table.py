@@ -5,6 +5,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
 import pandas as pd
@@ -260,7 +261,8 @@ class Aggregated(NamedTuple):
 
     `tensors` are the originals, also those that were not measured, with ``dist``, ``name``,
     ``dtype``, ``shape`` and ``sha256``; `failures` map a run that failed, or a source that lacks
-    parts, to the reason; `sha256` is that of results.json.
+    parts, to the reason, `incomplete` a run of which some tensors could not be measured: those are
+    `unmeasured`; `sha256` is that of results.json.
     """
 
     directory: Path
@@ -269,6 +271,8 @@ class Aggregated(NamedTuple):
     tensors: Sequence[Mapping[str, Any]]
     failures: Mapping[str, str]
     sha256: str
+    incomplete: Mapping[str, str] = MappingProxyType({})
+    unmeasured: Sequence[str] = ()
 
 
 def read_aggregate(directory: Path) -> Aggregated:
@@ -284,13 +288,19 @@ def read_aggregate(directory: Path) -> Aggregated:
         raise ValueError(f"{path} cannot be read ({reason}): {again}") from None
     if manifest["schema"] < TENSORS_SINCE or "format" not in table:
         raise ValueError(f"{path} is of an older version: {again}")
-    failures = {
-        run["directory"]: run["error"] or run["status"]
-        for run in manifest["runs"]
-        if run["status"] != "completed"
-    } | manifest.get("missing", {})
+    failed = [run for run in manifest["runs"] if run["status"] != "completed"]
+    reasons = {run["directory"]: run["error"] or run["status"] for run in failed}
+    unmeasured = {run["directory"]: run["unmeasured"] for run in failed if "unmeasured" in run}
+    failures = {name: why for name, why in reasons.items() if name not in unmeasured}
     return Aggregated(
-        directory, rows(table), manifest["levels"], manifest["tensors"], failures, sha256
+        directory,
+        rows(table),
+        manifest["levels"],
+        manifest["tensors"],
+        failures | manifest.get("missing", {}),
+        sha256,
+        {name: reasons[name] for name in unmeasured},
+        list(dict.fromkeys(name for names in unmeasured.values() for name in names)),
     )
 
 

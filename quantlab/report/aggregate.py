@@ -23,12 +23,14 @@ HISTOGRAM_DIST = "hidden"  # the lab's choice (block F)
 class Aggregate(NamedTuple):
     """The findings of a sweep, its files, and the overrides of each run that failed.
 
-    `gaps` are the divided sources that lack parts.
+    `incomplete` are the overrides of runs of which some tensors could not be measured, with the
+    reason; `gaps` are the divided sources that lack parts.
     """
 
     findings: Findings
     files: list[Path]
     failed: list[list[str]]
+    incomplete: dict[tuple[str, ...], str]
     gaps: Sequence[parts.MissingParts]
 
 
@@ -53,7 +55,7 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     findings = _findings(runs, directory, rows, levels, provenance)
     choices = find_choices(rows, levels)
     artefacts[verdict.NAME] = verdict.verdict_json(
-        choices, findings.bars, findings.failures, findings.stored
+        choices, findings.bars, {**findings.failures, **findings.incomplete}, findings.stored
     )
     artefacts |= page.artefacts(findings, settings.texts)
     artefacts["manifest.json"] = disk.to_json(
@@ -63,9 +65,14 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
         (directory / name).parent.mkdir(exist_ok=True)
         disk.write(directory / name, content)
     _remove_stale_plots(directory, artefacts)
-    failed = [run.record["overrides"] for run in runs if run.record and run.error]
+    failed, incomplete = [], {}
+    for run in runs:
+        if run.record and run.error and run.is_incomplete:
+            incomplete[tuple(run.record["overrides"])] = run.error
+        elif run.record and run.error:
+            failed.append(run.record["overrides"])
     files = [directory / name for name in artefacts]
-    return Aggregate(findings, files, failed, parts.find_missing_parts(runs))
+    return Aggregate(findings, files, failed, incomplete, parts.find_missing_parts(runs))
 
 
 def _findings(
@@ -77,7 +84,8 @@ def _findings(
 ) -> Findings:
     directories = run_directories(runs, directory)
     records = [run.record for run in parts.join_parts(runs) if run.record]
-    failures = {_run_label(run): run.error for run in runs if run.error}
+    failures = {_run_label(run): run.error for run in runs if run.error and not run.is_incomplete}
+    incomplete = {_run_label(run): run.error for run in runs if run.error and run.is_incomplete}
     return Findings(
         rows=rows,
         levels=levels,
@@ -87,6 +95,7 @@ def _findings(
         skipped={name: why for content in records for name, why in content["skipped"].items()},
         unmeasured=list(dict.fromkeys(name for content in records for name in content["failed"])),
         provenance=provenance,
+        incomplete=incomplete,
     )
 
 

@@ -9,7 +9,7 @@ run, a format is told from others by its `FormatSpec`.
 import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from statistics import median
 from typing import Any, NamedTuple, TypeVar
@@ -366,8 +366,8 @@ class Findings:
 
     `rows` and `levels` are those of its table, each row with its bar; `details` are looked at
     closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
-    reason, `unmeasured` are the tensors that failed; `provenance` maps a text's key to what stands
-    beside it.
+    reason, `incomplete` a run of which some tensors could not be measured; all that could not are
+    `unmeasured`; `provenance` maps a text's key to what stands beside it.
     """
 
     rows: Sequence[Row]
@@ -378,6 +378,7 @@ class Findings:
     skipped: Mapping[str, str]
     unmeasured: Sequence[str]
     provenance: Mapping[str, str]
+    incomplete: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def underflows(self) -> dict[str, int]:

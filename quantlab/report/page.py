@@ -152,6 +152,7 @@ def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "answers": list(answers(findings.widths, texts)),
         "sentences": verdict_sentences(findings, texts),
         "unmeasured": unmeasured_text(findings.unmeasured, texts),
+        "incomplete": list(dict.fromkeys(findings.incomplete.values())),
         "the_bar": bar_text(findings.rows, texts),
         "starred": any(
             widths.gaps([key]) for widths in findings.widths for key in widths.bar.criteria

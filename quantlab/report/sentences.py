@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from math import floor, inf
+from types import MappingProxyType
 from typing import Any
 
 from quantlab.formats.format import FormatSpec
@@ -166,23 +167,27 @@ def check_lines(
     failures: Mapping[str, str],
     texts: Texts,
     files: Sequence[StoredRows] = (),
+    incomplete: Mapping[str, str] = MappingProxyType({}),
+    unmeasured: Sequence[str] = (),
 ) -> list[str]:
     """List what fails a check: runs that failed, tensors that miss the bar; the last line sums up.
 
-    A run that failed fails the check: its tensors have no figures. So does a stored file of whose
-    original too little was compared.
+    A run that failed fails the check: its tensors have no figures. So do tensors that could not be
+    measured, and a stored file of whose original too little was compared.
     """
     few = uncovered(files)
     failing = [choice for choice in choices if not choice.meets]
     criteria = " / ".join(criteria_text(bar, texts) for bar in bars)
     words = {"n": len(choices), "criteria": criteria}
-    if not failing and not failures and not few:
+    if not failing and not failures and not few and not unmeasured:
         return [*coverage_sentences(files, texts), texts("check_passed", **words)]
     sums = [texts("check_failed", **words, missing=len(failing))]
     sums += [texts("check_uncovered", n=len(few))] if few else []
     sums += [texts("failures", n=len(failures))] if failures else []
+    sums += [texts("check_unmeasured", n=len(unmeasured))] if unmeasured else []
     return [
         *failure_sentences(failures, texts),
+        *dict.fromkeys(incomplete.values()),
         *coverage_sentences(few, texts),
         *(_miss_text(choice.best, choice.name, texts) for choice in failing),
         "; ".join(sums),

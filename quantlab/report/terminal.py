@@ -1,7 +1,7 @@
-"""Text for a terminal: a sweep's tables and verdict, a run's figures, a file's tensors."""
+"""Text for a terminal: a sweep's tables and verdict, a run's figures."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -40,9 +40,7 @@ from quantlab.report.tables import (
     storage_table,
 )
 from quantlab.report.texts import Texts
-from quantlab.sources.file import FileEntry
-from quantlab.sources.pairing import StoredFile
-from quantlab.text import NULL, format_number, format_size, label
+from quantlab.text import NULL, format_number, label
 
 LEVEL_CHARS, FORMAT_CHARS = 20, 48
 VERDICT_LINES = 20
@@ -61,6 +59,7 @@ def sweep_summary(findings: Findings, files: Sequence[Path], texts: Texts) -> st
         *_tables(findings, texts),
         "\n".join(underflow_sentences(findings.underflows, texts)),
         "\n".join(skipped_sentences(findings.skipped, texts)),
+        "\n".join(dict.fromkeys(findings.incomplete.values())),
         "\n".join(_failures(findings.failures, texts)),
         "\n".join(map(str, dict.fromkeys(map(_shown_path, files)))),
     )
@@ -225,7 +224,7 @@ def _grid(table: Table) -> Grid:
     """Align words to the left and numbers to the right; only words may be broken."""
     grid = Grid(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     for column, head in enumerate(table.heads):
-        numeric = all(NUMBER_CELL.fullmatch(row[column]) for row in table.rows)
+        numeric = is_numeric([row[column] for row in table.rows])
         grid.add_column(
             head,
             justify="right" if numeric else "left",
@@ -237,6 +236,11 @@ def _grid(table: Table) -> Grid:
             *(Text(cell, COLOURS[cell.grade]) if isinstance(cell, Graded) else cell for cell in row)
         )
     return grid
+
+
+def is_numeric(cells: Iterable[str]) -> bool:
+    """Test whether all cells of a column are numbers, which are aligned to the right."""
+    return all(NUMBER_CELL.fullmatch(cell) for cell in cells)
 
 
 def first_rows(table: Table, texts: Texts, more: str = "more_rows") -> Iterator[Table | str]:
@@ -288,42 +292,3 @@ def _figure_lines(record: Record, name: str, tensor: dict[str, Any]) -> Iterator
         if key in predicted:
             note = f"   predicted {format_number(predicted[key], '.6g')}"
         yield f"  {key:<20}{format_number(value, '.6g'):>14}{note}"
-
-
-def listing(entries: Sequence[FileEntry]) -> str:
-    """List the tensors of a file, a line each, chosen or the reason why not."""
-    rows = [
-        (
-            label(entry.name),
-            str(list(entry.shape)),
-            entry.dtype_name,
-            f"{entry.size:,}",
-            f"left out: {entry.skip_reason}" if entry.skip_reason else "chosen",
-        )
-        for entry in entries
-    ]
-    return render(Table(["tensor", "shape", "dtype", "elements", ""], rows))
-
-
-def stored_listing(file: StoredFile) -> str:
-    """List the quantized tensors of a file and their cost."""
-    stored = list(file.tensors.values())
-    quantized = [tensor for tensor in stored if not tensor.is_dense]
-    if not quantized:
-        return ""
-    rows = [
-        (
-            label(tensor.name),
-            str(list(tensor.shape)),
-            tensor.dtype,
-            tensor.fault or format_number(tensor.bits / max(tensor.size, 1), ".4g"),
-        )
-        for tensor in quantized
-    ]
-    bits, size = sum(tensor.bits for tensor in stored), sum(tensor.size for tensor in stored)
-    return render(
-        f"quantized: compare it with mode=file/{file.format} mode.path={file.path}",
-        Table(["tensor", "shape", "stored as", "bits per value"], rows),
-        f"{len(stored)} tensors in all, {bits / max(size, 1):.4g} bits per value, "
-        f"{format_size(bits / 8)}",
-    )

@@ -215,17 +215,20 @@ def _read_stamp(path: Path) -> tuple[int, int]:
 
 
 def _has_failed(path: Path) -> bool:
-    with suppress(ValueError, AttributeError):
-        return json.loads(path.read_bytes()).get("status") == "failed"
+    """Test whether a run has no figures; one that lacks those of some tensors is done."""
+    with suppress(ValueError, AttributeError, KeyError):
+        content = json.loads(path.read_bytes())
+        return content.get("status") == "failed" and not content["tensors"]
     return False
 
 
 def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None) -> None:
     """Aggregate what is complete and print it; raise UnfinishedError if something went wrong."""
     n_failed = 0
+    incomplete: list[str] = []
     missing: list[MissingParts] = []
     try:
-        n_failed, missing = _aggregate(jobs, directory)
+        n_failed, incomplete, missing = _aggregate(jobs, directory)
     except ValueError as error:  # resuming would end here too
         if not stopped:
             raise
@@ -243,6 +246,10 @@ def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None)
     if n_failed:
         why = f"{n_failed} of {len(jobs)} runs failed"
         raise UnfinishedError(f"{why}; to retry them, run: {command}")
+    if incomplete:  # the same command would end the same way
+        done = f"{len(jobs)} runs done" if len(jobs) > 1 else "the run is done"
+        others = f"; and {len(incomplete) - 1} more" if len(incomplete) > 1 else ""
+        raise UnfinishedError(f"{done}; {incomplete[0]}{others}")
     if missing:
         source, n_others = missing[0], len(missing) - 1
         why = f"{source.source}: {source.problem}{f', and {n_others} more' if n_others else ''}"
@@ -250,8 +257,12 @@ def _finish(jobs: Sequence[Job], directory: Path, stopped: BaseException | None)
         raise UnfinishedError(f"{why}; to finish the sweep, run: {command}")
 
 
-def _aggregate(jobs: Sequence[Job], directory: Path) -> tuple[int, list[MissingParts]]:
-    """Aggregate a sweep and print it; count the failures of `jobs`, list sources without parts."""
+def _aggregate(jobs: Sequence[Job], directory: Path) -> tuple[int, list[str], list[MissingParts]]:
+    """Aggregate a sweep and print it; return what is wrong with its `jobs`.
+
+    That is how many failed, why some tensors of others could not be measured, each reason once,
+    and the sources that lack parts.
+    """
     from quantlab.report.aggregate import aggregate  # pandas and matplotlib cost a run its start-up
     from quantlab.report.terminal import sweep_summary
 
@@ -261,7 +272,9 @@ def _aggregate(jobs: Sequence[Job], directory: Path) -> tuple[int, list[MissingP
     typed = {job.typed for job in jobs}
     n_failed = sum(tuple(overrides) in typed for overrides in done.failed)
     wholes = {without_part_overrides(overrides) for overrides in typed}
-    return n_failed, [source for source in done.gaps if source.overrides in wholes]
+    reasons = (why for overrides, why in done.incomplete.items() if overrides in typed)
+    gaps = [source for source in done.gaps if source.overrides in wholes]
+    return n_failed, list(dict.fromkeys(reasons)), gaps
 
 
 def count_missing_runs(directory: Path) -> tuple[int, int]:

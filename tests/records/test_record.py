@@ -40,7 +40,7 @@ def test_a_tensor_that_fails_costs_no_other(tmp_path):
     outcome = Outcome({"x": ENTRY}, {"w": "tensor 'w' is empty"}, {"n": "an integer"})
     one = keep(tmp_path, lambda: outcome)
     assert one["status"] == "failed"
-    assert one["error"] == "1 of 2 tensors failed: tensor 'w' is empty"
+    assert one["error"] == "1 of 2 tensors could not be measured (tensor 'w' is empty)"
     assert (list(one["tensors"]), list(one["failed"]), list(one["skipped"])) == (
         ["x"],
         ["w"],

@@ -78,16 +78,6 @@ def test_no_figure_is_cut(piped):
     assert "…" not in piped
 
 
-def test_long_names_are_folded():
-    from quantlab.report.terminal import listing
-    from quantlab.sources.file import FileEntry
-
-    entry = FileEntry("w" * 48, (2, 3), "float32", lambda: None, skip_reason="because " * 20)
-    lines = listing([entry]).splitlines()
-    assert max(map(len, lines)) <= MAX_COLUMNS
-    assert "".join(lines).count("because") == 20
-
-
 def test_what_looks_like_markup_is_text():
     assert render("[bold]x[/bold] :smile:") == "[bold]x[/bold] :smile:"
 

@@ -43,7 +43,7 @@ def test_the_tables_are_those_of_the_committed_sweep():
     measured = terminal.render(terminal.measured_table(committed(), levels, Texts("en")))
     assert measured in README
     assert measured in WRITE_UP
-    assert terminal.render(terminal.predicted_table(committed(), levels)) in WRITE_UP
+    assert terminal.render(terminal.predicted_table(committed(), levels, Texts("en"))) in WRITE_UP
 
 
 @pytest.mark.slow

@@ -36,6 +36,7 @@ from quantlab.report.tables import (
     Table,
     figure_keys,
     heat_table,
+    metric_text,
     metrics_table,
     prediction_table,
     row_head,
@@ -46,7 +47,7 @@ from quantlab.report.tables import (
 )
 from quantlab.report.texts import Texts
 from quantlab.stats.rank import SHOWN
-from quantlab.text import format_number, printable
+from quantlab.text import printable
 
 FIRST_SENTENCES, MAX_SENTENCES = 12, 200  # before the fold, and in all
 FIRST_ROWS = 40  # before the fold
@@ -128,7 +129,7 @@ def measurement(name: str, n_bits: int | None, tensor: plots.Entry, texts: Texts
     with plots.plot_style():
         drawn = plots.svg(plots.tensor_plot(tensor, texts), salt="measurement")
     measured = tensor["params"] | tensor["measured"] | tensor["rank"]
-    figures = {key: format_number(value, ".6g") for key, value in measured.items()}
+    figures = {key: metric_text(measured, key, ".6g", texts) for key in measured}
     detail = tensor_detail(name, n_bits, tensor, drawn, texts)
     return template("measurement.html.j2").render(detail=detail, figures=figures, t=texts)
 

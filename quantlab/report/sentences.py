@@ -220,6 +220,8 @@ def missed_text(row: Row, bar: Bar, texts: Texts) -> str:
 def _figure(text: str, key: str, row: Row, texts: Texts, bar: Bar | None = None) -> str:
     if key == "top_order":
         return texts(text, k=row["top_k"], rank=rank_text(row, texts) + _set_text(row, texts))
+    if key == "sqnr_db" and row[key] is None and not row["max_err"]:
+        return texts("is_exact")
     if bar is None:
         return texts(text, value=_value(key, row[key], texts))
     value, limit = row.get(key), bar.criteria[key]

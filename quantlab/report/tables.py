@@ -60,6 +60,7 @@ PREDICTED = {
     "landmark_rel_err": "%",
 }
 RANKED = [key for key in PREDICTED if key != "landmark_rel_err"]  # not the luck of one value
+SQNR_KEYS = ("sqnr_db", "worst_row_sqnr_db", "out_sqnr_db")
 GRADES = {"close": math.log(1.1), "off": math.log(1.5), "wrong": math.inf}
 
 
@@ -195,8 +196,11 @@ def ratio_cells(figures: Mapping[str, Any], texts: Texts) -> list[str]:
 
 
 def metric_text(figures: Mapping[str, Any], key: str, spec: str, texts: Texts) -> str:
-    """Format a figure; an SQNR that has no value because nothing was lost is called exact."""
-    if key == "sqnr_db" and figures[key] is None and not figures["max_err"]:
+    """Format a figure; an SQNR that has no value because nothing was lost is called exact.
+
+    So is that of the output, where an importance of its columns was given.
+    """
+    if key in SQNR_KEYS and key in figures and figures[key] is None and not figures["max_err"]:
         return texts("exact")
     return format_figure(figures.get(key), spec, texts)
 
@@ -248,7 +252,7 @@ def _stored_cells(row: Row | None, columns: Sequence[str], texts: Texts) -> list
     if row is None:
         return [NULL] * len(columns)
     cells = [row["stored_dtype"], *_storage_cells(row, texts)]
-    return [*cells, format_number(row.get("out_sqnr_db"), SQNR_SPEC)][: len(columns)]
+    return [*cells, metric_text(row, "out_sqnr_db", SQNR_SPEC, texts)][: len(columns)]
 
 
 def storage_trend(choices: Sequence[TensorChoice], texts: Texts) -> str:
@@ -300,7 +304,7 @@ def _prediction(key: str, row: Row, texts: Texts) -> Prediction:
     before, after, log_ratio = row.get(f"predicted_{key}"), row[key], _log_ratio(key, row)
     figures = (
         format_figure(before, PREDICTED[key], texts),
-        format_figure(after, PREDICTED[key], texts),
+        metric_text(row, key, PREDICTED[key], texts),
     )
     if before is None or after is None:
         return Prediction(*figures, NULL, "")

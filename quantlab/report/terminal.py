@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from math import isinf
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -50,7 +51,7 @@ PREDICTED_COLUMNS = {key: PREDICTED[key] for key in ("scale", "mae", "sqnr_db")}
 }
 COLOURS = {"met": "green", "missed": "yellow"}
 MAX_COLUMNS = 100
-NUMBER_CELL = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|inf|exacto?|.+ → .+")
+NUMBER_CELL = re.compile(r"[-+\d.,]+(e[-+]\d+)?%?|–|exacto?|.+ → .+")
 
 
 def sweep_summary(findings: Findings, files: Sequence[Path], texts: Texts) -> str:
@@ -101,7 +102,7 @@ def _figure_tables(
     has_predictions = "predicted_scale" in rows[0]
     if has_predictions and len(rows) <= PREDICTION_ROWS:
         yield texts("predicted_measured")
-        yield predicted_table(rows, levels)
+        yield predicted_table(rows, levels, texts)
     elif has_predictions:
         yield texts("predicted_elsewhere")
 
@@ -135,20 +136,23 @@ def _graded(key: str, spec: str, row: Row, texts: Texts) -> str:
     return Graded(text, "missed" if key in bar.missed(row) else "met")
 
 
-def predicted_table(rows: Sequence[Row], levels: Sequence[str]) -> Table:
+def predicted_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
     """Lay out predicted beside measured figures, a row a tensor and run."""
     lines = [
         (
             *_level_cells(row, levels),
-            *(
-                f"{format_number(row[f'predicted_{key}'], spec)} → {format_number(row[key], spec)}"
-                for key, spec in PREDICTED_COLUMNS.items()
-            ),
+            *(_predicted_cell(row, key, texts) for key in PREDICTED_COLUMNS),
         )
         for row in rows
         if is_predicted(row)
     ]
     return Table([*_level_heads(levels), *PREDICTED_COLUMNS], lines)
+
+
+def _predicted_cell(row: Row, key: str, texts: Texts) -> str:
+    spec = PREDICTED_COLUMNS[key]
+    before = format_number(row[f"predicted_{key}"], spec)
+    return f"{before} → {metric_text(row, key, spec, texts)}"
 
 
 def _rows_by_run(rows: Sequence[Row], levels: Sequence[str]) -> list[list[Row]]:
@@ -163,14 +167,21 @@ def overview_table(runs: Sequence[list[Row]], levels: Sequence[str], texts: Text
             *_level_cells(rows[0], levels),
             str(len(rows)),
             str(sum(row["top_order_kept"] for row in rows)),
-            format_number(median(map(quality, rows)), ".2f"),
-            format_number(rows[0]["sqnr_db"], ".2f"),
+            metric_text(_median_row(rows), "sqnr_db", ".2f", texts),
+            metric_text(rows[0], "sqnr_db", ".2f", texts),
             label(rows[0]["tensor"]),
         )
         for rows in runs
     ]
     heads = ("head_tensors", "head_in_order", "head_median", "head_least", "head_worst")
     return Table([*_level_heads(levels), *map(texts, heads)], lines)
+
+
+def _median_row(rows: Sequence[Row]) -> Row:
+    """Return a row with the median SQNR of rows that are sorted by it."""
+    middle = rows[len(rows) // 2]
+    decibels = median(map(quality, rows))
+    return {**middle, "sqnr_db": None if isinf(decibels) else decibels}
 
 
 def ratio_table(
@@ -257,7 +268,8 @@ def run_summary(record: Record, bar: Bar, texts: Texts) -> str:
     shared = {"dist": record.get("dist", ""), **bar.columns()}
     rows = [figures(tensor) | shared | {"tensor": name} for name, tensor in tensors.items()]
     if len(tensors) == 1:
-        lines = list(_figure_lines(record, *next(iter(tensors.items()))))
+        ((name, tensor),) = tensors.items()
+        lines = list(_figure_lines(record, name, tensor, texts))
     else:
         worst = sorted(rows, key=quality)
         names = [[label(row["tensor"]), f"{row['n_elements']:,}"] for row in worst]
@@ -278,17 +290,18 @@ def _unknown(tensor: dict[str, Any]) -> set[str]:
     return {key for key, why in reasons.items() if why == reasons.get("scale")}
 
 
-def _figure_lines(record: Record, name: str, tensor: dict[str, Any]) -> Iterator[str]:
+def _figure_lines(record: Record, name: str, tensor: dict[str, Any], texts: Texts) -> Iterator[str]:
     bits = f"{tensor['storage']['bits_per_value']:.4g} bits a value"
     if record["n_bits"] is not None and "stored_dtype" not in tensor:
         bits = f"{record['n_bits']} bits"
     yield f"{label(name)} {tensor['shape']}, {record['mode']}, {bits}"
     predicted = tensor["predicted"] or {}
     unknown = _unknown(tensor)
-    for key, value in (tensor["params"] | tensor["measured"] | tensor["rank"]).items():
+    measured = tensor["params"] | tensor["measured"] | tensor["rank"]
+    for key in measured:
         if key in unknown:
             continue
         note = f"   {tensor['reasons'][key]}" if key in tensor["reasons"] else ""
         if key in predicted:
             note = f"   predicted {format_number(predicted[key], '.6g')}"
-        yield f"  {key:<20}{format_number(value, '.6g'):>14}{note}"
+        yield f"  {key:<20}{metric_text(measured, key, '.6g', texts):>14}{note}"

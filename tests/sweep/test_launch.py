@@ -173,7 +173,7 @@ def test_resume_false_does_all_again(lab_sweep, tmp_path):
 
 def finish(directory, name, status="completed"):
     (directory / name).mkdir(exist_ok=True)
-    disk.write(directory / name / record.NAME, disk.to_json({"status": status}))
+    disk.write(directory / name / record.NAME, disk.to_json({"status": status, "tensors": {}}))
 
 
 @pytest.fixture

@@ -167,7 +167,7 @@ def plan_within_budget(
         )
         raise ValueError(
             f"{describe(problem.n_values)} is below what there is: plans of this sweep have from "
-            f"{least} to {most}"
+            f"{least} to {most}{problem.describe_fixed()}"
         )
     budget = min(budget, smallest.front[-1].bits)  # more buys nothing
     # By name, so that the order of the checkpoint does not decide between equal choices.

@@ -141,6 +141,19 @@ class Problem:
                 groups.setdefault(reason, []).append(tensor.name)
         return groups
 
+    def describe_fixed(self) -> str:
+        """Describe the tensors that stay as they are stored under a runtime; empty without one."""
+        stored = [slot[0] for slot in self.slots if [option.spec for option in slot] == [None]]
+        names = [label(part.tensor.name) for option in stored for part in option.assignments]
+        n_tensors = sum(len(slot[0].assignments) for slot in self.slots)
+        if not self.runtime or not names:
+            return ""
+        listed = ", ".join(first_few(names, SENTENCE_TENSORS, "and {} more".format))
+        return (
+            f"; {self.runtime.name} quantizes {n_tensors - len(names)} of the {n_tensors} tensors "
+            f"measured, not {listed}"
+        )
+
 
 def build_problem(sweep: Aggregated, request: Request) -> Problem:
     """List the options of each tensor; raises ValueError if the request cannot be met."""
@@ -261,10 +274,8 @@ def _no_recipe_message(
 ) -> str:
     """Say that a runtime has none of the formats, else that it takes no tensor in any."""
     if refused:
-        return (
-            f"{runtime.name} has none of the formats tried ({'; '.join(refused)}): "
-            f"sweep {runtime.hint}"
-        )
+        listed = "; ".join(first_few(refused, SENTENCE_TENSORS, "and {} more".format))
+        return f"{runtime.name} has none of the formats tried ({listed}): sweep {runtime.hint}"
     names = [f"'{label(assignments[0].tensor.name)}'" for assignments in drafts]
     return (
         f"{runtime.name} quantizes none of the {len(drafts)} tensors measured "

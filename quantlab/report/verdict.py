@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from quantlab.records import disk
+from quantlab.records.table import require_directory
 from quantlab.report.bar import Bar
 from quantlab.report.choices import StoredRows, TensorChoice
 
@@ -81,6 +82,7 @@ def verdict_json(
 
 def read_verdict(directory: Path) -> dict[str, Any]:
     """Read verdict.json of a sweep; raises ValueError where there is none to read."""
+    require_directory(directory)
     path = directory / NAME
     again = f"quantlab aggregate {directory} writes it"
     if not path.is_file():

@@ -142,6 +142,19 @@ def test_mlx_pays_for_its_biases(tmp_path):
         plan(tmp_path, bits=4.4, recipe="mlx")
 
 
+def test_what_a_runtime_leaves_is_named_where_no_plan_is_small_enough(tmp_path):
+    names = ["a.weight", *(f"b{n}" for n in range(5))]
+    rows = [
+        row(name, form, bits, 20.0, size=6400)
+        for name in names
+        for form, bits in (("asym 4 bits, group 64", 4.3), ("sym 8 bits", 8))
+    ]
+    write(tmp_path, rows, [original(name, (100, 64)) for name in names])
+    left = "mlx quantizes 1 of the 6 tensors measured, not b0, b1, b2, and 2 more"
+    with pytest.raises(ValueError, match=rf"below what there is: .* bits per value .*; {left}$"):
+        plan(tmp_path, bits=5, recipe="mlx")
+
+
 @pytest.mark.parametrize(
     "asked", [{"bits": 1e300}, {"size": f"{10**30}TB"}, {"size": "9" * 999 + "B"}]
 )

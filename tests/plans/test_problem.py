@@ -64,6 +64,8 @@ def test_the_error_of_outputs_counts_where_it_is_known():
     assert found.slots[0][1].noise == pytest.approx(1e-3)
     assert found.slots[2][1].noise == pytest.approx(1e-4)
     assert found.stand_ins == ["c"]
+    exact = [each | {"sqnr_db": None, "max_err": 0.0} for each in rows]
+    assert build_problem(sweep(exact), Request()).stand_ins == []
     with pytest.raises(ValueError, match=r"has no out_sqnr_db: sweep with metrics.imatrix=FILE"):
         build_problem(sweep(two()), Request(by="out_sqnr_db"))
 

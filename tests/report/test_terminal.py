@@ -6,11 +6,12 @@ from contextlib import suppress
 
 import pytest
 
-from quantlab.report.terminal import MAX_COLUMNS, render, sweep_summary
+from quantlab.report.terminal import MAX_COLUMNS, overview_table, render, sweep_summary
 from quantlab.report.texts import Texts
+from quantlab.text import NULL
 from tests.conftest import ROOT, run_python, run_quantlab
 from tests.report.samples import FORMAT_LEVELS as LEVELS
-from tests.report.samples import findings_of, some, stored
+from tests.report.samples import findings_of, row, some, stored
 
 MET, MISSED = "\x1b[32m", "\x1b[33m"
 COLOUR = re.compile(r"\x1b\[[\d;]*m")
@@ -130,3 +131,15 @@ def test_of_many_tensors_too():
     assert "... and 10 rows more, in results.csv" in shown
     assert re.search(r"^file/npz +nf4, group 32 +70 +70", shown, flags=re.MULTILINE)
     assert "file/npz: 70 of 70 tensors have a format that meets the bar; the cheapest is" in shown
+
+
+def test_an_exact_round_trip_is_said_one_way():
+    exact = row(8, sqnr_db=None, max_err=0.0)
+    texts = Texts("en")
+    (cells,) = overview_table([[exact, exact]], ["dist"], texts).rows
+    assert cells[3:5] == ("exact", "exact")
+    (cells,) = overview_table([[row(8), exact, exact]], ["dist"], texts).rows
+    assert cells[3:5] == ("exact", "50.00")
+    lost = row(8, sqnr_db=None, max_err=0.1)
+    (cells,) = overview_table([[lost]], ["dist"], texts).rows
+    assert cells[3:5] == (NULL, NULL)

@@ -55,6 +55,8 @@ def test_30_and_30_0_are_one_bar():
 def test_what_is_no_verdict_is_named(tmp_path, content):
     with pytest.raises(ValueError, match=r"verdict\.json does not exist: quantlab aggregate "):
         read_verdict(tmp_path)
+    with pytest.raises(ValueError, match=r"none does not exist: give the directory of a sweep$"):
+        read_verdict(tmp_path / "none")
     (tmp_path / NAME).write_text(content)
     with pytest.raises(ValueError, match=r"verdict\.json is no verdict: quantlab aggregate .* aga"):
         read_verdict(tmp_path)

@@ -43,6 +43,8 @@ def gguf_name(name: str, architecture: str = "llama") -> str | None:
     >>> gguf_name("model.layers.3.self_attn.q_proj.weight")
     'blk.3.attn_q.weight'
     """
+    if name.endswith(".dt_bias"):
+        name = f"{name.removesuffix('dt_bias')}dt_proj.bias"
     translated = _name_map(architecture).get_name(name, try_suffixes=(".weight", ".bias"))
     return str(translated) if translated else None
 
@@ -55,13 +57,21 @@ PERMUTED = {  # architectures whose rows of q and k llama.cpp's converter reorde
 
 
 SHIFTED = {  # architectures to whose norms the converter adds 1
-    "gemma", "gemma-embedding", "gemma2", "gemma3", "minimax-m3", "nemotron", "step35",
+    "gemma", "gemma-embedding", "gemma2", "gemma3", "minimax-m3", "nemotron", "qwen35", "qwen35moe",
+    "qwen3next", "step35",
 }  # fmt: skip
+SHIFTED_BY_MLX = {"qwen3_5", "qwen3_5_moe", "qwen3_next"}  # families as Hugging Face calls them
+NOT_SHIFTED = "linear_attn.norm.weight"
 
 
 def norm_shift(name: str, architecture: Architecture) -> float:
     """Return the number that llama.cpp's converter adds to values of Hugging Face's `name`."""
-    return 1.0 if architecture.name in SHIFTED and name.endswith("norm.weight") else 0.0
+    return 1.0 if architecture.name in SHIFTED and is_shifted_norm(name) else 0.0
+
+
+def is_shifted_norm(name: str) -> bool:
+    """Test for a norm to which the converters of some families add 1."""
+    return name.endswith("norm.weight") and not name.endswith(NOT_SHIFTED)
 
 
 def row_order(name: str, rows: int, architecture: Architecture) -> NDArray[np.int64] | None:

@@ -5,7 +5,7 @@ To add a container: a subclass of `StoredFile` beside the reader of the containe
 """
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Any, ClassVar, TypedDict
 import numpy as np
 
 from quantlab.formats.blocks import Read, Shape, UnfitError
-from quantlab.formats.element import ContradictionError
+from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 from quantlab.sources import views
 from quantlab.sources.experts import Experts
@@ -28,8 +28,10 @@ from quantlab.sources.file import (
 from quantlab.sources.kinds.decoding import RowIndex, StoredTensor
 from quantlab.sources.names import (
     PERMUTED,
+    SHIFTED_BY_MLX,
     Architecture,
     gguf_name,
+    is_shifted_norm,
     norm_shift,
     pair_common_ends,
     pair_names,
@@ -46,14 +48,14 @@ INTERLEAVED = {"gpt-oss", "gpt_oss"}  # families whose fused experts have gate a
 class Pair:
     """A stored tensor, and how its values become those of its original.
 
-    Rows come in `order`, or in the `other_order` that a reading of this name supposes; `shift` is
-    added.
+    Rows come in `order`, or in the `other_order` that a reading of this name supposes; `restore`
+    computes the original's values from them.
     """
 
     tensor: StoredTensor
     order: RowIndex | None = None
     other_order: tuple[str, RowIndex | None] | None = None
-    shift: float = 0.0
+    restore: Callable[[FloatArray], FloatArray] | None = None
 
 
 class Coverage(TypedDict):
@@ -97,6 +99,11 @@ class StoredFile(Codec):
     def architecture(self) -> Architecture | None:
         """The model's family, where the file names it."""
         return None
+
+    @property
+    def is_of_mlx(self) -> bool:
+        """True where MLX has written the file."""
+        return False
 
     @cached_property
     def tensors(self) -> dict[str, StoredTensor]:
@@ -142,7 +149,7 @@ class StoredFile(Codec):
             name, order = pair.other_order
             rearranged[name] = stored.reader(order=order)
         return Reconstruction(
-            read=_shift_values(stored.reader(order=pair.order), pair.shift),
+            read=_restore_values(stored.reader(order=pair.order), pair.restore),
             dtype=stored.dtype,
             bits=stored.bits,
             sha256=stored.sha256(),
@@ -172,11 +179,15 @@ def _in_shape(stored: StoredTensor, shape: Shape) -> StoredTensor | None:
     return None
 
 
-def _shift_values(read: Read, shift: float) -> Read:
-    """Return a reader of values to which `shift` is added."""
-    if not shift:
+def _restore_values(read: Read, restore: Callable[[FloatArray], FloatArray] | None) -> Read:
+    """Return a reader of the values that `restore` computes."""
+    if restore is None:
         return read
-    return lambda start, stop: read(start, stop) + np.float32(shift)
+    return lambda start, stop: restore(read(start, stop))
+
+
+def _add(shift: float) -> Callable[[FloatArray], FloatArray]:
+    return lambda values: values + np.float32(shift)
 
 
 class Bound(Codec):
@@ -190,6 +201,10 @@ class Bound(Codec):
         self.tied = self._find_tied()
         self.pairs |= {name: Pair(stored.tensors[name]) for name in self.tied.values()}
         self._require_original()
+
+    @property
+    def _model_type(self) -> str | None:
+        return self._file.model_type if self._file else None
 
     def _require_original(self) -> None:
         """Raise ValueError where the source is quantized itself and the file is not."""
@@ -266,7 +281,11 @@ class Bound(Codec):
     def _pair(self, shapes: Mapping[str, Shape]) -> dict[str, Pair]:
         """Pair by equal names, llama.cpp's, those of experts, suffixes, and common ends."""
         tensors = self.stored.tensors
+        is_shifted = self._model_type in SHIFTED_BY_MLX and self.stored.is_of_mlx
         pairs = {name: Pair(tensors[name]) for name in shapes if name in tensors}
+        if is_shifted:
+            norms = filter(is_shifted_norm, pairs)
+            pairs |= {name: Pair(tensors[name], restore=_add(-1)) for name in norms}
         pairs |= self._pair_translated([name for name in shapes if name not in pairs])
         experts = self._experts(pairs)
         for name in shapes.keys() - pairs.keys():
@@ -290,8 +309,8 @@ class Bound(Codec):
         source = self._file.architecture if self._file else None
         stored = self.stored.architecture
         families = {family.name for family in (source, stored) if family}
-        if self._file and self._file.model_type:
-            families.add(self._file.model_type)
+        if self._model_type:
+            families.add(self._model_type)
         is_interleaved = bool(families & INTERLEAVED)
         return Experts(
             free,
@@ -336,7 +355,9 @@ def _undo_conversion(
     undone, else it is done again, as the original has gone through it.
     """
     if shift := norm_shift(hf_name, architecture):
-        return Pair(tensor, shift=-shift if is_gguf_stored else shift)
+        return Pair(tensor, restore=_add(-shift if is_gguf_stored else shift))
+    if hf_name.endswith(".A_log"):  # llama.cpp's converter stores -exp(A_log)
+        return Pair(tensor, restore=_log_of_negative if is_gguf_stored else _negative_exp)
     rows = tensor.shape[0] if len(tensor.shape) in (1, 2) else 0
     order = row_order(name, rows, architecture) if rows else None
     if order is None:
@@ -346,3 +367,13 @@ def _undo_conversion(
     if architecture.name in PERMUTED:
         return Pair(tensor, order, ("without llama.cpp's order of the rows of q and k", None))
     return Pair(tensor, None, ("with llama.cpp's order of the rows of q and k", order))
+
+
+def _log_of_negative(values: FloatArray) -> FloatArray:
+    with np.errstate(all="ignore"):  # whoever reads the values refuses what is not finite
+        return np.log(-values)
+
+
+def _negative_exp(values: FloatArray) -> FloatArray:
+    with np.errstate(all="ignore"):
+        return -np.exp(values)

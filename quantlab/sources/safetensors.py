@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -87,6 +86,14 @@ class SafetensorsFile(StoredFile):
     format = "safetensors"
     needs = ("safetensors", "ml_dtypes")
 
+    @property
+    def is_of_mlx(self) -> bool:
+        """True where MLX has written the file, as its metadata say."""
+        with readable(self.path, self.format):
+            is_index = self.path.endswith(".json")
+            paths = [*_read_shards(self.path)][:1] if is_index else [self.path]
+            return _read_metadata(paths).get("format") == "mlx"
+
     def _decode(self) -> Iterator[StoredTensor]:
         arrays = list(read_arrays(self.path))
         decoded = _decode_arrays(self.path, arrays)
@@ -103,7 +110,9 @@ def _decode_arrays(path: str, arrays: Sequence[MappedArray]) -> list[StoredTenso
         return []
     config = dict(_read_config(Path(path).with_name("config.json")))
     if any(array.name.endswith(torchao.CODES) for array in arrays):
-        config["torchao"] = _read_metadata({array.file[0] for array in arrays})
+        config["torchao"] = torchao.parse_metadata(
+            _read_metadata({array.file[0] for array in arrays})
+        )
     tensors = {array.name: array.open() for array in arrays if array.dtype is not None}
     packed = [array for array in arrays if array.kind in sub_byte.BITS]
     tensors |= {array.name: sub_byte.PackedTensor.of(array) for array in packed}
@@ -167,16 +176,13 @@ def _read_header(path: str) -> tuple[int, dict[str, Any]]:
         return length, json.loads(content.read(length))
 
 
-def _read_metadata(paths: Iterable[str]) -> Config:
-    """Return the metadata of files whose values are JSON objects, by their keys."""
-    metadata = {}
+def _read_metadata(paths: Iterable[str]) -> dict[str, Any]:
+    """Return the metadata of files, by their keys."""
+    metadata: dict[str, Any] = {}
     for path in paths:
         _, header = _read_header(path)
-        for key, text in dict(header.get("__metadata__") or {}).items():
-            with suppress(ValueError, RecursionError):
-                value = json.loads(text)
-                if isinstance(value, dict):
-                    metadata[key] = value
+        stated = header.get("__metadata__")
+        metadata |= stated if isinstance(stated, dict) else {}
     return metadata
 
 

@@ -23,6 +23,10 @@ MIN_COLUMN_VALUES = 8  # fewer of a column say nothing of its scale
 COLUMN_SCALED = (
     "with a scale for each column, which another layer may hold as in AWQ and SmoothQuant,"
 )
+SHIFTED = {  # what is added to a vector; converters add 1 to the norms of some families
+    "less 1, as it is greater by 1 in the files of some converters,": -1.0,
+    "plus 1, as it is greater by 1 in the files of some converters,": 1.0,
+}
 MIN_SQNR_DB = 6.0  # of a rearranged reading: of two that make no sense none is right
 Array64 = NDArray[np.float64]
 
@@ -53,6 +57,10 @@ def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
     by_column = _column_scaled(x, x_hat, spans, tensor.shape[-1] if tensor.shape else 1)
     if by_column is not None and _sqnr_db(x, by_column) > scaled + MIN_GAIN_DB:
         better.append(Better(COLUMN_SCALED, _sqnr_db(x, by_column), declared))
+    if len(tensor.shape) == 1:
+        better += [
+            Better(name, _sqnr_db(x, x_hat + shift), declared) for name, shift in SHIFTED.items()
+        ]
     better = [reading for reading in better if reading.sqnr_db > max(declared + MIN_GAIN_DB, 0)]
     others = {"with another scale": scaled}
     if declared < MIN_SQNR_DB:

@@ -107,6 +107,8 @@ def test_keys_have_the_heads_of_queries_where_nothing_else_is_told():
         ("model.layers.0.self_attn.q_proj.weight", "gemma2", 0),
         ("model.layers.0.input_layernorm.weight", "llama", 0),
         ("model.norm.bias", "gemma2", 0),
+        ("model.layers.0.post_attention_layernorm.weight", "qwen3next", 1),
+        ("model.layers.0.linear_attn.norm.weight", "qwen3next", 0),
     ],
 )
 def test_norms_of_some_families_are_shifted(name, architecture, more):

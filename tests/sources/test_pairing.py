@@ -307,3 +307,74 @@ def test_an_output_layer_of_another_model_is_no_embedding(tmp_path):
     for original in (of_others, {name: x[:32]}, stored):
         path = published.write_safetensors(tmp_path / "a/a.safetensors", original)
         assert file.bind(Safetensors(str(path))).tied == {}
+
+
+def linear_attention(columns, heads):
+    """Return the small tensors of a layer of Qwen3-Next, by the ends of their names."""
+    decays = np.random.default_rng(4).uniform(1, 16, heads)
+    return {
+        "input_layernorm.weight": published.draw(columns, seed=1),
+        "linear_attn.norm.weight": published.draw(columns, seed=2) + np.float32(1),
+        "linear_attn.conv1d.weight": published.draw(columns, 1, 4, seed=3),
+        "linear_attn.dt_bias": published.draw(heads, seed=5),
+        "linear_attn.A_log": np.log(decays).astype(np.float32),
+    }
+
+
+def restored(source, file):
+    """Return the values of each original as they are stored, by its name."""
+    bound = file.bind(source)
+    assert not bound.unmatched()
+    opened = {tensor.name: (tensor, bound.open(tensor)) for tensor in source.tensors()}
+    return {
+        name: stored.read(0, tensor.size).reshape(tensor.shape)
+        for name, (tensor, stored) in opened.items()
+    }
+
+
+@pytest.mark.parametrize(("columns", "heads"), [(64, 8), (96, 5)])
+def test_what_llama_cpp_changes_in_qwen3_next_is_changed_back(tmp_path, columns, heads):
+    x = linear_attention(columns, heads)
+    original = {f"model.layers.0.{name}": values for name, values in x.items()}
+    norm, gated, conv, bias, decay = x.values()
+    stored = {
+        "blk.0.attn_norm.weight": norm + np.float32(1),
+        "blk.0.ssm_norm.weight": gated,
+        "blk.0.ssm_conv1d.weight": conv.squeeze(),
+        "blk.0.ssm_dt.bias": bias,
+        "blk.0.ssm_a": -np.exp(decay),
+    }
+    paths = (
+        str(published.write_safetensors(tmp_path / "a.safetensors", original)),
+        str(published.write_gguf(tmp_path / "b.gguf", stored, "qwen3next")),
+    )
+    back = restored(Safetensors(paths[0]), GgufFile(paths[1]))
+    for name, values in original.items():
+        np.testing.assert_allclose(back[name], values, rtol=1e-5, atol=1e-7)
+    back = restored(Gguf(paths[1]), SafetensorsFile(paths[0]))
+    for name, values in stored.items():
+        np.testing.assert_allclose(back[name], values, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("columns", "heads"), [(64, 8), (96, 5)])
+def test_what_mlx_changes_in_qwen3_next_is_changed_back(tmp_path, columns, heads):
+    original = {f"model.layers.0.{k}": x for k, x in linear_attention(columns, heads).items()}
+    norm, conv = (f"model.layers.0.{k}.weight" for k in ("input_layernorm", "linear_attn.conv1d"))
+    moved = np.ascontiguousarray(np.moveaxis(original[conv], 2, 1))
+    stored = original | {norm: original[norm] + np.float32(1), conv: moved}
+    config = {"model_type": "qwen3_next"}
+    source = published.write_safetensors(tmp_path / "a/a.safetensors", original, config)
+    path = published.write_safetensors(
+        tmp_path / "b/b.safetensors", stored, config, metadata={"format": "mlx"}
+    )
+    back = restored(Safetensors(str(source)), SafetensorsFile(str(path)))
+    for name, values in original.items():
+        np.testing.assert_allclose(back[name], values, rtol=1e-5, atol=1e-7)
+
+
+def test_a_norm_that_is_greater_by_1_says_so(tmp_path):
+    x = published.draw(64) + np.float32(1)
+    source = write_safetensors(tmp_path / "a.safetensors", norm=x)
+    path = write_safetensors(tmp_path / "b.safetensors", norm=x + np.float32(1))
+    outcome = Experiment(Safetensors(source), SafetensorsFile(path), 10, 1e-12, 1).run()
+    assert "read less 1, as it is greater by 1 in the files" in outcome.tensors["norm"]["remark"]

@@ -87,6 +87,15 @@ def test_a_scale_for_each_column_is_found():
     assert few is None or few.name != COLUMN_SCALED
 
 
+@pytest.mark.parametrize(("shift", "name"), [(1, "less 1"), (-1, "plus 1")])
+def test_a_norm_that_is_greater_by_1_is_found(shift, name):
+    x = X[:, 0] * np.float32(0.1)
+    found = better(x + np.float32(shift), x=x)
+    assert found.name.startswith(name)
+    assert found.sqnr_db > 100
+    assert better(X + np.float32(shift), x=X) is None  # a matrix is no norm
+
+
 def test_without_another_reading_the_declared_one_stands():
     assert better(at(3)) is None
     assert better(X) is None

@@ -11,7 +11,9 @@ Int4Tensor packs two codes a byte, the lower half first; its scales and zero poi
 ``[groups, outputs]``. Where there is an ``act_pre_scale``, inputs are multiplied by it first.
 """
 
+import json
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from math import prod
 from typing import Any
 
@@ -38,6 +40,17 @@ CODES = "_qdata"
 KEYS = ("qdata", "scale", "zero_point", "scale_and_zero", "act_pre_scale")
 AFFINE = ("IntxUnpackedToInt8Tensor", "Int8Tensor", "Float8Tensor")
 CODE_TYPES = ("int8", "float8_e4m3fn", "float8_e5m2")
+
+
+def parse_metadata(metadata: Mapping[str, Any]) -> Config:
+    """Return what the metadata of a file say of each weight."""
+    parsed = {}
+    for name, text in metadata.items():
+        with suppress(ValueError, TypeError, RecursionError):
+            about = json.loads(text)
+            if isinstance(about, dict):
+                parsed[name] = about
+    return parsed
 
 
 class TorchaoKind:

@@ -52,6 +52,7 @@ APART = {  # modules with one user, one of their room, and why they stand alone
     "sources/onnx_graph.py": "how a model is built, beside which of its tensors are weights",
     **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "onnx", "safetensors")},
     **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},
+    "sources/companions.py": "faults of scales that are of no weight, beside how files are read",
     "sources/experts.py": "how each writer names and stacks the experts of a mixture",
     "plans/page.py": "matplotlib, which quantlab.plan in Python does without",
     "sweep/jobs.py": "the runs of a sweep before any starts; launch is what happens to them",

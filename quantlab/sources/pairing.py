@@ -17,7 +17,7 @@ from quantlab.formats.blocks import Read, Shape, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 from quantlab.sources import views
-from quantlab.sources.experts import Experts
+from quantlab.sources.experts import Experts, parse_name
 from quantlab.sources.file import (
     File,
     existing_path,
@@ -41,6 +41,7 @@ from quantlab.text import label
 
 EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "wte.weight")
 OUTPUT_LAYERS = ("lm_head.weight", "output.weight")
+LEFT_EXPERTS = "the experts are stored as they are, while other weights are quantized"
 INTERLEAVED = {"gpt-oss", "gpt_oss"}  # families whose fused experts have gate and up in turns
 
 
@@ -156,8 +157,19 @@ class StoredFile(Codec):
             source=self.file_name,
             readings=readers(stored.readings),
             rearranged=rearranged,
-            remark=stored.remark,
+            remark=stored.remark or (LEFT_EXPERTS if self._leaves_out(stored) else None),
         )
+
+    def _leaves_out(self, tensor: StoredTensor) -> bool:
+        """Test for experts that are stored as they are in a file of quantized weights."""
+        return tensor.is_dense and self._leaves_experts and bool(parse_name(tensor.members[0]))
+
+    @cached_property
+    def _leaves_experts(self) -> bool:
+        """True where other weights are quantized, and no expert is."""
+        tensors = self.tensors.values()
+        is_quantized = any(not tensor.is_dense for tensor in tensors)
+        return is_quantized and all(t.is_dense for t in tensors if parse_name(t.name))
 
 
 def is_output_layer(name: str) -> bool:

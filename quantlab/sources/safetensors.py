@@ -3,12 +3,15 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from functools import cache
+from dataclasses import replace
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from quantlab.formats.format import NamedTensor, Reconstruction
+from quantlab.sources.companions import Companions
 from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state, readable
 from quantlab.sources.kinds import (
     awq,
@@ -23,7 +26,7 @@ from quantlab.sources.kinds import (
     torchao,
 )
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
-from quantlab.sources.pairing import StoredFile
+from quantlab.sources.pairing import Pair, StoredFile
 
 INTEGERS = {
     "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
@@ -94,12 +97,27 @@ class SafetensorsFile(StoredFile):
             paths = [*_read_shards(self.path)][:1] if is_index else [self.path]
             return _read_metadata(paths).get("format") == "mlx"
 
+    @cached_property
+    def _companions(self) -> Companions:
+        return Companions(self._arrays)
+
+    @cached_property
+    def _arrays(self) -> list[MappedArray]:
+        return list(read_arrays(self.path))
+
+    def reconstruct(self, tensor: NamedTensor, pair: Pair) -> Reconstruction:
+        """Return a tensor as it is stored, with the faults of the scales beside it."""
+        opened = super().reconstruct(tensor, pair)
+        names = pair.tensor.members
+        faults = dict.fromkeys(f for name in names for f in self._companions.find_faults(name))
+        remarks = [*([opened.remark] if opened.remark else []), *faults]
+        return replace(opened, remark="; ".join(remarks) or None)
+
     def _decode(self) -> Iterator[StoredTensor]:
-        arrays = list(read_arrays(self.path))
-        decoded = _decode_arrays(self.path, arrays)
+        decoded = _decode_arrays(self.path, self._arrays)
         yield from decoded
         used = {part.name for tensor in decoded for part in tensor.parts}
-        for array in arrays:
+        for array in self._arrays:
             if array.dtype is not None and not _skip_reason(array) and array.name not in used:
                 yield dense_tensor(array.open())
 

@@ -1,6 +1,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from quantlab.records import disk, record
@@ -246,6 +247,30 @@ def test_a_figure_that_does_not_come_out_again_is_named(sweep):
     done = run_quantlab("reproduce", hidden(sweep))
     assert "it was recorded with gone 2.0, now none; numpy none, now " in done.stdout
     assert "Traceback" not in done.stderr
+
+
+def test_a_run_that_lacks_tensors_is_what_older_versions_wrote_in_other_words(tmp_path):
+    np.savez(tmp_path / "w.npz", good=np.arange(9.0), bad=np.full(1, np.nan))
+    done = run(
+        "-m", "dist=file/npz", f"dist.path={tmp_path}/w.npz", f"hydra.sweep.dir={tmp_path}/s"
+    )
+    assert done.returncode == 1
+    (path,) = (tmp_path / "s").glob("*/record.json")
+    assert verify(tmp_path / "s") == (0, [f"{tmp_path}/s matches its manifest"])
+    assert run_quantlab("reproduce", path.parent).returncode == 0
+
+    def as_recorded_before(content):
+        content["schema"] = 8
+        content["failed"]["bad"] = "tensor 'bad' holds 1 NaN or Inf among its 1 values"
+        content["error"] = f"1 of 2 tensors failed: {content['failed']['bad']}"
+        return content
+
+    old = as_recorded_before(json.loads(path.read_text()))
+    edit(path, lambda content: content.update(old))
+    assert run_quantlab("reproduce", path.parent).returncode == 0
+    assert run_quantlab("aggregate", tmp_path / "s").returncode == 1
+    edit(tmp_path / "s" / "manifest.json", lambda content: content["runs"][0].pop("unmeasured"))
+    assert verify(tmp_path / "s") == (0, [f"{tmp_path}/s matches its manifest"])
 
 
 def test_a_directory_without_a_run_cannot_be_reproduced(tmp_path):

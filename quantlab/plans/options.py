@@ -18,6 +18,8 @@ from quantlab.records.table import Aggregated
 from quantlab.report.choices import FormatResult
 from quantlab.text import label
 
+FILE_DTYPES = {"I": "int", "U": "uint"}  # NumPy's names of what safetensors and GGUF abbreviate
+
 
 @dataclass(frozen=True)
 class Original:
@@ -153,9 +155,20 @@ def read_originals(sweep: Aggregated) -> list[Original]:
 
 
 def _original(entry: Mapping[str, Any]) -> Original:
-    shape, dtype, n_bytes = tuple(entry["shape"]), entry["dtype"], entry.get("n_bytes")
+    shape, n_bytes = tuple(entry["shape"]), entry.get("n_bytes")
+    dtype = _numpy_name(entry["dtype"])
     bits = math.prod(shape) * float_width(dtype) if n_bytes is None else 8 * n_bytes
     return Original(entry["dist"], entry["name"], dtype, shape, bits, entry.get("reason"))
+
+
+def _numpy_name(dtype: str) -> str:
+    """Return NumPy's name of a dtype that a file calls otherwise, as ``I64``.
+
+    >>> _numpy_name("I64"), _numpy_name("float32")
+    ('int64', 'float32')
+    """
+    match = re.fullmatch(r"([IU])(8|16|32|64)", dtype)
+    return f"{FILE_DTYPES[match[1]]}{match[2]}" if match else dtype
 
 
 def float_width(dtype: str) -> int:

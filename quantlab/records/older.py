@@ -164,16 +164,18 @@ def _storage(tensor: dict[str, Any], record: dict[str, Any]) -> dict[str, Any]:
 
 def without_new(outcome: dict[str, Any], schema: int) -> dict[str, Any]:
     """Reduce the outcome in a record to what an older schema had."""
+    if schema < 9 and outcome["failed"]:  # in other words
+        outcome = outcome | {"error": None, "failed": [*outcome["failed"]]}
     tensors = {}
     for name, tensor in outcome["tensors"].items():
         if schema < 9:
             figures = {k: v for k, v in tensor["measured"].items() if k not in SINCE_9}
-            tensors[name] = tensor = tensor | {"measured": figures}
-        if schema > OLDEST:
-            continue
-        reasons = {key: why for key, why in tensor["reasons"].items() if why != REASON}
-        older = {key: value for key, value in tensor.items() if key not in SINCE_4}
-        tensors[name] = older | {"reasons": reasons}
+            tensor = tensor | {"measured": figures}
+        if schema == OLDEST:
+            reasons = {key: why for key, why in tensor["reasons"].items() if why != REASON}
+            older = {key: value for key, value in tensor.items() if key not in SINCE_4}
+            tensor = older | {"reasons": reasons}
+        tensors[name] = tensor
     return outcome | {"tensors": tensors}
 
 

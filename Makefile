@@ -3,8 +3,8 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13
-FAST := $(addprefix tests/,formats sources stats records test_conf.py test_measurement.py test_architecture.py)
-SLOW := $(addprefix tests/,formats/test_ggml.py sources/kinds)
+FAST := $(addprefix tests/,formats stats records test_conf.py test_architecture.py)
+SLOW := tests/formats/test_ggml.py
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
 .PHONY: help lab remedies levels demo test test-all pythons lint mutants bench bench-sweep slurm llama chromium ray lock clean

@@ -1,12 +1,13 @@
 """Measure what it costs to store a tensor in n bits.
 
 ``measure(x)`` takes an array through a quantizer and back, ``load(DIR)`` reads the table of a
-sweep and ``verdict(DIR)`` what meets the bar, ``plan(DIR, bits=4.5)`` chooses a format for each
-tensor, ``quant`` holds the quantizers of the lab.
+sweep, ``answers(DIR)`` what its model lost and ``verdict(DIR)`` what meets the bar,
+``plan(DIR, bits=4.5)`` chooses a format for each tensor, ``quant`` holds the quantizers of the lab.
 
 The rooms: ``formats`` quantizes, ``sources`` yields named tensors, ``stats`` measures a round trip,
-``records`` reads and writes what is on disk, ``report`` shows it to people, ``plans`` chooses
-formats, ``sweep`` composes and launches runs with Hydra. Each imports only rooms named before it.
+``models`` answer with stored weights, ``records`` reads and writes what is on disk, ``report``
+shows it to people, ``plans`` chooses formats, ``sweep`` composes and launches runs with Hydra. Each
+imports only rooms named before it.
 """
 
 from importlib import import_module
@@ -16,13 +17,15 @@ if TYPE_CHECKING:
     from quantlab import quant
     from quantlab.measurement import measure
     from quantlab.plans.plan import plan
+    from quantlab.records.answers import answers
     from quantlab.records.table import load
     from quantlab.report.verdict import verdict
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load", "measure", "plan", "quant", "verdict"]
+__all__ = ["__version__", "answers", "load", "measure", "plan", "quant", "verdict"]
 
 _MODULES = {
+    "answers": "records.answers",
     "load": "records.table",
     "measure": "measurement",
     "plan": "plans.plan",

@@ -12,13 +12,16 @@ from quantlab.formats.blocks import INPUT, Group, UnfitError
 from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
+from quantlab.models.model import Evaluation, Model
+from quantlab.models.onnx import OnnxModel
 from quantlab.records.record import Outcome
 from quantlab.sources.file import File
+from quantlab.sources.onnx import OnnxFile
 from quantlab.sources.pairing import Bound
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, metrics, rank
-from quantlab.stats.measure import measure
+from quantlab.stats.measure import measure, reconstruct
 from quantlab.stats.metrics import Metric
 from quantlab.stats.predict import predict
 from quantlab.stats.readings import better_reading
@@ -33,7 +36,8 @@ class Experiment:
 
     `rel_threshold` is the magnitude below which a value has no relative error; `threads` changes
     the time and no figure; `importance` is that of the columns of tensors; `extra_metrics` are
-    functions of `quantlab.stats.metrics.Evidence`, by the names of their figures.
+    functions of `quantlab.stats.metrics.Evidence`, by the names of their figures; `evaluation` has
+    the model that answers with the stored tensors.
     """
 
     dist: Source
@@ -43,6 +47,7 @@ class Experiment:
     threads: int
     importance: Importance | None = None
     extra_metrics: Mapping[str, Metric] = field(default_factory=dict)
+    evaluation: Evaluation | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if a setting is out of range or there is nothing to measure."""
@@ -94,7 +99,43 @@ class Experiment:
             outcome = replace(outcome, coverage=self.bound.coverage(outcome.tensors))
         if not outcome.tensors and not outcome.failed:
             self._require_others(outcome.skipped)
-        return outcome
+        return self._answered(outcome, self.evaluation) if self.evaluation else outcome
+
+    @property
+    def model_identity(self) -> dict[str, Any] | None:
+        """What identifies the model that answers; None where none does."""
+        return self.evaluation.identity() if self.evaluation else None
+
+    def _answered(self, outcome: Outcome, evaluation: Evaluation) -> Outcome:
+        """Add the answers of a model with the tensors that were measured, or why there are none."""
+        model = evaluation.identity()
+        try:
+            answers = list(self._answers(outcome, evaluation))
+        except ValueError as reason:
+            return replace(outcome, model=model, fault=f"the model did not answer: {reason}")
+        return replace(outcome, model=model, answers=answers)
+
+    def _answers(self, outcome: Outcome, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+        """Yield the figures of each output, with all tensors replaced and, if asked, with each."""
+        measured = [tensor for tensor in self.dist.tensors() if tensor.name in outcome.tensors]
+        weights = {
+            tensor.name: reconstruct(tensor, self.bound.open(tensor), self.threads)
+            for tensor in measured
+        }
+        for figures in evaluation.compare(weights, self._stored_model(evaluation.model)):
+            yield {"tensor": None, **figures}
+        if not evaluation.each:
+            return
+        with tqdm(weights.items(), unit="tensor", delay=1, disable=None, leave=False) as bar:
+            for name, x_hat in bar:
+                for figures in evaluation.compare({name: x_hat}):
+                    yield {"tensor": name, **figures}
+
+    def _stored_model(self, model: Model) -> Model | None:
+        """Return the model in a quantized ONNX file, which answers as it is deployed."""
+        if isinstance(self.form, OnnxFile) and isinstance(model, OnnxModel):
+            return replace(model, path=self.form.path)
+        return None
 
     def _originals(self) -> Iterator[Tensor]:
         """Open each tensor of the source; an embedding that is stored twice comes twice."""

@@ -21,7 +21,7 @@ CHANGED = "has changed: its sha256 is not the one in the manifest"
 ABSENT = "absent"  # in place of the value of a missing key
 MAX_VALUE_CHARS = 80  # in a sentence
 TABLES = {"results.json", "results.csv"}
-OUTCOME = ("key", "status", "error", "spec", "tensors", "failed", "skipped")
+OUTCOME = ("key", "status", "error", "spec", "tensors", "failed", "skipped", "answers")
 
 
 def find_faults(directory: Path) -> Iterator[str]:
@@ -175,8 +175,8 @@ def reproduce(directory: Path) -> tuple[list[str], list[str]]:
     build(config)  # files that are gone are a mistake, not another outcome
     mode, n_bits = recorded["mode"], recorded["n_bits"]
     repeated = record.run_outcome(lambda: build(config).run(), config, mode, n_bits)
-    outcome = json.loads(disk.to_json({key: repeated[key] for key in OUTCOME}))
-    expected = {key: recorded[key] for key in OUTCOME}
+    outcome = json.loads(disk.to_json({key: repeated.get(key) for key in OUTCOME}))
+    expected = {key: recorded.get(key) for key in OUTCOME}
     outcome, expected = (without_new(side, recorded["schema"]) for side in (outcome, expected))
     differing = [
         f"{key} is {now} now, {before} in the record"

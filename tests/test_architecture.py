@@ -12,15 +12,16 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "quantlab"
-ROOMS = ["formats", "sources", "stats", "records", "report", "plans", "sweep"]
+ROOMS = ["formats", "sources", "stats", "models", "records", "report", "plans", "sweep"]
 LOOSE = [
     "__init__", "__main__", "conf", "errors", "experiment", "interrupt", "measurement", "quant",
     "text", "verify",
 ]  # fmt: skip
 # Each may import those before it.
 ORDER = [
-    "text", "conf", "interrupt", "formats", "quant", "sources", "stats", "records", "report",
-    "plans", "experiment", "measurement", "errors", "sweep", "verify", "__main__", "__init__",
+    "text", "conf", "interrupt", "formats", "quant", "sources", "stats", "models", "records",
+    "report", "plans", "experiment", "measurement", "errors", "sweep", "verify", "__main__",
+    "__init__",
 ]  # fmt: skip
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 OF_A_WHOLE_ROOM = {
@@ -49,8 +50,7 @@ APART = {  # modules with one user, one of their room, and why they stand alone
             "torchao",
         )
     },
-    "sources/onnx_graph.py": "how a model is built, beside which of its tensors are weights",
-    **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "onnx", "safetensors")},
+    **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "safetensors")},
     **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},
     "sources/companions.py": "faults of scales that are of no weight, beside how files are read",
     "sources/experts.py": "how each writer names and stacks the experts of a mixture",

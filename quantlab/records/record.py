@@ -20,7 +20,7 @@ from quantlab.conf import changed_settings, load_option
 from quantlab.formats.format import MODE_OPTIONS, FormatSpec
 from quantlab.records import disk, schema
 from quantlab.records.older import OLDEST, oldest_config, upgraded, with_current_names
-from quantlab.stats.result import Count, Result, Sha256
+from quantlab.stats.result import Count, Figures, Result, Sha256
 from quantlab.text import as_text, first_few
 
 # 8 had no worst rows, 6 had the columns of a format and no spec, 5 no sizes of what was not
@@ -75,6 +75,33 @@ class CoverageJson(TypedDict):
     unpaired: dict[str, Count]
 
 
+class ChangeJson(TypedDict):
+    """A first answer that changed, places along the last axis, and their probabilities."""
+
+    sample: Count
+    row: Count
+    before: Count
+    after: Count
+    p_before: float
+    p_after: float
+
+
+class AnswerJson(TypedDict):
+    """An output of a model, with all weights replaced or one `tensor`, beside the original's.
+
+    `rows` are of all `samples`; of `changes` those are listed that the original was surest of.
+    """
+
+    tensor: str | None
+    output: str
+    kind: Literal["probabilities", "logits", "values"]
+    rows: Count
+    samples: Count
+    figures: Figures
+    changes: list[ChangeJson]
+    remark: str | None
+
+
 class RecordFile(TypedDict):
     """The record of one run.
 
@@ -82,7 +109,8 @@ class RecordFile(TypedDict):
     null of a run that stands alone; `config` is the resolved config without Hydra's part; `failed`
     are tensors that could not be measured, `skipped` those that were left out, each with the
     reason; `unmeasured` says how both are stored. `listing` is the sha256 of the names, types,
-    shapes and sizes in a file of which a part was measured.
+    shapes and sizes in a file of which a part was measured. `model` identifies
+    the model that gave the `answers`.
     """
 
     schema: Literal[3, 4, 5, 6, 7, 8, 9]
@@ -102,6 +130,8 @@ class RecordFile(TypedDict):
     unmeasured: dict[str, UnmeasuredTensor]
     listing: NotRequired[Sha256]
     coverage: NotRequired[CoverageJson]
+    model: NotRequired[dict[str, Any]]
+    answers: NotRequired[list[AnswerJson]]
     versions: dict[str, str]
     started: Annotated[str, ("format", "date-time")]
     seconds: Annotated[float, ("minimum", 0)]
@@ -115,7 +145,8 @@ class Outcome:
     `versions` are of packages that figures depend on beside those of every run; `unmeasured` says
     how tensors without figures are stored in a file. `listing` identifies the list of tensors of
     which a part was measured, None where all are. `coverage` is a `CoverageJson`, None where the
-    format is no stored file.
+    format is no stored file. `model` identifies the model that gave `answers`, each an
+    `AnswerJson`; `fault` is the reason why it gave none.
     """
 
     tensors: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -126,6 +157,9 @@ class Outcome:
     versions: Mapping[str, str] = field(default_factory=dict)
     listing: str | None = None
     coverage: Mapping[str, Any] | None = None
+    model: Mapping[str, Any] | None = None
+    answers: list[dict[str, Any]] = field(default_factory=list)
+    fault: str | None = None
 
 
 def run_and_write(
@@ -162,7 +196,7 @@ def run_outcome(
         error = f"{type(reason).__name__}: {reason}"
     interrupt.require_none()  # a run that was cut short is missing, it has not failed
     return {
-        "key": run_key(config, outcome.tensors, outcome.skipped, outcome.listing),
+        "key": run_key(config, outcome.tensors, outcome.skipped, outcome.listing, outcome.model),
         "status": "failed" if error else "completed",
         "error": error,
         "spec": _spec_json(mode, n_bits, config, outcome.format),
@@ -172,6 +206,7 @@ def run_outcome(
         "unmeasured": outcome.unmeasured,
         **({"listing": outcome.listing} if outcome.listing else {}),
         **({"coverage": outcome.coverage} if outcome.coverage else {}),
+        **({"model": outcome.model, "answers": outcome.answers} if outcome.model else {}),
         "versions": versions() | dict(outcome.versions),
         "started": started.isoformat(),
         "seconds": time.perf_counter() - clock,
@@ -182,7 +217,7 @@ def _failures(outcome: Outcome, config: Mapping[str, Any]) -> str | None:
     """Describe the tensors that could not be measured, and how to leave them out of a file."""
     n_failed, n_tensors = len(outcome.failed), len(outcome.failed) + len(outcome.tensors)
     if not n_failed:
-        return None
+        return outcome.fault
     listed = first_few([*outcome.failed.values()], MAX_REASONS, lambda n: f"and {n} more")
     reasons = "; ".join(listed)
     if n_tensors == 1:
@@ -213,11 +248,13 @@ def run_key(
     tensors: dict[str, dict[str, Any]],
     skipped: dict[str, str],
     listing: str | None = None,
+    model: Mapping[str, Any] | None = None,
 ) -> str:
     """Hash what a run's figures depend on, its settings and its tensors, as a sha256.
 
     A tensor counts by its name and those of `KEY_PARTS` that it has, a tensor that was left out by
-    the reason, a part of a source also by the `listing` of the whole. Settings count as the oldest
+    the reason, a part of a source also by the `listing` of the whole, a model that answers by what
+    identifies it. Settings count as the oldest
     version that had them wrote them: a module that moves, or a new group of options, changes no
     key.
     """
@@ -227,6 +264,7 @@ def run_key(
     ]
     settings = {key: value for key, value in config.items() if has_effect(key)}
     parts = [oldest_config(settings), identities, skipped, *([listing] if listing else [])]
+    parts += [dict(model)] if model else []
     content = json.dumps(parts, sort_keys=True, allow_nan=False)
     return hashlib.sha256(content.encode()).hexdigest()
 

@@ -113,7 +113,7 @@ def swept_axes(records: list[Record]) -> list[str]:
     keys = {key for content in records for key in _overrides(content)}
     keys = {key for key in keys - {*FACTORS} - FORMAT_SETTINGS if record.has_effect(key)}
     keys -= parts.unrecorded_part_keys(records)
-    return sorted(key for key in keys if len({as_text(_setting(r, key)) for r in records}) > 1)
+    return sorted(key for key in keys if len({as_text(setting(r, key)) for r in records}) > 1)
 
 
 def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
@@ -134,7 +134,7 @@ def file_names(records: list[Record]) -> dict[str, str]:
     Files of one name get as much of their paths as it takes to tell them apart.
     """
     names = {
-        str(_setting(content, "mode.path")): figures["stored_file"]
+        str(setting(content, "mode.path")): figures["stored_file"]
         for content in records
         for figures in content["tensors"].values()
         if "stored_file" in figures
@@ -148,9 +148,9 @@ def file_names(records: list[Record]) -> dict[str, str]:
 
 def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[str, Any]]:
     factors = {"dist": content["dist"], "mode": content["mode"], "n_bits": content["n_bits"]}
-    settings = {axis: _setting(content, axis) for axis in axes}
-    file = files.get(str(_setting(content, "mode.path")))
-    bar = _setting(content, "report.bar") or {}
+    settings = {axis: setting(content, axis) for axis in axes}
+    file = files.get(str(setting(content, "mode.path")))
+    bar = setting(content, "report.bar") or {}
     coverage = _coverage_columns(content.get("coverage"))
     return [
         factors
@@ -242,7 +242,7 @@ def _overrides(content: Record) -> dict[str, str]:
     return dict(text.lstrip("+").partition("=")[::2] for text in content["overrides"])
 
 
-def _setting(content: Record, key: str) -> Any:
+def setting(content: Record, key: str) -> Any:
     """Look up a dotted key in a record's config, else among its overrides."""
     node: Any = content["config"]
     for part in key.split("."):

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from quantlab.records import disk, manifest, parts, record
+from quantlab.records.answers import NAME as ANSWERS
+from quantlab.records.answers import answers_csv
 from quantlab.records.record import Row, Run, group_rows
 from quantlab.records.table import collect, run_directories, tables, tabulate
 from quantlab.report import page, verdict
@@ -50,6 +52,8 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
         table[key] = [row.get(key) for row in rows]
     missed = ["; ".join(Bar.from_row(row).missed(row)) for row in rows]
     artefacts = tables(table, levels, missed)
+    if (answers := answers_csv(runs)) is not None:
+        artefacts[ANSWERS] = answers
     origin = manifest.from_directory(directory, runs, levels)
     provenance = _provenance(runs, origin, artefacts, settings.texts)
     findings = _findings(runs, directory, rows, levels, provenance)

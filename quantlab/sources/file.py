@@ -389,6 +389,17 @@ def file_state(path: str) -> FileState:
     return str(expanded.resolve()), stat.st_size, stat.st_mtime_ns
 
 
+def file_sha256(path: str) -> str:
+    """Compute the sha256 of a file, once in a process for each state of it."""
+    return _sha256(file_state(path))
+
+
+@lru_cache
+def _sha256(state: FileState) -> str:
+    with Path(state[0]).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def require_packages(needs: Sequence[str], path: str) -> None:
     """Raise ValueError, with what to install, where a package that reads a file is missing."""
     for package in needs:

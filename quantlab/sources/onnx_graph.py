@@ -298,15 +298,11 @@ def _read_graph(path: str, state: tuple[str, int, int]) -> Graph:
     """Read a graph once per state of its file."""
     import onnx
 
-    bodies = _find_bodies(onnx.load(path, load_external_data=False).graph)
-    protos = [list(_named_protos(body.graph)) for body in bodies]
-    names = Counter(name for body_protos in protos for name, _ in body_protos)
     scopes: list[Scope] = []
-    for body, body_protos in zip(bodies, protos, strict=True):
-        require_unique((name for name, _ in body_protos), "initializers")
+    for body, protos in _qualified_protos(onnx.load(path, load_external_data=False).graph):
+        require_unique((name for name, _, _ in protos), "initializers")
         constants = {
-            name: Constant(body.qualify(name) if names[name] > 1 else name, proto, path, state)
-            for name, proto in body_protos
+            name: Constant(qualified, proto, path, state) for name, qualified, proto in protos
         }
         nodes = [node for node in body.graph.node if node.op_type != "Constant"]
         producers = {as_text(name): node for node in nodes for name in node.output}
@@ -315,6 +311,30 @@ def _read_graph(path: str, state: tuple[str, int, int]) -> Graph:
     listed = [constant for scope in scopes for constant in scope.constants.values()]
     require_unique((constant.name for constant in listed), "initializers")
     return Graph(listed, scopes)
+
+
+def constant_protos(graph: Any) -> dict[str, Any]:
+    """Return the tensors of a graph and of the bodies in it, by the names that `read_graph` has.
+
+    To write to one changes the graph.
+    """
+    return {
+        qualified: proto for _, protos in _qualified_protos(graph) for _, qualified, proto in protos
+    }
+
+
+def _qualified_protos(graph: Any) -> list[tuple["_Body", list[tuple[str, str, Any]]]]:
+    """Return each body with its tensors, under its own names and those that are unique."""
+    bodies = _find_bodies(graph)
+    protos = [list(_named_protos(body.graph)) for body in bodies]
+    times = Counter(name for body_protos in protos for name, _ in body_protos)
+    return [
+        (
+            body,
+            [(n, body.qualify(n) if times[n] > 1 else n, proto) for n, proto in body_protos],
+        )
+        for body, body_protos in zip(bodies, protos, strict=True)
+    ]
 
 
 class _Body(NamedTuple):

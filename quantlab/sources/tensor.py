@@ -168,6 +168,10 @@ class MovedAxis(Tensor):
             yield part
             start += part.size
 
+    def restore(self, values: FloatArray) -> FloatArray:
+        """Return values of this shape in the shape of the original."""
+        return np.ascontiguousarray(values.transpose(0, 2, 1)).reshape(self.original.shape)
+
     def require_finite(self) -> None:
         """Raise ValueError as the original does, whose indices it names."""
         self.original.require_finite()

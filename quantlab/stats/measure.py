@@ -75,13 +75,11 @@ def measure(
     """
     if not tensor.size:
         tensor.require_finite()
-    if isinstance(form, Format) and isinstance(form.block, Group):
-        axis = form.block.moved_axis(tensor.shape)
-        if axis is not None:
-            moved = _move_axis(tensor, axis, importance)
-            rows = replace(form, block=replace(form.block, axis=-1))
-            settings = k, rel_threshold, threads, advance, landmark, None, extra_metrics
-            return _place_in_original(measure(moved, rows, *settings), moved)
+    if along := _along_axis(tensor, form):
+        axis, rows = along
+        moved = _move_axis(tensor, axis, importance)
+        settings = k, rel_threshold, threads, advance, landmark, None, extra_metrics
+        return _place_in_original(measure(moved, rows, *settings), moved)
     engine = engine_for(tensor.size)
     needed = needs_survey(tensor, form)
     surveyed = survey(tensor, threads, engine) if needed else cached_survey(tensor)
@@ -128,6 +126,35 @@ def measure(
         "storage": metrics.storage_figures(codec.bits_per_value, measured["sqnr_db"], scales),
         "error_budget": metrics.error_budget(evidence.sums, evidence.clipped),
     }
+
+
+def reconstruct(tensor: Tensor, form: Format | Reconstruction, threads: int = 1) -> FloatArray:
+    """Quantize a tensor and return what comes back, in its shape.
+
+    Raises ValueError as `measure` does.
+    """
+    if along := _along_axis(tensor, form):
+        axis, rows = along
+        moved = MovedAxis.of(tensor, axis)
+        return moved.restore(reconstruct(moved, rows, threads))
+    engine = engine_for(tensor.size)
+    surveyed = survey(tensor, threads, engine) if needs_survey(tensor, form) else None
+    codec = open_codec(tensor, form, surveyed, threads, engine)
+    x_hat = np.empty(tensor.size, np.float32)
+
+    def read(start: int) -> None:
+        x_hat[start : start + CHUNK] = codec.read(start, min(start + CHUNK, tensor.size))
+
+    parallel.map_on_threads(read, list(range(0, tensor.size, CHUNK)), threads)
+    return x_hat.reshape(tensor.shape)
+
+
+def _along_axis(tensor: Tensor, form: Format | Reconstruction) -> tuple[int, Format] | None:
+    """Return the axis of groups, and the format where that is the last; None where it is."""
+    if not isinstance(form, Format) or not isinstance(form.block, Group):
+        return None
+    axis = form.block.moved_axis(tensor.shape)
+    return None if axis is None else (axis, replace(form, block=replace(form.block, axis=-1)))
 
 
 def _move_axis(tensor: Tensor, axis: int, importance: FloatArray | None) -> MovedAxis:

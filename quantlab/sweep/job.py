@@ -11,6 +11,7 @@ import shlex
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,6 +27,8 @@ from quantlab.formats.blocks import PerTensor
 from quantlab.formats.format import Codec, Format, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
+from quantlab.models.model import Evaluation
+from quantlab.models.onnx import OnnxModel
 from quantlab.records import record
 from quantlab.records.older import current_name, with_current_names
 from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
@@ -34,6 +37,7 @@ from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.stats.parallel import usable_cores
 
+EVALUATION_KEYS = ("outputs", "labels", "each")  # of a model, whatever its class
 MAX_FORMATS = 64  # in the cache: a sweep alternates between a few
 _formats: dict[str, Format | Codec] = {}
 
@@ -48,6 +52,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         form=_build_format(config),
         importance=Imatrix(imatrix) if imatrix else None,
         extra_metrics=instantiate(_find_setting(config, "metrics", "extra") or {}),
+        evaluation=_build_evaluation(config),
         k=_find_setting(config, "rank", "k"),
         rel_threshold=_find_setting(config, "metrics", "rel_threshold"),
         threads=usable_cores() if threads is None else threads,
@@ -58,6 +63,18 @@ def _find_setting(config: Mapping[str, Any], section: str, key: str) -> Any:
     """Look up a setting; None if there is no such section, as in a config of an older version."""
     values = config.get(section)
     return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _build_evaluation(config: Mapping[str, Any]) -> Evaluation | None:
+    """Build the model that answers, and how its answers are compared; None where none does."""
+    if not config.get("model"):
+        return None
+    own = {key: value for key, value in config["model"].items() if key not in EVALUATION_KEYS}
+    settings = {key: config["model"][key] for key in EVALUATION_KEYS if key in config["model"]}
+    model = instantiate(own)
+    if isinstance(model, OnnxModel):
+        model = replace(model, threads=config.get("threads"))
+    return Evaluation(model, _find_setting(config, "rank", "k"), **settings)
 
 
 def _build_format(config: Mapping[str, Any]) -> Format | Codec:

@@ -127,7 +127,9 @@ def _find_record_state(path: Path, job: Job) -> str:
     if not any(typed.startswith("dist.select=") for typed in job.typed):
         settings = as_recorded(settings, recorded["config"])
     experiment = build(settings)
-    key = record.run_key(settings, *experiment.identify(), experiment.listing)
+    key = record.run_key(
+        settings, *experiment.identify(), experiment.listing, experiment.model_identity
+    )
     return "complete" if recorded["key"] == key else "changed"
 
 

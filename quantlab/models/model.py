@@ -1,0 +1,143 @@
+"""A model that answers, and what its answers lose when other weights stand in it."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import zip_longest
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.models.figures import KINDS, Kind, OutputComparison, find_kind
+from quantlab.sources.file import existing_path, file_sha256, readable
+from quantlab.text import first_few, label
+
+Arrays = Mapping[str, NDArray[Any]]
+MAX_CACHED_BYTES = 2**28  # of the answers of an original; where there are more it answers again
+SENTENCE_OUTPUTS = 4
+_originals: dict[str, list[Arrays]] = {}  # of the last model
+
+
+class Model(Protocol):
+    """A model of one's own: a class that a yaml in ``model/`` names.
+
+    Beside `answers` it may have `identity()`: JSON values that tell the model and its inputs from
+    others. A run is repeated where they have changed.
+    """
+
+    def answers(self, weights: Arrays) -> Iterable[Arrays]:
+        """Yield the outputs of each batch by their names, the first axis counting samples.
+
+        `weights` replace those of their names; they are float32 arrays of the same shapes.
+        """
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A model, and how its answers are compared.
+
+    `outputs` say what the rows of an output are where that cannot be found out; `labels` is an npy
+    of places along the last axis, one a sample or a row; with `each`, tensors are replaced one at a
+    time too. The `k` largest answers of a row must keep their order.
+    """
+
+    model: Model
+    k: int
+    outputs: Mapping[str, Kind] = field(default_factory=dict)
+    labels: str | None = None
+    each: bool = False
+
+    def __post_init__(self) -> None:
+        """Raise ValueError if a setting makes no sense or the labels cannot be read."""
+        for name, kind in self.outputs.items():
+            if kind not in KINDS:
+                raise ValueError(
+                    f"model.outputs.{name} must be one of {', '.join(KINDS)}, got {kind!r}"
+                )
+        if not isinstance(self.each, bool):
+            raise ValueError(f"model.each must be true or false, got {self.each!r}")
+        if self.labels is not None:
+            _read_labels(self.labels)
+
+    def identity(self) -> dict[str, Any]:
+        """Return what the figures depend on beside the settings, as JSON values."""
+        own = dict(getattr(self.model, "identity", dict)())
+        return own | ({"labels_sha256": file_sha256(self.labels)} if self.labels else {})
+
+    def compare(self, weights: Arrays, stored: Model | None = None) -> list[dict[str, Any]]:
+        """Compare the answers with the original's: with replaced weights, or of a `stored` model.
+
+        Return the figures of each output. Raises ValueError where outputs, samples or labels do not
+        fit, or an output is not finite.
+        """
+        comparisons: dict[str, OutputComparison] = {}
+        labels = None if self.labels is None else _read_labels(self.labels)
+        n_samples = 0
+        for before, after in zip_longest(self._original(), (stored or self.model).answers(weights)):
+            _require_alike(before, after)
+            stop = n_samples + len(next(iter(before.values())))
+            for name, answers in before.items():
+                if name not in comparisons:
+                    kind = self.outputs.get(name) or find_kind(name, answers)
+                    comparisons[name] = OutputComparison(name, kind, self.k)
+                own_labels = None if labels is None else labels[n_samples:stop]
+                comparisons[name].add(answers, after[name], own_labels)
+            n_samples = stop
+        self._require_complete(comparisons, labels, n_samples)
+        return [comparison.to_json() for comparison in comparisons.values()]
+
+    def _original(self) -> Iterator[Arrays]:
+        """Yield the answers of the model as it is, computed once where they are few."""
+        key = json.dumps(self.identity(), sort_keys=True)
+        if self.identity() and key in _originals:
+            yield from _originals[key]
+            return
+        batches, n_bytes = [], 0
+        for batch in self.model.answers({}):
+            n_bytes += sum(answers.nbytes for answers in batch.values())
+            if n_bytes <= MAX_CACHED_BYTES:
+                batches.append(batch)
+            yield batch
+        if n_bytes <= MAX_CACHED_BYTES:
+            _originals.clear()
+            _originals[key] = batches
+
+    def _require_complete(
+        self,
+        comparisons: Mapping[str, OutputComparison],
+        labels: NDArray[Any] | None,
+        n_samples: int,
+    ) -> None:
+        if not n_samples:
+            raise ValueError("the model answers nothing: give model.inputs at least one sample")
+        if unknown := [name for name in self.outputs if name not in comparisons]:
+            raise ValueError(
+                f"model.outputs.{unknown[0]}: the model has no such output; it has "
+                f"{_names(comparisons)}"
+            )
+        if labels is not None and len(labels) != n_samples:
+            raise ValueError(
+                f"model.labels={self.labels} has {len(labels)} labels for {n_samples} samples"
+            )
+
+
+def _require_alike(before: Arrays | None, after: Arrays | None) -> None:
+    if before is None or after is None or before.keys() != after.keys():
+        raise ValueError(f"the model answers {_names(after)}, and as it is {_names(before)}")
+
+
+def _names(outputs: Iterable[str] | None) -> str:
+    names = [label(name) for name in outputs or ()]
+    return ", ".join(first_few(names, SENTENCE_OUTPUTS, lambda n: f"{n} more")) or "nothing"
+
+
+def _read_labels(path: str) -> NDArray[Any]:
+    """Read labels, whole numbers from 0 up; raises ValueError, naming the file."""
+    existing = existing_path(path, "labels")
+    with readable(existing, "npy"):
+        labels = np.load(existing, allow_pickle=False)
+    is_whole = isinstance(labels, np.ndarray) and labels.dtype.kind in "iu" and labels.ndim > 0
+    if not is_whole or (labels.size and labels.min() < 0):
+        raise ValueError(f"model.labels={path} must hold whole numbers from 0 up, one a sample")
+    return np.asarray(labels)

@@ -1,0 +1,298 @@
+"""ONNX models that answer, run by ONNX Runtime with replaced weights.
+
+Weights are written into the model before ONNX Runtime loads it: initializers that are given to a
+session are ignored where an optimization has folded them, as a convolution before a batch norm.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantlab.models.model import Arrays
+from quantlab.sources.file import (
+    existing_path,
+    file_sha256,
+    readable,
+    require_packages,
+)
+from quantlab.sources.onnx_graph import constant_protos, kind_name
+from quantlab.stats.parallel import map_on_threads, usable_cores
+from quantlab.text import label, near_misses, printable
+
+BATCH = 32  # samples that are answered together where the graph leaves that open
+BATCHES_A_THREAD = 4  # whose answers are in memory at once
+MAX_PROTO_BYTES = 2**31 - 1  # of a model in one piece
+RUNTIME_DTYPES = {
+    "tensor(float)": "float32",
+    "tensor(double)": "float64",
+    **{f"tensor({name})": name for name in ("float16", "bool")},
+    **{f"tensor({sign}int{n})": f"{sign}int{n}" for sign in ("", "u") for n in (8, 16, 32, 64)},
+}
+
+
+class GraphInput(NamedTuple):
+    """An input of a graph: the lengths of its axes, None where they are open."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class OnnxModel:
+    """An ONNX model and the inputs that it answers.
+
+    `inputs` is an npz with an array for each input of the graph, the first axis counting samples,
+    or a directory of such files. Where the inputs of the graph have no such axis, or one of a fixed
+    length, that many samples are answered at a time; elsewhere `batch`. `threads` change no answer.
+    """
+
+    path: str | None = None
+    inputs: str | None = None
+    batch: int | None = None
+    threads: int | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ValueError where a setting or a file is missing."""
+        if self.path is None:
+            raise ValueError("model.path=FILE.onnx names the model that answers")
+        if self.inputs is None:
+            raise ValueError("model.inputs=FILE.npz names the inputs that the model answers")
+        if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
+            raise ValueError(f"model.batch must be a whole number of 1 or more, got {self.batch!r}")
+        require_packages(("onnx", "onnxruntime"), self.path)
+        object.__setattr__(self, "path", existing_path(self.path, "onnx"))  # it is frozen
+        self._input_files()
+
+    def identity(self) -> dict[str, Any]:
+        """Return the sha256 of the model and of its inputs."""
+        return {
+            "model_sha256": file_sha256(str(self.path)),
+            "inputs_sha256": [file_sha256(path) for path in self._input_files()],
+        }
+
+    def answers(self, weights: Arrays) -> Iterator[Arrays]:
+        """Yield the outputs of each batch, with replaced weights.
+
+        Raises ValueError where the graph has no such weight or cannot be run, or inputs do not fit.
+        """
+        with _Session(str(self.path), weights) as session:
+            threads = self.threads or usable_cores()
+            batches = self._batches(session.inputs)
+            while window := [
+                feed for _, feed in zip(range(BATCHES_A_THREAD * threads), batches, strict=False)
+            ]:
+                yield from map_on_threads(session.run, window, threads)
+
+    def _input_files(self) -> list[str]:
+        path = Path(str(self.inputs)).expanduser()
+        files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
+        if not files:
+            raise ValueError(f"model.inputs={self.inputs} holds no npz file")
+        return [existing_path(file, "npz") for file in files]
+
+    def _batches(self, inputs: Sequence[GraphInput]) -> Iterator["_Batch"]:
+        """Yield what a session is fed with."""
+        for path in self._input_files():
+            with readable(path, "npz"):
+                arrays = dict(np.load(path, allow_pickle=False))
+            yield from _Samples(path, arrays, inputs, self.batch).batches()
+
+
+class _Batch(NamedTuple):
+    """Arrays by the inputs of a graph, and how many samples they are."""
+
+    feed: dict[str, NDArray[Any]]
+    n_samples: int
+
+
+@dataclass(frozen=True)
+class _Samples:
+    """The arrays of one file, held to the inputs of a graph."""
+
+    path: str
+    arrays: Mapping[str, NDArray[Any]]
+    inputs: Sequence[GraphInput]
+    batch: int | None
+
+    def batches(self) -> Iterator[_Batch]:
+        """Cut the samples into batches; raises ValueError where they do not fit the graph."""
+        names = {entry.name for entry in self.inputs}
+        for what, missing in (
+            ("has no", names - self.arrays.keys()),
+            ("has an array that the graph does not take,", self.arrays.keys() - names),
+        ):
+            if missing:
+                raise ValueError(
+                    f"{self.path} {what} '{label(min(missing))}': the graph takes "
+                    f"{', '.join(sorted(map(label, names)))}"
+                )
+        arrays = {entry.name: self._fitted(entry) for entry in self.inputs}
+        lengths = {name: len(array) for name, array in arrays.items() if array.ndim}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(
+                f"the first axes of the arrays in {self.path} count samples, and differ: {lengths}"
+            )
+        n_samples, size = next(iter(lengths.values())), self._batch_size()
+        if n_samples % size and self._fixed_sizes():
+            raise ValueError(
+                f"{self.path} has {n_samples} samples, and the graph takes {size} at a time"
+            )
+        for start in range(0, n_samples, size):
+            feed = {e.name: self._sliced(e, arrays[e.name], start, size) for e in self.inputs}
+            yield _Batch(feed, min(size, n_samples - start))
+
+    def _fitted(self, entry: GraphInput) -> NDArray[Any]:
+        """Return the array of an input in the dtype of the graph."""
+        array = self.arrays[entry.name]
+        taken = (None, *entry.shape[1:]) if self._has_sample_axis(entry) else entry.shape
+        given = array.shape[array.ndim - len(taken) :] if array.ndim <= len(taken) + 1 else ()
+        fits = len(given) == len(taken) and all(
+            n in (None, axis) for n, axis in zip(taken, given, strict=True)
+        )
+        if not fits or not np.can_cast(array.dtype, entry.dtype, "same_kind"):
+            axes = ", ".join("?" if n is None else str(n) for n in taken)
+            raise ValueError(
+                f"{self.path} has '{label(entry.name)}' as {array.dtype} {list(array.shape)}, and "
+                f"the graph takes {entry.dtype} [{axes}]"
+            )
+        return array.astype(entry.dtype, copy=False)
+
+    def _has_sample_axis(self, entry: GraphInput) -> bool:
+        """Whether an input of the graph has the axis that counts samples."""
+        return self.arrays[entry.name].ndim == len(entry.shape) and bool(entry.shape)
+
+    def _fixed_sizes(self) -> set[int]:
+        """List how many samples the graph takes at a time, where it says."""
+        sizes = {
+            entry.shape[0] if self._has_sample_axis(entry) else 1
+            for entry in self.inputs
+            if self.arrays[entry.name].ndim
+        }
+        return {size for size in sizes if size is not None}
+
+    def _batch_size(self) -> int:
+        fixed = self._fixed_sizes()
+        if len(fixed) > 1 or (fixed and self.batch and self.batch not in fixed):
+            raise ValueError(
+                f"the graph answers {' or '.join(map(str, sorted(fixed)))} at a time"
+                + (f", not model.batch={self.batch}" if self.batch else "")
+            )
+        return next(iter(fixed), self.batch or BATCH)
+
+    def _sliced(
+        self, entry: GraphInput, array: NDArray[Any], start: int, size: int
+    ) -> NDArray[Any]:
+        if not array.ndim:
+            return array
+        return array[start : start + size] if self._has_sample_axis(entry) else array[start]
+
+
+class _Session:
+    """A graph in ONNX Runtime, with replaced weights, on one thread a call."""
+
+    def __init__(self, path: str, weights: Arrays) -> None:
+        self.path, self._weights = path, weights
+
+    def __enter__(self) -> "_Session":
+        onnxruntime = import_module("onnxruntime")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1  # more change sums
+        options.log_severity_level = 3
+        options.add_session_config_entry(
+            "session.model_external_initializers_file_folder_path", str(Path(self.path).parent)
+        )
+        self._folder = tempfile.TemporaryDirectory()
+        try:
+            model = _replaced(self.path, self._weights, self._folder.name)
+            self._session = onnxruntime.InferenceSession(
+                model, options, providers=["CPUExecutionProvider"]
+            )
+        except ValueError:
+            raise
+        except Exception as reason:  # ONNX Runtime has exceptions of its own, one for each code
+            raise ValueError(
+                f"{self.path} cannot be loaded by ONNX Runtime ({_one_line(reason)})"
+            ) from None
+        self.inputs = [
+            GraphInput(
+                entry.name,
+                RUNTIME_DTYPES.get(entry.type, entry.type),
+                tuple(n if isinstance(n, int) else None for n in entry.shape),
+            )
+            for entry in self._session.get_inputs()
+        ]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        del self._session
+        self._folder.cleanup()
+
+    def run(self, batch: _Batch) -> Arrays:
+        """Return the outputs that hold floating-point numbers; raises ValueError."""
+        names = [entry.name for entry in self._session.get_outputs()]
+        try:
+            values = self._session.run(names, batch.feed)
+        except Exception as reason:
+            raise ValueError(f"{self.path} cannot be run ({_one_line(reason)})") from None
+        outputs = {}
+        for name, answers in zip(names, values, strict=True):
+            if isinstance(answers, np.ndarray) and answers.dtype.kind == "f":
+                outputs[name] = self._by_sample(name, answers, batch.n_samples)
+        if not outputs:
+            raise ValueError(f"{self.path} has no output of floating-point numbers")
+        return outputs
+
+    def _by_sample(self, name: str, answers: NDArray[Any], n_samples: int) -> NDArray[Any]:
+        if answers.shape[:1] == (n_samples,):
+            return answers
+        if n_samples == 1:
+            return answers[None]
+        raise ValueError(
+            f"output '{label(name)}' has the shape {list(answers.shape)} for {n_samples} samples: "
+            "model.batch=1 answers one at a time"
+        )
+
+
+def _replaced(path: str, weights: Arrays, folder: str) -> str | bytes:
+    """Return a model with replaced weights, in one piece or as a path in a folder."""
+    if not weights:
+        return path
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    protos = constant_protos(model.graph)
+    for name, values in weights.items():
+        if name not in protos:
+            misses = near_misses(name, list(protos))
+            raise ValueError(f"{path} has no weight '{label(name)}': {misses}")
+        _write_values(protos[name], values, path)
+    if Path(path).stat().st_size + sum(x.nbytes for x in weights.values()) <= MAX_PROTO_BYTES:
+        return bytes(model.SerializeToString())
+    onnx.load_external_data_for_model(model, str(Path(path).parent))
+    whole = str(Path(folder, "model.onnx"))
+    onnx.save_model(model, whole, save_as_external_data=True, location="weights")
+    return whole
+
+
+def _write_values(proto: Any, values: NDArray[Any], path: str) -> None:
+    """Write values into a tensor of a model, in its own dtype."""
+    if tuple(proto.dims) != values.shape:
+        raise ValueError(
+            f"{path} has '{label(proto.name)}' in the shape {list(proto.dims)}, not "
+            f"{list(values.shape)}"
+        )
+    dtype = np.dtype(kind_name(proto.data_type)).newbyteorder("<")
+    for field_name in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
+        proto.ClearField(field_name)
+    proto.raw_data = values.astype(dtype).tobytes()
+
+
+def _one_line(reason: Exception) -> str:
+    return printable(" ".join(str(reason).split()))

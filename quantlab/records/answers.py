@@ -1,0 +1,101 @@
+"""The answers of the models of a sweep: its records -> answers.csv -> pandas again."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from quantlab.formats.format import FormatSpec
+from quantlab.models.figures import FIGURES
+from quantlab.records.record import Record, Run
+from quantlab.records.table import FACTORS, require_directory, setting, swept_axes
+
+NAME = "answers.csv"
+TEXT = ("dist", "mode", "tensor", "output", "kind", "format", "remark")
+COUNTS = ("n_bits", "rows", "samples")
+
+
+def answers_csv(runs: Sequence[Run]) -> bytes | None:
+    """Write one row for each output of each run that answered; None where none did."""
+    records = [run.record for run in runs if run.record]
+    axes = swept_axes(records)
+    rows = [row for content in records for row in _rows(content, axes)]
+    if not rows:
+        return None
+    text: str = pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+    return text.encode(errors="backslashreplace")
+
+
+def _rows(content: Record, axes: Sequence[str]) -> list[dict[str, Any]]:
+    factors = {key: content[key] for key in FACTORS if key != "tensor"}
+    settings = {axis: setting(content, axis) for axis in axes}
+    return [
+        factors
+        | settings
+        | {key: answer[key] for key in ("tensor", "output", "rows", "samples")}
+        | {key: answer["figures"][key] for key in FIGURES}
+        | {
+            "bits_per_value": _bits_per_value(content, answer["tensor"]),
+            "kind": answer["kind"],
+            "format": FormatSpec.from_json(content["spec"]).name,
+            "remark": answer["remark"],
+        }
+        for answer in content.get("answers", ())
+    ]
+
+
+def _bits_per_value(content: Record, tensor: str | None) -> float:
+    """Return the bits of one tensor, or of all that were replaced, over their values."""
+    figures = content["tensors"]
+    replaced = figures.values() if tensor is None else [figures[tensor]]
+    n_values = sum(row["n_elements"] for row in replaced)
+    bits = sum(row["bits_per_value"] * row["n_elements"] for row in replaced)
+    return float(bits / n_values)
+
+
+def answers(directory: str | Path) -> pd.DataFrame:
+    """Load the answers of a sweep, one row a run and output, from its answers.csv.
+
+    `tensor` is empty where all weights were replaced. Text is ``string``, counts are ``Int64``,
+    everything else is ``float64``; a figure that does not exist is missing. What the sweep varied
+    stands after the first three columns.
+
+    ==============================  ================================================================
+    columns                         unit
+    ==============================  ================================================================
+    rows, samples                   counts of answers, and of inputs
+    kl, kl_median, kl_p99, kl_max   bits: divergence of the answers from the original's; the mean of
+                                    all samples, their median, 99th percentile and largest
+    top1_same                       share of rows whose first answer is the same, and the ends of
+    top1_low, top1_high             its 95 % interval (Wilson)
+    top_same_set, top_same_order    share of rows whose k first answers are the same, and in order
+    top_worst, top_best             share of the k first that stay, however ties are broken
+    dp_rms                          root of the mean square of the change in probability of the
+                                    original's first answer
+    sqnr_db, cos_sim                dB; none: of the numbers themselves
+    accuracy, accuracy_before       shares of first answers that are right, with labels
+    bits_per_value                  bits of what was replaced, over its values
+    kind                            probabilities, logits or values
+    format, remark                  the name of the format; what makes figures doubtful
+    ==============================  ================================================================
+
+    Raises ValueError if the directory holds no answers.
+    """
+    require_directory(Path(directory))
+    path = Path(directory) / NAME
+    if not path.is_file():
+        raise ValueError(
+            f"{path} does not exist: sweep with model=... (docs/answers.md), then quantlab "
+            f"aggregate {directory} writes it"
+        )
+    table = pd.read_csv(
+        path,
+        dtype=dict.fromkeys(TEXT, "string") | dict.fromkeys(COUNTS, "Int64"),
+        keep_default_na=False,  # a tensor may be called NA
+        na_values=[""],
+        dtype_backend="numpy_nullable",
+        lineterminator="\n",
+    )
+    figures = [*FIGURES, "bits_per_value"]
+    return table.astype(dict.fromkeys(figures, "float64")).fillna({"tensor": ""})

@@ -1,0 +1,112 @@
+import json
+
+import numpy as np
+import pytest
+
+from quantlab.models import model as module
+from quantlab.models.model import Evaluation
+from quantlab.models.onnx import OnnxModel
+from tests.models.samples import answer_two_layers, draw, two_layers
+from tests.models.test_figures import compare
+
+
+class TwoLayers:
+    """A model of one's own, in NumPy; it counts how often it answers as it is."""
+
+    def __init__(self, batch=10):
+        self.weights = {"w1": draw(6, 20, seed=1), "w2": draw(20, 5, seed=2)}
+        self.x, self.batch, self.times = draw(30, 6, seed=3), batch, 0
+
+    def identity(self):
+        return {"seed": 3, "id": id(self)}
+
+    def answers(self, weights):
+        self.times += not weights
+        for start in range(0, len(self.x), self.batch):
+            x = self.x[start : start + self.batch]
+            yield {"probs": answer_two_layers(x, self.weights | weights)}
+
+
+@pytest.mark.parametrize("batch", [7, 10, 30])
+def test_a_model_of_one_s_own_has_the_figures_of_its_answers(batch):
+    model, w1 = TwoLayers(batch), draw(6, 20, seed=9)
+    (answer,) = Evaluation(model, k=3).compare({"w1": w1})
+    before = answer_two_layers(model.x, model.weights)
+    after = answer_two_layers(model.x, model.weights | {"w1": w1})
+    expected = compare(before, after, "probabilities")
+    assert answer["changes"] == [pytest.approx(change) for change in expected["changes"]]
+    for key, value in expected["figures"].items():
+        assert answer["figures"][key] == pytest.approx(value, rel=1e-12), key
+
+
+def test_the_original_answers_once(monkeypatch):
+    model = TwoLayers()
+    for n in range(3):
+        Evaluation(model, k=3).compare({"w1": draw(6, 20, seed=n)})
+    assert model.times == 1
+    monkeypatch.setattr(module, "MAX_CACHED_BYTES", 0)
+    other = TwoLayers()
+    for n in range(3):
+        Evaluation(other, k=3).compare({"w1": draw(6, 20, seed=n)})
+    assert other.times == 3
+
+
+def test_labels_are_those_of_the_samples(tmp_path):
+    model = TwoLayers()
+    labels = answer_two_layers(model.x, model.weights).argmax(axis=1)
+    np.save(tmp_path / "l.npy", labels)
+    (answer,) = Evaluation(model, 3, labels=str(tmp_path / "l.npy")).compare({"w1": -draw(6, 20)})
+    assert answer["figures"]["accuracy_before"] == 1
+    assert answer["figures"]["accuracy"] < 1
+
+
+def test_what_an_output_is_can_be_said():
+    (answer,) = Evaluation(TwoLayers(), 3, outputs={"probs": "values"}).compare({})
+    assert answer["kind"] == "values"
+
+
+@pytest.mark.parametrize(
+    ("settings", "why"),
+    [
+        ({"outputs": {"y": "odds"}}, "model.outputs.y must be one of probabilities, logits, val"),
+        ({"each": "yes"}, "model.each must be true or false, got 'yes'"),
+        ({"labels": "{}/none.npy"}, "none.npy: no such file"),
+        ({"labels": "{}/floats.npy"}, "must hold whole numbers from 0 up, one a sample"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(tmp_path, settings, why):
+    np.save(tmp_path / "floats.npy", np.zeros(3))
+    if "labels" in settings:
+        settings = {"labels": settings["labels"].format(tmp_path)}
+    with pytest.raises(ValueError, match=why):
+        Evaluation(TwoLayers(), 3, **settings)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "n_labels", "why"),
+    [
+        ({"z": "values"}, None, "model.outputs.z: the model has no such output; it has probs"),
+        ({}, 29, "has 29 labels for 30 samples"),
+        ({}, 31, "has 31 labels for 30 samples"),
+    ],
+)
+def test_what_does_not_fit_the_answers_is_named(tmp_path, outputs, n_labels, why):
+    labels = None
+    if n_labels:
+        np.save(tmp_path / "l.npy", np.zeros(n_labels, int))
+        labels = str(tmp_path / "l.npy")
+    with pytest.raises(ValueError, match=why):
+        Evaluation(TwoLayers(), 3, outputs, labels).compare({})
+
+
+def test_two_models_that_do_not_answer_alike_are_named():
+    with pytest.raises(ValueError, match="the model answers nothing, and as it is probs"):
+        Evaluation(TwoLayers(10), 3).compare({}, TwoLayers(15))
+
+
+def test_the_identity_changes_with_what_the_figures_depend_on(tmp_path):
+    path, inputs, _, _ = two_layers(tmp_path)
+    before = Evaluation(OnnxModel(path, inputs), 3).identity()
+    assert json.loads(json.dumps(before)) == before
+    np.savez(inputs, x=draw(3, 6))
+    assert Evaluation(OnnxModel(path, inputs), 3).identity() != before

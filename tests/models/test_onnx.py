@@ -1,0 +1,142 @@
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+
+from quantlab.models.onnx import OnnxModel
+from tests.models.samples import (
+    answer_two_layers,
+    draw,
+    save_inputs,
+    save_model,
+    two_layers,
+)
+
+
+def answers_of(model, weights=None):
+    batches = list(model.answers(weights or {}))
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+@pytest.mark.parametrize("constants", [False, True])
+def test_weights_are_replaced_wherever_they_stand(tmp_path, constants):
+    path, inputs, weights, x = two_layers(tmp_path, constants=constants)
+    model = OnnxModel(path, inputs)
+    assert answers_of(model)["probs"] == pytest.approx(answer_two_layers(x, weights), abs=1e-6)
+    others = weights | {"w1": draw(6, 20, seed=9)}
+    replaced = answers_of(model, {"w1": others["w1"]})["probs"]
+    assert replaced == pytest.approx(answer_two_layers(x, others), abs=1e-6)
+
+
+def test_a_weight_that_an_optimization_folds_is_replaced(tmp_path):
+    channels = {name: draw(4, seed=n) for n, name in enumerate(("scale", "bias", "mean"))}
+    weights = {"w": draw(4, 2, 3, 3), **channels, "var": np.abs(draw(4, seed=7)) + 1}
+    nodes = [
+        helper.make_node("Conv", ["x", "w"], ["c"], pads=[1, 1, 1, 1]),
+        helper.make_node("BatchNormalization", ["c", "scale", "bias", "mean", "var"], ["y"]),
+    ]
+    shapes = {"x": ["n", 2, 8, 8]}, {"y": ["n", 4, 8, 8]}
+    path = save_model(tmp_path / "m.onnx", nodes, weights, *shapes)
+    x, other = draw(3, 2, 8, 8, seed=5), draw(4, 2, 3, 3, seed=6)
+    rewritten = save_model(tmp_path / "r.onnx", nodes, weights | {"w": other}, *shapes)
+    expected = onnxruntime.InferenceSession(rewritten).run(["y"], {"x": x})[0]
+    model = OnnxModel(path, save_inputs(tmp_path / "i.npz", x=x))
+    assert answers_of(model, {"w": other})["y"] == pytest.approx(expected, abs=1e-4)
+    assert np.abs(answers_of(model)["y"] - expected).max() > 0.1
+
+
+def test_a_graph_that_fixes_its_batch_answers_one_at_a_time(tmp_path):
+    path, inputs, weights, x = two_layers(tmp_path, batch=1)
+    found = answers_of(OnnxModel(path, inputs))["probs"]
+    assert found == pytest.approx(answer_two_layers(x, weights), abs=1e-6)
+    with pytest.raises(ValueError, match=r"the graph answers 1 at a time, not model\.batch=4"):
+        answers_of(OnnxModel(path, inputs, batch=4))
+
+
+def test_a_graph_without_an_axis_of_samples_answers_one_at_a_time(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    w, x = draw(6, 5), draw(8, 6, seed=1)
+    path = save_model(tmp_path / "m.onnx", nodes, {"w": w}, {"x": [6]}, {"y": [5]})
+    model = OnnxModel(path, save_inputs(tmp_path / "i.npz", x=x))
+    assert answers_of(model)["y"] == pytest.approx(x @ w, abs=1e-5)
+
+
+def test_rows_that_are_looked_up_are_replaced_and_every_output_answers(tmp_path):
+    nodes = [
+        helper.make_node("Gather", ["table", "places"], ["y"]),
+        helper.make_node("Mul", ["y", "two"], ["z"]),
+    ]
+    places = helper.make_tensor_value_info("places", onnx.TensorProto.INT64, ["n"])
+    table, other = draw(10, 4), draw(10, 4, seed=1)
+    tensors = [
+        onnx.numpy_helper.from_array(table, "table"),
+        onnx.numpy_helper.from_array(np.float32(2), "two"),
+    ]
+    outputs = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["n", 4]) for name in "yz"
+    ]
+    graph = helper.make_graph(nodes, "g", [places], outputs, tensors)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    inputs = save_inputs(tmp_path / "i.npz", places=np.arange(10, dtype=np.int32))
+    found = answers_of(OnnxModel(str(tmp_path / "m.onnx"), inputs), {"table": other})
+    assert np.array_equal(found["y"], other)
+    assert np.array_equal(found["z"], 2 * other)
+
+
+def test_weights_in_a_file_beside_the_model_are_replaced(tmp_path):
+    path, inputs, weights, x = two_layers(tmp_path)
+    model = onnx.load(path)
+    (tmp_path / "e").mkdir()
+    beside = str(tmp_path / "e" / "m.onnx")
+    onnx.save_model(model, beside, save_as_external_data=True, location="w", size_threshold=0)
+    others = weights | {"w2": draw(20, 5, seed=9)}
+    found = answers_of(OnnxModel(beside, inputs), {"w2": others["w2"]})["probs"]
+    assert found == pytest.approx(answer_two_layers(x, others), abs=1e-6)
+
+
+def test_a_model_beyond_one_piece_is_written_beside_its_weights(tmp_path, monkeypatch):
+    path, inputs, weights, x = two_layers(tmp_path)
+    monkeypatch.setattr("quantlab.models.onnx.MAX_PROTO_BYTES", 0)
+    others = weights | {"w2": draw(20, 5, seed=9)}
+    found = answers_of(OnnxModel(path, inputs), {"w2": others["w2"]})["probs"]
+    assert found == pytest.approx(answer_two_layers(x, others), abs=1e-6)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_threads_change_no_answer(tmp_path, threads):
+    path, inputs, _, _ = two_layers(tmp_path)
+    plain = answers_of(OnnxModel(path, inputs, batch=4, threads=1))["probs"]
+    assert np.array_equal(
+        plain, answers_of(OnnxModel(path, inputs, batch=4, threads=threads))["probs"]
+    )
+
+
+def test_a_directory_holds_samples_of_several_lengths(tmp_path):
+    nodes = [helper.make_node("ReduceMean", ["x"], ["y"], axes=[1], keepdims=0)]
+    path = save_model(tmp_path / "m.onnx", nodes, {}, {"x": ["n", "t", 3]}, {"y": ["n", 3]})
+    (tmp_path / "in").mkdir()
+    arrays = [draw(2, length, 3, seed=length) for length in (4, 7)]
+    for n, array in enumerate(arrays):
+        save_inputs(tmp_path / "in" / f"{n}.npz", x=array)
+    found = answers_of(OnnxModel(path, str(tmp_path / "in")))["y"]
+    assert found == pytest.approx(np.concatenate([a.mean(axis=1) for a in arrays]), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "said"),
+    [
+        ({"z": draw(3, 6)}, "inputs.npz has no 'x': the graph takes x"),
+        ({"x": draw(3, 6), "z": draw(3)}, "has an array that the graph does not take, 'z'"),
+        ({"x": draw(3, 7)}, r"has 'x' as float32 [3, 7], and the graph takes float32 [?, 6]"),
+        ({"x": np.array([["a"] * 6])}, "has 'x' as <U1 [1, 6], and the graph takes float32 [?, 6]"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_named(tmp_path, arrays, said):
+    path, _, _, _ = two_layers(tmp_path)
+    inputs = save_inputs(tmp_path / "inputs.npz", **arrays)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 the text is looked at
+        answers_of(OnnxModel(path, inputs))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)

@@ -70,7 +70,7 @@ class OutputComparison:
         self._shares = np.zeros(5)  # sums over rows of what `_compare_top` returns
         self._squared_dp = 0.0
         self._n_right = np.zeros(2, np.int64)  # after, before
-        self._n_labels = 0
+        self.n_labels = 0
         self._changes: list[Change] = []
         self._first_answers: set[int] = set()  # of the original
 
@@ -88,8 +88,8 @@ class OutputComparison:
         self._powers += [float((a * b).sum()) for a, b in pairs]
         if self.kind != "values":
             self._compare_ranked(x, x_hat, len(before))
-            if labels is not None:
-                self._count_right(x, x_hat, labels)
+            if labels is not None and labels.size == len(x):  # else they are of another output
+                self._count_right(x, x_hat, labels.reshape(-1))
         self._n_rows += len(x)
         self._n_samples += len(before)
 
@@ -126,9 +126,8 @@ class OutputComparison:
         self._changes = sorted(self._changes, key=lambda change: -change.p_before)[:MAX_CHANGES]
 
     def _count_right(self, x: Array64, x_hat: Array64, labels: NDArray[Any]) -> None:
-        flat = labels.reshape(-1)
-        self._n_right += [int((rows.argmax(axis=1) == flat).sum()) for rows in (x_hat, x)]
-        self._n_labels += flat.size
+        self._n_right += [int((rows.argmax(axis=1) == labels).sum()) for rows in (x_hat, x)]
+        self.n_labels += labels.size
 
     def figures(self) -> dict[str, float | None]:
         """Return every one of `FIGURES`, null where it does not exist."""
@@ -140,11 +139,11 @@ class OutputComparison:
             figures["cos_sim"] = min(1.0, product / norms)
         if self.kind != "values":
             figures |= self._ranked_figures()
-        if self._n_labels:
+        if self.n_labels:
             after, before = self._n_right.tolist()
             figures |= {
-                "accuracy": after / self._n_labels,
-                "accuracy_before": before / self._n_labels,
+                "accuracy": after / self.n_labels,
+                "accuracy_before": before / self.n_labels,
             }
         return figures
 

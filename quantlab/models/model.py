@@ -120,6 +120,11 @@ class Evaluation:
             raise ValueError(
                 f"model.labels={self.labels} has {len(labels)} labels for {n_samples} samples"
             )
+        if labels is not None and not any(output.n_labels for output in comparisons.values()):
+            raise ValueError(
+                f"model.labels={self.labels} has the shape {list(labels.shape)}, a label a row of "
+                "no output that ranks answers"
+            )
 
 
 def _require_alike(before: Arrays | None, after: Arrays | None) -> None:

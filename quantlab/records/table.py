@@ -337,9 +337,9 @@ def load(directory: str | Path) -> pd.DataFrame:
     landmark_rel_err                          share of the landmark, predicted_landmark
     sqnr_db, out_sqnr_db                      dB; that of a layer's output, where an importance
                                               matrix is given
-    worst_row_sqnr_db, worst_matrix_sqnr_db   dB; the least of the rows (the last axis; of a vector
-                                              its blocks), and of the matrices of a stack, such as
-                                              experts
+    worst_row_sqnr_db, worst_matrix_sqnr_db   dB; the least of the rows (the last axis, or that of
+                                              groups; of a vector its blocks), and of the matrices
+                                              of a stack, such as experts
     worst_matrix                              index of that matrix
     code_entropy, kl, top_bits_sufficient     bits
     rmse_over_scale                           steps, of `scale` each

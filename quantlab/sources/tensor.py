@@ -133,10 +133,17 @@ class Tensor:
 class MovedAxis(Tensor):
     """The values of an `original` with one of its axes moved to the end, read a stretch at a time.
 
-    `array` is ``(matrices, rows, width)``: what is along the axis is a row.
+    `array` is ``(matrices, rows, width)``: what lies along the `axis` is a row.
     """
 
     original: Tensor = field(kw_only=True, repr=False)
+    axis: int = field(kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape with the axis at the end."""
+        shape = self.original.shape
+        return (*shape[: self.axis], *shape[self.axis + 1 :], shape[self.axis])
 
     @classmethod
     def of(cls, tensor: Tensor, axis: int) -> "MovedAxis":
@@ -145,7 +152,7 @@ class MovedAxis(Tensor):
         values = array if array.shape == shape else tensor.stored(0, tensor.size)
         matrices = values.reshape(math.prod(shape[:axis]), shape[axis], -1)
         state = None if tensor.state is None else (tensor.state, axis)
-        return cls(tensor.name, matrices.transpose(0, 2, 1), state, original=tensor)
+        return cls(tensor.name, matrices.transpose(0, 2, 1), state, original=tensor, axis=axis)
 
     def stored(self, start: int, stop: int) -> NDArray[Any]:
         """Return elements `start` to `stop` in their own dtype."""
@@ -162,7 +169,8 @@ class MovedAxis(Tensor):
             if within or not n:
                 part = self.array[matrix, row, within : within + stop - start]
             elif row or n < rows:
-                part = self.array[matrix, row : row + n]
+                # As they lie in memory first, then turned in the cache: twice as fast.
+                part = np.ascontiguousarray(self.array[matrix, row : row + n].T).T
             else:
                 part = self.array[matrix : matrix + n // rows]
             yield part

@@ -66,7 +66,7 @@ def _decode(parts: Parts) -> StoredTensor:
         codes = take_rows(rows, index).astype(np.float32)
         if zeros is not None:
             codes -= _spread(zeros, index_maps, places)
-        values = codes * _spread(scale, index_maps, places).astype(np.float32) * factor
+        values = codes * _spread(scale, index_maps, places) * factor
         return values.astype(rounded).astype(np.float32)
 
     block = _block_size(block, weight.shape[-2:], scale.shape[-2:])
@@ -83,10 +83,10 @@ def _decode(parts: Parts) -> StoredTensor:
 
 def _spread(
     values: NDArray[Any], index_maps: Sequence[RowIndex], places: tuple[NDArray[np.intp], ...]
-) -> NDArray[Any]:
+) -> NDArray[np.float32]:
     """Return the value of each element of rows, whose index along each axis `places` has."""
     of_axes = zip(index_maps, places, strict=False)
-    of_rows: NDArray[Any] = values[tuple(index_map[place] for index_map, place in of_axes)]
+    of_rows = values[tuple(index_map[place] for index_map, place in of_axes)].astype(np.float32)
     return of_rows if values.shape[-1] == 1 else of_rows[:, index_maps[-1]]
 
 

@@ -197,7 +197,7 @@ def plan_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     unknown = [part for part in plan.assignments if part.tensor.dtype == UNKNOWN]
     if unknown:
         yield texts("plan_unknown", n=len(unknown), names=_tensor_names(unknown, texts))
-    stored = [part for part in plan.unmeasured if part.bits]
+    stored = [part for part in plan.unmeasured if part.tensor.dtype != UNKNOWN]
     if stored:
         size = format_size(plan.unmeasured_bits / 8)
         yield texts("plan_left_out", n=len(stored), size=size, names=_tensor_names(stored, texts))

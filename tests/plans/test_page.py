@@ -83,14 +83,18 @@ def test_no_name_is_taken_for_markup():
 
 def test_the_terminal_says_what_the_plan_is():
     out = original("c", (5,), sha256=None, n_bytes=40, reason="why")
-    tensors = [original("a.weight"), original("b.weight"), out]
+    empty = original("d", (0,), dtype="I64", sha256=None, n_bytes=0, reason="it is empty")
+    tensors = [original("a.weight"), original("b.weight"), out, empty]
     failed = sweep(two(), tensors, failures={"run": "why"})
+    failed = failed._replace(incomplete={"one": "a sentence", "other": "a sentence"})
     made = plan_within_budget(build_problem(failed, Request()), 13_320)
     text = plan_summary(made, T)
     assert text.startswith("a.weight as sym 4 bits, group 32; b.weight as sym 8 bits, channel (")
     assert re.search(r"The noise is 8\.\d+ times less than that of sym 4 bits, group 32", text)
     assert "One run failed or left no record that can be read" in text
-    assert "One tensor was not measured and stays as it is stored, 40 B: c." in text
+    assert text.count("a sentence") == 1
+    assert "2 tensors were not measured and stay as they are stored, 40 B: c, d." in text
+    assert re.search(r"^int64 +1 ", text, re.MULTILINE)  # as many as the sentence has
     assert not any(line.endswith(" ") for line in text.splitlines())
 
 

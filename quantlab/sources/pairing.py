@@ -251,7 +251,8 @@ class Bound(Codec):
     def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return the reconstruction of a tensor: the stored tensor that it is paired with."""
         pair = self.pairs.get(tensor.name)
-        pair = pair or self._pair({tensor.name: tensor.shape}).get(tensor.name)
+        if pair is None and not self._file:
+            pair = self._pair({tensor.name: tensor.shape}).get(tensor.name)
         if pair is None:
             raise UnfitError(f"{self.stored.file_name} has no tensor of this name")
         return self.stored.reconstruct(tensor, pair)

@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from quantlab.sources.readers import DECODERS, READERS
-from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, vector, write
+from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, read_metadata, vector, write
 from tests.sources.samples import X
 
 pytestmark = pytest.mark.slow
@@ -163,7 +163,11 @@ def test_a_damaged_checkpoint(tmp_path, folder):
         if rng.random() < 0.2:
             changed = dict.fromkeys([part])
         kept = {k: v for k, v in (parts | changed).items() if v is not None}
-        write(path, kept)
+        metadata = read_metadata(folder)
+        if rng.random() < 0.3 and folder.startswith("tao"):
+            name, about = next((key, text) for key, text in metadata.items() if text[0] == "{")
+            metadata[name] = json.dumps(disturbed(rng, json.loads(about)))
+        write(path, kept, metadata)
         said = config if rng.random() < 0.6 else disturbed(rng, config)
         (tmp_path / "config.json").write_text(json.dumps(said))
         require_harmless(path, "safetensors")

@@ -378,3 +378,13 @@ def test_a_norm_that_is_greater_by_1_says_so(tmp_path):
     path = write_safetensors(tmp_path / "b.safetensors", norm=x + np.float32(1))
     outcome = Experiment(Safetensors(source), SafetensorsFile(path), 10, 1e-12, 1).run()
     assert "read less 1, as it is greater by 1 in the files" in outcome.tensors["norm"]["remark"]
+
+
+def test_an_original_without_a_pair_takes_no_tensor_of_another(tmp_path):
+    x = published.draw(32, 64)
+    names = ["layers.0.w", "vision.layers.0.w"]
+    source = published.write_safetensors(tmp_path / "a.safetensors", dict.fromkeys(names, x))
+    path = published.write_safetensors(tmp_path / "b.safetensors", {names[0]: x})
+    outcome = Experiment(Safetensors(str(source)), SafetensorsFile(str(path)), 10, 1e-12, 1).run()
+    assert list(outcome.tensors) == names[:1]
+    assert list(outcome.skipped) == names[1:]

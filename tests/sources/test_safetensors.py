@@ -5,12 +5,12 @@ import re
 import ml_dtypes
 import numpy as np
 import pytest
-from safetensors import TensorSpec, safe_open, serialize_file
+from safetensors import TensorSpec, serialize_file
 
 from quantlab.sources.file import PICKLED
 from quantlab.sources.safetensors import MAX_CONFIG_BYTES, Safetensors, SafetensorsFile, read_arrays
 from quantlab.sources.tensor import Tensor
-from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, save, vector, write
+from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, read_metadata, save, vector, write
 from tests.sources.samples import X, read, write_raw, write_safetensors
 
 
@@ -110,10 +110,8 @@ def test_a_checkpoint_in_several_files_is_one(tmp_path, folder):
     parts, config = vector(folder.name)
     (tmp_path / "config.json").write_text(json.dumps(config))
     weights = {}
-    with safe_open(folder / FILE, framework="numpy") as content:
-        metadata = content.metadata()
     for number, (part, array) in enumerate((parts | {BESIDE: NORM}).items()):
-        name = write(tmp_path / f"{number}.safetensors", {part: array}, metadata)
+        name = write(tmp_path / f"{number}.safetensors", {part: array}, read_metadata(folder.name))
         names = (array.name for array in read_arrays(str(name)))
         weights |= dict.fromkeys(names, f"{number}.safetensors")
     index = tmp_path / "model.safetensors.index.json"

@@ -4,6 +4,7 @@ import json
 import warnings
 
 import numpy as np
+from safetensors import safe_open
 
 from quantlab.experiment import Experiment
 from quantlab.sources.safetensors import Safetensors, SafetensorsFile, read_arrays
@@ -26,6 +27,12 @@ def vector(folder):
     tensors = {each.name: each.open().array for each in read_arrays(str(DATA / folder / FILE))}
     config = json.loads((DATA / folder / "config.json").read_bytes())
     return {short(name): np.array(array) for name, array in tensors.items()}, config
+
+
+def read_metadata(folder):
+    """Return the metadata of a vector's file."""
+    with safe_open(DATA / folder / FILE, framework="numpy") as content:
+        return content.metadata()
 
 
 FILE = "model.safetensors"

@@ -2,10 +2,9 @@ import json
 
 import numpy as np
 import pytest
-from safetensors import safe_open
 
 from quantlab.sources.safetensors import SafetensorsFile
-from tests.sources.kinds.samples import BESIDE, DATA, FILE, LAYER, NORM, vector, write
+from tests.sources.kinds.samples import BESIDE, FILE, LAYER, NORM, read_metadata, vector, write
 
 NAME = f"{LAYER}.weight"
 
@@ -14,8 +13,7 @@ def changed(tmp_path, folder, parts=None, **fields):
     """Save a vector whose parts and fields of the metadata are changed; return its fault."""
     stored, _ = vector(folder)
     stored |= {f"_weight_{key}": array for key, array in (parts or {}).items()}
-    with safe_open(DATA / folder / FILE, framework="numpy") as content:
-        metadata = content.metadata()
+    metadata = read_metadata(folder)
     about = json.loads(metadata[NAME])
     about |= {key: value for key, value in fields.items() if key.startswith("_")}
     if isinstance(about["_data"], dict):

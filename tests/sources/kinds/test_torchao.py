@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from quantlab.sources.safetensors import SafetensorsFile
-from tests.sources.kinds.samples import BESIDE, FILE, LAYER, NORM, read_metadata, vector, write
+from tests.sources.kinds.samples import (
+    BESIDE,
+    FILE,
+    LAYER,
+    NORM,
+    decoded,
+    read_metadata,
+    vector,
+    write,
+)
 
 NAME = f"{LAYER}.weight"
 
@@ -56,3 +65,26 @@ def test_parts_and_metadata_that_make_no_tensor_are_a_fault(tmp_path, changes, w
 
 def test_a_vector_that_is_not_changed_has_no_fault(tmp_path):
     assert changed(tmp_path, "tao-int4") is None
+
+
+def test_int4_of_experts_and_inputs_that_are_multiplied_first(tmp_path):
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-8, 8, (2, 6, 64)).astype(np.int8)
+    octets = codes.view(np.uint8)
+    scale, zero = rng.standard_normal((2, 2, 2, 6)).astype(np.float32)
+    factors = rng.random(64, np.float32)
+    stem = "model.layers.0.mlp.experts._gate_up_proj_"
+    parts = {
+        f"{stem}qdata": octets[..., ::2] & 15 | octets[..., 1::2] << 4,
+        f"{stem}scale": scale,
+        f"{stem}zero_point": zero,
+        f"{stem}act_pre_scale": factors,
+    }
+    name = "model.layers.0.mlp.experts.gate_up_proj"
+    about = {"_type": "Int4Tensor", "_data": {"block_size": [1, 1, 32], "shape": [2, 6, 64]}}
+    path = write(tmp_path / FILE, parts, {name: json.dumps(about)})
+    (tensor,) = SafetensorsFile(path).tensors.values()
+    assert (tensor.name, tensor.shape) == (name, codes.shape)
+    spread = [np.repeat(values.swapaxes(1, 2), 32, axis=2) for values in (scale, zero)]
+    expected = (codes.astype(np.float32) * spread[0] + spread[1]) * factors
+    np.testing.assert_array_equal(decoded(tensor), expected)

@@ -88,6 +88,8 @@ def error_sentence(error: BaseException) -> str:
         return f"{error.full_key} is an unknown key: {_list_keys(error)}"
     if isinstance(cause, ConfigAttributeError | ConfigKeyError):
         typed = str(error).rpartition("+")[2]  # Hydra ends on how to force it: +key=value
+        if cause.full_key == "model":
+            return f"{typed} takes a model: add model=onnx model.inputs=FILE.npz"
         return f"{typed} sets an unknown key: {_suggest_option(typed) or _list_keys(cause)}"
     if isinstance(error, InstantiationException) and cause:
         return error_sentence(cause)

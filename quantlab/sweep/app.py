@@ -33,7 +33,7 @@ def start(app: Callable[[], object], argv: Sequence[str] | None = None) -> None:
     The errors of its user are sentences.
     """
     command, *arguments = sys.argv if argv is None else argv
-    sys.argv[:] = [command, *defer_settings([expand_home(text) for text in arguments])]
+    sys.argv[:] = [command, *defer_settings([name_output(expand_home(text)) for text in arguments])]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand us its errors instead of printing them
     # joblib's pool, when it is stopped, leaves semaphores to a process that clears them away and
     # complains of it
@@ -68,6 +68,15 @@ def expand_home(argument: str) -> str:
     True
     """
     return re.sub(r"(?<=[=,])~(?=[/,]|$)", lambda _: str(Path.home()), argument)
+
+
+def name_output(argument: str) -> str:
+    """Add a key for an output of a model, of which no config knows the names.
+
+    >>> name_output("model.outputs.y=logits")
+    '++model.outputs.y=logits'
+    """
+    return re.sub(r"^model\.outputs\.", "++model.outputs.", argument)
 
 
 def defer_settings(arguments: Sequence[str]) -> list[str]:

@@ -71,10 +71,20 @@ def _build_evaluation(config: Mapping[str, Any]) -> Evaluation | None:
         return None
     own = {key: value for key, value in config["model"].items() if key not in EVALUATION_KEYS}
     settings = {key: config["model"][key] for key in EVALUATION_KEYS if key in config["model"]}
+    settings["outputs"] = dict(_dotted(settings.get("outputs") or {}))
     model = instantiate(own)
     if isinstance(model, OnnxModel):
         model = replace(model, threads=config.get("threads"))
     return Evaluation(model, _find_setting(config, "rank", "k"), **settings)
+
+
+def _dotted(names: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the items of mappings by their dotted keys: the name of an output may have dots."""
+    for key, value in names.items():
+        if isinstance(value, Mapping):
+            yield from _dotted(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _build_format(config: Mapping[str, Any]) -> Format | Codec:

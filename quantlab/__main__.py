@@ -116,13 +116,16 @@ def _take_plan_options(command: argparse.ArgumentParser) -> None:
     budget = command.add_mutually_exclusive_group(required=True)
     budget.add_argument("--bits", type=float, metavar="N", help="at most so many bits per value")
     budget.add_argument("--size", metavar="SIZE", help="at most so large, e.g. 60MB or 4GiB")
+    budget.add_argument("--kl", type=float, metavar="BITS", help="that the answers lose at most")
     budget.add_argument(
         "--bar", action="store_true", help="for each tensor the cheapest format that meets the bar"
     )
     command.add_argument(
         "--recipe", metavar="RUNTIME", help="in terms of llama.cpp, torchao, mlx, or as json"
     )
-    command.add_argument("--by", default="sqnr_db", metavar="FIGURE", help="sqnr_db or out_sqnr_db")
+    command.add_argument(
+        "--by", metavar="FIGURE", help="sqnr_db (default), out_sqnr_db, or kl of a model's answers"
+    )
     command.add_argument("--weights", type=Path, metavar="CSV", help="lines of tensor,alpha")
     command.add_argument(
         "--keep",

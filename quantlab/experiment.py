@@ -210,7 +210,7 @@ class Experiment:
             "predicted": predicted,
             **self._stored(tensor, opened),
         }
-        if isinstance(opened, Reconstruction) and opened.sha256:
+        if isinstance(opened, Reconstruction) and isinstance(self.bound, Bound):
             result["remark"] = _check_same_tensor(tensor, opened, result["measured"])
         elif isinstance(opened, Reconstruction) and opened.remark:
             result["remark"] = opened.remark

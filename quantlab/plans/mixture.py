@@ -177,6 +177,29 @@ def plan_within_budget(
     return Plan(problem, [chosen[slot] for slot in range(len(order))], budget)
 
 
+def smallest_plan(problem: Problem, noise: float) -> Plan:
+    """Return the smallest plan whose noise, such as a predicted KL, is at most this.
+
+    Less noise takes more bits, so that the least budget is found by bisection. Raises ValueError,
+    with the least noise that there is, where that is more.
+    """
+    smallest = Plan(problem, [min(slot) for slot in problem.slots])
+    plan = plan_within_budget(problem, smallest.front[-1].bits)
+    if plan.total.noise > noise:
+        raise ValueError(
+            f"no plan of this sweep loses as little as {noise:.6g}: the least is "
+            f"{plan.total.noise:.6g}{problem.describe_fixed()}"
+        )
+    too_few, enough = smallest.total.bits - 1, plan.total.bits
+    while enough - too_few > 1:
+        middle = plan_within_budget(problem, (too_few + enough) // 2)
+        if middle.total.noise <= noise:
+            plan, enough = middle, middle.total.bits
+        else:
+            too_few = middle.budget or too_few + 1
+    return plan
+
+
 def plan_for_bar(problem: Problem) -> Plan:
     """Return the plan of the cheapest format for each tensor that meets the bar of its row.
 

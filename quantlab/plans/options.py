@@ -1,6 +1,7 @@
 """Tensors, formats and options: what a plan chooses among, with size and noise.
 
-The noise of a tensor in a format is its weighted relative squared error, alpha * 10^(-SQNR/10). A
+The noise of a tensor in a format is its weighted relative squared error, alpha * 10^(-SQNR/10), or
+the KL of a model's answers with this tensor alone in this format; either adds up over tensors. A
 slot is a sequence of options for one tensor, or for several that take one format together; a plan
 takes one option of each.
 """
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from quantlab.formats.format import FormatSpec
+from quantlab.records.answers import ANSWER_KL
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.choices import FormatResult
@@ -184,10 +186,12 @@ def float_width(dtype: str) -> int:
 
 
 def relative_error(row: Row, figure: str) -> float:
-    """Return the relative squared error, 10^(-SQNR/10); 0 if nothing was lost.
+    """Return the relative squared error, 10^(-SQNR/10), or a KL itself; 0 if nothing was lost.
 
     Infinite for a row that lost something and has no figure, as an all-zero tensor may.
     """
     if row.get(figure) is None:
         return math.inf if row["max_err"] else 0.0
+    if figure == ANSWER_KL:
+        return float(row[figure])
     return 10.0 ** (-float(row[figure]) / 10)

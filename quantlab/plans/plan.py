@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget
+from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget, smallest_plan
 from quantlab.plans.options import Assignment
-from quantlab.plans.problem import NOISE_FIGURES, Request, build_problem
+from quantlab.plans.problem import KL, Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
 from quantlab.plans.runtimes.runtime import FORMAT_COLUMNS, Runtime
 from quantlab.records import disk
@@ -21,7 +21,7 @@ from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
 from quantlab.text import label
 
-OPTIONS = ("bits", "size", "bar", "recipe", "by", "weights", "keep", "same")
+OPTIONS = ("bits", "size", "kl", "bar", "recipe", "by", "weights", "keep", "same")
 COUNTS = ("n_elements", "n_bytes", "n_bits", "block_size")
 NUMBERS = ("bits_per_value", "sqnr_db", "noise")
 
@@ -31,16 +31,17 @@ def plan(
     *,
     bits: float | str | None = None,
     size: str | None = None,
+    kl: float | str | None = None,
     bar: bool | Mapping[str, float | bool | None] = False,
     recipe: str | None = None,
-    by: str = NOISE_FIGURES[0],
+    by: str | None = None,
     weights: Mapping[str, float] | str | Path | None = None,
     keep: Mapping[str, str] | None = None,
     same: str | Sequence[str] = (),
 ) -> pd.DataFrame:
     """Choose a format for each tensor of a sweep, and return the choice, one row a tensor.
 
-    Exactly one of `bits`, `size` and `bar` is given; nothing is written.
+    Exactly one of `bits`, `size`, `kl` and `bar` is given; nothing is written.
 
     Parameters
     ----------
@@ -50,13 +51,16 @@ def plan(
         The budget in bits per value, on average over all tensors of the checkpoint.
     size
         The budget as a size, such as ``"60MB"``.
+    kl
+        What the answers of the model are predicted to lose at most, in bits: the smallest plan.
     bar
         True for the cheapest formats that meet the bars of the sweep, or criteria of another, such
         as ``{"sqnr_db": 25}``.
     recipe
         A runtime, to choose among the formats that it has: llama.cpp, torchao, mlx or json.
     by
-        The figure whose noise is minimised, ``sqnr_db`` or ``out_sqnr_db``.
+        What is minimised: the noise by ``sqnr_db``, the default, or ``out_sqnr_db``, or the ``kl``
+        of a model's answers.
     weights
         How much the relative error of each tensor counts, 1 where not given; or a csv file.
     keep
@@ -82,7 +86,7 @@ def plan(
         columns = Bar.of(bar).columns()
         sweep = sweep._replace(rows=[{**row, **columns} for row in sweep.rows])
     options = {
-        "bits": bits, "size": size, "bar": bar, "recipe": recipe, "by": by,
+        "bits": bits, "size": size, "kl": kl, "bar": bar, "recipe": recipe, "by": by,
         "weights": weights, "keep": keep, "same": same,
     }  # fmt: skip
     return plan_table(make_plan(sweep, Request.parse(options, tensor_names(sweep))))
@@ -93,6 +97,8 @@ def make_plan(sweep: Aggregated, request: Request) -> Plan:
     problem = build_problem(sweep, request)
     if request.bar:
         return plan_for_bar(problem)
+    if request.kl is not None:
+        return smallest_plan(problem, request.kl)
     return plan_within_budget(problem, request.budget(problem.n_values), request.budget_text)
 
 
@@ -126,8 +132,8 @@ def run_command(
     report = read_settings(directory, settings)
     sweep, texts = sweep._replace(rows=report.judged(sweep.rows)), report.texts
     formats = format_names(sweep)
-    typed = {name: options[name] for name in OPTIONS}
-    parsed = typed | {"keep": [parse_keep(text, formats) for text in typed["keep"]]}
+    typed = {name: options.get(name) for name in OPTIONS}
+    parsed = typed | {"keep": [parse_keep(text, formats) for text in typed["keep"] or ()]}
     request = Request.parse(parsed, tensor_names(sweep), dashes="--")
     plan = make_plan(sweep, request)
     notes = {name: value for name, value in typed.items() if value}
@@ -225,6 +231,7 @@ def plan_json(
             "bits_per_value": plan.total.bits_per_value,
             "n_bytes": -(-plan.total.bits // 8),
             "noise": plan.total.noise,
+            **({"predicted_kl": plan.total.noise} if plan.problem.by == KL else {}),
             "gap": plan.gap if plan.budget is not None else None,
             "best_uniform": best
             and {"format": best.format, "bits": best.bits, "noise": best.noise},

@@ -24,13 +24,15 @@ from quantlab.plans.options import (
 )
 from quantlab.plans.runtimes import find_runtime
 from quantlab.plans.runtimes.runtime import Runtime, table_bits
+from quantlab.records.answers import ANSWER_KL, with_answer_kl
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
 from quantlab.report.choices import find_choices, tensor_levels
 from quantlab.report.sentences import SENTENCE_TENSORS
 from quantlab.text import as_list, first_few, format_size, label, matches, near_misses, parse_size
 
-NOISE_FIGURES = ("sqnr_db", "out_sqnr_db")  # that noise may be computed from
+NOISE_FIGURES = {"sqnr_db": "sqnr_db", "out_sqnr_db": "out_sqnr_db", "kl": ANSWER_KL}
+SQNR, KL = "sqnr_db", "kl"  # as a request names what noise is computed from
 WEIGHTS_HEAD = ["tensor", "alpha"]
 # A plan prints its bits per value, which must suffice for the same plan again.
 BITS_ROUNDING = Fraction(2.0**-52)
@@ -38,18 +40,20 @@ BITS_ROUNDING = Fraction(2.0**-52)
 
 @dataclass(frozen=True)
 class Request:
-    """One of `bits` per value, a `size` in bytes and the `bar` of each row; the demands on a plan.
+    """One of `bits` per value, a `size` in bytes, a `kl` and the `bar` of each row; the demands.
 
-    `by` is the figure that noise is computed from, `weights` the alpha of tensors, 1 if not given;
-    `runtime` must have each format; `keep` are pairs of a pattern of names and a format, of which
-    the last that matches counts; `same` are patterns whose tensors take one format together.
+    `kl` is what the answers of a model are predicted to lose at most, in bits. `by` is the figure
+    that noise is computed from, `weights` the alpha of tensors, 1 if not given; `runtime` must have
+    each format; `keep` are pairs of a pattern of names and a format, of which the last that matches
+    counts; `same` are patterns whose tensors take one format together.
     `dashes` stand before the names of these arguments where a person types them: errors name them.
     """
 
     bits: float | None = None
     size: int | None = None
     bar: bool = False
-    by: str = NOISE_FIGURES[0]
+    kl: float | None = None
+    by: str = SQNR
     weights: Mapping[str, float] = field(default_factory=dict)
     runtime: Runtime | None = None
     keep: Sequence[tuple[str, str]] = ()
@@ -62,21 +66,25 @@ class Request:
     ) -> "Request":
         """Check the arguments of `quantlab.plan`; `names` are those of the tensors measured.
 
-        Raises ValueError unless exactly one of `bits`, `size` and `bar` is given, and for anything
-        that is not what its argument takes.
+        Raises ValueError unless exactly one of `bits`, `size`, `kl` and `bar` is given, and for
+        anything that is not what its argument takes.
         """
-        bits, size, by = (options.get(key) for key in ("bits", "size", "by"))
+        bits, size, kl, by = (options.get(key) for key in ("bits", "size", "kl", "by"))
         bar = bool(options.get("bar"))
-        if [bits is None, size is None, not bar].count(False) != 1:
-            raise ValueError(f"a plan takes one of {dashes}bits, {dashes}size and {dashes}bar")
-        if by and by not in NOISE_FIGURES:
-            raise ValueError(f"{dashes}by takes {' or '.join(NOISE_FIGURES)}, got {by!r}")
+        if [bits is None, size is None, kl is None, not bar].count(False) != 1:
+            names_text = ", ".join(f"{dashes}{name}" for name in ("bits", "size", "kl"))
+            raise ValueError(f"a plan takes one of {names_text} and {dashes}bar")
+        by = by or (SQNR if kl is None else KL)
+        if by not in NOISE_FIGURES or (kl is not None and by != KL):
+            taken = KL if kl is not None else " or ".join(NOISE_FIGURES)
+            raise ValueError(f"{dashes}by takes {taken}, got {by!r}")
         recipe = options.get("recipe")
         return cls(
             bits=None if bits is None else parse_bits(bits, f"{dashes}bits"),
             size=None if size is None else parse_size(size, f"{dashes}size"),
             bar=bar,
-            by=by or NOISE_FIGURES[0],
+            kl=None if kl is None else _parse_positive(kl, f"{dashes}kl", "KL in bits"),
+            by=by,
             weights=parse_weights(options.get("weights") or {}, names),
             runtime=find_runtime(recipe, f"{dashes}recipe") if recipe else None,
             keep=_check_keep(options.get("keep") or ()),
@@ -126,6 +134,7 @@ class Problem:
     failures: Mapping[str, str] = field(default_factory=dict)
     incomplete: Mapping[str, str] = field(default_factory=dict)
     runtime: Runtime | None = None
+    by: str = SQNR
 
     @property
     def n_values(self) -> int:
@@ -158,6 +167,7 @@ class Problem:
 def build_problem(sweep: Aggregated, request: Request) -> Problem:
     """List the options of each tensor; raises ValueError if the request cannot be met."""
     tensors, runtime, by = read_originals(sweep), request.runtime, request.by
+    sweep = with_answer_kl(sweep) if by == KL else sweep
     rows = [row for row in sweep.rows if row.get("bits_per_value") is not None]
     drafts = _draft_assignments(sweep, rows, tensors)
     request.check_patterns([assignments[0].tensor.name for assignments in drafts])
@@ -174,7 +184,7 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
     usable = [_usable_assignments(assignments, request) for assignments in drafts]
     if runtime and not any(usable):  # its recipe would be empty
         raise ValueError(_no_recipe_message(runtime, drafts, refused if not supported else ()))
-    if by != NOISE_FIGURES[0] and not any(_has_figure(assignments, by) for assignments in usable):
+    if by != SQNR and not any(_has_figure(assignments, by) for assignments in usable):
         raise ValueError(
             f"{sweep.directory} has no {by}: sweep with metrics.imatrix=FILE, the "
             "importance matrix of the checkpoint"
@@ -193,6 +203,7 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
         failures=sweep.failures,
         incomplete=sweep.incomplete,
         runtime=runtime,
+        by=by,
     )
 
 
@@ -233,7 +244,9 @@ def _usable_assignments(drafts: Sequence[Assignment], request: Request) -> list[
             for draft in drafts
             if is_taken and runtime.config(draft) is not None
         ]
-    figure = request.by if _has_figure(drafts, request.by) else NOISE_FIGURES[0]
+    figure = NOISE_FIGURES[request.by]
+    if request.by != KL and not _has_figure(drafts, request.by):
+        figure = SQNR
     alpha = request.weights.get(tensor.name, 1.0)
     return [
         replace(draft, noise=alpha * relative_error(draft.row, figure))
@@ -243,12 +256,13 @@ def _usable_assignments(drafts: Sequence[Assignment], request: Request) -> list[
 
 
 def _has_figure(assignments: Iterable[Assignment], figure: str) -> bool:
-    return any(part.row and part.row.get(figure) is not None for part in assignments)
+    key = NOISE_FIGURES[figure]
+    return any(part.row and part.row.get(key) is not None for part in assignments)
 
 
 def _lacks_figure(assignments: Sequence[Assignment], figure: str) -> bool:
     """Test whether the SQNR stands in for a figure."""
-    return figure != NOISE_FIGURES[0] and not _has_figure(assignments, figure)
+    return figure not in (SQNR, KL) and not _has_figure(assignments, figure)
 
 
 def _finite_options(assignments: Iterable[Assignment]) -> list[Option]:
@@ -340,13 +354,17 @@ def parse_bits(value: float | str, option: str = "bits") -> float:
     >>> parse_bits("4.64")
     4.64
     """
+    return _parse_positive(value, option, "number of bits per value")
+
+
+def _parse_positive(value: float | str, option: str, quantity: str) -> float:
     try:
-        bits = math.nan if isinstance(value, bool) else float(value)
+        number = math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError):
-        bits = math.nan
-    if not 0 < bits < math.inf:
-        raise ValueError(f"{option} takes a number of bits per value above 0, got {value!r}")
-    return bits
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise ValueError(f"{option} takes a {quantity} above 0, got {value!r}")
+    return number
 
 
 def _check_keep(keep: Any) -> Sequence[tuple[str, str]]:

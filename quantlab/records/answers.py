@@ -8,10 +8,13 @@ import pandas as pd
 
 from quantlab.formats.format import FormatSpec
 from quantlab.models.figures import FIGURES
-from quantlab.records.record import Record, Run
-from quantlab.records.table import FACTORS, require_directory, setting, swept_axes
+from quantlab.records.record import Record, Row, Run
+from quantlab.records.table import FACTORS, Aggregated, require_directory, setting, swept_axes
+from quantlab.records.table import rows as table_rows
+from quantlab.text import as_text
 
 NAME = "answers.csv"
+ANSWER_KL = "answer_kl"  # beside the kl of a tensor that is a probability vector itself
 TEXT = ("dist", "mode", "tensor", "output", "kind", "format", "remark")
 COUNTS = ("n_bits", "rows", "samples")
 
@@ -52,6 +55,30 @@ def _bits_per_value(content: Record, tensor: str | None) -> float:
     n_values = sum(row["n_elements"] for row in replaced)
     bits = sum(row["bits_per_value"] * row["n_elements"] for row in replaced)
     return float(bits / n_values)
+
+
+def with_answer_kl(sweep: Aggregated) -> Aggregated:
+    """Add to the rows of a sweep the KL of the answers with the one tensor replaced, in bits.
+
+    It is `ANSWER_KL`, of the first output that has one. Raises ValueError where there is none.
+    """
+    table = answers(sweep.directory)
+    alone = table[(table["tensor"] != "") & table["kl"].notna()]
+    if alone.empty:
+        raise ValueError(
+            f"{sweep.directory} has no answers with each tensor alone: sweep with model=... "
+            "model.each=true"
+        )
+    alone = alone[alone["output"] == alone["output"].iloc[0]]
+    columns = list(table.columns)
+    keys = [*columns[: columns.index("output")], "format"]
+    kl = {_key(row, keys): row["kl"] for row in table_rows(alone)}
+    rows: list[Row] = [{**row, ANSWER_KL: kl.get(_key(row, keys))} for row in sweep.rows]
+    return sweep._replace(rows=rows)
+
+
+def _key(row: Row, columns: Sequence[str]) -> tuple[str, ...]:
+    return tuple(as_text(row[column]) for column in columns)
 
 
 def answers(directory: str | Path) -> pd.DataFrame:

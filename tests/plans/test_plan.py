@@ -88,7 +88,7 @@ def test_the_bar_is_that_of_the_sweep_or_another(tmp_path):
     "asked", [{}, {"bits": 5, "size": "1MB"}, {"bits": 5, "bar": True}, {"size": "1MB", "bar": 1}]
 )
 def test_exactly_one_thing_is_asked(directory, asked):
-    with pytest.raises(ValueError, match="a plan takes one of bits, size and bar"):
+    with pytest.raises(ValueError, match="a plan takes one of bits, size, kl and bar"):
         plan(directory, **asked)
 
 
@@ -248,7 +248,7 @@ def test_arguments_are_taken_as_people_write_them(directory):
         ({"bits": 9, "keep": {"a*": "nf5"}}, "keep a*=nf5: 'a.weight' has no such format, only fl"),
         ({"bits": 9, "same": "lstm*"}, "same lstm* matches none of the 2 tensors measured"),
         ({"bits": 9, "recipe": "onnx"}, "recipe takes one of llama.cpp, torchao, mlx, json, got"),
-        ({"bits": 9, "by": "mae"}, "by takes sqnr_db or out_sqnr_db, got 'mae'"),
+        ({"bits": 9, "by": "mae"}, "by takes sqnr_db or out_sqnr_db or kl, got 'mae'"),
         ({"bits": "0.5"}, "0.5 bits per value (125 B) is below what there is"),
         ({"size": "12 B"}, "12 B (0.0478803 bits per value) is below what there is"),
     ],

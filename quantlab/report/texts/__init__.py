@@ -17,18 +17,21 @@ LANGUAGES = sorted(
 
 
 class Texts:
-    """The catalogue of one language."""
+    """The catalogue of one language.
 
-    def __init__(self, lang: str) -> None:
+    With a `variant`, a text whose key ends in it stands in for the plain one, where there is one.
+    """
+
+    def __init__(self, lang: str, variant: str = "") -> None:
         """Raise ValueError when there is no such language."""
         if lang not in LANGUAGES:
             raise ValueError(f"report.lang must be one of {', '.join(LANGUAGES)}, got {lang!r}")
-        self.lang = lang
+        self.lang, self.variant = lang, variant
         self._texts = _catalogue(lang)
 
     def __call__(self, key: str, **values: Any) -> str:
         """Return a text with values in its braces; of one with two forms `n` decides which."""
-        text = self._texts[key]
+        text = self._texts.get(f"{key}_{self.variant}") or self._texts[key]
         if isinstance(text, dict):
             text = text["one" if values["n"] == 1 else "other"]
         return text.format(**values)

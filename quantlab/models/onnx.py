@@ -291,7 +291,7 @@ def _write_values(proto: Any, values: NDArray[Any], path: str) -> None:
     dtype = np.dtype(kind_name(proto.data_type)).newbyteorder("<")
     for field_name in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
         proto.ClearField(field_name)
-    proto.raw_data = values.astype(dtype).tobytes()
+    proto.raw_data = values.astype(dtype).tobytes()  # in C order
 
 
 def _one_line(reason: Exception) -> str:

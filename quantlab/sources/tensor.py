@@ -178,7 +178,7 @@ class MovedAxis(Tensor):
 
     def restore(self, values: FloatArray) -> FloatArray:
         """Return values of this shape in the shape of the original."""
-        return np.ascontiguousarray(values.transpose(0, 2, 1)).reshape(self.original.shape)
+        return np.moveaxis(values, -1, self.axis)
 
     def require_finite(self) -> None:
         """Raise ValueError as the original does, whose indices it names."""

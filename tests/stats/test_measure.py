@@ -1,3 +1,4 @@
+import math
 import tracemalloc
 
 import numpy as np
@@ -11,9 +12,11 @@ from quantlab.formats.blocks import Group, PerChannel
 from quantlab.formats.format import Format
 from quantlab.formats.log import Log
 from quantlab.formats.uniform import Asymmetric, Symmetric
+from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, rank
 from quantlab.stats import measure as module
 from quantlab.stats.compiled import CompiledEngine
+from quantlab.stats.measure import reconstruct
 from quantlab.stats.reference import CHUNK, NumpyEngine
 from tests.conftest import measure
 from tests.stats.test_metrics import oracle
@@ -327,3 +330,25 @@ def test_a_tensor_that_is_lost_as_float32_does_not_look_perfect(size):
     assert result["measured"]["sqnr_db"] is None
     assert result["reasons"]["sqnr_db"] == "every value that is not 0 is too small for float32"
     assert measure(x * 0, Symmetric(8))["measured"]["max_err"] == 0
+
+
+@pytest.mark.parametrize("form", [Format(Symmetric(3)), Format(Symmetric(3), PerChannel(axis=1))])
+@pytest.mark.parametrize("size", [50, CHUNK + 7])
+def test_what_is_reconstructed_is_what_was_measured(form, size):
+    x = np.random.default_rng(0).standard_normal((size, 3)).astype(np.float32)
+    tensor = Tensor("w", x)
+    x_hat = reconstruct(tensor, form, threads=2)
+    assert x_hat.shape == x.shape
+    noise = np.square(x_hat - x, dtype=np.float64).mean()
+    assert module.measure(tensor, form)["measured"]["rmse"] == pytest.approx(
+        math.sqrt(noise), rel=1e-9
+    )
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_groups_along_an_axis_come_back_in_the_shape_of_the_tensor(axis):
+    x = np.random.default_rng(0).standard_normal((6, 10, 4)).astype(np.float32)
+    moved = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+    along = Format(Symmetric(3), Group(size=2, axis=axis))
+    rows = reconstruct(Tensor("w", moved), Format(Symmetric(3), Group(size=2)))
+    assert np.array_equal(reconstruct(Tensor("w", x), along), np.moveaxis(rows, -1, axis))

@@ -12,6 +12,7 @@ PACKAGE = Path(__file__).parent
 INSTALLED = PACKAGE / "conf"
 CONF = INSTALLED if INSTALLED.is_dir() else PACKAGE.parent / "conf"
 FOLDERS = [CONF]
+MISSING = "???"  # the value, in a yaml, of what has to be given
 INSTRUCTIONS = ("_target_", "_partial_")  # to Hydra; they are no settings
 
 
@@ -36,6 +37,12 @@ def load_option(group: str, option: str) -> dict[str, Any] | None:
     paths = (folder / group / f"{option}.yaml" for folder in FOLDERS)
     path = next((path for path in paths if path.is_file()), None)
     return None if path is None else _load(path)
+
+
+def needs_setting(group: str, option: str) -> bool:
+    """Test whether an option has a setting without a value, such as the path of a plan."""
+    config = load_option(group, option) or {}
+    return any(value == MISSING for _, value in _leaves(group, config.get(group, config)))
 
 
 def changed_settings(group: str, option: str, config: Mapping[str, Any]) -> dict[str, Any]:

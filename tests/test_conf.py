@@ -4,7 +4,7 @@ from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
-from quantlab.conf import CONF, load_option
+from quantlab.conf import CONF, load_option, needs_setting
 from quantlab.formats.ggml import NUMBERS
 from quantlab.sweep import job
 
@@ -12,7 +12,8 @@ from quantlab.sweep import job
 def options(group):
     paths = (CONF / group).rglob("*.yaml")
     names = (path.relative_to(CONF / group).with_suffix("").as_posix() for path in paths)
-    return sorted(name for name in names if not name.startswith(("file/", "ggml/")))
+    names = [name for name in names if not name.startswith(("file/", "ggml/"))]
+    return sorted(name for name in names if not needs_setting(group, name))
 
 
 def built(*overrides):
@@ -28,6 +29,13 @@ def test_every_distribution_meets_every_mode(dist, mode):
         assert result["predicted"]["words"]
         assert abs(result["predicted"]["sqnr_db"] - result["measured"]["sqnr_db"]) < 25
         assert result["storage"]["bits_per_value"] > result["storage"]["bits_above_bound"]
+
+
+def test_options_that_need_a_setting_are_known():
+    needy = [name for name in ("noise", "plan", "sym", "mx/fp4") if needs_setting("mode", name)]
+    assert needy == ["noise", "plan"]
+    assert needs_setting("dist", "file/gguf")
+    assert not needs_setting("dist", "of one's own")
 
 
 def test_every_type_of_ggml_has_a_mode_of_its_width():

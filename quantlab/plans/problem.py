@@ -33,6 +33,7 @@ from quantlab.text import as_list, first_few, format_size, label, matches, near_
 
 NOISE_FIGURES = {"sqnr_db": "sqnr_db", "out_sqnr_db": "out_sqnr_db", "kl": ANSWER_KL}
 SQNR, KL = "sqnr_db", "kl"  # as a request names what noise is computed from
+NOT_STORED = ("noise", "plan")  # modes that are no format for one tensor
 WEIGHTS_HEAD = ["tensor", "alpha"]
 # A plan prints its bits per value, which must suffice for the same plan again.
 BITS_ROUNDING = Fraction(2.0**-52)
@@ -165,10 +166,17 @@ class Problem:
 
 
 def build_problem(sweep: Aggregated, request: Request) -> Problem:
-    """List the options of each tensor; raises ValueError if the request cannot be met."""
+    """List the options of each tensor; raises ValueError if the request cannot be met.
+
+    Rows of noise, and of another plan, are no option.
+    """
     tensors, runtime, by = read_originals(sweep), request.runtime, request.by
     sweep = with_answer_kl(sweep) if by == KL else sweep
-    rows = [row for row in sweep.rows if row.get("bits_per_value") is not None]
+    rows = [
+        row
+        for row in sweep.rows
+        if row.get("bits_per_value") is not None and row["mode"] not in NOT_STORED
+    ]
     drafts = _draft_assignments(sweep, rows, tensors)
     request.check_patterns([assignments[0].tensor.name for assignments in drafts])
     specs = dict.fromkeys(map(FormatSpec.from_row, rows))

@@ -17,6 +17,7 @@ from hydra.core.override_parser.types import Glob, Override
 from omegaconf import DictConfig, OmegaConf, open_dict
 from tqdm import tqdm
 
+from quantlab.conf import needs_setting
 from quantlab.errors import USER_ERRORS, error_sentence, options_hint
 from quantlab.formats.element import ContradictionError
 from quantlab.records import parts, record
@@ -179,15 +180,20 @@ def combine(overrides: Sequence[Override], loader: ConfigLoader) -> list[Overrid
 
 
 def _list_values(override: Override, loader: ConfigLoader) -> list[str]:
-    """List the values of a sweep, each once; raises ValueError if there is none to tell apart."""
+    """List the values of a sweep, each once; raises ValueError if there is none to tell apart.
+
+    ``glob(*)`` leaves out the options that need a setting, which the others would not have.
+    """
     key, text = override.key_or_group, override.input_line
     if not record.has_effect(key):
         raise ValueError(f"{text}: {key} changes no figure, give it one value")
     if override.is_interval_sweep():
         raise ValueError(f"{text}: an interval has no end, list values or use range")
     pattern = override.value()
-    nested = _match_nested_options(key, pattern, loader) if isinstance(pattern, Glob) else ()
-    values = list(dict.fromkeys([*override.sweep_string_iterator(), *nested]))
+    values = list(dict.fromkeys(override.sweep_string_iterator()))
+    if isinstance(pattern, Glob):
+        values = [option for option in values if not needs_setting(key, option)]
+        values = list(dict.fromkeys([*values, *_match_nested_options(key, pattern, loader)]))
     if not values:
         options = loader.get_group_options(key)
         hint = options_hint(key, options) if options else "name at least one value"
@@ -224,8 +230,9 @@ def _drop_unused_files(runs: Sequence[Overrides], compose: Compose) -> list[Over
 
 
 def _drop_width(run: Overrides) -> Overrides:
-    """Drop the width, which is meant for other modes, from a run of a file."""
-    if not run.get("mode", "").startswith("mode=file/"):
+    """Drop the width, which is meant for other modes, from a run of a file or a plan."""
+    mode = run.get("mode", "")
+    if not mode.startswith("mode=file/") and mode != "mode=plan":
         return run
     return {key: typed for key, typed in run.items() if key != "n_bits"}
 

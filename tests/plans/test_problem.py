@@ -35,6 +35,18 @@ def test_noise_is_weighted():
     assert found.slots[1][1].noise == pytest.approx(0.3)
 
 
+def test_noise_and_another_plan_are_no_options():
+    others = [
+        row(name, "sym 8 bits", 32.0, 30.0, mode=mode, n_bits=None, format=mode)
+        for name in ("a.weight", "b.weight")
+        for mode in ("noise", "plan")
+    ]
+    problem = build_problem(sweep([*two(), *others]), Request(bits=8))
+    assert {option.format for slot in problem.slots for option in slot} == {
+        "float32", "sym 4 bits, group 32", "sym 8 bits, channel", "sym 8 bits",
+    }  # fmt: skip
+
+
 def test_what_loses_nothing_has_no_noise_and_what_has_no_figure_is_no_option():
     rows = [
         row("a", "sym 8 bits", 8, None, max_err=0.0),

@@ -131,6 +131,36 @@ def test_a_pattern_matches_nested_options(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_pattern_leaves_out_options_that_need_a_setting(tmp_path):
+    done = run("-m", "dist=hidden", "mode=glob(*)", f"hydra.sweep.dir={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    modes = [each.partition("mode=")[2] for each in jobs(tmp_path)]
+    assert {"sym", "nf4", "log"} < {*modes}
+    assert not {"noise", "plan"} & {*modes}
+    alone = run("-m", "mode=glob(noi*)", f"hydra.sweep.dir={tmp_path}/s")
+    assert "mode=glob(noi*) matches nothing" in alone.stderr
+
+
+def test_noise_is_swept_by_its_size_alone(tmp_path):
+    noise = ["mode=noise", "mode.sqnr_db=30,40"]
+    done = run("-m", "dist=hidden", *noise, f"hydra.sweep.dir={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    contents = [record.read(path) for path in tmp_path.glob("*/record.json")]
+    assert sorted(content["config"]["mode"]["sqnr_db"] for content in contents) == [30, 40]
+    for content in contents:
+        (figures,) = content["tensors"].values()
+        decibels = content["config"]["mode"]["sqnr_db"]
+        assert figures["measured"]["sqnr_db"] == pytest.approx(decibels, abs=1)
+    for asked, sentence in (
+        (["mode=noise"], "mode.sqnr_db is not set: add mode.sqnr_db=..."),
+        (["mode=noise", "mode.sqnr_db=loud"], "mode.sqnr_db must be a number of dB, got 'loud'"),
+        (["mode=noise", "mode.sqnr_db=30", "n_bits=4"], "n_bits=4 does not go with mode=noise"),
+    ):
+        refused = run("-m", *asked, f"hydra.sweep.dir={tmp_path}/s")
+        assert refused.returncode == 1
+        assert sentence in refused.stderr
+
+
 def test_products_are_done_one_after_the_other_and_what_is_asked_twice_once(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "union.yaml").write_text(

@@ -1,10 +1,10 @@
 """One combination of tensors and format, measured tensor by tensor."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -14,6 +14,7 @@ from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
 from quantlab.models.model import Evaluation, Model
 from quantlab.models.onnx import OnnxModel
+from quantlab.records.journal import Journal
 from quantlab.records.record import Outcome
 from quantlab.sources.file import File
 from quantlab.sources.onnx import OnnxFile
@@ -76,8 +77,11 @@ class Experiment:
         """The format, bound to the tensors of this source."""
         return self.form.bind(self.dist) if isinstance(self.form, Codec) else self.form
 
-    def run(self) -> Outcome:
-        """Measure each tensor; one that cannot be measured costs none of the others."""
+    def run(self, journal: Callable[[Outcome], Journal] | None = None) -> Outcome:
+        """Measure each tensor; one that cannot be measured costs none of the others.
+
+        With a `journal`, answers with each tensor alone are kept there as soon as they are done.
+        """
         versions = dict(self.form.versions) if isinstance(self.form, Codec) else {}
         outcome = Outcome(
             skipped=self._skipped(),
@@ -99,23 +103,30 @@ class Experiment:
             outcome = replace(outcome, coverage=self.bound.coverage(outcome.tensors))
         if not outcome.tensors and not outcome.failed:
             self._require_others(outcome.skipped)
-        return self._answered(outcome, self.evaluation) if self.evaluation else outcome
+        return self._answered(outcome, journal) if self.evaluation else outcome
 
     @property
     def model_identity(self) -> dict[str, Any] | None:
         """What identifies the model that answers; None where none does."""
         return self.evaluation.identity() if self.evaluation else None
 
-    def _answered(self, outcome: Outcome, evaluation: Evaluation) -> Outcome:
-        """Add the answers of a model with the tensors that were measured, or why there are none."""
-        model = evaluation.identity()
+    def _answered(self, outcome: Outcome, journal: Callable[[Outcome], Journal] | None) -> Outcome:
+        """Add the answers with the tensors that were measured, or the reason why there are none."""
+        evaluation = cast("Evaluation", self.evaluation)
+        outcome = replace(
+            outcome,
+            model=evaluation.identity(),
+            versions={**outcome.versions, **getattr(evaluation.model, "versions", {})},
+        )
         try:
-            answers = list(self._answers(outcome, evaluation))
+            done = journal(outcome) if journal and evaluation.each else None
+            return replace(outcome, answers=list(self._answers(outcome, evaluation, done)))
         except ValueError as reason:
-            return replace(outcome, model=model, fault=f"the model did not answer: {reason}")
-        return replace(outcome, model=model, answers=answers)
+            return replace(outcome, fault=f"the model did not answer: {reason}")
 
-    def _answers(self, outcome: Outcome, evaluation: Evaluation) -> Iterator[dict[str, Any]]:
+    def _answers(
+        self, outcome: Outcome, evaluation: Evaluation, journal: Journal | None
+    ) -> Iterator[dict[str, Any]]:
         """Yield the figures of each output, with all tensors replaced and, if asked, with each."""
         measured = [tensor for tensor in self.dist.tensors() if tensor.name in outcome.tensors]
         weights = {
@@ -128,8 +139,13 @@ class Experiment:
             return
         with tqdm(weights.items(), unit="tensor", delay=1, disable=None, leave=False) as bar:
             for name, x_hat in bar:
-                for figures in evaluation.compare({name: x_hat}):
-                    yield {"tensor": name, **figures}
+                answers = journal.find(name) if journal else None
+                if answers is None:
+                    compared = evaluation.compare({name: x_hat})
+                    answers = [{"tensor": name, **figures} for figures in compared]
+                    if journal:
+                        journal.add(name, answers)
+                yield from answers
 
     def _stored_model(self, model: Model) -> Model | None:
         """Return the model in a quantized ONNX file, which answers as it is deployed."""

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,6 +70,11 @@ class OnnxModel:
         require_packages(("onnx", "onnxruntime"), self.path)
         object.__setattr__(self, "path", existing_path(self.path, "onnx"))  # it is frozen
         self._input_files()
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """The version of ONNX Runtime, on which answers depend."""
+        return {"onnxruntime": version("onnxruntime")}
 
     def identity(self) -> dict[str, Any]:
         """Return the sha256 of the model and of its inputs."""

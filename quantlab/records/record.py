@@ -196,7 +196,7 @@ def run_outcome(
         error = f"{type(reason).__name__}: {reason}"
     interrupt.require_none()  # a run that was cut short is missing, it has not failed
     return {
-        "key": run_key(config, outcome.tensors, outcome.skipped, outcome.listing, outcome.model),
+        "key": outcome_key(config, outcome),
         "status": "failed" if error else "completed",
         "error": error,
         "spec": _spec_json(mode, n_bits, config, outcome.format),
@@ -241,6 +241,11 @@ def _exclude_hint(names: Sequence[str]) -> str:
     if len(names) > MAX_REASONS:
         return "dist.exclude='[...]' leaves out those that match a pattern"
     return f"dist.exclude='[{','.join(patterns)}]' leaves them out"
+
+
+def outcome_key(config: dict[str, Any], outcome: Outcome) -> str:
+    """Hash what the figures of an outcome depend on."""
+    return run_key(config, outcome.tensors, outcome.skipped, outcome.listing, outcome.model)
 
 
 def run_key(

@@ -30,6 +30,7 @@ from quantlab.formats.uniform import mode_name
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
 from quantlab.records import record
+from quantlab.records.journal import Journal, remove_journal
 from quantlab.records.older import current_name, with_current_names
 from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
 from quantlab.report.bar import run_settings
@@ -154,9 +155,14 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
     """Measure what a config describes and keep its record in Hydra's output directory."""
     add_import_path(hydra)
     choices, config = hydra.runtime.choices, settings(cfg)
-    return record.run_and_write(
-        Path(hydra.runtime.output_dir),
-        work=lambda: build(config).run(),
+    directory = Path(hydra.runtime.output_dir)
+
+    def open_journal(outcome: record.Outcome) -> Journal:
+        return Journal(directory, record.outcome_key(config, outcome))
+
+    done = record.run_and_write(
+        directory,
+        work=lambda: build(config).run(open_journal),
         config=config,
         dist=choices["dist"],
         mode=mode_name(choices["mode"]),
@@ -164,6 +170,8 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
         job=_find_position(hydra),
         overrides=as_typed(hydra.overrides.task),
     )
+    remove_journal(directory)
+    return done
 
 
 def add_import_path(hydra: Any) -> None:

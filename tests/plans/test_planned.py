@@ -115,7 +115,7 @@ def test_what_goes_wrong_with_a_plan_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         Planned(str(path))
     path.write_text("{}")
-    with pytest.raises(ValueError, match="plan.json is no plan file"):
+    with pytest.raises(ValueError, match=r"plan\.json is no plan file"):
         Planned(str(path))
     with pytest.raises(ContradictionError, match="n_bits=4 does not go with mode=plan"):
         Planned(str(path), n_bits=4)

@@ -126,7 +126,12 @@ def _take_plan_options(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--by", metavar="FIGURE", help="sqnr_db (default), out_sqnr_db, or kl of a model's answers"
     )
-    command.add_argument("--weights", type=Path, metavar="CSV", help="lines of tensor,alpha")
+    command.add_argument(
+        "--weights",
+        type=Path,
+        metavar="CSV",
+        help="lines of tensor,alpha, or a sweep of mode=noise",
+    )
     command.add_argument(
         "--keep",
         action="append",

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from quantlab.plans.mixture import Plan, relaxed_noise, undominated
 from quantlab.plans.options import Assignment, Option
 from quantlab.plans.problem import KL
+from quantlab.plans.weights import MAX_RATIO, Sensitivity
 from quantlab.records.older import UNKNOWN
 from quantlab.report import plots
 from quantlab.report.page import template
@@ -44,7 +45,7 @@ LINE_COLOUR, POINT_COLOUR = COLOURS[1], COLOURS[0]
 
 def render_page(plan: Plan, command: str, results_sha256: str, texts: Texts) -> bytes:
     """Return plan.html."""
-    texts = Texts(texts.lang, plan.problem.by)
+    texts = Texts(texts.lang, plan.problem.minimised)
     with plots.plot_style():
         curve = plots.svg(draw_curve(plan, texts), salt="plan_curve")
         strip = plots.svg(draw_strip(plan, texts), salt="plan_strip")
@@ -223,8 +224,10 @@ def _noise_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
         lossy = any(part.row and part.row["max_err"] for part in plan.assignments)
         yield texts("plan_weightless" if lossy else "plan_exact")
         return
-    if plan.problem.by == KL:
+    if plan.problem.minimised == KL:
         yield texts("plan_predicted", kl=f"{plan.total.noise:.3g}")
+    if sensitivity := plan.problem.sensitivity:
+        yield from _doubt_sentences(sensitivity, texts)
     yield _uniform_sentence(plan, texts)
     saving = plan.gap / (1 + plan.gap)  # of the noise, at the bound
     gap = percent(saving, texts, 2)
@@ -233,6 +236,20 @@ def _noise_sentences(plan: Plan, texts: Texts) -> Iterator[str]:
     share = 1 - plan.noise_bound(plan.total.bits + size) / plan.total.noise
     if share > MIN_SHARE:
         yield texts("plan_more", unit=unit, share=percent(share, texts))
+
+
+def _doubt_sentences(sensitivity: Sensitivity, texts: Texts) -> Iterator[str]:
+    if sensitivity.doubtful:
+        low, high = (f"{level:g}" for level in sensitivity.levels)
+        yield texts(
+            "plan_doubtful",
+            n=len(sensitivity.doubtful),
+            tensors=len(sensitivity.alphas),
+            ratio=f"{MAX_RATIO:g}",
+            low=low,
+            high=high,
+            names=name_list(sensitivity.doubtful, SENTENCE_TENSORS, texts),
+        )
 
 
 def _uniform_sentence(plan: Plan, texts: Texts) -> str:
@@ -298,7 +315,7 @@ def _size_cells(part: Assignment | Option, plan: Plan, texts: Texts) -> tuple[st
 
 def plan_summary(plan: Plan, texts: Texts) -> str:
     """Return the text of the terminal: the plan in one line, its formats, how it compares."""
-    texts = Texts(texts.lang, plan.problem.by)
+    texts = Texts(texts.lang, plan.problem.minimised)
     formats = format_table(plan, texts)
     rows = [[label(row[0], FORMAT_CHARS), *row[1:]] for row in formats.rows[:TERMINAL_FORMATS]]
     return render(

@@ -62,7 +62,8 @@ def plan(
         What is minimised: the noise by ``sqnr_db``, the default, or ``out_sqnr_db``, or the ``kl``
         of a model's answers.
     weights
-        How much the relative error of each tensor counts, 1 where not given; or a csv file.
+        How much the relative error of each tensor counts, 1 where not given; or a csv file; or the
+        directory of a sweep of ``mode=noise`` with answers of each tensor alone, which measures it.
     keep
         Formats that tensors must have, by patterns of names; the last that matches counts.
     same
@@ -72,8 +73,8 @@ def plan(
     -------
     DataFrame
         ``dist, tensor, dtype, n_elements, format, bits_per_value, n_bytes, sqnr_db`` (dB),
-        ``noise`` (weighted relative squared error), the settings of the format, and ``reason``,
-        why a tensor was not measured.
+        ``noise`` (weighted relative squared error, or predicted KL), the settings of the format,
+        and ``reason``, why a tensor was not measured.
 
     Raises
     ------
@@ -231,7 +232,7 @@ def plan_json(
             "bits_per_value": plan.total.bits_per_value,
             "n_bytes": -(-plan.total.bits // 8),
             "noise": plan.total.noise,
-            **({"predicted_kl": plan.total.noise} if plan.problem.by == KL else {}),
+            **({"predicted_kl": plan.total.noise} if plan.problem.minimised == KL else {}),
             "gap": plan.gap if plan.budget is not None else None,
             "best_uniform": best
             and {"format": best.format, "bits": best.bits, "noise": best.noise},

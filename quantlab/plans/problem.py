@@ -4,7 +4,6 @@ A request is a budget or the bars of the rows, a runtime, weights and demands on
 are told apart by their `FormatSpec`; names are what people read, and type for ``--keep``.
 """
 
-import csv
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,6 +23,7 @@ from quantlab.plans.options import (
 )
 from quantlab.plans.runtimes import find_runtime
 from quantlab.plans.runtimes.runtime import Runtime, table_bits
+from quantlab.plans.weights import NOISE, Sensitivity, parse_weights, read_sensitivity
 from quantlab.records.answers import ANSWER_KL, with_answer_kl
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
@@ -33,8 +33,7 @@ from quantlab.text import as_list, first_few, format_size, label, matches, near_
 
 NOISE_FIGURES = {"sqnr_db": "sqnr_db", "out_sqnr_db": "out_sqnr_db", "kl": ANSWER_KL}
 SQNR, KL = "sqnr_db", "kl"  # as a request names what noise is computed from
-NOT_STORED = ("noise", "plan")  # modes that are no format for one tensor
-WEIGHTS_HEAD = ["tensor", "alpha"]
+NOT_STORED = (NOISE, "plan")  # modes that are no format for one tensor
 # A plan prints its bits per value, which must suffice for the same plan again.
 BITS_ROUNDING = Fraction(2.0**-52)
 
@@ -44,9 +43,10 @@ class Request:
     """One of `bits` per value, a `size` in bytes, a `kl` and the `bar` of each row; the demands.
 
     `kl` is what the answers of a model are predicted to lose at most, in bits. `by` is the figure
-    that noise is computed from, `weights` the alpha of tensors, 1 if not given; `runtime` must have
-    each format; `keep` are pairs of a pattern of names and a format, of which the last that matches
-    counts; `same` are patterns whose tensors take one format together.
+    that noise is computed from, `weights` the alpha of tensors, 1 if not given, and `sensitivity`
+    where that comes from if it was measured; `runtime` must have each format; `keep` are pairs of a
+    pattern of names and a format, of which the last that matches counts; `same` are patterns whose
+    tensors take one format together.
     `dashes` stand before the names of these arguments where a person types them: errors name them.
     """
 
@@ -56,6 +56,7 @@ class Request:
     kl: float | None = None
     by: str = SQNR
     weights: Mapping[str, float] = field(default_factory=dict)
+    sensitivity: Sensitivity | None = None
     runtime: Runtime | None = None
     keep: Sequence[tuple[str, str]] = ()
     same: Sequence[str] = ()
@@ -75,18 +76,20 @@ class Request:
         if [bits is None, size is None, kl is None, not bar].count(False) != 1:
             names_text = ", ".join(f"{dashes}{name}" for name in ("bits", "size", "kl"))
             raise ValueError(f"a plan takes one of {names_text} and {dashes}bar")
-        by = by or (SQNR if kl is None else KL)
-        if by not in NOISE_FIGURES or (kl is not None and by != KL):
-            taken = KL if kl is not None else " or ".join(NOISE_FIGURES)
-            raise ValueError(f"{dashes}by takes {taken}, got {by!r}")
+        weights = options.get("weights") or {}
+        sensitivity = None
+        if isinstance(weights, str | Path) and Path(weights).is_dir():
+            sensitivity = read_sensitivity(Path(weights), names)
+            weights = sensitivity.alphas
         recipe = options.get("recipe")
         return cls(
             bits=None if bits is None else parse_bits(bits, f"{dashes}bits"),
             size=None if size is None else parse_size(size, f"{dashes}size"),
             bar=bar,
             kl=None if kl is None else _parse_positive(kl, f"{dashes}kl", "KL in bits"),
-            by=by,
-            weights=parse_weights(options.get("weights") or {}, names),
+            by=_check_figure(by, kl is not None, sensitivity is not None, dashes),
+            weights=parse_weights(weights, names),
+            sensitivity=sensitivity,
             runtime=find_runtime(recipe, f"{dashes}recipe") if recipe else None,
             keep=_check_keep(options.get("keep") or ()),
             same=tuple(as_list(options.get("same"))),
@@ -136,6 +139,12 @@ class Problem:
     incomplete: Mapping[str, str] = field(default_factory=dict)
     runtime: Runtime | None = None
     by: str = SQNR
+    sensitivity: Sensitivity | None = None
+
+    @property
+    def minimised(self) -> str:
+        """The figure that a plan minimises: with alphas from noise a KL that the SQNR predicts."""
+        return KL if self.sensitivity else self.by
 
     @property
     def n_values(self) -> int:
@@ -212,6 +221,7 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
         incomplete=sweep.incomplete,
         runtime=runtime,
         by=by,
+        sensitivity=request.sensitivity,
     )
 
 
@@ -375,6 +385,18 @@ def _parse_positive(value: float | str, option: str, quantity: str) -> float:
     return number
 
 
+def _check_figure(by: str | None, of_kl: bool, of_noise: bool, dashes: str) -> str:
+    """Return the figure that noise is computed from; raises ValueError where it is another.
+
+    A budget in KL takes that of each format, or that which alphas of noise predict from the SQNR.
+    """
+    figures = [SQNR] if of_noise else [KL] if of_kl else list(NOISE_FIGURES)
+    if by and by not in figures:
+        why = f" with {dashes}weights of noise" if of_noise else ""
+        raise ValueError(f"{dashes}by takes {' or '.join(figures)}{why}, got {by!r}")
+    return by or figures[0]
+
+
 def _check_keep(keep: Any) -> Sequence[tuple[str, str]]:
     """Return pairs of patterns and formats, from a mapping too; raises ValueError."""
     pairs = tuple(keep.items()) if isinstance(keep, Mapping) else keep
@@ -382,53 +404,3 @@ def _check_keep(keep: Any) -> Sequence[tuple[str, str]]:
         if not isinstance(pair, tuple) or not all(isinstance(part, str) for part in pair):
             raise ValueError(f"keep takes a mapping from patterns to formats, got {keep!r}")
     return pairs
-
-
-def parse_weights(
-    weights: Mapping[str, float] | str | Path, names: Collection[str]
-) -> Mapping[str, float]:
-    """Return the alpha of each tensor, from a csv file whose first line is ``tensor,alpha`` too.
-
-    Raises ValueError, with the line, if a tensor is none of `names` or is listed twice, or its
-    alpha is no number from 0 up.
-    """
-    if isinstance(weights, Mapping):
-        lines = [("weights", [name, str(alpha)]) for name, alpha in weights.items()]
-    else:
-        lines = _read_weight_lines(Path(weights))
-    alphas: dict[str, float] = {}
-    for where, line in lines:
-        name, alpha = _parse_weight(line, where, names)
-        if name in alphas:
-            raise ValueError(f"{where}: '{label(name)}' stands there twice")
-        alphas[name] = alpha
-    return alphas
-
-
-def _read_weight_lines(path: Path) -> list[tuple[str, list[str]]]:
-    """Return the lines of a csv file, each with what to call it."""
-    try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            head, *lines = list(csv.reader(file)) or [[]]
-    except (OSError, UnicodeDecodeError, csv.Error) as reason:
-        why = getattr(reason, "strerror", None) or reason
-        raise ValueError(f"{path} cannot be read: {why}") from None
-    if [cell.strip() for cell in head] != WEIGHTS_HEAD:
-        raise ValueError(f"{path} must begin with the line {','.join(WEIGHTS_HEAD)}")
-    return [(f"{path}, line {number}", line) for number, line in enumerate(lines, 2) if line]
-
-
-def _parse_weight(line: list[str], where: str, names: Collection[str]) -> tuple[str, float]:
-    if len(line) != 2:
-        raise ValueError(f"{where}: a line is a tensor and its alpha, got {','.join(line)!r}")
-    name, text = line
-    if name not in names:
-        near = near_misses(name, list(names))
-        raise ValueError(f"{where}: the sweep has no tensor '{label(name)}': {near}")
-    try:
-        alpha = float(text)
-    except ValueError:
-        alpha = math.nan
-    if not 0 <= alpha < math.inf:
-        raise ValueError(f"{where}: the alpha of '{label(name)}' must be from 0 up, got {text!r}")
-    return name, alpha

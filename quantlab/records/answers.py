@@ -8,25 +8,36 @@ import pandas as pd
 
 from quantlab.formats.format import FormatSpec
 from quantlab.models.figures import FIGURES
-from quantlab.records.record import Record, Row, Run
-from quantlab.records.table import FACTORS, Aggregated, require_directory, setting, swept_axes
+from quantlab.records.record import BAR_PREFIX, Record, Row, Run
+from quantlab.records.table import (
+    FACTORS,
+    Aggregated,
+    bar_columns,
+    require_directory,
+    setting,
+    swept_axes,
+)
 from quantlab.records.table import rows as table_rows
 from quantlab.text import as_text
 
 NAME = "answers.csv"
+CHANGES = "changes"  # the first answers that changed, as a record has them: in no table
 ANSWER_KL = "answer_kl"  # beside the kl of a tensor that is a probability vector itself
 TEXT = ("dist", "mode", "tensor", "output", "kind", "format", "remark")
 COUNTS = ("n_bits", "rows", "samples")
 
 
-def answers_csv(runs: Sequence[Run]) -> bytes | None:
-    """Write one row for each output of each run that answered; None where none did."""
+def answer_rows(runs: Sequence[Run]) -> list[Row]:
+    """List one row for each output of each run that answered, and its `CHANGES`."""
     records = [run.record for run in runs if run.record]
     axes = swept_axes(records)
-    rows = [row for content in records for row in _rows(content, axes)]
-    if not rows:
-        return None
-    text: str = pd.DataFrame(rows, dtype=object).to_csv(index=False, lineterminator="\n")
+    return [row for content in records for row in _rows(content, axes)]
+
+
+def answers_csv(rows: Sequence[Row]) -> bytes:
+    """Write answers.csv."""
+    table = pd.DataFrame(rows, dtype=object).drop(columns=CHANGES)
+    text: str = table.to_csv(index=False, lineterminator="\n")
     return text.encode(errors="backslashreplace")
 
 
@@ -44,6 +55,8 @@ def _rows(content: Record, axes: Sequence[str]) -> list[dict[str, Any]]:
             "format": FormatSpec.from_json(content["spec"]).name,
             "remark": answer["remark"],
         }
+        | bar_columns(content)
+        | {CHANGES: answer["changes"]}
         for answer in content.get("answers", ())
     ]
 
@@ -105,6 +118,7 @@ def answers(directory: str | Path) -> pd.DataFrame:
     bits_per_value                  bits of what was replaced, over its values
     kind                            probabilities, logits or values
     format, remark                  the name of the format; what makes figures doubtful
+    bar_...                         criteria of the bar that the run is judged by, as in `load`
     ==============================  ================================================================
 
     Raises ValueError if the directory holds no answers.
@@ -124,5 +138,7 @@ def answers(directory: str | Path) -> pd.DataFrame:
         dtype_backend="numpy_nullable",
         lineterminator="\n",
     )
-    figures = [*FIGURES, "bits_per_value"]
+    columns = (key for key in map(str, table) if key.startswith(BAR_PREFIX))
+    limits = [key for key in columns if str(table[key].dtype) != "boolean"]
+    figures = [*FIGURES, "bits_per_value", *limits]
     return table.astype(dict.fromkeys(figures, "float64")).fillna({"tensor": ""})

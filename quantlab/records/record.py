@@ -28,7 +28,9 @@ from quantlab.text import as_text, first_few
 SCHEMA = 9
 NAME = "record.json"
 BAR_PREFIX = "bar_"  # of the columns of results.csv that say by what bar a row is judged
-LATER_CRITERIA = ("worst_row_sqnr_db", "coverage")  # have a column where a bar asks for them
+LATER_CRITERIA = (  # have a column where a bar asks for them
+    "worst_row_sqnr_db", "coverage", "kl", "top1_same", "accuracy_drop",
+)  # fmt: skip
 COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256", "input_axis")

@@ -150,7 +150,7 @@ def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[
     factors = {"dist": content["dist"], "mode": content["mode"], "n_bits": content["n_bits"]}
     settings = {axis: setting(content, axis) for axis in axes}
     file = files.get(str(setting(content, "mode.path")))
-    bar = setting(content, "report.bar") or {}
+    bar = bar_columns(content)
     coverage = _coverage_columns(content.get("coverage"))
     return [
         factors
@@ -159,13 +159,18 @@ def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[
         | (figures | {"stored_file": file} if file else figures)
         | _format_columns(content["spec"], file)
         | coverage
-        | {
-            f"{record.BAR_PREFIX}{key}": value
-            for key, value in bar.items()
-            if value is not None or key not in record.LATER_CRITERIA
-        }
+        | bar
         for name, figures in content["tensors"].items()
     ]
+
+
+def bar_columns(content: Record) -> dict[str, Any]:
+    """List the columns that say by what bar the rows of a run are judged."""
+    return {
+        f"{record.BAR_PREFIX}{key}": value
+        for key, value in (setting(content, "report.bar") or {}).items()
+        if value is not None or key not in record.LATER_CRITERIA
+    }
 
 
 def is_context(column: str) -> bool:
@@ -369,7 +374,8 @@ def load(directory: str | Path) -> pd.DataFrame:
                                               options' own, as JSON
     format                                    the name of the format
     bar_top_order, bar_rel_err, bar_sqnr_db,  criteria of the bar that the run is judged by; missing
-    bar_worst_row_sqnr_db, bar_coverage       where nothing is demanded
+    bar_worst_row_sqnr_db, bar_coverage,      where nothing is demanded
+    bar_kl, bar_top1_same, bar_accuracy_drop
     remark                                    what is wrong with what is stored
     coverage, coverage_bytes                  of a stored file: share of the original's values that
                                               were compared, share of the file's bytes that were

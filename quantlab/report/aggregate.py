@@ -3,13 +3,14 @@
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from quantlab.records import disk, manifest, parts, record
 from quantlab.records.answers import NAME as ANSWERS
-from quantlab.records.answers import answers_csv
+from quantlab.records.answers import answer_rows, answers_csv
 from quantlab.records.record import Row, Run, group_rows
 from quantlab.records.table import collect, run_directories, tables, tabulate
 from quantlab.report import page, verdict
@@ -52,11 +53,13 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
         table[key] = [row.get(key) for row in rows]
     missed = ["; ".join(Bar.from_row(row).missed(row)) for row in rows]
     artefacts = tables(table, levels, missed)
-    if (answers := answers_csv(runs)) is not None:
-        artefacts[ANSWERS] = answers
+    if answers := answer_rows(runs):
+        artefacts[ANSWERS] = answers_csv(answers)
     origin = manifest.from_directory(directory, runs, levels)
     provenance = _provenance(runs, origin, artefacts, settings.texts)
-    findings = _findings(runs, directory, rows, levels, provenance)
+    findings = replace(
+        _findings(runs, directory, rows, levels, provenance), answers=settings.judged(answers)
+    )
     choices = find_choices(rows, levels)
     artefacts[verdict.NAME] = verdict.verdict_json(
         choices, findings.bars, {**findings.failures, **findings.incomplete}, findings.stored

@@ -17,6 +17,7 @@ from quantlab.report.texts import Texts
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+ANSWER_CRITERIA = ("kl", "top1_same", "accuracy_drop")
 CONFIG_FILES = ("multirun.yaml", ".hydra/config.yaml")  # of a sweep, and of a run alone
 
 
@@ -30,6 +31,10 @@ class Bar:
     for float32 meets none. `worst_row_sqnr_db`: the SQNR of the worst row is at least this, in dB.
     `coverage` is no figure of a tensor: at least this share of the values
     of an original must have been compared with a stored file.
+
+    Three judge what a model answers with all weights stored, each output where it has the figure.
+    `kl`: at most so many bits. `top1_same`: at least this share of the first answers stay.
+    `accuracy_drop`: at most this share of them is right no more.
     """
 
     top_order: bool | None = True
@@ -37,6 +42,9 @@ class Bar:
     sqnr_db: float | None = 30.0
     worst_row_sqnr_db: float | None = None
     coverage: float | None = None
+    kl: float | None = None
+    top1_same: float | None = None
+    accuracy_drop: float | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError if a threshold makes no sense, or there is no criterion."""
@@ -48,7 +56,10 @@ class Bar:
         _require_within("sqnr_db", self.sqnr_db, math.inf)
         _require_within("worst_row_sqnr_db", self.worst_row_sqnr_db, math.inf)
         _require_within("coverage", self.coverage, 1)
-        if not self.criteria:
+        _require_within("kl", self.kl, math.inf)
+        _require_within("top1_same", self.top1_same, 1)
+        _require_within("accuracy_drop", self.accuracy_drop, 1)
+        if not self.criteria and not self.answer_criteria:
             raise ValueError("report.bar asks nothing: give at least one of its keys a value")
 
     @classmethod
@@ -80,8 +91,14 @@ class Bar:
         return {
             key: limit
             for key, limit in asdict(self).items()
-            if limit not in (None, False) and key != "coverage"
+            if limit not in (None, False) and key not in ("coverage", *ANSWER_CRITERIA)
         }
+
+    @cached_property
+    def answer_criteria(self) -> dict[str, float]:
+        """The criteria that answers of a model must meet, with their thresholds."""
+        limits = {key: getattr(self, key) for key in ANSWER_CRITERIA}
+        return {key: limit for key, limit in limits.items() if limit is not None}
 
     def is_covered(self, row: Row) -> bool:
         """Test whether enough of the original was compared, in the run that a row is from."""
@@ -94,8 +111,24 @@ class Bar:
             return list(self.criteria)
         return [key for key, limit in self.criteria.items() if not _meets(key, limit, row)]
 
+    def missed_answers(self, row: Row) -> list[str]:
+        """List the criteria that the figures of an output do not meet, of those that it has."""
+        return [
+            key
+            for key, limit in self.answer_criteria.items()
+            if (value := answer_figure(row, key)) is not None
+            and (value < limit if key == "top1_same" else value > limit)
+        ]
+
 
 CRITERIA = tuple(field.name for field in fields(Bar))
+
+
+def answer_figure(row: Row, key: str) -> float | None:
+    """Return the figure of an output that a criterion judges; None where it does not exist."""
+    if key != "accuracy_drop":
+        return cast("float | None", row[key])
+    return None if row["accuracy"] is None else row["accuracy_before"] - row["accuracy"]
 
 
 @lru_cache(maxsize=1024, typed=True)  # 30 and 30.0 are written as they came

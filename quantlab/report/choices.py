@@ -364,10 +364,11 @@ class TensorEntry(NamedTuple):
 class Findings:
     """The content of the report of a sweep.
 
-    `rows` and `levels` are those of its table, each row with its bar; `details` are looked at
-    closely, `histogram` is the lab's; `failures` and `skipped` map a run or a tensor to the
-    reason, `incomplete` a run of which some tensors could not be measured; all that could not are
-    `unmeasured`; `provenance` maps a text's key to what stands beside it.
+    `rows` and `levels` are those of its table, each row with its bar, `answers` the rows of
+    answers.csv likewise; `details` are looked at closely, `histogram` is the lab's; `failures` and
+    `skipped` map a run or a tensor to the reason, `incomplete` a run of which some tensors could
+    not be measured; all that could not are `unmeasured`; `provenance` maps a text's key to what
+    stands beside it.
     """
 
     rows: Sequence[Row]
@@ -379,6 +380,7 @@ class Findings:
     unmeasured: Sequence[str]
     provenance: Mapping[str, str]
     incomplete: Mapping[str, str] = field(default_factory=dict)
+    answers: Sequence[Row] = ()
 
     @property
     def underflows(self) -> dict[str, int]:

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from quantlab.report import plots
+from quantlab.report.answers import answer_sentences, answer_table, find_outputs
 from quantlab.report.choices import Findings, format_points, quality, row_name
 from quantlab.report.plots import FRONT_NAMES, error_vs_storage, shades
 from quantlab.report.sentences import (
@@ -143,6 +144,7 @@ def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
 
 def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Collect the values of both templates."""
+    outputs = find_outputs(findings.answers, findings.levels)
     n_choices, n_files = len(findings.storage), len(findings.stored)
     caption = "storage_caption_many" if n_choices > 1 else "storage_caption"
     return {
@@ -152,6 +154,8 @@ def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "subtitle": _subtitle(findings, texts) if findings.rows else texts("not_measured"),
         "answers": list(answers(findings.widths, texts)),
         "sentences": verdict_sentences(findings, texts),
+        "answer_table": answer_table(outputs, texts),
+        "answer_sentences": answer_sentences(outputs, texts),
         "unmeasured": unmeasured_text(findings.unmeasured, texts),
         "incomplete": list(dict.fromkeys(findings.incomplete.values())),
         "the_bar": bar_text(findings.rows, texts),

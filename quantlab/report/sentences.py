@@ -28,6 +28,9 @@ from quantlab.text import NULL, format_number, format_size, label, printable
 BITS_SPEC, SQNR_SPEC = ".4g", ".2f"
 SENTENCE_FORMATS, SENTENCE_TYPES = 5, 6  # of a source and of a file, the most frequent
 SENTENCE_ITEMS = 4  # names or reasons in one sentence; more nobody reads
+LIMIT_UNITS = dict.fromkeys(("rel_err", "top1_same", "accuracy_drop"), "percent") | {
+    "kl": "bits_text"
+}
 MOSTLY = 0.5  # share of the values that are not 0
 SENTENCE_TENSORS = 3  # tensors of one kind that have a sentence, or a place in one
 
@@ -144,7 +147,8 @@ def bar_text(rows: Sequence[Row], texts: Texts) -> str:
 
 def criteria_text(bar: Bar, texts: Texts) -> str:
     """List the criteria of a bar with their thresholds."""
-    return "; ".join(criterion_text(key, limit, texts) for key, limit in bar.criteria.items())
+    criteria = bar.criteria | bar.answer_criteria
+    return "; ".join(criterion_text(key, limit, texts) for key, limit in criteria.items())
 
 
 def criterion_heads(bars: Sequence[Bar], texts: Texts) -> list[str]:
@@ -201,11 +205,11 @@ def _miss_text(result: FormatResult, name: str, texts: Texts) -> str:
 
 def criterion_text(key: str, limit: Any, texts: Texts) -> str:
     """Return a criterion of the bar with its threshold."""
-    return texts(f"criterion_{key}", threshold=_threshold(key, limit, texts))
+    return texts(f"criterion_{key}", threshold=limit_text(key, limit, texts))
 
 
 def _figures(row: Row, bar: Bar, texts: Texts) -> str:
-    parts = [_figure(f"is_{key}", key, row, texts) for key in bar.criteria]
+    parts = [_figure(f"is_{key}", key, row, texts) for key in bar.criteria or ("sqnr_db",)]
     return ", ".join([*parts, *_zeroed(row, texts)])
 
 
@@ -225,13 +229,17 @@ def _figure(text: str, key: str, row: Row, texts: Texts, bar: Bar | None = None)
     if bar is None:
         return texts(text, value=_value(key, row[key], texts))
     value, limit = row.get(key), bar.criteria[key]
-    threshold = _threshold(key, limit, texts)
+    threshold = limit_text(key, limit, texts)
     if value is None:  # what has no figure and misses the bar has lost everything
         return texts(text, value=texts("none_rel_err"), threshold=threshold)
-    return texts(text, value=_value(key, value, texts, _digits(value, limit)), threshold=threshold)
+    return texts(
+        text,
+        value=_value(key, value, texts, distinguishing_digits(value, limit)),
+        threshold=threshold,
+    )
 
 
-def _digits(value: float, limit: float) -> int:
+def distinguishing_digits(value: float, limit: float) -> int:
     """Count the digits that tell a figure from a threshold that it misses, 3 or more."""
     return next(n for n in range(3, 18) if f"{value:.{n}g}" != f"{limit:.{n}g}")
 
@@ -266,13 +274,13 @@ def _set_text(row: Row, texts: Texts) -> str:
     return texts("rank_edge") if row["top_worst"] < row["top_best"] else ""
 
 
-def _threshold(key: str, limit: Any, texts: Texts) -> str:
+def limit_text(key: str, limit: Any, texts: Texts) -> str:
     """Return a threshold just as it was given: rounded, a figure may seem to meet it."""
     if key == "top_order":
         return ""
-    share = key == "rel_err"
-    exact = Decimal(repr(limit)) * (100 if share else 1)
-    return texts("percent" if share else "decibels", value=f"{exact.normalize():f}")
+    unit = LIMIT_UNITS.get(key, "decibels")
+    exact = Decimal(repr(limit)) * (100 if unit == "percent" else 1)
+    return texts(unit, value=f"{exact.normalize():f}")
 
 
 def _value(key: str, value: Any, texts: Texts, digits: int = 3) -> str:

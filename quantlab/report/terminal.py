@@ -13,6 +13,7 @@ from rich.text import Text
 
 from quantlab.formats.format import is_format_column
 from quantlab.records.record import Record, Row, figures, group_rows
+from quantlab.report.answers import answer_sentences, answer_table, find_outputs
 from quantlab.report.bar import Bar
 from quantlab.report.choices import Findings, has_formats, quality, stored_rows
 from quantlab.report.sentences import (
@@ -92,6 +93,11 @@ def _tables(findings: Findings, texts: Texts) -> Iterator[Table | str]:
     if findings.storage:
         yield texts("section_storage")
         yield from first_rows(storage_table(findings.storage, texts), texts)
+    if outputs := find_outputs(findings.answers, findings.levels):
+        yield texts("section_answers")
+        yield from first_rows(answer_table(outputs, texts), texts, "more_answers")
+        sentences = answer_sentences(outputs, texts)
+        yield "\n".join(texts.first_few(sentences, VERDICT_LINES, "more_verdicts"))
     yield "\n".join(_verdicts(findings, texts))
 
 

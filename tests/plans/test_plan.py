@@ -21,7 +21,7 @@ from quantlab.plans.plan import (
 from quantlab.plans.problem import Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
 from quantlab.records.older import UNSIZED
-from quantlab.report.bar import Bar
+from quantlab.report.bar import CRITERIA, Bar
 from quantlab.report.texts import Texts
 from tests.plans.samples import original, row, sweep, two
 from tests.report.samples import SQNR
@@ -97,7 +97,7 @@ def test_exactly_one_thing_is_asked(directory, asked):
     [
         (
             {"bar": {"sqnr": 30}},
-            "report.bar takes top_order, rel_err, sqnr_db, worst_row_sqnr_db, coverage, got",
+            f"report.bar takes {', '.join(CRITERIA)}, got",
         ),
         ({"bar": {}}, "report.bar asks nothing"),
         ({"bits": 9, "weights": {"x": 1}}, "weights: the sweep has no tensor 'x'"),

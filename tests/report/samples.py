@@ -5,7 +5,10 @@ from pathlib import Path
 from hypothesis import strategies as st
 
 from quantlab.formats.format import MODE_OPTIONS, PLAIN, FormatSpec
+from quantlab.models.figures import FIGURES as ANSWER_FIGURES
+from quantlab.models.figures import wilson
 from quantlab.records.table import Aggregated
+from quantlab.report.answers import find_outputs
 from quantlab.report.bar import Bar
 from quantlab.report.choices import (
     Findings,
@@ -162,3 +165,29 @@ FILE_ROWS = [
 def files_of(rows, bar=SQNR):
     """The quantized files of rows."""
     return stored_rows(judged(rows, bar), ["dist", "mode", "tensor", "mode.path"])
+
+
+def answer(format, bits, kl=0.01, same=0.99, n=100, **change):
+    """A row of answers.csv, of probabilities unless a `kind` is given, with its changes."""
+    low, high = wilson(round(same * n), n)
+    figures = dict.fromkeys(ANSWER_FIGURES) | {
+        "kl": kl, "kl_median": kl / 2, "kl_p99": kl * 10, "kl_max": kl * 20, "top1_same": same,
+        "top1_low": low, "top1_high": high, "top_same_set": 0.5, "top_same_order": 0.25,
+        "top_worst": 0.9, "top_best": 0.9, "dp_rms": 0.01, "sqnr_db": 30.0, "cos_sim": 0.999,
+    }  # fmt: skip
+    if change.get("kind") == "values":
+        figures = dict.fromkeys(ANSWER_FIGURES) | {"sqnr_db": 30.0, "cos_sim": 0.999}
+    names = {"dist": "file/onnx", "mode": "symmetric", "n_bits": 4, "tensor": "", "output": "probs"}
+    rest = {"rows": n, "samples": n, "bits_per_value": bits, "kind": "probabilities"}
+    return names | rest | figures | {"format": format, "remark": None, "changes": []} | change
+
+
+def first_change(sample, p_before=0.9, row=0):
+    """A first answer that changed, from 1 to 2."""
+    places = {"sample": sample, "row": row, "before": 1, "after": 2}
+    return places | {"p_before": p_before, "p_after": 0.5}
+
+
+def outputs_of(rows, levels=FORMAT_LEVELS, **bar):
+    """The outputs of rows of answers, judged by a bar."""
+    return find_outputs(judged(rows, Bar(top_order=None, rel_err=None, **bar)), levels)

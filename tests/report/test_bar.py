@@ -4,13 +4,14 @@ import re
 import pytest
 
 from quantlab.conf import load_option
-from quantlab.report.bar import CRITERIA, Bar
+from quantlab.report.bar import ANSWER_CRITERIA, CRITERIA, Bar, answer_figure
 
 GOOD = {"top_order_kept": True, "rel_err": 0.01, "sqnr_db": 30.0, "max_err": 0.5}
 
 
 def test_the_default_is_that_of_the_lab():
-    assert Bar().thresholds() | {"worst_row_sqnr_db": None} == load_option("bar", "lab")
+    later = dict.fromkeys(("worst_row_sqnr_db", *ANSWER_CRITERIA))
+    assert Bar().thresholds() | later == load_option("bar", "lab")
 
 
 def test_the_worst_row_is_asked_where_a_bar_asks_for_it():
@@ -18,6 +19,30 @@ def test_the_worst_row_is_asked_where_a_bar_asks_for_it():
     assert bar.missed(GOOD | {"worst_row_sqnr_db": 0.0}) == ["worst_row_sqnr_db"]
     assert bar.missed(GOOD | {"worst_row_sqnr_db": 10.0}) == []
     assert bar.missed(GOOD | {"worst_row_sqnr_db": None}) == ["worst_row_sqnr_db"]
+    assert Bar.from_row(bar.columns()) == bar
+
+
+ANSWER = {"kl": 0.01, "top1_same": 0.99, "accuracy": 0.5, "accuracy_before": 0.75}
+
+
+@pytest.mark.parametrize(
+    ("change", "missed"),
+    [
+        ({}, []),
+        ({"kl": math.nextafter(0.01, 1)}, ["kl"]),
+        ({"top1_same": math.nextafter(0.99, 0)}, ["top1_same"]),
+        ({"accuracy": 0.49}, ["accuracy_drop"]),
+        ({"accuracy": 0.8}, []),
+        ({"kl": None, "top1_same": None, "accuracy": None, "accuracy_before": None}, []),
+    ],
+)
+def test_answers_are_judged_by_the_figures_that_they_have(change, missed):
+    only = dict.fromkeys(("top_order", "rel_err", "sqnr_db"))
+    bar = Bar(**only, kl=0.01, top1_same=0.99, accuracy_drop=0.25)
+    assert bar.criteria == {}
+    assert bar.missed_answers(ANSWER | change) == missed
+    assert Bar().missed_answers(ANSWER | change) == []
+    assert answer_figure(ANSWER, "accuracy_drop") == 0.25
     assert Bar.from_row(bar.columns()) == bar
 
 
@@ -61,7 +86,9 @@ def test_what_is_not_named_is_not_asked():
         ({"sqnr_db": math.inf}, "report.bar.sqnr_db must be a number above 0 or null, got inf"),
         ({"top_order": 1}, "report.bar.top_order must be true, false or null, got 1"),
         ({"top_order": None, "rel_err": None, "sqnr_db": None}, "report.bar asks nothing"),
-        ({"kl": 1}, f"report.bar takes {', '.join(CRITERIA)}, got {{'kl': 1}}"),
+        ({"ssim": 1}, f"report.bar takes {', '.join(CRITERIA)}, got {{'ssim': 1}}"),
+        ({"top1_same": 99}, "report.bar.top1_same must be a number above 0, up to 1 (0.05 is 5 %)"),
+        ({"kl": 0}, "report.bar.kl must be a number above 0 or null, got 0"),
         (3, f"report.bar takes {', '.join(CRITERIA)}, got 3"),
     ],
 )

@@ -110,8 +110,8 @@ def test_a_bad_setting_is_refused_before_the_first_run(tmp_path, asked):
     ("asked", "why"),
     [
         (
-            "report.bar.kl=1",
-            f"report.bar.kl is an unknown key: choose one of {', '.join(sorted(CRITERIA))}",
+            "report.bar.ssim=1",
+            f"report.bar.ssim is an unknown key: choose one of {', '.join(sorted(CRITERIA))}",
         ),
         ("report.lang=fr", "report.lang must be one of en, es, got 'fr'"),
         ("report=3", "report takes lang and bar, got 3"),

@@ -73,6 +73,7 @@ bench: .venv/dev ## print the benchmark tables (torch joins in where it is insta
 	@$(BIN)/python benchmarks/stored.py
 	@$(BIN)/python benchmarks/aggregate.py
 	@$(BIN)/python benchmarks/plans.py
+	@$(BIN)/python benchmarks/answers.py
 
 bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app, and parts beside a whole (8 minutes)
 	@$(BIN)/python benchmarks/sweep.py

@@ -16,7 +16,7 @@ from quantlab.stats.metrics import decibels
 Kind = Literal["probabilities", "logits", "values"]
 KINDS: tuple[str, ...] = get_args(Kind)
 SUM_TOLERANCE = 1e-3  # of the sum of a row of probabilities, which may have been float16
-LEAST_LOG2 = -149.0  # of the least float32: a probability of 0 counts as that
+LEAST = 2.0**-149  # the least float32: a probability of 0 counts as that
 MAX_CHANGES = 10  # first answers that changed, in one record: those that were surest
 NORMAL_95 = 1.959963984540054  # 97.5th percentile of the normal distribution
 FIGURES = (
@@ -188,9 +188,9 @@ def _log2_probabilities(rows: Array64, kind: Kind) -> Array64:
     if kind == "logits":
         shifted = rows - rows.max(axis=1, keepdims=True)
         return (shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))) / math.log(2)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        logarithms = np.log2(np.maximum(rows, 0) / np.maximum(rows, 0).sum(axis=1, keepdims=True))
-    return np.maximum(np.nan_to_num(logarithms, nan=LEAST_LOG2), LEAST_LOG2)
+    positive = np.maximum(rows, 0)
+    shares = positive / np.maximum(positive.sum(axis=1, keepdims=True), LEAST)
+    return np.log2(np.maximum(shares, LEAST))
 
 
 def _compare_top(x: Array64, x_hat: Array64, k: int) -> Array64:
@@ -199,7 +199,7 @@ def _compare_top(x: Array64, x_hat: Array64, k: int) -> Array64:
     Whether the first is the same, the k are the same set, and in the same order, and the share of
     them that stays among the k largest under the worst and the best breaking of ties.
     """
-    order, order_hat = (np.argsort(-rows, axis=1, kind="stable")[:, :k] for rows in (x, x_hat))
+    order, order_hat = (_top(rows, k) for rows in (x, x_hat))
     same_order = order == order_hat
     same_set = np.sort(order, axis=1) == np.sort(order_hat, axis=1)
     top_hat = np.take_along_axis(x_hat, order, axis=1)
@@ -211,6 +211,17 @@ def _compare_top(x: Array64, x_hat: Array64, k: int) -> Array64:
     best = (above + np.minimum(places, tied)) / k
     kept = same_order[:, 0], same_set.all(axis=1), same_order.all(axis=1)
     return np.stack([*kept, worst, best], axis=1).astype(np.float64)
+
+
+def _top(rows: Array64, k: int) -> NDArray[np.intp]:
+    """Return the places of the k largest of each row, the largest first, equal ones by place."""
+    least = np.partition(rows, -k, axis=1)[:, -k, None]  # linear, where a sort is not
+    above, tied = rows > least, rows == least
+    places = k - above.sum(axis=1, keepdims=True)
+    members = above | (tied & (tied.cumsum(axis=1) <= places))
+    places = np.nonzero(members)[1].reshape(-1, k)
+    order = np.argsort(-np.take_along_axis(rows, places, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(places, order, axis=1)
 
 
 def wilson(n_same: int, n: int) -> tuple[float, float]:

@@ -69,7 +69,7 @@ class OnnxModel:
             raise ValueError(f"model.batch must be a whole number of 1 or more, got {self.batch!r}")
         require_packages(("onnx", "onnxruntime"), self.path)
         object.__setattr__(self, "path", existing_path(self.path, "onnx"))  # it is frozen
-        self._input_files()
+        self.input_files()
 
     @property
     def versions(self) -> dict[str, str]:
@@ -80,7 +80,7 @@ class OnnxModel:
         """Return the sha256 of the model and of its inputs."""
         return {
             "model_sha256": file_sha256(str(self.path)),
-            "inputs_sha256": [file_sha256(path) for path in self._input_files()],
+            "inputs_sha256": [file_sha256(path) for path in self.input_files()],
         }
 
     def answers(self, weights: Arrays) -> Iterator[Arrays]:
@@ -88,34 +88,36 @@ class OnnxModel:
 
         Raises ValueError where the graph has no such weight or cannot be run, or inputs do not fit.
         """
-        with _Session(str(self.path), weights) as session:
+        with Session(str(self.path), weights) as session:
             threads = self.threads or usable_cores()
-            batches = self._batches(session.inputs)
+            batches = self.batches(session.inputs)
             while window := [
                 feed for _, feed in zip(range(BATCHES_A_THREAD * threads), batches, strict=False)
             ]:
                 yield from map_on_threads(session.run, window, threads)
 
-    def _input_files(self) -> list[str]:
+    def input_files(self) -> list[str]:
+        """List the files of inputs; raises ValueError where there is none."""
         path = Path(str(self.inputs)).expanduser()
         files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
         if not files:
-            raise ValueError(f"model.inputs={self.inputs} holds no npz file")
+            raise ValueError(f"{self.inputs} holds no npz file")
         return [existing_path(file, "npz") for file in files]
 
-    def _batches(self, inputs: Sequence[GraphInput]) -> Iterator["_Batch"]:
+    def batches(self, inputs: Sequence[GraphInput]) -> Iterator["Batch"]:
         """Yield what a session is fed with."""
-        for path in self._input_files():
+        for path in self.input_files():
             with readable(path, "npz"):
                 arrays = dict(np.load(path, allow_pickle=False))
             yield from _Samples(path, arrays, inputs, self.batch).batches()
 
 
-class _Batch(NamedTuple):
-    """Arrays by the inputs of a graph, and how many samples they are."""
+class Batch(NamedTuple):
+    """Arrays by the inputs of a graph, how many samples they are, and if an axis counts those."""
 
     feed: dict[str, NDArray[Any]]
     n_samples: int
+    has_sample_axis: bool
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ class _Samples:
     inputs: Sequence[GraphInput]
     batch: int | None
 
-    def batches(self) -> Iterator[_Batch]:
+    def batches(self) -> Iterator[Batch]:
         """Cut the samples into batches; raises ValueError where they do not fit the graph."""
         names = {entry.name for entry in self.inputs}
         for what, missing in (
@@ -146,13 +148,14 @@ class _Samples:
                 f"the first axes of the arrays in {self.path} count samples, and differ: {lengths}"
             )
         n_samples, size = next(iter(lengths.values())), self._batch_size()
+        has_sample_axis = any(self._has_sample_axis(entry) for entry in self.inputs)
         if n_samples % size and self._fixed_sizes():
             raise ValueError(
                 f"{self.path} has {n_samples} samples, and the graph takes {size} at a time"
             )
         for start in range(0, n_samples, size):
             feed = {e.name: self._sliced(e, arrays[e.name], start, size) for e in self.inputs}
-            yield _Batch(feed, min(size, n_samples - start))
+            yield Batch(feed, min(size, n_samples - start), has_sample_axis)
 
     def _fitted(self, entry: GraphInput) -> NDArray[Any]:
         """Return the array of an input in the dtype of the graph."""
@@ -200,13 +203,14 @@ class _Samples:
         return array[start : start + size] if self._has_sample_axis(entry) else array[start]
 
 
-class _Session:
-    """A graph in ONNX Runtime, with replaced weights, on one thread a call."""
+class Session:
+    """A graph in ONNX Runtime, with replaced weights and further outputs, on one thread a call."""
 
-    def __init__(self, path: str, weights: Arrays) -> None:
-        self.path, self._weights = path, weights
+    def __init__(self, path: str, weights: Arrays, outputs: Sequence[str] = ()) -> None:
+        self.path, self._weights, self._outputs = path, weights, outputs
 
-    def __enter__(self) -> "_Session":
+    def __enter__(self) -> "Session":
+        """Load the model; raises ValueError where ONNX Runtime cannot."""
         onnxruntime = import_module("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # more change sums
@@ -216,7 +220,7 @@ class _Session:
         )
         self._folder = tempfile.TemporaryDirectory()
         try:
-            model = _replaced(self.path, self._weights, self._folder.name)
+            model = _edited(self.path, self._weights, self._outputs, self._folder.name)
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
@@ -237,23 +241,32 @@ class _Session:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Free the model."""
         del self._session
         self._folder.cleanup()
 
-    def run(self, batch: _Batch) -> Arrays:
+    def run(self, batch: Batch) -> Arrays:
         """Return the outputs that hold floating-point numbers; raises ValueError."""
         names = [entry.name for entry in self._session.get_outputs()]
+        outputs = self.compute(names, batch)
+        if not outputs:
+            raise ValueError(f"{self.path} has no output of floating-point numbers")
+        return {
+            name: self._by_sample(name, answers, batch.n_samples)
+            for name, answers in outputs.items()
+        }
+
+    def compute(self, names: Sequence[str], batch: Batch) -> Arrays:
+        """Compute those of some outputs that hold floating-point numbers; raises ValueError."""
         try:
             values = self._session.run(names, batch.feed)
         except Exception as reason:
             raise ValueError(f"{self.path} cannot be run ({_one_line(reason)})") from None
-        outputs = {}
-        for name, answers in zip(names, values, strict=True):
-            if isinstance(answers, np.ndarray) and answers.dtype.kind == "f":
-                outputs[name] = self._by_sample(name, answers, batch.n_samples)
-        if not outputs:
-            raise ValueError(f"{self.path} has no output of floating-point numbers")
-        return outputs
+        return {
+            name: array
+            for name, array in zip(names, values, strict=True)
+            if isinstance(array, np.ndarray) and array.dtype.kind == "f"
+        }
 
     def _by_sample(self, name: str, answers: NDArray[Any], n_samples: int) -> NDArray[Any]:
         if answers.shape[:1] == (n_samples,):
@@ -266,13 +279,19 @@ class _Session:
         )
 
 
-def _replaced(path: str, weights: Arrays, folder: str) -> str | bytes:
-    """Return a model with replaced weights, in one piece or as a path in a folder."""
-    if not weights:
+def _edited(path: str, weights: Arrays, outputs: Sequence[str], folder: str) -> str | bytes:
+    """Return a model with replaced weights and further outputs.
+
+    It is in one piece, or a path in a folder.
+    """
+    if not weights and not outputs:
         return path
     import onnx
 
     model = onnx.load(path, load_external_data=False)
+    known = {entry.name for entry in model.graph.output}
+    further = [name for name in outputs if name not in known]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in further)
     protos = constant_protos(model.graph)
     for name, values in weights.items():
         if name not in protos:

@@ -5,6 +5,8 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.1
 PYTHONS := 3.12 3.13
 FAST := $(addprefix tests/,formats stats records test_conf.py test_architecture.py)
 SLOW := tests/formats/test_ggml.py
+ANSWERS := dist=file/onnx dist.path=.venv/demo/magika/models/standard_v3_3/model.onnx \
+	model=onnx model.inputs=.venv/demo/inputs.npz hydra.sweep.dir=multirun/answers
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
 .PHONY: help lab remedies levels demo test test-all pythons lint mutants bench bench-sweep slurm llama chromium ray lock clean
@@ -23,8 +25,8 @@ remedies: .venv/lab ## store the lab's tensors in other formats (results land in
 levels: .venv/lab ## draw the levels of every element grid into docs/levels.png
 	@$(BIN)/python docs/levels.py
 
-demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bits, and quantized by llama.cpp
-	@rm -rf multirun/demo/*/ multirun/demo-gguf/*/
+demo: .venv/demo ## measure a voice detector in 4 and 8 bits and as llama.cpp's, and ask a classifier of files
+	@rm -rf multirun/demo/*/ multirun/demo-gguf/*/ multirun/answers/*/
 	@$(BIN)/python run.py -m dist=file/safetensors \
 		dist.path=.venv/demo/silero_vad/data/silero_vad_16k.safetensors \
 		mode=sym,asym n_bits=4,8 hydra.sweep.dir=multirun/demo
@@ -33,6 +35,11 @@ demo: .venv/demo ## measure a real checkpoint, a voice detector's, in 4 and 8 bi
 	@$(BIN)/python run.py -m dist=file/gguf dist.path=.venv/demo/silero_vad_16k-F16.gguf mode=file/gguf \
 		mode.path=.venv/demo/silero_vad_16k-q8_0.gguf,.venv/demo/silero_vad_16k-q4_0.gguf \
 		hydra.sweep.dir=multirun/demo-gguf
+	@$(BIN)/python docs/write_inputs.py .venv/demo/inputs.npz
+	@$(BIN)/python run.py -m $(ANSWERS) mode=sym block=group block.axis=input block.scale=float16 \
+		n_bits=4,5,6,8 model.each=true
+	@$(BIN)/quantlab plan multirun/answers --by kl --bits 5
+	@$(BIN)/python run.py -m $(ANSWERS) mode=plan mode.path=multirun/answers/plan.json
 
 test: .venv/dev .venv/demo ## run the tests but for the slow ones
 	@$(BIN)/pytest -m "not slow" --hypothesis-profile=quick
@@ -97,8 +104,8 @@ clean: ## remove the environment and every cache
 	@touch $@
 
 .venv/demo: .venv/lab
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[safetensors,gguf,ggml]'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ silero-vad==6.2.3
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[safetensors,gguf,ggml,onnx]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ silero-vad==6.2.3 magika==1.0.3
 	@touch $@
 
 .venv/dev: .venv/lab

@@ -3,15 +3,14 @@
 Each figure is a ratio of two times of one process, in turns, the least of several rounds.
 """
 
-import sys
 import tempfile
 import time
 from collections.abc import Callable
+from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from quantlab.experiment import Experiment
@@ -23,6 +22,7 @@ from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
 from quantlab.sources.onnx import Onnx
 
+onnxruntime = import_module("onnxruntime")
 ROUNDS, THREADS = 5, 2
 LAYERS, WIDTH, CLASSES, SAMPLES = 6, 512, 200, 2048
 
@@ -39,9 +39,9 @@ def write_model(folder: Path) -> tuple[str, str]:
         nodes.append(helper.make_node("Relu", [f"h{n}"], [f"r{n}"]))
         x = f"r{n}"
     nodes[-1] = helper.make_node("Softmax", [f"h{LAYERS - 1}"], ["y"])
-    shapes = {"x": ["n", WIDTH], "y": ["n", CLASSES]}
-    infos = {k: helper.make_tensor_value_info(k, TensorProto.FLOAT, v) for k, v in shapes.items()}
-    graph = helper.make_graph(nodes, "g", [infos["x"]], [infos["y"]], weights)
+    given = helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", WIDTH])
+    answered = helper.make_tensor_value_info("y", TensorProto.FLOAT, ["n", CLASSES])
+    graph = helper.make_graph(nodes, "g", [given], [answered], weights)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     (folder / "m.onnx").write_bytes(model.SerializeToString())
     np.savez(folder / "i.npz", x=rng.standard_normal((SAMPLES, WIDTH), np.float32))
@@ -94,4 +94,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

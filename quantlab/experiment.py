@@ -14,6 +14,7 @@ from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
 from quantlab.models.model import Evaluation, Model
 from quantlab.models.onnx import OnnxModel
+from quantlab.plans.planned import Planned
 from quantlab.records.journal import Journal
 from quantlab.records.record import Outcome
 from quantlab.sources.file import File
@@ -133,8 +134,11 @@ class Experiment:
             tensor.name: reconstruct(tensor, self.bound.open(tensor), self.threads)
             for tensor in measured
         }
-        for figures in evaluation.compare(weights, self._stored_model(evaluation.model)):
-            yield {"tensor": None, **figures}
+        predicted_kl = self.form.predicted_kl if isinstance(self.form, Planned) else None
+        for answer in evaluation.compare(weights, self._stored_model(evaluation.model)):
+            is_predicted = predicted_kl is not None and answer["figures"]["kl"] is not None
+            predicted = {"predicted_kl": predicted_kl} if is_predicted else {}
+            yield {"tensor": None, **answer, **predicted}
         if not evaluation.each:
             return
         with tqdm(weights.items(), unit="tensor", delay=1, disable=None, leave=False) as bar:

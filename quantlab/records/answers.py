@@ -1,18 +1,19 @@
 """The answers of the models of a sweep: its records -> answers.csv -> pandas again."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from quantlab.formats.format import FormatSpec
 from quantlab.models.figures import FIGURES
 from quantlab.records.record import BAR_PREFIX, Record, Row, Run
 from quantlab.records.table import (
     FACTORS,
     Aggregated,
     bar_columns,
+    file_names,
+    format_columns,
     require_directory,
     setting,
     swept_axes,
@@ -31,7 +32,8 @@ def answer_rows(runs: Sequence[Run]) -> list[Row]:
     """List one row for each output of each run that answered, and its `CHANGES`."""
     records = [run.record for run in runs if run.record]
     axes = swept_axes(records)
-    return [row for content in records for row in _rows(content, axes)]
+    files = file_names(records)
+    return [row for content in records for row in _rows(content, axes, files)]
 
 
 def answers_csv(rows: Sequence[Row]) -> bytes:
@@ -41,9 +43,10 @@ def answers_csv(rows: Sequence[Row]) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def _rows(content: Record, axes: Sequence[str]) -> list[dict[str, Any]]:
+def _rows(content: Record, axes: Sequence[str], files: Mapping[str, str]) -> list[dict[str, Any]]:
     factors = {key: content[key] for key in FACTORS if key != "tensor"}
     settings = {axis: setting(content, axis) for axis in axes}
+    file = files.get(str(setting(content, "mode.path")))
     return [
         factors
         | settings
@@ -52,7 +55,7 @@ def _rows(content: Record, axes: Sequence[str]) -> list[dict[str, Any]]:
         | {
             "bits_per_value": _bits_per_value(content, answer["tensor"]),
             "kind": answer["kind"],
-            "format": FormatSpec.from_json(content["spec"]).name,
+            "format": format_columns(content["spec"], file)["format"],
             "remark": answer["remark"],
         }
         | bar_columns(content)
@@ -118,6 +121,7 @@ def answers(directory: str | Path) -> pd.DataFrame:
     bits_per_value                  bits of what was replaced, over its values
     kind                            probabilities, logits or values
     format, remark                  the name of the format; what makes figures doubtful
+    predicted_kl                    bits: what a plan is predicted to lose
     bar_...                         criteria of the bar that the run is judged by, as in `load`
     ==============================  ================================================================
 
@@ -140,5 +144,5 @@ def answers(directory: str | Path) -> pd.DataFrame:
     )
     columns = (key for key in map(str, table) if key.startswith(BAR_PREFIX))
     limits = [key for key in columns if str(table[key].dtype) != "boolean"]
-    figures = [*FIGURES, "bits_per_value", *limits]
+    figures = [*FIGURES, "bits_per_value", "predicted_kl", *limits]
     return table.astype(dict.fromkeys(figures, "float64")).fillna({"tensor": ""})

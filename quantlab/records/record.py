@@ -91,7 +91,8 @@ class ChangeJson(TypedDict):
 class AnswerJson(TypedDict):
     """An output of a model, with all weights replaced or one `tensor`, beside the original's.
 
-    `rows` are of all `samples`; of `changes` those are listed that the original was surest of.
+    `rows` are of all `samples`; of `changes` those are listed that the original was surest of. The
+    `predicted_kl` of a plan is in bits.
     """
 
     tensor: str | None
@@ -102,6 +103,7 @@ class AnswerJson(TypedDict):
     figures: Figures
     changes: list[ChangeJson]
     remark: str | None
+    predicted_kl: NotRequired[float]
 
 
 class RecordFile(TypedDict):

@@ -22,6 +22,7 @@ CONTEXT = ("settings", "format", "coverage", "coverage_bytes", "unpaired", *SINC
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
 FORMAT = list(PLAIN)  # columns of the format that may nest results.json
 FORMAT_SETTINGS = {"block", "range", *record.COLUMN_SETTINGS}  # settings that these columns say
+NO_AXES = {*FACTORS, *FORMAT_SETTINGS, "model", "model.each"}  # whether a model answers is no axis
 
 
 def collect(directory: Path) -> list[Run]:
@@ -109,9 +110,9 @@ def _sweep_order(run: Run) -> tuple[Any, ...]:
 
 
 def swept_axes(records: list[Record]) -> list[str]:
-    """List the overridden keys, beyond `FACTORS`, whose values differ between the records."""
+    """List the overridden keys, beyond `NO_AXES`, whose values differ between the records."""
     keys = {key for content in records for key in _overrides(content)}
-    keys = {key for key in keys - {*FACTORS} - FORMAT_SETTINGS if record.has_effect(key)}
+    keys = {key for key in keys - NO_AXES if record.has_effect(key)}
     keys -= parts.unrecorded_part_keys(records)
     return sorted(key for key in keys if len({as_text(setting(r, key)) for r in records}) > 1)
 
@@ -157,7 +158,7 @@ def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[
         | {"tensor": name}
         | settings
         | (figures | {"stored_file": file} if file else figures)
-        | _format_columns(content["spec"], file)
+        | format_columns(content["spec"], file)
         | coverage
         | bar
         for name, figures in content["tensors"].items()
@@ -193,7 +194,7 @@ def _coverage_columns(coverage: Mapping[str, Any] | None) -> dict[str, Any]:
     }
 
 
-def _format_columns(spec: Mapping[str, Any], file: str | None) -> dict[str, Any]:
+def format_columns(spec: Mapping[str, Any], file: str | None) -> dict[str, Any]:
     """List the columns of a format; a stored `file` is called by its name."""
     format_spec = FormatSpec.from_json(spec)
     return (format_spec.with_element(file) if file else format_spec).columns()

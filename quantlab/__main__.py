@@ -186,19 +186,26 @@ def _plan(arguments: argparse.Namespace) -> None:
 
 
 def _check(arguments: argparse.Namespace) -> None:
+    from quantlab.records.answers import read_rows
     from quantlab.records.table import read_aggregate
+    from quantlab.report.answers import find_outputs
+    from quantlab.report.check import Check
     from quantlab.report.choices import find_choices, stored_rows
-    from quantlab.report.sentences import check_lines, uncovered
 
     sweep = read_aggregate(arguments.directory)
     settings = read_settings(arguments.directory, arguments.settings)
     rows = settings.judged(sweep.rows)
-    choices, files = find_choices(rows, sweep.levels), stored_rows(rows, sweep.levels)
-    unmeasured = sweep.incomplete, sweep.unmeasured
-    lines = check_lines(choices, row_bars(rows), sweep.failures, settings.texts, files, *unmeasured)
-    print("\n".join(lines))
-    has_gaps = sweep.failures or sweep.incomplete or uncovered(files)
-    if has_gaps or not all(choice.meets for choice in choices):
+    check = Check(
+        find_choices(rows, sweep.levels),
+        row_bars(rows),
+        sweep.failures,
+        stored_rows(rows, sweep.levels),
+        sweep.incomplete,
+        sweep.unmeasured,
+        find_outputs(settings.judged(read_rows(arguments.directory)), sweep.levels),
+    )
+    print("\n".join(check.lines(settings.texts)))
+    if not check.has_passed:
         raise SystemExit(1)
 
 

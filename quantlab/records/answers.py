@@ -73,6 +73,11 @@ def _bits_per_value(content: Record, tensor: str | None) -> float:
     return float(bits / n_values)
 
 
+def read_rows(directory: Path) -> list[Row]:
+    """Read the rows of answers.csv; there are none where no model answered."""
+    return table_rows(answers(directory)) if (directory / NAME).is_file() else []
+
+
 def with_answer_kl(sweep: Aggregated) -> Aggregated:
     """Add to the rows of a sweep the KL of the answers with the one tensor replaced, in bits.
 

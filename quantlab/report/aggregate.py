@@ -14,6 +14,7 @@ from quantlab.records.answers import answer_rows, answers_csv
 from quantlab.records.record import Row, Run, group_rows
 from quantlab.records.table import collect, run_directories, tables, tabulate
 from quantlab.report import page, verdict
+from quantlab.report.answers import find_outputs
 from quantlab.report.bar import Bar, ReportSettings
 from quantlab.report.choices import INT8, Findings, TensorEntry, find_choices, quality
 from quantlab.report.texts import Texts
@@ -53,16 +54,18 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
         table[key] = [row.get(key) for row in rows]
     missed = ["; ".join(Bar.from_row(row).missed(row)) for row in rows]
     artefacts = tables(table, levels, missed)
-    if answers := answer_rows(runs):
+    if answers := settings.judged(answer_rows(runs)):
         artefacts[ANSWERS] = answers_csv(answers)
     origin = manifest.from_directory(directory, runs, levels)
     provenance = _provenance(runs, origin, artefacts, settings.texts)
-    findings = replace(
-        _findings(runs, directory, rows, levels, provenance), answers=settings.judged(answers)
-    )
+    findings = replace(_findings(runs, directory, rows, levels, provenance), answers=answers)
     choices = find_choices(rows, levels)
     artefacts[verdict.NAME] = verdict.verdict_json(
-        choices, findings.bars, {**findings.failures, **findings.incomplete}, findings.stored
+        choices,
+        findings.bars,
+        {**findings.failures, **findings.incomplete},
+        findings.stored,
+        find_outputs(findings.answers, levels),
     )
     artefacts |= page.artefacts(findings, settings.texts)
     artefacts["manifest.json"] = disk.to_json(

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from itertools import pairwise
 from math import floor, inf
-from types import MappingProxyType
 from typing import Any
 
 from quantlab.formats.format import FormatSpec
@@ -13,7 +12,6 @@ from quantlab.report.bar import Bar, is_lost_to_float32, row_bars
 from quantlab.report.choices import (
     INT8,
     Findings,
-    FormatResult,
     StoredRows,
     TensorChoice,
     Widths,
@@ -158,49 +156,6 @@ def criterion_heads(bars: Sequence[Bar], texts: Texts) -> list[str]:
         for key, limit in bar.criteria.items():
             heads.setdefault(key, {})[criterion_text(key, limit, texts)] = None
     return [" / ".join(limits) for limits in heads.values()]
-
-
-def uncovered(files: Sequence[StoredRows]) -> list[StoredRows]:
-    """List the stored files of whose originals too little was compared."""
-    return [file for file in files if not Bar.from_row(file.rows[0]).is_covered(file.rows[0])]
-
-
-def check_lines(
-    choices: Sequence[TensorChoice],
-    bars: Sequence[Bar],
-    failures: Mapping[str, str],
-    texts: Texts,
-    files: Sequence[StoredRows] = (),
-    incomplete: Mapping[str, str] = MappingProxyType({}),
-    unmeasured: Sequence[str] = (),
-) -> list[str]:
-    """List what fails a check: runs that failed, tensors that miss the bar; the last line sums up.
-
-    A run that failed fails the check: its tensors have no figures. So do tensors that could not be
-    measured, and a stored file of whose original too little was compared.
-    """
-    few = uncovered(files)
-    failing = [choice for choice in choices if not choice.meets]
-    criteria = " / ".join(criteria_text(bar, texts) for bar in bars)
-    words = {"n": len(choices), "criteria": criteria}
-    if not failing and not failures and not few and not unmeasured:
-        return [*coverage_sentences(files, texts), texts("check_passed", **words)]
-    sums = [texts("check_failed", **words, missing=len(failing))]
-    sums += [texts("check_uncovered", n=len(few))] if few else []
-    sums += [texts("failures", n=len(failures))] if failures else []
-    sums += [texts("check_unmeasured", n=len(unmeasured))] if unmeasured else []
-    return [
-        *failure_sentences(failures, texts),
-        *dict.fromkeys(incomplete.values()),
-        *coverage_sentences(few, texts),
-        *(_miss_text(choice.best, choice.name, texts) for choice in failing),
-        "; ".join(sums),
-    ]
-
-
-def _miss_text(result: FormatResult, name: str, texts: Texts) -> str:
-    why = missed_text(result.row, Bar.from_row(result.row), texts)
-    return texts("check_missed", name=name, format=result.name, missed=why)
 
 
 def criterion_text(key: str, limit: Any, texts: Texts) -> str:

@@ -9,7 +9,9 @@ import pandas as pd
 
 from quantlab.records import disk
 from quantlab.records.table import require_directory
+from quantlab.report.answers import OutputChoice
 from quantlab.report.bar import Bar
+from quantlab.report.check import Check
 from quantlab.report.choices import StoredRows, TensorChoice
 
 NAME = "verdict.json"
@@ -21,6 +23,7 @@ FORMAT_FIGURES = {  # of the format, and their types
     "sqnr_db": "float64",
     "rel_err": "float64",
 }
+OUTPUT_FIGURES = ("kl", "top1_same", "accuracy", "accuracy_before", "sqnr_db", "cos_sim")
 COVERAGE_KEYS = ("coverage", "coverage_bytes", "unpaired")  # of the row of a stored file
 TYPES = {
     "dist": "string",
@@ -55,14 +58,15 @@ def verdict_json(
     bars: Sequence[Bar],
     failures: Mapping[str, str],
     files: Sequence[StoredRows] = (),
+    outputs: Sequence[OutputChoice] = (),
 ) -> bytes:
     """Write verdict.json: the bars, whether all tensors meet theirs, each of them, failed runs.
 
     `bar` is null where runs have different bars; each tensor then has its own. Of stored files
-    there is the `coverage` of each.
+    there is the `coverage` of each, of models the `answers`, each output.
     """
+    check = Check(choices, bars, failures, files, outputs=outputs)
     tensors = [_tensor_json(choice, own_bar=len(bars) > 1) for choice in choices]
-    is_covered = all(Bar.from_row(file.rows[0]).is_covered(file.rows[0]) for file in files)
     coverage = [
         {"file": file.name, **{key: file.rows[0][key] for key in COVERAGE_KEYS}}
         for file in files
@@ -72,8 +76,9 @@ def verdict_json(
         {
             "schema": SCHEMA,
             "bar": _bar_json(bars[0]) if len(bars) == 1 else None,
-            "meets": not failures and is_covered and all(choice.meets for choice in choices),
+            "meets": check.has_passed,
             **({"coverage": coverage} if coverage else {}),
+            **({"answers": [_output_json(output) for output in outputs]} if outputs else {}),
             "tensors": tensors,
             "failures": dict(failures),
         }
@@ -101,6 +106,21 @@ def _bar_json(bar: Bar) -> dict[str, float | bool | None]:
     return {
         key: value if value is None or isinstance(value, bool) else float(value)
         for key, value in bar.thresholds().items()
+    }
+
+
+def _output_json(output: OutputChoice) -> dict[str, Any]:
+    """Describe the fewest bits that keep the answers of an output, else the nearest format."""
+    best = output.best
+    return {
+        "dist": output.dist,
+        "output": output.output,
+        **output.settings,
+        "meets": output.meets,
+        "missed": list(best.missed),
+        "format": best.name,
+        "bits_per_value": best.row["bits_per_value"],
+        **{key: best.row[key] for key in OUTPUT_FIGURES},
     }
 
 

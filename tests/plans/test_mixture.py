@@ -18,8 +18,8 @@ from quantlab.plans.mixture import (
 from quantlab.plans.options import Option, total_bits
 from quantlab.plans.problem import Request, build_problem
 from quantlab.report.bar import Bar
+from quantlab.report.check import Check
 from quantlab.report.choices import find_choices
-from quantlab.report.sentences import check_lines
 from quantlab.report.texts import Texts
 from tests.plans.samples import FORMATS, LEVELS, chosen, make, original, row, sweep, two
 
@@ -178,7 +178,7 @@ def test_verdict_check_and_plan_say_the_same_of_each_tensor(tensors):
     for name, form in chosen(made).items():
         assert (form == "float32") == (not judged[name].meets)
         assert form in ("float32", judged[name].best.name)
-    lines = check_lines(choices, [BAR], {}, Texts("en"))
+    lines = Check(choices, [BAR]).lines(Texts("en"))
     assert lines[-1].startswith("check failed" if made.unmet else "check passed")
     assert len(lines) == len(made.unmet) + 1
 

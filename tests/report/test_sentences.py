@@ -7,7 +7,6 @@ from quantlab.report.sentences import (
     SENTENCE_TYPES,
     answers,
     bar_text,
-    check_lines,
     format_widths,
     rank_text,
     remark_sentences,
@@ -22,7 +21,6 @@ from tests.report.samples import (
     FILE_ROWS,
     FORMAT_LEVELS,
     SQNR,
-    choices_of,
     files_of,
     judged,
     row,
@@ -186,40 +184,6 @@ def test_widths_in_a_row_are_given_by_their_ends():
     assert messages == ["8", "4, 5", "4, 8, 16", "2 to 4", "2, 4, 6"]
 
 
-def check(rows, bar=SQNR, t=T, failures=()):
-    choices = choices_of(rows, FORMAT_LEVELS, bar)
-    return check_lines(choices, [bar], dict(failures), t)
-
-
-def test_a_sweep_that_meets_the_bar_is_one_line():
-    assert check(some()) == ["check passed: the tensor meets the bar (SQNR ≥ 30 dB)"]
-
-
-def missing(rows=()):
-    return [*rows, stored("nf4", 4, 4.5, 12.0, tensor="poor")]
-
-
-def test_each_tensor_that_misses_is_a_line_and_the_last_sums_up():
-    assert check(missing(some()), Bar(top_order=None)) == [
-        "poor: no format tried meets the bar; in the nearest, nf4, the SQNR is 12 dB (limit 30 dB)",
-        "check failed: 1 of 2 tensors miss the bar (rel_err ≤ 1%; SQNR ≥ 30 dB)",
-    ]
-
-
-def test_a_tensor_that_float32_turned_to_zeros_is_said_to_be_lost():
-    zeros = {"x_min": 0.0, "x_max": 0.0, "max_err": 0.0, "underflowed": 9}
-    lines = check([stored("nf4", 4, 4.5, None, **zeros)])
-    assert lines[0].endswith("all its values are too small for float32 and were measured as 0")
-
-
-def test_a_run_that_failed_fails_the_check():
-    failures = {"a": "no disk", "b": "no disk", "c": "no tensor"}
-    lines = check(some(), failures=failures)
-    assert lines[:2] == ["a and one more run failed: no disk", "c failed: no tensor"]
-    assert lines[-1].startswith("check failed: 0 of 1 tensors miss the bar (SQNR ≥ 30 dB); 3 runs")
-    assert check([], failures={"a": "no"})[-1].startswith("check failed")
-
-
 def test_several_bars_are_named_with_whose_they_are():
     rows = [*judged(some(dist="a")), *judged(some(dist="b"), SQNR)]
     assert bar_text(rows, T) == (
@@ -229,14 +193,6 @@ def test_several_bars_are_named_with_whose_they_are():
     assert bar_text(rows, T).splitlines()[1] == (
         "The bar of verb_probs in sym 8 bits: SQNR ≥ 30 dB."
     )
-
-
-@pytest.mark.parametrize("lang", LANGUAGES)
-def test_each_language_has_the_words_of_a_check(lang):
-    t = Texts(lang)
-    lines = [*check(some(), t=t), *check(missing(), Bar(), t, {"a": "no"})]
-    assert len(lines) == 4
-    assert not any("{" in line for line in lines)
 
 
 def test_a_single_criterion_is_not_counted_apart():

@@ -11,8 +11,10 @@ from tests.report.samples import (
     GROUP,
     LEVELS,
     SQNR,
+    answer,
     choices_of,
     judged,
+    outputs_of,
     row,
     some,
     stored,
@@ -42,6 +44,26 @@ def test_a_run_that_failed_fails_the_whole():
     good = choices_of([row(8)], LEVELS)
     assert json.loads(verdict_json(good, [SQNR], {}))["meets"] is True
     assert json.loads(verdict_json(good, [SQNR], {"run": "no"}))["meets"] is False
+
+
+def test_the_answers_of_a_model_have_a_verdict_of_their_own():
+    rows = [answer("sym 8 bits", 8.0, 0.001), answer("sym 4 bits", 4.0, 0.1, 0.5)]
+    good = choices_of([row(8)], LEVELS)
+    content = json.loads(verdict_json(good, [SQNR], {}, outputs=outputs_of(rows, kl=0.01)))
+    assert content["meets"] is True
+    assert content["answers"] == [
+        {
+            "dist": "file/onnx", "output": "probs", "meets": True, "missed": [],
+            "format": "sym 8 bits", "bits_per_value": 8.0, "kl": 0.001, "top1_same": 0.99,
+            "accuracy": None, "accuracy_before": None, "sqnr_db": 30.0, "cos_sim": 0.999,
+        },
+    ]  # fmt: skip
+    outputs = outputs_of(rows, kl=0.0001, top1_same=0.999)
+    content = json.loads(verdict_json(good, [SQNR], {}, outputs=outputs))
+    assert content["meets"] is False
+    assert content["answers"][0]["missed"] == ["kl", "top1_same"]
+    asking = Bar(sqnr_db=30.0, kl=0.01)
+    assert json.loads(verdict_json(good, [asking], {}))["meets"] is False
 
 
 def test_30_and_30_0_are_one_bar():

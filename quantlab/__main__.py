@@ -210,6 +210,7 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
+    from quantlab.records.answers import read_rows
     from quantlab.records.table import read_aggregate
     from quantlab.report.diff import diff, diff_summary, require_tolerance
 
@@ -217,7 +218,8 @@ def _diff(arguments: argparse.Namespace) -> None:
     settings = read_settings(sweeps[1].directory, arguments.settings)
     before, after = (sweep._replace(rows=settings.judged(sweep.rows)) for sweep in sweeps)
     tolerance = require_tolerance(arguments.tolerance)
-    changes = diff(before, after)
+    answers = (settings.judged(read_rows(directory)) for directory in arguments.directories)
+    changes = diff(before, after, *answers)
     print(diff_summary(changes, tolerance, settings.texts))
     if changes.is_worse(tolerance):
         raise SystemExit(1)

@@ -224,6 +224,12 @@ def _format_words(result: OutputResult) -> dict[str, str]:
     return {"format": printable(result.name), "bits": format_number(result.bits, BITS_SPEC)}
 
 
+def answer_text(row: Row, key: str, texts: Texts) -> str:
+    """Format the figure of an output that a criterion judges."""
+    figure = answer_figure(row, key)
+    return format_number(figure, KL_SPEC) if key == "kl" else percent(figure, texts)
+
+
 def missed_answers_text(result: OutputResult, texts: Texts) -> str:
     """Name the criteria of the bar that an output misses, with its figures."""
     parts = []

@@ -9,13 +9,14 @@ from typing import Any
 from quantlab.formats.format import FILE, FormatSpec
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated
-from quantlab.report.bar import Bar
+from quantlab.report.answers import answer_text, find_outputs
+from quantlab.report.bar import ANSWER_CRITERIA, Bar, answer_figure, row_bars
 from quantlab.report.choices import TensorChoice, find_choices, tensor_levels
 from quantlab.report.sentences import failure_sentences, rank_text
 from quantlab.report.tables import MAX_ROWS, MEASURED, Table, metric_text
 from quantlab.report.terminal import first_rows, render
 from quantlab.report.texts import Texts
-from quantlab.text import label
+from quantlab.text import NULL, label
 
 TOLERANCE = 0.1  # dB; rounding in another order moves a figure by less than 1e-6
 NAME_CHARS, FORMAT_CHARS = 40, 24
@@ -37,17 +38,22 @@ class Change:
         return Bar.from_row(self.after)
 
     @cached_property
+    def criteria(self) -> Mapping[str, Any]:
+        """The criteria of the bar that are compared."""
+        return self.bar.criteria
+
+    @cached_property
     def worse_by(self) -> Mapping[str, float]:
         """The loss in dB by criterion of the bar, negative where a figure became better.
 
         A relative error counts as 20 log10 of its ratio, an order that was lost as infinite.
         """
-        return {key: _worse(key, self.before, self.after) for key in self.bar.criteria}
+        return {key: _worse(key, self.before, self.after) for key in self.criteria}
 
     @property
     def greatest(self) -> float:
         """The greatest loss of a figure, in dB."""
-        return max(self.worse_by.values())
+        return max(self.worse_by.values(), default=0.0)
 
     def is_worse(self, tolerance: float) -> bool:
         """Test for a figure that became worse by more than a tolerance in dB."""
@@ -55,7 +61,38 @@ class Change:
 
     def is_better(self, tolerance: float) -> bool:
         """Test for a figure that became better by more than a tolerance, with none worse."""
-        return not self.is_worse(tolerance) and min(self.worse_by.values()) < -tolerance
+        return not self.is_worse(tolerance) and min(self.worse_by.values(), default=0) < -tolerance
+
+    def figure_text(self, key: str, row: Row, texts: Texts) -> str:
+        """Format the figure that a criterion compares."""
+        return (
+            rank_text(row, texts)
+            if key == "top_order"
+            else metric_text(row, key, MEASURED[key], texts)
+        )
+
+
+@dataclass(frozen=True)
+class AnswerChange(Change):
+    """One output of a model in both sweeps.
+
+    A KL, a share of first answers that changed and a fall of accuracy count as 10 log10 of their
+    ratio, as a KL grows with the power of the noise.
+    """
+
+    @cached_property
+    def criteria(self) -> Mapping[str, Any]:
+        """The criteria of the bar that are compared: those of which there are figures."""
+        rows = self.before, self.after
+        return {
+            key: limit
+            for key, limit in self.bar.answer_criteria.items()
+            if all(answer_figure(row, key) is not None for row in rows)
+        }
+
+    def figure_text(self, key: str, row: Row, texts: Texts) -> str:
+        """Format the figure that a criterion compares."""
+        return answer_text(row, key, texts)
 
 
 @dataclass(frozen=True)
@@ -80,8 +117,16 @@ class Diff:
         return bool(gone) or any(change.is_worse(tolerance) for change in self.changes)
 
 
-def diff(before: Aggregated, after: Aggregated) -> Diff:
-    """Compare two sweeps; raises ValueError where they are not of one checkpoint."""
+def diff(
+    before: Aggregated,
+    after: Aggregated,
+    answers_before: Sequence[Row] = (),
+    answers_after: Sequence[Row] = (),
+) -> Diff:
+    """Compare two sweeps, and rows of their answers by the criteria of the second that judge any.
+
+    Raises ValueError where they are not of one checkpoint, or have no answers to compare.
+    """
     _require_same_tensors(before, after)
     levels = list(dict.fromkeys([*before.levels, *after.levels]))
     has_sources = any(len({row["dist"] for row in sweep.rows}) > 1 for sweep in (before, after))
@@ -102,10 +147,45 @@ def diff(before: Aggregated, after: Aggregated) -> Diff:
     changes = [
         Change(name, then, now, (_stored_as(then), _stored_as(now))) for name, then, now in pairs
     ]
-    changes.sort(key=lambda sweep: -sweep.greatest)
+    changes += _answer_changes(after, answers_before, answers_after, levels)
+    changes.sort(key=lambda change: -change.greatest)
     only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
     missing = [name for name in choices_before if name not in choices_after]
     return Diff(changes, _changed_cheapest(common), only, missing, after.failures)
+
+
+def _answer_changes(
+    after: Aggregated, rows_before: Sequence[Row], rows_after: Sequence[Row], levels: Sequence[str]
+) -> list[AnswerChange]:
+    """Pair answers by output and format; none where no criterion judges them."""
+    criteria = dict.fromkeys(key for bar in row_bars(after.rows) for key in bar.answer_criteria)
+    if not criteria:
+        return []
+    results_before, results_after = (
+        _results_by_name(rows, levels) for rows in (rows_before, rows_after)
+    )
+    changes = [
+        AnswerChange(name, row, results_after[name, form], (form, form))
+        for (name, form), row in results_before.items()
+        if (name, form) in results_after
+    ]
+    for key in criteria:
+        if not any(key in change.criteria for change in changes):
+            raise ValueError(
+                f"report.bar.{key} compares the answers of a model, and the sweeps have none of "
+                f"one output and format: sweep both with model=..., or give report.bar.{key}=null"
+            )
+    return changes
+
+
+def _results_by_name(rows: Sequence[Row], levels: Sequence[str]) -> dict[tuple[str, str], Row]:
+    """Map outputs and formats to their rows, which may lack levels of the other sweep."""
+    absent = dict.fromkeys(tensor_levels(levels))
+    return {
+        (output.name, result.name): result.row
+        for output in find_outputs([{**absent, **row} for row in rows], levels)
+        for result in output.formats
+    }
 
 
 def _choices_by_name(
@@ -168,7 +248,10 @@ def _worse(key: str, before: Row, after: Row) -> float:
     if key == "top_order":
         lost = before["top_order_kept"] - after["top_order_kept"]
         return lost * math.inf if lost else 0.0
-    loss_before, loss_after = _loss_db(key, before), _loss_db(key, after)
+    of_answers = key in ANSWER_CRITERIA
+    loss_before, loss_after = (
+        _answer_loss_db(key, row) if of_answers else _loss_db(key, row) for row in (before, after)
+    )
     # Of two infinite losses the difference is NaN.
     return 0.0 if loss_before == loss_after else loss_after - loss_before
 
@@ -180,6 +263,13 @@ def _loss_db(key: str, row: Row) -> float:
     if key.endswith("sqnr_db"):
         return -float(row[key])
     return 20 * math.log10(row[key]) if row[key] else -math.inf
+
+
+def _answer_loss_db(key: str, row: Row) -> float:
+    """Convert a figure of answers to dB, as the power of the noise; without a loss it is -inf."""
+    figure = answer_figure(row, key) or 0.0
+    loss = 1 - figure if key == "top1_same" else figure
+    return 10 * math.log10(loss) if loss > 0 else -math.inf
 
 
 def _require_same_tensors(before: Aggregated, after: Aggregated) -> None:
@@ -239,7 +329,7 @@ def diff_summary(result: Diff, tolerance: float, texts: Texts) -> str:
 def _table(changed: Sequence[Change], texts: Texts) -> Iterator[Table | str]:
     if not changed:
         return
-    keys = list(dict.fromkeys(key for change in changed for key in change.bar.criteria))
+    keys = list(dict.fromkeys(key for change in changed for key in change.criteria))
     heads = [texts("storage_tensor"), texts("diff_format"), *(_head(key, texts) for key in keys)]
     rows = [_cells(change, keys, texts) for change in changed]
     yield from first_rows(Table(heads, rows), texts, "diff_more")
@@ -254,17 +344,13 @@ def _cells(change: Change, keys: Sequence[str], texts: Texts) -> tuple[str, ...]
     return (
         label(change.name, NAME_CHARS),
         " → ".join(formats),
-        *(_figures(change, key, texts) for key in keys),
+        *(_figures(change, key, texts) if key in change.criteria else NULL for key in keys),
     )
 
 
 def _figures(change: Change, key: str, texts: Texts) -> str:
     """Return a figure before and after; one that stayed the same once."""
-    if key == "top_order":
-        cells = [rank_text(row, texts) for row in (change.before, change.after)]
-    else:
-        rows = (change.before, change.after)
-        cells = [metric_text(row, key, MEASURED[key], texts) for row in rows]
+    cells = [change.figure_text(key, row, texts) for row in (change.before, change.after)]
     return " → ".join(dict.fromkeys(cells))
 
 

@@ -8,7 +8,7 @@ from quantlab.report.diff import diff, diff_summary, require_tolerance
 from quantlab.report.tables import MAX_ROWS
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.report.samples import FORMAT_LEVELS as LEVELS
-from tests.report.samples import ROWS, SQNR, judged, stored, sweep
+from tests.report.samples import ROWS, SQNR, answer, judged, stored, sweep
 
 REL_ERR = Bar(top_order=None, sqnr_db=None)
 ORDER = Bar(sqnr_db=None, rel_err=None)
@@ -299,3 +299,50 @@ def test_one_format_with_another_setting_is_another_format():
     )  # fmt: skip
     with pytest.raises(ValueError, match="have no format in common"):
         compare([before, *widths(4)], [after, *widths(6)])
+
+
+def compare_answers(before, after, **limits):
+    bar = Bar(top_order=None, rel_err=None, **limits)
+    rows = judged(widths(4), bar)
+    return diff(sweep(rows), sweep(rows), judged(before, bar), judged(after, bar))
+
+
+def test_answers_are_compared_by_what_the_bar_asks_of_them():
+    before = [answer("sym 4 bits", 4.0, 0.01, 0.99), answer("sym 8 bits", 8.0, 0.001, 1.0)]
+    after = [answer("sym 4 bits", 4.0, 0.1, 0.98), answer("sym 8 bits", 8.0, 0.001, 1.0)]
+    assert len(compare_answers(before, after).changes) == 1
+    result = compare_answers(before, after, kl=0.05, top1_same=0.9)
+    worst = result.changes[0]
+    assert (worst.name, worst.formats[0]) == ("probs", "sym 4 bits")
+    assert worst.worse_by == {"kl": pytest.approx(10), "top1_same": pytest.approx(3.0103)}
+    assert [set(change.worse_by.values()) for change in result.changes[1:]] == [{0.0}, {0.0}]
+    assert result.is_worse(0.1)
+    lines = diff_summary(result, 0.1, Texts("en")).splitlines()
+    assert lines[0].split() == ["tensor", "format", "kl", "top1_same"]
+    assert lines[1].split("  ")[0] == "probs"
+    assert "0.01 → 0.1" in lines[1]
+    assert "99% → 98%" in lines[1]
+    assert lines[-1] == "diff: 1 of 3 compared became worse by more than 0.1 dB, 0 better"
+    back = compare_answers(after, before, kl=0.05, top1_same=0.9)
+    assert back.changes[-1].worse_by["kl"] == pytest.approx(-10)
+    assert not back.is_worse(0.1)
+
+
+def test_an_accuracy_that_falls_further_is_worse():
+    before, after = (
+        [answer("sym 4 bits", 4.0, accuracy=now, accuracy_before=0.9)] for now in (0.9, 0.8)
+    )
+    assert compare_answers(before, after, accuracy_drop=0.5).is_worse(0.1)
+    assert not compare_answers(after, before, accuracy_drop=0.5).is_worse(0.1)
+    assert not compare_answers(before, before, accuracy_drop=0.5).is_worse(0.0)
+
+
+@pytest.mark.parametrize(
+    "after", [[], [answer("nf4", 4.5)], [answer("sym 4 bits", 4, kind="values")]]
+)
+def test_a_bar_of_answers_without_answers_to_compare_is_named(after):
+    before = [answer("sym 4 bits", 4.0)]
+    with pytest.raises(
+        ValueError, match=r"report\.bar\.kl compares the answers .* report\.bar\.kl=nu"
+    ):
+        compare_answers(before, after, kl=0.1)

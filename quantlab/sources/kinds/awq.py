@@ -6,8 +6,10 @@ and scales and zero points along the groups, of which there are more than the in
 """
 
 from math import ceil
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
@@ -22,6 +24,7 @@ from quantlab.sources.kinds.decoding import (
     config_contradiction,
     even_groups,
     exact_ratio,
+    multiply,
     take_rows,
     unpack_codes,
 )
@@ -65,7 +68,7 @@ def _decode_gemv(parts: Parts) -> StoredTensor:
         codes = unpack_codes(take_rows(qweight, index), BITS, inputs)
         zeros = unpack_codes(take_rows(qzeros, index), BITS, 8 * qzeros.shape[1])[:, group_of]
         scale = take_rows(scales, index)[:, group_of]
-        return ((codes - zeros).astype(scales.dtype) * scale).astype(np.float32)
+        return multiply(codes - zeros, scale)
 
     return StoredTensor(
         parts.name,
@@ -92,12 +95,13 @@ def _decode_gemm(parts: Parts) -> StoredTensor:
 
     def decoder(places: RowIndex, zero_shift: int = 0) -> DecodeRows:
         def decode_rows(index: RowIndex) -> FloatArray:
-            group_of = even_groups(inputs, group)
-            word, place = index // 8, 4 * places[index % 8]
-            codes = (qweight[:, word] >> place) & 15
-            zeros = ((qzeros[:, word] >> place) & 15) + zero_shift
-            values = (codes - zeros[group_of]).astype(scales.dtype) * scales[:, index][group_of]
-            return np.ascontiguousarray(values.T, np.float32)
+            # Each word once, then along the inputs: a column of words is slow to read.
+            words, word_of = np.unique(index // 8, return_inverse=True)
+            place = 4 * places[index % 8][:, None]
+            codes = (_columns(qweight, words)[word_of] >> place) & 15
+            zeros = ((_columns(qzeros, words)[word_of] >> place) & 15) + zero_shift
+            steps = codes.reshape(len(index), groups, group) - zeros[:, :, None]
+            return multiply(steps, _columns(scales, index)[:, :, None]).reshape(-1, inputs)
 
         return decode_rows
 
@@ -111,6 +115,12 @@ def _decode_gemm(parts: Parts) -> StoredTensor:
         rearranged={"with codes in the order of outputs": decoder(LINEAR_PLACES)},
         remark=config_contradiction(parts.config, bits=BITS, group_size=group),
     )
+
+
+def _columns(array: NDArray[Any], index: RowIndex) -> NDArray[Any]:
+    """Return columns as rows; unsigned words as signed ones, whose differences may be negative."""
+    columns = np.ascontiguousarray(array[:, index].T)
+    return columns.view(np.int32) if columns.dtype == np.uint32 else columns
 
 
 PARTS = {

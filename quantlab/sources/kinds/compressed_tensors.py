@@ -24,6 +24,7 @@ from quantlab.sources.kinds.decoding import (
     config_contradiction,
     group_index,
     largest_group,
+    multiply,
     slice_words,
     take_rows,
     unpack_codes,
@@ -50,8 +51,7 @@ def _decode_packed(parts: Parts) -> StoredTensor:
         group_of = group_index(parts, "weight_g_idx", inputs, groups)
         codes = unpack_codes(take_rows(packed, index), bits, inputs) - 2 ** (bits - 1)
         zeros = _unpack_zeros(parts, index, bits, scale.shape)[:, group_of]
-        values = (codes - zeros).astype(scale.dtype) * take_rows(scale, index)[:, group_of]
-        return values.astype(np.float32)
+        return multiply(codes - zeros, take_rows(scale, index)[:, group_of])
 
     stated = {"num_bits": bits} | ({"group_size": group} if groups > 1 else {})
     return StoredTensor(

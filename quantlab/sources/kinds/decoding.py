@@ -367,6 +367,16 @@ def as_scales(stored: NDArray[Any]) -> NDArray[Any]:
     return stored.view(ml_dtypes.float8_e8m0fnu) if stored.dtype == np.uint8 else stored
 
 
+def multiply(steps: NDArray[Any], scales: NDArray[Any]) -> FloatArray:
+    """Multiply whole numbers of up to 256 by scales, as in the dtype of the scales.
+
+    A product is exact in float32 and rounded once, as it would be in float16, in which NumPy takes
+    more than twice as long.
+    """
+    products = steps.astype(np.float32) * scales.astype(np.float32)
+    return products.astype(scales.dtype, copy=False).astype(np.float32, copy=False)
+
+
 def rows_of(read: Read, width: int) -> DecodeRows:
     """Return a function that decodes rows of `width` values by reading elements."""
 

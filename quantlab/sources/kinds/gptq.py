@@ -25,6 +25,7 @@ from quantlab.sources.kinds.decoding import (
     exact_ratio,
     group_index,
     largest_group,
+    multiply,
     slice_words,
     unpack_codes,
 )
@@ -52,7 +53,7 @@ def _decode(parts: Parts) -> StoredTensor:
             codes = unpack_codes(qweight[:, index].T, bits, inputs)
             zeros = _unpack_zeros(qzeros, index, bits, zero_shift)
             scale = scales[:, index].T[:, group_of]
-            return ((codes - zeros[:, group_of]).astype(scales.dtype) * scale).astype(np.float32)
+            return multiply(codes - zeros[:, group_of], scale)
 
         return decode_rows
 

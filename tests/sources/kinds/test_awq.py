@@ -53,6 +53,15 @@ def test_shapes_alone_tell_the_settings(tmp_path, folder):
     assert tensor.remark is None
 
 
+def test_unsigned_words_and_scattered_rows_are_the_same(tmp_path):
+    unsigned = {key: lambda words: words.view(np.uint32) for key in ("qweight", "qzeros")}
+    tensor = opened(save(tmp_path, "awq-g32", unsigned))
+    values = expected("awq-g32")[1]
+    np.testing.assert_array_equal(decoded(tensor), values)
+    rows = np.array([9, 0, 17, 9])
+    np.testing.assert_array_equal(tensor.decode_rows(rows), values[rows])
+
+
 def test_tensors_win_where_the_config_says_something_else(tmp_path):
     tensor = opened(save(tmp_path, "awq-g32", config=quantization(bits=8, group_size=64)))
     np.testing.assert_array_equal(decoded(tensor), expected("awq-g32")[1])

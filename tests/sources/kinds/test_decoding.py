@@ -1,3 +1,4 @@
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -5,6 +6,7 @@ from quantlab.sources.kinds.decoding import (
     FP4,
     LONG_ROW,
     StoredTensor,
+    multiply,
     unpack_codes,
     unpack_nibbles,
 )
@@ -83,3 +85,13 @@ def test_fp4_is_e2m1():
         size = fraction / 2 if exponent == 0 else (1 + fraction / 2) * 2 ** (exponent - 1)
         assert value == (-size if code >= 8 else size)
     assert np.signbit(FP4[8])
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_products_are_those_of_the_dtype_of_the_scales(dtype):
+    steps = np.arange(-256, 257)[:, None]
+    values = np.random.default_rng(0).standard_normal(500) * 10.0 ** np.arange(-12, 8).repeat(25)
+    with np.errstate(over="ignore"):
+        scales = values.astype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        expected = (steps.astype(scales.dtype) * scales).astype(np.float32)
+        np.testing.assert_array_equal(multiply(steps, scales), expected)

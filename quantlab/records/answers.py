@@ -57,6 +57,7 @@ def _rows(content: Record, axes: Sequence[str], files: Mapping[str, str]) -> lis
             "kind": answer["kind"],
             "format": format_columns(content["spec"], file)["format"],
             "remark": answer["remark"],
+            "predicted_kl": answer.get("predicted_kl"),
         }
         | bar_columns(content)
         | {CHANGES: answer["changes"]}

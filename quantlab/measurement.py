@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.conf import load_option, option_names
+from quantlab.conf import load_option, needs_setting, option_names
 from quantlab.formats import uniform
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.format import Codec, Format, Reconstruction, compose
+from quantlab.models.model import Evaluation, Model
 from quantlab.records import record
 from quantlab.report.bar import Bar
 from quantlab.report.terminal import run_summary
@@ -18,10 +19,12 @@ from quantlab.report.texts import Texts
 from quantlab.sources.file import require_select, select_weights
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure as measure_tensor
+from quantlab.stats.measure import reconstruct
 from quantlab.stats.metrics import Metric
 from quantlab.stats.parallel import usable_cores
 
 NAME = "x"
+TOP_K = 10  # answers that must keep their order
 
 
 class Measurement(Mapping[str, Any]):
@@ -70,6 +73,7 @@ def measure(
     range: Any = "absmax",
     metrics: Mapping[str, Metric] | None = None,
     select: str = "weights",
+    model: Model | None = None,
 ) -> Any:
     """Measure what it costs to store an array, or each array of a mapping.
 
@@ -95,11 +99,15 @@ def measure(
     select
         Of a mapping, ``"weights"`` are the arrays with two axes or more that are longer than 1, if
         there are any; ``"all"`` measures norms, biases and constants too.
+    model
+        Of a mapping, an object with ``answers(weights)``, as docs/answers.md has it, or
+        `quantlab.models.onnx.OnnxModel`: it answers with all arrays that are measured replaced.
 
     Returns
     -------
     Measurement or pandas.DataFrame
-        The figures; of a mapping one row an array, its name first.
+        The figures; of a mapping one row an array, its name first. With a `model`,
+        ``table.attrs["answers"]`` is a table of its answers, one row an output.
 
     Raises
     ------
@@ -120,8 +128,14 @@ def measure(
         require_select(select)
         shapes = {name: np.shape(a) for name, a in x.items()}
         chosen = x.keys() if select == "all" else select_weights(shapes)
-        results = {n: _measure(a, mode, form, n, metrics) for n, a in x.items() if n in chosen}
-        return pd.DataFrame([{"tensor": name, **result} for name, result in results.items()])
+        arrays = {name: array for name, array in x.items() if name in chosen}
+        results = {name: _measure(a, mode, form, name, metrics) for name, a in arrays.items()}
+        table = pd.DataFrame([{"tensor": name, **result} for name, result in results.items()])
+        if model is not None:
+            table.attrs["answers"] = pd.DataFrame(_answers(model, form, arrays))
+        return table
+    if model is not None:
+        raise ValueError("model answers with a mapping of names to arrays: give its weights as x")
     return _measure(x, mode, form, NAME, metrics)
 
 
@@ -138,6 +152,18 @@ def _measure(
     stored = {"stored_dtype": opened.dtype} if isinstance(opened, Reconstruction) else {}
     named = tensor | {"predicted": None} | stored
     return Measurement(named, uniform.mode_name(mode), form.n_bits, name)
+
+
+def _answers(model: Model, form: Format | Codec, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Compare the answers of a model with arrays replaced, a row each output."""
+    tensors = [Tensor(name, as_array(array, name)) for name, array in arrays.items()]
+    weights = {
+        tensor.name: reconstruct(tensor, form.open(tensor), usable_cores()) for tensor in tensors
+    }
+    return [
+        {key: answer[key] for key in ("output", "kind", "rows", "samples")} | answer["figures"]
+        for answer in Evaluation(model, TOP_K).compare(weights)
+    ]
 
 
 def as_array(x: Any, name: str = NAME) -> NDArray[Any]:
@@ -190,8 +216,8 @@ def _range(range: Any) -> Any:
 
 def _load_option(group: str, option: Any) -> dict[str, Any]:
     config = load_option(group, option) if isinstance(option, str) else None
-    if config is None or option.startswith("file/"):
-        names = [name for name in option_names(group) if not name.startswith("file/")]
+    if config is None or needs_setting(group, option):
+        names = [name for name in option_names(group) if not needs_setting(group, name)]
         sizes = ", or a size of groups" if group == "block" else ""
         raise ValueError(f"{group} must be one of {', '.join(names)}{sizes}, got {option!r}")
     return config

@@ -6,11 +6,15 @@ import pytest
 from omegaconf import OmegaConf
 
 import quantlab
+from quantlab import quant
 from quantlab.formats import uniform
 from quantlab.formats.blocks import Group
 from quantlab.formats.format import Format
 from quantlab.formats.ranges import Mse, Percentile
 from tests.conftest import ROOT, measure
+from tests.models.samples import answer_two_layers
+from tests.models.test_figures import compare
+from tests.models.test_model import TwoLayers
 from tests.test_architecture import modules_after
 
 X = np.random.default_rng(0).standard_normal((20, 50)).astype(np.float32)
@@ -145,3 +149,24 @@ def test_importing_quantlab_loads_nothing():
     assert {"quantlab"} == {
         name for name in modules_after("import quantlab") if "quantlab" in name or name == "numpy"
     }
+
+
+def test_a_model_answers_with_the_arrays_of_a_mapping():
+    model = TwoLayers()
+    table = quantlab.measure(model.weights, "sym", n_bits=4, model=model)
+    (answer,) = table.attrs["answers"].to_dict("records")
+    stored = {name: round_trip(array, 4) for name, array in model.weights.items()}
+    before = answer_two_layers(model.x, model.weights)
+    after = answer_two_layers(model.x, stored)
+    expected = compare(before, after, "probabilities", k=10)["figures"]
+    assert answer["kl"] == pytest.approx(expected["kl"], rel=1e-12)
+    assert answer["top1_same"] == expected["top1_same"]
+    with pytest.raises(ValueError, match="model answers with a mapping"):
+        quantlab.measure(model.weights["w1"], model=model)
+
+
+def round_trip(x, n_bits):
+    """The lab's symmetric quantizer, in its six functions."""
+    scale = quant.choose_scale_symmetric(x, n_bits)
+    codes = quant.quantize_fp32_to_int8(x, scale, n_bits)
+    return quant.dequantize_int8_to_fp32(codes, scale)

@@ -12,7 +12,7 @@ from typing import Any
 
 from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar, answer_figure
-from quantlab.report.choices import group_by, tensor_levels
+from quantlab.report.choices import group_by, pareto_front, tensor_levels
 from quantlab.report.sentences import (
     BITS_SPEC,
     SQNR_SPEC,
@@ -20,11 +20,12 @@ from quantlab.report.sentences import (
     limit_text,
     percent,
 )
-from quantlab.report.tables import Graded, Table
+from quantlab.report.tables import Graded, Table, grade_ratio
 from quantlab.report.texts import Texts
-from quantlab.text import as_text, format_number, printable
+from quantlab.text import NULL, as_text, format_number, printable
 
-KL_SPEC, COSINE_SPEC = ".3g", ".6f"
+KL_SPEC, COSINE_SPEC, PROBABILITY_SPEC = ".3g", ".6f", ".2f"
+FORMAT_CHANGES = 3  # first answers that changed, of one format
 
 
 @dataclass(frozen=True)
@@ -243,6 +244,81 @@ def missed_answers_text(result: OutputResult, texts: Texts) -> str:
         )
         parts.append(texts(f"missed_{key}", value=value, threshold=limit_text(key, limit, texts)))
     return ", ".join(parts)
+
+
+def kl_points(choice: OutputChoice) -> list[tuple[float, float, str]]:
+    """List the bits per value, the KL in bits and the name of each format that loses anything."""
+    return [
+        (result.bits, result.row["kl"], printable(result.name))
+        for result in choice.formats
+        if result.row["kl"]
+    ]
+
+
+def kl_front(choice: OutputChoice) -> list[tuple[float, float, str]]:
+    """Choose the points that no other beats in bits and KL, the fewest bits first."""
+    return pareto_front(kl_points(choice), lambda point: point[:2])
+
+
+def describe_front(choice: OutputChoice, texts: Texts) -> str:
+    """Describe the picture of an output in words."""
+    points = [
+        texts("kl_alt_point", name=name, kl=f"{kl:{KL_SPEC}}", bits=format_number(bits, BITS_SPEC))
+        for bits, kl, name in kl_front(choice)
+    ]
+    return texts("kl_alt", name=choice.name, front="; ".join(points))
+
+
+def change_table(choices: Sequence[OutputChoice], texts: Texts) -> Table:
+    """Lay out the first answers that changed, of each format those that were surest."""
+    results = [(choice, result) for choice in choices for result in choice.formats]
+    has_outputs = len(choices) > 1
+    has_rows = any(result.row["rows"] != result.row["samples"] for _, result in results)
+    columns = ["sample", *(["row"] if has_rows else ()), "change", "probability"]
+    heads = ["diff_format", *(["answers_output"] if has_outputs else ())]
+    heads += [f"answers_{column}" for column in columns]
+    cells = [
+        [
+            printable(result.name),
+            *([choice.name] if has_outputs else ()),
+            *(_change_cell(change, column) for column in columns),
+        ]
+        for choice, result in results
+        for change in result.row["changes"][:FORMAT_CHANGES]
+    ]
+    return Table([*map(texts, heads)], cells, (1, 2) if has_outputs else (1,))
+
+
+def _change_cell(change: Mapping[str, Any], column: str) -> str:
+    if column == "change":
+        return f"{change['before']} → {change['after']}"
+    if column == "probability":
+        return f"{change['p_before']:{PROBABILITY_SPEC}} → {change['p_after']:{PROBABILITY_SPEC}}"
+    return str(change[column])
+
+
+def additivity_table(choices: Sequence[OutputChoice], texts: Texts) -> Table:
+    """Lay out the KL of each tensor alone, added up, beside that of all at once."""
+    heads = [texts(key) for key in ("diff_format", "answers_sum", "answers_whole", "answers_ratio")]
+    rows = [
+        [
+            printable(result.name) if len(choices) == 1 else f"{result.name}, {choice.name}",
+            *_additivity_cells(result),
+        ]
+        for choice in choices
+        for result in choice.formats
+        if result.alone and result.row["kl"] is not None
+    ]
+    return Table(heads, rows)
+
+
+def _additivity_cells(result: OutputResult) -> list[str]:
+    predicted, measured = math.fsum(row["kl"] for row in result.alone), result.row["kl"]
+    figures = [f"{kl:{KL_SPEC}}" for kl in (predicted, measured)]
+    if not predicted or not measured:
+        return [*figures, NULL]
+    ratio = measured / predicted
+    return [*figures, Graded(f"×{ratio:.2f}", grade_ratio(math.log(ratio)))]
 
 
 def unjudged_criteria(choices: Sequence[OutputChoice], bars: Iterable[Bar]) -> Iterator[str]:

@@ -14,7 +14,16 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from quantlab.report import plots
-from quantlab.report.answers import answer_sentences, answer_table, find_outputs
+from quantlab.report.answers import (
+    additivity_table,
+    answer_sentences,
+    answer_table,
+    change_table,
+    describe_front,
+    find_outputs,
+    kl_front,
+    kl_points,
+)
 from quantlab.report.choices import Findings, format_points, quality, row_name
 from quantlab.report.plots import FRONT_NAMES, error_vs_storage, shades
 from quantlab.report.sentences import (
@@ -52,7 +61,9 @@ from quantlab.text import printable
 
 FIRST_SENTENCES, MAX_SENTENCES = 12, 200  # before the fold, and in all
 FIRST_ROWS = 40  # before the fold
-PLOT_PATTERNS = ("plots/closer_*", "plots/error_vs_*", "error_histogram.png")
+FIRST_CHANGES = 12  # answers that changed, before the fold
+MAX_OUTPUTS = 3  # of a model, that have a picture
+PLOT_PATTERNS = ("plots/closer_*", "plots/error_vs_*", "plots/kl_vs_*", "error_histogram.png")
 
 
 class Place(NamedTuple):
@@ -85,6 +96,7 @@ def artefacts(findings: Findings, texts: Texts) -> dict[str, bytes]:
         pictures = {
             "picture": _bits_picture(files, findings, texts),
             "storage_picture": _storage_picture(files, findings, texts),
+            "answer_pictures": _answer_pictures(files, findings, texts),
             "details": _details(files, findings, texts),
         }
         if findings.histogram:
@@ -93,7 +105,8 @@ def artefacts(findings: Findings, texts: Texts) -> dict[str, bytes]:
             )
     shared = _shared_values(findings, texts)
     html = template("report.html.j2").render(**shared, **_page_values(findings, texts), **pictures)
-    text = template("report.md.j2").render(**shared, table=_worst_metrics(findings, texts))
+    table = _worst_metrics(findings, texts)
+    text = template("report.md.j2").render(**shared, **pictures, table=table)
     pages = {"report.html": html, "report.md": text}  # a file's name need not be Unicode
     return files | {
         name: text_of_page.encode(errors="backslashreplace") for name, text_of_page in pages.items()
@@ -114,6 +127,20 @@ def _storage_picture(files: dict[str, bytes], findings: Findings, texts: Texts) 
     drawn = error_vs_storage(findings.storage, findings.bars, texts)
     svg = _save_figure(files, "error_vs_storage", drawn)
     return Markup(plots.inline(svg, storage_trend(findings.storage, texts)))
+
+
+def _answer_pictures(
+    files: dict[str, bytes], findings: Findings, texts: Texts
+) -> list[tuple[str, Markup]]:
+    """Draw the KL of the first outputs that lost anything, each under its name."""
+    outputs = find_outputs(findings.answers, findings.levels)
+    lossy = [output for output in outputs if kl_points(output)][:MAX_OUTPUTS]
+    pictures = []
+    for number, output in enumerate(lossy, 1):
+        drawn = plots.kl_vs_storage(kl_points(output), kl_front(output), findings.bars, texts)
+        svg = _save_figure(files, f"kl_vs_storage_{number}", drawn)
+        pictures.append((output.name, Markup(plots.inline(svg, describe_front(output, texts)))))
+    return pictures
 
 
 def _details(files: dict[str, bytes], findings: Findings, texts: Texts) -> list[TensorDetail]:
@@ -156,6 +183,8 @@ def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "sentences": verdict_sentences(findings, texts),
         "answer_table": answer_table(outputs, texts),
         "answer_sentences": answer_sentences(outputs, texts),
+        "changes": change_table(outputs, texts),
+        "additivity": additivity_table(outputs, texts),
         "unmeasured": unmeasured_text(findings.unmeasured, texts),
         "incomplete": list(dict.fromkeys(findings.incomplete.values())),
         "the_bar": bar_text(findings.rows, texts),
@@ -200,6 +229,7 @@ def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "most": MAX_SENTENCES,
         "single": [sentence(widths, texts) for widths in single],
         "first_rows": FIRST_ROWS,
+        "first_changes": FIRST_CHANGES,
         "shades": shades(SHADES),
         "row_head": row_head(findings, texts),
         "predicted": PREDICTED,

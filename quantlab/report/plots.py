@@ -14,15 +14,17 @@ import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 from quantlab.records.record import Row
 from quantlab.report.bar import Bar
-from quantlab.report.choices import FormatPoint, TensorChoice, Widths, format_points, storage_front
+from quantlab.report.choices import TensorChoice, Widths, format_points, storage_front
 from quantlab.report.texts import Texts
 from quantlab.text import label
 
 Entry = dict[str, Any]  # what a record says of one tensor
+Sides = tuple[tuple[tuple[int, int], str], tuple[tuple[int, int], str]]  # of even, odd numbers
+Point = tuple[float, float, str]  # a format: bits per value, SQNR in dB or KL in bits, its name
 
 INK, PAPER = "#222222", "#ffffff"
 # Of Okabe and Ito's palette those with a contrast of 3 on white as on black.
@@ -64,7 +66,9 @@ NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
 FRONT_NAMES = 12  # formats of the front that are named; a telephone has room for no more
 BEATEN_COLOUR, FRONT_COLOUR = COLOURS[:2]
 BITS_INCHES, STORAGE_INCHES, LEGEND_LINE_INCHES = 2.9, 3.6, 0.17  # heights
-ABOVE_LEFT, BELOW_RIGHT = ((-3, 3), "right"), ((3, -10), "left")  # of a point, in points of text
+# Where numbers stand beside the points of a rising and of a falling front, in points of text.
+RISING_SIDES: Sides = ((3, -10), "left"), ((-3, 3), "right")
+FALLING_SIDES: Sides = ((-3, -10), "right"), ((3, 3), "left")
 FIGURE_SPACE = "\u2007"  # as wide as a digit
 
 
@@ -305,27 +309,63 @@ def error_vs_storage(choices: Sequence[TensorChoice], bars: Sequence[Bar], texts
     _lines(panel, bars, texts)
     panel.set_xlabel(texts("axis_storage"))
     panel.set_ylabel(texts("axis_sqnr" if len(choices) == 1 else "axis_sqnr_median"))
-    digits = len(str(len(named)))
-    for number, point in enumerate(named, 1):
-        offset, side = ABOVE_LEFT if number % 2 else BELOW_RIGHT  # neighbours stay legible
-        place = (point.bits, point.sqnr_db)
-        panel.annotate(str(number), place, offset, textcoords="offset points", ha=side)
-        line = f"{number:{FIGURE_SPACE}>{digits}}  {label(point.name, LABEL_CHARS)}"
-        panel.plot([], [], " ", label=line)
+    _name_points(panel, named, RISING_SIDES)
     drawn.legend(loc="outside lower left")
     return drawn
 
 
-def choose_named(front: Sequence[FormatPoint]) -> list[FormatPoint]:
+def kl_vs_storage(
+    points: Sequence[Point], front: Sequence[Point], bars: Sequence[Bar], texts: Texts
+) -> Figure:
+    """Draw the KL of an output's answers in each format over its bits a value, and the front."""
+    named = choose_named(front)
+    drawn = figure(STORAGE_INCHES + LEGEND_LINE_INCHES * len(named))
+    panel = drawn.subplots()
+    _points(panel, points, front, texts)
+    for limit in dict.fromkeys(bar.kl for bar in bars if bar.kl):
+        text = texts("kl_bar", threshold=f"{limit:g}")
+        panel.axhline(limit, color=INK, lw=1, ls="--", label=text)
+    panel.margins(0.12, 0.15)
+    _set_log_axis(panel)
+    panel.set_xlabel(texts("axis_storage"))
+    panel.set_ylabel(texts("axis_kl"))
+    _name_points(panel, named, FALLING_SIDES)
+    drawn.legend(loc="outside lower left")
+    return drawn
+
+
+def _set_log_axis(panel: Axes) -> None:
+    """Make the heights logarithmic, at least a decade, so that some ticks have numbers."""
+    panel.set_yscale("log")
+    low, high = panel.get_ylim()
+    if high < 10 * low:
+        middle = math.sqrt(low * high)
+        low, high = middle / math.sqrt(10), middle * math.sqrt(10)
+        panel.set_ylim(low, high)
+    subs = (1.0,) if high > 100 * low else (1.0, 2.0, 5.0)
+    panel.yaxis.set_major_locator(LogLocator(subs=subs))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _name_points(panel: Axes, named: Sequence[Point], sides: Sides) -> None:
+    """Write numbers beside points, and their names in the legend."""
+    digits = len(str(len(named)))
+    for number, (bits, height, name) in enumerate(named, 1):
+        offset, side = sides[number % 2]  # neighbours stay legible
+        panel.annotate(str(number), (bits, height), offset, textcoords="offset points", ha=side)
+        line = f"{number:{FIGURE_SPACE}>{digits}}  {label(name, LABEL_CHARS)}"
+        panel.plot([], [], " ", label=line)
+
+
+def choose_named(front: Sequence[Point]) -> list[Point]:
     """Return the offers of a front that are named: of many some, evenly, its ends among them."""
     places = np.linspace(0, len(front) - 1, min(FRONT_NAMES, len(front))).round().astype(int)
     return [front[n] for n in places.tolist()]
 
 
-def _points(
-    panel: Axes, points: Sequence[FormatPoint], front: Sequence[FormatPoint], texts: Texts
-) -> None:
-    """Draw the front as steps: what the best SQNR is for as many bits."""
+def _points(panel: Axes, points: Sequence[Point], front: Sequence[Point], texts: Texts) -> None:
+    """Draw the front as steps: the best that there is for as many bits."""
     beaten = [point for point in points if point not in front]
     if beaten:
         panel.scatter(
@@ -335,8 +375,8 @@ def _points(
     steps[0].set(drawstyle="steps-post", label=texts("storage_front"))
 
 
-def _coordinates(points: Sequence[FormatPoint]) -> tuple[list[float], list[float]]:
-    return [point.bits for point in points], [point.sqnr_db for point in points]
+def _coordinates(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [bits for bits, _, _ in points], [height for _, height, _ in points]
 
 
 def _lines(panel: Axes, bars: Sequence[Bar], texts: Texts) -> None:

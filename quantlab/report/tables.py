@@ -309,9 +309,12 @@ def _prediction(key: str, row: Row, texts: Texts) -> Prediction:
     if before is None or after is None:
         return Prediction(*figures, NULL, "")
     ratio = f"{after - before:+.1f}" if key == "sqnr_db" else f"×{after / before:.2f}"
-    return Prediction(
-        *figures, ratio, next(grade for grade, most in GRADES.items() if log_ratio <= most)
-    )
+    return Prediction(*figures, ratio, grade_ratio(log_ratio))
+
+
+def grade_ratio(log_ratio: float) -> str:
+    """Grade how far a figure is from its prediction, by the logarithm of their ratio."""
+    return next(grade for grade, most in GRADES.items() if abs(log_ratio) <= most)
 
 
 def _log_ratio(key: str, row: Row) -> float:

@@ -93,8 +93,8 @@ def storage_of(rows, levels=FORMAT_LEVELS, bar=SQNR):
     return storage_choices(judged(rows, bar), levels)
 
 
-def findings_of(rows, levels=FORMAT_LEVELS, bar=SQNR):
-    """What there is to report of rows."""
+def findings_of(rows, levels=FORMAT_LEVELS, bar=SQNR, answers=()):
+    """What there is to report of rows, and of rows of answers."""
     rest = {
         "mae": 0.1, "cos_sim": 0.9, "n_codes": 16, "scale": None, "zero_point": None,
         "n_elements": 600, "bits_above_bound": 1.0, "clip_share": 0.0, "zero_share": 0.1,
@@ -102,7 +102,7 @@ def findings_of(rows, levels=FORMAT_LEVELS, bar=SQNR):
     }  # fmt: skip
     full = [rest | row for row in judged(rows, bar)]
     nothing = {"details": [], "histogram": [], "failures": {}, "skipped": {}, "unmeasured": []}
-    return Findings(full, levels, **nothing, provenance={})
+    return Findings(full, levels, **nothing, provenance={}, answers=judged(answers, bar))
 
 
 def sweep(rows, levels=FORMAT_LEVELS, failures=(), directory="sweep", **change):
@@ -186,6 +186,20 @@ def first_change(sample, p_before=0.9, row=0):
     """A first answer that changed, from 1 to 2."""
     places = {"sample": sample, "row": row, "before": 1, "after": 2}
     return places | {"p_before": p_before, "p_after": 0.5}
+
+
+def many_answers(output="probs"):
+    """The answers in twelve formats, with each of two tensors stored alone, and what changed."""
+    rows = []
+    for n in range(2, 14):
+        kl = 4.0**-n
+        rows += [
+            answer(f"sym {n} bits", float(n), kl * share, output=output, tensor=tensor)
+            for tensor, share in (("a", 0.5), ("b", 0.7 / n))
+        ]
+        changes = [first_change(place, 0.9 - place / 100) for place in range(5)]
+        rows.append(answer(f"sym {n} bits", float(n), kl, output=output, changes=changes))
+    return rows
 
 
 def outputs_of(rows, levels=FORMAT_LEVELS, **bar):

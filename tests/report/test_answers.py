@@ -1,14 +1,18 @@
 import pytest
 
 from quantlab.report.answers import (
+    additivity_table,
     answer_sentences,
     answer_table,
+    change_table,
+    describe_front,
+    kl_points,
     missed_answers_text,
     unjudged_criteria,
 )
 from quantlab.report.bar import Bar
 from quantlab.report.texts import LANGUAGES, Texts
-from tests.report.samples import FORMAT_LEVELS, answer, outputs_of
+from tests.report.samples import FORMAT_LEVELS, answer, first_change, outputs_of
 
 T = Texts("en")
 TWO = [answer("sym 8 bits", 8.0, 0.001, 0.99), answer("sym 4 bits", 4.0, 0.1, 0.9)]
@@ -99,6 +103,54 @@ def test_a_criterion_without_a_figure_judges_nothing_and_is_named():
     assert list(unjudged_criteria(outputs, [bar])) == ["accuracy_drop"]
     assert list(unjudged_criteria([], [bar])) == ["kl", "accuracy_drop"]
     assert list(unjudged_criteria(outputs, [Bar()])) == []
+
+
+def test_the_surest_changes_of_each_format_are_listed():
+    changes = [first_change(n, 0.9 - n / 10) for n in range(5)]
+    rows = [answer("sym 4 bits", 4.0, changes=changes), answer("sym 8 bits", 8.0)]
+    table = change_table(outputs_of(rows), T)
+    assert table.heads == ["format", "input", "first answer", "its probability"]
+    assert table.rows == [
+        ["sym 4 bits", "0", "1 → 2", "0.90 → 0.50"],
+        ["sym 4 bits", "1", "1 → 2", "0.80 → 0.50"],
+        ["sym 4 bits", "2", "1 → 2", "0.70 → 0.50"],
+    ]
+    inside = answer("sym 4 bits", 4.0, changes=[first_change(3, row=7)], samples=10)
+    table = change_table(outputs_of([inside, VALUES]), T)
+    assert table.heads[1:4] == ["output", "input", "row"]
+    assert table.rows == [["sym 4 bits", "probs", "3", "7", "1 → 2", "0.90 → 0.50"]]
+
+
+def test_what_each_tensor_alone_loses_is_added_up_beside_the_whole():
+    rows = [
+        *(answer("nf4", 4.5, kl, tensor=name) for name, kl in (("a", 0.01), ("b", 0.03))),
+        answer("nf4", 4.5, 0.05),
+        answer("nf4", 4.5, 0.05, output="other"),
+        answer("sym 4 bits", 4.0, 0.1, tensor="a"),
+        answer("sym 4 bits", 4.0, 0.1001),
+        answer("log 16 bits", 16.0, 0.0, tensor="a"),
+        answer("log 16 bits", 16.0, 0.0),
+    ]
+    table = additivity_table(outputs_of(rows), T)
+    assert table.heads == ["format", "sum of each alone, bits", "all at once, bits", "ratio"]
+    assert table.rows == [
+        ["sym 4 bits, probs", "0.1", "0.1", "×1.00"],
+        ["nf4, probs", "0.04", "0.05", "×1.25"],
+        ["log 16 bits, probs", "0", "0", "–"],
+    ]
+    assert [row[-1].grade for row in table.rows[:2]] == ["close", "off"]
+    assert additivity_table(outputs_of(TWO), T).rows == []
+
+
+def test_a_format_that_loses_nothing_is_no_point():
+    (output,) = outputs_of([*TWO, answer("nf4", 4.5, 0.2), answer("log 16 bits", 16.0, 0.0)])
+    assert kl_points(output) == [
+        (4.0, 0.1, "sym 4 bits"), (4.5, 0.2, "nf4"), (8.0, 0.001, "sym 8 bits"),
+    ]  # fmt: skip
+    assert describe_front(output, T) == (
+        "KL of the answers of probs against bits per value; the front: sym 4 bits with 0.1 bits at "
+        "4 bits per value; sym 8 bits with 0.001 bits at 8 bits per value."
+    )
 
 
 def test_a_remark_is_a_sentence():

@@ -15,7 +15,7 @@ from quantlab.report import page as pages
 from quantlab.report.texts import Texts
 from tests.conftest import aggregate
 from tests.report.samples import FORMAT_LEVELS as LEVELS
-from tests.report.samples import findings_of, some
+from tests.report.samples import findings_of, many_answers, some
 from tests.report.test_page import many
 from tests.report.test_plots import crowd
 
@@ -183,12 +183,14 @@ def test_without_scripts_the_page_is_whole(chromium, lab_sweep):
     context.close()
 
 
-@pytest.fixture(scope="module", params=["few", "crowd"])
+@pytest.fixture(scope="module", params=["few", "crowd", "answers"])
 def formats(request, tmp_path_factory):
     """The report of a sweep of formats."""
     directory = tmp_path_factory.mktemp("formats")
-    rows = some() if request.param == "few" else crowd()
-    html = pages.artefacts(findings_of(rows, [*LEVELS, "scale_dtype", "range"]), Texts("en"))
+    rows = crowd() if request.param == "crowd" else some()
+    answers = [*many_answers(), *many_answers("second")] if request.param == "answers" else ()
+    levels = [*LEVELS, "scale_dtype", "range"]
+    html = pages.artefacts(findings_of(rows, levels, answers=answers), Texts("en"))
     (directory / "report.html").write_bytes(html["report.html"])
     return directory
 

@@ -17,7 +17,7 @@ from quantlab.report.page import places, tensor_detail
 from quantlab.report.plots import plot_style, svg, tensor_plot
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.conftest import aggregate, measure, run, run_quantlab
-from tests.report.samples import FORMAT_LEVELS, findings_of, some, stored
+from tests.report.samples import FORMAT_LEVELS, answer, findings_of, many_answers, some, stored
 from tests.report.test_aggregate import keep
 
 HOSTILE = "w|<script>alert(1)</script>`[x](y)*_\n"
@@ -270,6 +270,31 @@ def test_a_sweep_of_formats_has_error_against_storage(lang):
     assert r"| verb\_probs | sym 8 bits | 8.01 | 34.00 |" in text
     for key in ("bits_per_value", "bits_above_bound", "clip_share", "zero_share", "round_share"):
         assert f"<dt>{key}<dd>" in html
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_answers_of_a_model_have_a_section(lang):
+    rows = [*many_answers(), *many_answers("<b>"), answer("nf4", 4.0, output="y", kind="values")]
+    html, text, files = written(findings_of(some(), answers=rows), lang)
+    t = Texts(lang)
+    pictures = [name for name in files if name.startswith("plots/kl_vs_")]
+    assert pictures == [
+        f"plots/kl_vs_storage_{n}.{kind}" for n in (1, 2) for kind in ("png", "svg")
+    ]
+    assert f"<h2>{t('section_answers')}</h2>" in html
+    assert f"## {t('section_answers')}\n" in text
+    assert f"{t('axis_kl')}](plots/kl_vs_storage_2.png)" in text
+    for key in ("answers_changes", "answers_additivity"):
+        assert f"<h3>{t(key)}</h3>" in html
+    assert '<td class="text">&lt;b&gt;<td>' in html
+    assert "<b>, " not in html
+    assert t("heat_rest", n=2 * 12 * 3 - page.FIRST_CHANGES) in html
+
+
+def test_a_sweep_without_a_model_says_nothing_of_answers():
+    html, text, files = written(findings_of(some()))
+    assert "answers survive" not in html + text
+    assert not [name for name in files if "kl_vs" in name]
 
 
 def test_the_verdict_begins_with_the_cheapest_format():

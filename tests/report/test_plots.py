@@ -11,14 +11,32 @@ from matplotlib.text import Annotation
 
 from quantlab.records import record
 from quantlab.report import plots
+from quantlab.report.answers import kl_front, kl_points
 from quantlab.report.bar import Bar
 from quantlab.report.choices import FormatPoint, find_widths
-from quantlab.report.plots import FRONT_NAMES, choose_named, error_vs_storage, luminance, shades
+from quantlab.report.plots import (
+    FRONT_NAMES,
+    choose_named,
+    error_vs_storage,
+    kl_vs_storage,
+    luminance,
+    shades,
+)
 from quantlab.report.tables import SHADES
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.conftest import ROOT
 from tests.report.samples import FORMAT_LEVELS as LEVELS
-from tests.report.samples import GROUP, SQNR, some, storage_of, stored, with_format
+from tests.report.samples import (
+    GROUP,
+    SQNR,
+    answer,
+    many_answers,
+    outputs_of,
+    some,
+    storage_of,
+    stored,
+    with_format,
+)
 
 T = Texts("en")
 BOTH = {"light": "#fff", "dark": "#14171a"}
@@ -338,6 +356,56 @@ def test_the_same_rows_are_the_same_bytes():
             return plots.png(picture), plots.svg(picture, salt="x")
 
     assert both() == both()
+
+
+def drawn_kl(rows, t=T, **limits):
+    (output,) = outputs_of(rows, **limits)
+    with plots.plot_style():
+        return kl_vs_storage(kl_points(output), kl_front(output), [output.best.bar], t)
+
+
+def test_the_kl_of_answers_is_drawn_on_a_logarithmic_axis_with_its_front():
+    rows = [
+        answer("sym 4 bits", 4.0, 0.1),
+        answer("nf4", 4.5, 0.2),
+        answer("sym 8 bits", 8.0, 0.001),
+        answer("log 16 bits", 16.0, 0.0),
+    ]
+    picture = drawn_kl(rows, kl=0.01)
+    assert picture.axes[0].get_yscale() == "log"
+    assert names(picture) == ["1", "2"]
+    assert legend(picture) == [
+        "beaten by another format", "the front", "the bar, 0.01 bits", "1  sym 4 bits",
+        "2  sym 8 bits",
+    ]  # fmt: skip
+    assert picture.axes[0].get_ylabel() == "KL of the answers, bits"
+
+
+@pytest.mark.parametrize("kl", [[0.011, 0.0166], [0.02], [1e-9, 3.0]])
+def test_some_heights_of_a_logarithmic_axis_have_numbers(kl):
+    rows = [answer(f"sym {n} bits", float(n), figure) for n, figure in enumerate(kl, 2)]
+    picture = drawn_kl(rows)
+    with plots.plot_style():
+        FigureCanvasAgg(picture).draw()
+    low, high = picture.axes[0].get_ylim()
+    ticks = picture.axes[0].yaxis.get_major_ticks()
+    shown = [tick.label1.get_text() for tick in ticks if low <= tick.get_loc() <= high]
+    assert len([text for text in shown if text]) >= 2
+    assert all(float(text.replace("−", "-")) for text in shown)
+    assert low < min(kl) <= max(kl) < high
+
+
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_no_word_leaves_the_picture_of_the_kl_or_hides_another(lang):
+    picture = drawn_kl([row for row in many_answers() if not row["tensor"]], Texts(lang))
+    with plots.plot_style():
+        canvas = FigureCanvasAgg(picture)
+        canvas.draw()
+        texts = [*picture.findobj(Annotation), *picture.legends[0].get_texts()]
+        boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+    for n, box in enumerate(boxes):
+        assert 0 <= box.x0 <= box.x1 <= picture.bbox.x1, texts[n].get_text()
+        assert not any(box.overlaps(other) for other in boxes[:n]), texts[n].get_text()
 
 
 def test_exact_formats_alone_leave_an_empty_picture():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT, require_same, run_python
+from tests.models.samples import two_layers
 
 RAY = ROOT / ".venv" / "ray" / "bin" / "python"  # its cloudpickle is one that joblib refuses
 SLURM = ROOT / ".venv" / "slurm" / "slurm.conf"
@@ -65,3 +66,18 @@ def test_ray(lab_sweep, tmp_path):
     if not RAY.exists():  # a download of 70 MB, which CI makes
         pytest.skip("there is no Ray: `make ray` installs it")
     require_equal(sweep(tmp_path, "ray", python=RAY), tmp_path, lab_sweep[0])
+
+
+@pytest.mark.slow
+def test_answers_are_the_same_bytes_whatever_does_the_work(tmp_path):
+    path, inputs, _, _ = two_layers(tmp_path)
+    asked = [
+        "-m", "dist=file/onnx", f"dist.path={path}", "mode=sym,nf4", "n_bits=4", "model=onnx",
+        f"model.inputs={inputs}", "model.each=true", "model.batch=4",
+    ]  # fmt: skip
+    found = []
+    for name, how in (("one", ["threads=1"]), ("two", ["threads=2", "hydra/launcher=joblib"])):
+        done = run_python("run.py", *asked, *how, f"hydra.sweep.dir={tmp_path}/{name}")
+        assert done.returncode == 0, done.stderr
+        found.append((tmp_path / name / "answers.csv").read_bytes())
+    assert found[0] == found[1]

@@ -1,6 +1,6 @@
 """Activations: the tensors that flow between the nodes of an ONNX graph, over all samples."""
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.models.onnx import Batch, OnnxModel, Session
+from quantlab.models.onnx import OnnxModel
 from quantlab.sources.file import file_state, readable
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
-from quantlab.stats.parallel import map_on_threads, usable_cores
 from quantlab.text import (
     Patterns,
     as_list,
@@ -117,7 +116,7 @@ def _run_cached(
     del state
     parts: dict[str, list[NDArray[Any]]] = {}
     n_bytes = 0
-    for activations in _run(model, names):
+    for batch, activations in model.compute_edges(names):
         n_bytes += sum(array.nbytes for array in activations.values())
         if n_bytes > max_bytes:
             raise ValueError(
@@ -126,31 +125,11 @@ def _run_cached(
                 f"dist.include={label(names[-1])}, give fewer samples, or raise dist.max_bytes"
             )
         for name, array in activations.items():
-            parts.setdefault(name, []).append(array)
+            has_axis = batch.has_sample_axis and array.ndim
+            parts.setdefault(name, []).append(array if has_axis else array[None])
     if not parts:
         raise ValueError(f"{model.path} has no activation of floating-point numbers")
     return {name: _join(name, parts.pop(name)) for name in [*parts]}
-
-
-def _run(model: OnnxModel, names: tuple[str, ...]) -> Iterator[Mapping[str, NDArray[Any]]]:
-    """Yield the activations of each batch, few batches at once."""
-    threads = usable_cores()
-    with Session(str(model.path), {}, names) as session:
-
-        def compute(batch: Batch) -> Mapping[str, NDArray[Any]]:
-            arrays = session.compute(names, batch)
-            return {
-                name: array if batch.has_sample_axis and array.ndim else array[None]
-                for name, array in arrays.items()
-            }
-
-        batches = model.batches(session.inputs)
-        while window := _take(batches, threads):
-            yield from map_on_threads(compute, window, threads)
-
-
-def _take(batches: Iterable[Batch], n: int) -> list[Batch]:
-    return [batch for _, batch in zip(range(n), batches, strict=False)]
 
 
 def _join(name: str, parts: list[NDArray[Any]]) -> NDArray[Any]:

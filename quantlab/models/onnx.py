@@ -7,6 +7,7 @@ session are ignored where an optimization has folded them, as a convolution befo
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -95,6 +96,18 @@ class OnnxModel:
                 feed for _, feed in zip(range(BATCHES_A_THREAD * threads), batches, strict=False)
             ]:
                 yield from map_on_threads(session.run, window, threads)
+
+    def compute_edges(self, names: Sequence[str]) -> Iterator[tuple["Batch", Arrays]]:
+        """Yield each batch with what nodes give for it, by the names of their outputs.
+
+        Those that hold no floating-point numbers are left out; few batches are computed at once.
+        """
+        threads = self.threads or usable_cores()
+        with Session(str(self.path), {}, names) as session:
+            batches = self.batches(session.inputs)
+            while window := [batch for _, batch in zip(range(threads), batches, strict=False)]:
+                compute = partial(session.compute, names)
+                yield from zip(window, map_on_threads(compute, window, threads), strict=True)
 
     def input_files(self) -> list[str]:
         """List the files of inputs; raises ValueError where there is none."""
@@ -259,7 +272,7 @@ class Session:
     def compute(self, names: Sequence[str], batch: Batch) -> Arrays:
         """Compute those of some outputs that hold floating-point numbers; raises ValueError."""
         try:
-            values = self._session.run(names, batch.feed)
+            values = self._session.run(names, batch.feed) if names else []  # of none it gives all
         except Exception as reason:
             raise ValueError(f"{self.path} cannot be run ({_one_line(reason)})") from None
         return {

@@ -69,7 +69,7 @@ def oldest_config(config: dict[str, Any]) -> dict[str, Any]:
     """
     older = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
     if isinstance(metrics := older.get("metrics"), dict):
-        defaults = [{"imatrix": None}, {"extra": {}}]
+        defaults = [{"imatrix": None}, {"inputs": None}, {"extra": {}}]
         older["metrics"] = {k: v for k, v in metrics.items() if {k: v} not in defaults}
     renamed = _renamed(older, ORIGINAL)
     dist = renamed.get("dist")

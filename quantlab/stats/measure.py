@@ -77,8 +77,8 @@ def measure(
         tensor.require_finite()
     if along := _along_axis(tensor, form):
         axis, rows = along
-        moved = _move_axis(tensor, axis, importance)
-        settings = k, rel_threshold, threads, advance, landmark, None, extra_metrics
+        moved, importance = MovedAxis.of(tensor, axis), _move_importance(tensor, axis, importance)
+        settings = k, rel_threshold, threads, advance, landmark, importance, extra_metrics
         return _place_in_original(measure(moved, rows, *settings), moved)
     engine = engine_for(tensor.size)
     needed = needs_survey(tensor, form)
@@ -157,14 +157,19 @@ def _along_axis(tensor: Tensor, form: Format | Reconstruction) -> tuple[int, For
     return None if axis is None else (axis, replace(form, block=replace(form.block, axis=-1)))
 
 
-def _move_axis(tensor: Tensor, axis: int, importance: FloatArray | None) -> MovedAxis:
-    """Move the axis of groups to the end, where the engines have rows; raises ValueError."""
-    if importance is not None:
+def _move_importance(tensor: Tensor, axis: int, importance: FloatArray | None) -> FloatArray | None:
+    """Return the importance of a tensor with an axis at the end; raises ValueError.
+
+    That is known where it is of the rows of a matrix, which become columns.
+    """
+    if importance is None:
+        return None
+    if len(tensor.shape) != 2 or axis != 0 or importance.shape != (tensor.shape[0], 1):
         raise ValueError(
             f"tensor '{label(tensor.name)}' has an importance of columns, and groups along axis "
             f"{axis}: leave out imatrix or block.axis"
         )
-    return MovedAxis.of(tensor, axis)
+    return importance.reshape(1, -1)
 
 
 def _place_in_original(result: dict[str, Any], moved: MovedAxis) -> dict[str, Any]:

@@ -25,8 +25,10 @@ from quantlab.conf import add_folder
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
 from quantlab.formats.format import Codec, Format, compose
+from quantlab.formats.ggml import Importance
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
+from quantlab.models.inputs import InputPowers
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
 from quantlab.records import record
@@ -36,6 +38,7 @@ from quantlab.records.parts import WHOLE, read_division, whole_config, without_p
 from quantlab.report.bar import run_settings
 from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
+from quantlab.sources.onnx import Onnx
 from quantlab.stats.parallel import usable_cores
 
 EVALUATION_KEYS = ("outputs", "labels", "each")  # of a model, whatever its class
@@ -46,12 +49,11 @@ _formats: dict[str, Format | Codec] = {}
 def build(config: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a config in plain containers; raises ValueError if it makes none."""
     config = with_current_names(config)
-    imatrix = _find_setting(config, "metrics", "imatrix") or config["mode"].get("imatrix")
     threads = config.get("threads")
     return Experiment(
         dist=instantiate(config["dist"]),
         form=_build_format(config),
-        importance=Imatrix(imatrix) if imatrix else None,
+        importance=_build_importance(config),
         extra_metrics=instantiate(_find_setting(config, "metrics", "extra") or {}),
         evaluation=_build_evaluation(config),
         k=_find_setting(config, "rank", "k"),
@@ -64,6 +66,21 @@ def _find_setting(config: Mapping[str, Any], section: str, key: str) -> Any:
     """Look up a setting; None if there is no such section, as in a config of an older version."""
     values = config.get(section)
     return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _build_importance(config: Mapping[str, Any]) -> Importance | None:
+    """Build what says how much each input of a layer counts; None where nothing does."""
+    imatrix, inputs = (_find_setting(config, "metrics", key) for key in ("imatrix", "inputs"))
+    if imatrix and inputs:
+        raise ValueError("metrics.imatrix and metrics.inputs both weigh inputs: leave one out")
+    if inputs:
+        if get_class(current_name(config["dist"]["_target_"])) is not Onnx:
+            raise ValueError(
+                "metrics.inputs are those of the model in dist=file/onnx, which it runs"
+            )
+        return InputPowers(config["dist"]["path"], inputs)
+    imatrix = imatrix or config["mode"].get("imatrix")
+    return Imatrix(imatrix) if imatrix else None
 
 
 def _build_evaluation(config: Mapping[str, Any]) -> Evaluation | None:

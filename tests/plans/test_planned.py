@@ -2,24 +2,34 @@ import json
 
 import numpy as np
 import pytest
+from hydra import compose, initialize_config_dir
 
 import quantlab
+from quantlab.conf import CONF
 from quantlab.formats.element import ContradictionError
-from quantlab.plans.planned import Planned
-from quantlab.sources.onnx import Onnx
+from quantlab.formats.format import FormatSpec
+from quantlab.formats.uniform import mode_name
+from quantlab.plans.planned import Planned, build_format
+from quantlab.records.record import format_spec
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.measure import reconstruct
+from quantlab.sweep import job
 from tests.conftest import run, run_quantlab
-from tests.models.samples import two_layers
+from tests.models.samples import draw, two_layers
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 FORMATS = [
-    "mode=sym,asym n_bits=3,5",
+    "mode=asym n_bits=5",
     "mode=asym mode.zero_point=wide_int n_bits=4",
     "mode=sym block=group block.size=8 block.scale=float16 n_bits=4",
     "mode=sym block=group block.size=8 block.axis=input n_bits=4",
     "mode=sym block=channel block.axis=1 range=mse n_bits=4",
     "mode=sym range=percentile range.p=99 n_bits=4",
     "mode=log n_bits=5",
-    "mode=nf4,mx/fp4,nv/fp4",
+    "mode=nf4",
+    "mode=mx/fp4",
+    "mode=nv/fp4",
+    "mode=ggml/q4_0",
 ]
 
 
@@ -89,26 +99,19 @@ def test_a_plan_is_measured_as_a_format(answered, tmp_path):
     assert 0.5 < answer.kl / answer.predicted_kl < 2
 
 
-@pytest.mark.parametrize("formats", FORMATS)
-def test_every_format_of_a_plan_is_the_one_that_was_measured(formats, answered, tmp_path):
-    _, (dist, path, *_) = answered
-    swept = run("-m", dist, path, *formats.split(), f"hydra.sweep.dir={tmp_path}/s")
-    assert swept.returncode == 0, swept.stderr
-    other = run("-m", dist, path, "mode=fp4", f"hydra.sweep.dir={tmp_path}/s")  # takes two or more
-    assert other.returncode == 0, other.stderr
-    table = quantlab.load(tmp_path / "s")
-    for name in table.format.unique():
-        done = run_quantlab("plan", tmp_path / "s", "--bits", "33", "--keep", f"*={name}")
-        assert done.returncode == 0, done.stderr
-        planned = Planned(str(tmp_path / "s" / "plan.json"))
-        rows = table[table.format == name].set_index("tensor")
-        for tensor in Onnx(path.removeprefix("dist.path=")).tensors():
-            opened = planned.open(tensor)
-            x, x_hat = tensor.array.ravel(), opened.read(0, tensor.size)
-            noise = np.square(x_hat - x, dtype=float).sum()
-            sqnr_db = 10 * np.log10(np.square(x, dtype=float).sum() / noise)
-            assert sqnr_db == pytest.approx(rows.sqnr_db[tensor.name], rel=1e-9)
-            assert opened.bits == pytest.approx(rows.bits_per_value[tensor.name] * tensor.size)
+@pytest.mark.parametrize("overrides", FORMATS)
+def test_a_format_is_made_again_from_what_identifies_it(overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = compose("config", overrides=overrides.split(), return_hydra_config=True)
+    config = job.settings(cfg)
+    form = job.build(config).form
+    mode = mode_name(cfg.hydra.runtime.choices.mode)
+    spec = format_spec(mode, cfg.n_bits, config, form.columns())
+    again = build_format(FormatSpec.from_json(spec.to_json()))
+    tensor = Tensor("w", draw(6, 64), input_axis=0)
+    x_hat = [reconstruct(tensor, made.open(tensor)) for made in (form, again)]
+    assert np.array_equal(*x_hat)
+    assert again.columns() == form.columns()
 
 
 def test_what_goes_wrong_with_a_plan_is_named(tmp_path):

@@ -257,3 +257,49 @@ def test_sweeps_resume_as_shown(tmp_path):
     for command in commands:
         done = run_python(ROOT / command.split()[1], *command.split()[2:], cwd=tmp_path)
     assert done.stdout.splitlines()[0] in PAGES["sweeps.md"]
+
+
+NUMBER = re.compile(r"\d[\d.]*%?")
+
+
+def is_alike(line, shown):
+    """Test for the same words, and figures that differ as those of two processors may."""
+    if NUMBER.sub("0", " ".join(line.split())) != NUMBER.sub("0", " ".join(shown.split())):
+        return False
+    return all(
+        float(figure.strip("%."))
+        == pytest.approx(float(expected.strip("%.")), rel=0.05, abs=expected.endswith("%"))
+        for figure, expected in zip(NUMBER.findall(line), NUMBER.findall(shown), strict=True)
+    )
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_answers_are_those_shown(tmp_path, monkeypatch):
+    text = PAGES["answers.md"]
+    monkeypatch.chdir(tmp_path)
+    for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = [block for language, block in fences if not language]
+    printed = []
+    for block in blocks:
+        if not re.match(r"pip|python|quantlab", block):
+            lines = "\n".join(printed).splitlines()
+            for shown in block.splitlines():
+                assert any(is_alike(line, shown) for line in lines), shown
+            continue
+        printed = []
+        for line in block.replace("\\\n", "").splitlines():
+            command = shlex.split(line, comments=True)
+            if command[0] == "pip":
+                continue
+            if command[0] == "quantlab":
+                done = run_quantlab(*command[1:], cwd=tmp_path)
+            elif command[1] == "run.py":
+                done = run(*command[2:], cwd=tmp_path)
+            else:
+                done = run_python(ROOT / command[1], *command[2:], cwd=tmp_path)
+            assert (done.returncode, done.stderr) == (int("exit code 1" in line), ""), line
+            printed.append(done.stdout)
+    assert "kinds_logits, 500 answers: sym 8 bits" in printed[-1]

@@ -31,12 +31,10 @@ def save_classifier(path: Path, weights: dict[str, np.ndarray]) -> None:
         helper.make_node("MatMul", ["r2", "w3"], ["y"]),
         helper.make_node("Softmax", ["y"], ["kinds"]),
     ]
-    infos = (
-        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", width])]
-        for name, width in (("x", INPUTS), ("kinds", KINDS))
-    )
+    inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", INPUTS])]
+    outputs = [helper.make_tensor_value_info("kinds", TensorProto.FLOAT, ["n", KINDS])]
     tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
-    graph = helper.make_graph(nodes, "classifier", *infos, tensors)
+    graph = helper.make_graph(nodes, "classifier", inputs, outputs, tensors)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     path.write_bytes(model.SerializeToString())
 

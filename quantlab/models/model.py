@@ -68,21 +68,22 @@ class Evaluation:
     def compare(self, weights: Arrays, stored: Model | None = None) -> list[dict[str, Any]]:
         """Compare the answers with the original's: with replaced weights, or of a `stored` model.
 
-        Return the figures of each output. Raises ValueError where outputs, samples or labels do not
+        A `stored` model answers with the weights that it has. Return the figures of each output. Raises ValueError where outputs, samples or labels do not
         fit, or an output is not finite.
         """
         comparisons: dict[str, OutputComparison] = {}
         labels = None if self.labels is None else _read_labels(self.labels)
         n_samples = 0
-        for before, after in zip_longest(self._original(), (stored or self.model).answers(weights)):
+        answers = stored.answers({}) if stored else self.model.answers(weights)
+        for before, after in zip_longest(self._original(), answers):
             _require_alike(before, after)
             stop = n_samples + len(next(iter(before.values())))
-            for name, answers in before.items():
+            for name, rows in before.items():
                 if name not in comparisons:
-                    kind = self.outputs.get(name) or find_kind(name, answers)
+                    kind = self.outputs.get(name) or find_kind(name, rows)
                     comparisons[name] = OutputComparison(name, kind, self.k)
                 own_labels = None if labels is None else labels[n_samples:stop]
-                comparisons[name].add(answers, after[name], own_labels)
+                comparisons[name].add(rows, after[name], own_labels)
             n_samples = stop
         self._require_complete(comparisons, labels, n_samples)
         return [comparison.to_json() for comparison in comparisons.values()]

@@ -8,6 +8,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, ClassVar, TypedDict
 
@@ -50,13 +51,14 @@ class Pair:
     """A stored tensor, and how its values become those of its original.
 
     Rows come in `order`, or in the `other_order` that a reading of this name supposes; `restore`
-    computes the original's values from them.
+    computes the original's values from them. `remark` says how names that differ were paired.
     """
 
     tensor: StoredTensor
     order: RowIndex | None = None
     other_order: tuple[str, RowIndex | None] | None = None
     restore: Callable[[FloatArray], FloatArray] | None = None
+    remark: str | None = None
 
 
 class Coverage(TypedDict):
@@ -157,7 +159,7 @@ class StoredFile(Codec):
             source=self.file_name,
             readings=readers(stored.readings),
             rearranged=rearranged,
-            remark=stored.remark or (LEFT_EXPERTS if self._leaves_out(stored) else None),
+            remark=stored.remark or (LEFT_EXPERTS if self._leaves_out(stored) else pair.remark),
         )
 
     def _leaves_out(self, tensor: StoredTensor) -> bool:
@@ -170,6 +172,23 @@ class StoredFile(Codec):
         tensors = self.tensors.values()
         is_quantized = any(not tensor.is_dense for tensor in tensors)
         return is_quantized and all(t.is_dense for t in tensors if parse_name(t.name))
+
+
+def _describe_prefixes(name: str, stored_name: str) -> str:
+    """Describe how two names with a common end begin.
+
+    >>> _describe_prefixes("model.layers.0.up.weight", "decoder.layers.0.up.weight")
+    "names are paired by their common ends: 'decoder.' stands there for 'model.'"
+    """
+    ends = zip(reversed(name.split(".")), reversed(stored_name.split(".")), strict=False)
+    n_common = sum(1 for _ in takewhile(lambda parts: parts[0] == parts[1], ends))
+    original, stored = (
+        "".join(f"{part}." for part in path.split(".")[:-n_common]) for path in (name, stored_name)
+    )
+    return (
+        f"names are paired by their common ends: '{label(stored)}' stands there for "
+        f"'{label(original)}'"
+    )
 
 
 def is_output_layer(name: str) -> bool:
@@ -311,7 +330,7 @@ class Bound(Codec):
         originals = {name: shapes[name] for name in shapes if name not in pairs}
         stored = {name: tensor.shape for name, tensor in tensors.items() if name not in used}
         for name, other in pair_common_ends(originals, stored).items():
-            pairs[name] = Pair(tensors[other])
+            pairs[name] = Pair(tensors[other], remark=_describe_prefixes(name, other))
         return pairs
 
     def _experts(self, pairs: Mapping[str, Pair]) -> Experts:

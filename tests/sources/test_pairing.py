@@ -388,3 +388,19 @@ def test_an_original_without_a_pair_takes_no_tensor_of_another(tmp_path):
     outcome = Experiment(Safetensors(str(source)), SafetensorsFile(str(path)), 10, 1e-12, 1).run()
     assert list(outcome.tensors) == names[:1]
     assert list(outcome.skipped) == names[1:]
+
+
+def test_another_prefix_is_remarked_once(tmp_path):
+    layers = {f"layers.{n}.up.weight": published.draw(32, 64) for n in (0, 1)}
+    ends = layers | {"norm.w.bias": published.draw(32, 64)}
+    original, stored = (
+        published.write_safetensors(
+            tmp_path / f"{prefix}safetensors", {f"{prefix}{end}": x for end, x in ends.items()}
+        )
+        for prefix in ("model.", "net.decoder.")
+    )
+    found = run(Safetensors(str(original)), SafetensorsFile(str(stored))).tensors
+    assert len(found) == 3
+    assert {each["remark"] for each in found.values()} == {
+        "names are paired by their common ends: 'net.decoder.' stands there for 'model.'"
+    }

@@ -68,8 +68,8 @@ class Evaluation:
     def compare(self, weights: Arrays, stored: Model | None = None) -> list[dict[str, Any]]:
         """Compare the answers with the original's: with replaced weights, or of a `stored` model.
 
-        A `stored` model answers with the weights that it has. Return the figures of each output. Raises ValueError where outputs, samples or labels do not
-        fit, or an output is not finite.
+        A `stored` model answers with the weights that it has. Return the figures of each output.
+        Raises ValueError where outputs, samples or labels do not fit, or an output is not finite.
         """
         comparisons: dict[str, OutputComparison] = {}
         labels = None if self.labels is None else _read_labels(self.labels)

@@ -169,7 +169,7 @@ def test_a_quantized_file_answers_as_it_is_deployed(tmp_path):
     expected = compare(before, after, "probabilities")["figures"]
     (answer,) = quantlab.answers(tmp_path / "s").to_dict("records")
     assert answer["kl"] == pytest.approx(expected["kl"], rel=1e-3)
-    assert answer["format"] == "int8.onnx"
+    assert answer["format"].endswith("int8.onnx")
 
 
 def test_additivity_holds_on_a_deep_network(tmp_path):

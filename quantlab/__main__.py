@@ -202,7 +202,7 @@ def _check(arguments: argparse.Namespace) -> None:
         stored_rows(rows, sweep.levels),
         sweep.incomplete,
         sweep.unmeasured,
-        find_outputs(settings.judged(read_rows(arguments.directory)), sweep.levels),
+        find_outputs(settings.judged(read_rows(arguments.directory))),
     )
     print("\n".join(check.lines(settings.texts)))
     if not check.has_passed:

@@ -65,7 +65,7 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
         findings.bars,
         {**findings.failures, **findings.incomplete},
         findings.stored,
-        find_outputs(findings.answers, levels),
+        find_outputs(findings.answers),
     )
     artefacts |= page.artefacts(findings, settings.texts)
     artefacts["manifest.json"] = disk.to_json(

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from quantlab.formats.format import is_format_column
 from quantlab.records.record import Row, group_rows
 from quantlab.report.bar import Bar, answer_figure
-from quantlab.report.choices import group_by, pareto_front, tensor_levels
+from quantlab.report.choices import group_by, pareto_front
 from quantlab.report.sentences import (
     BITS_SPEC,
     SQNR_SPEC,
@@ -64,6 +65,14 @@ class OutputResult:
         return self.bar.missed_answers(self.row)
 
     @property
+    def predicted_kl(self) -> float | None:
+        """The KL that a plan predicts, else that of each tensor alone, added up; None without."""
+        if self.row.get("predicted_kl") is not None or not self.alone:
+            return self.row.get("predicted_kl")
+        kl = [row["kl"] for row in self.alone]
+        return None if None in kl else math.fsum(kl)
+
+    @property
     def loss(self) -> tuple[float, float]:
         """The order of what is lost: the KL in bits, and the SQNR in dB of mere values."""
         kl, sqnr_db = self.row["kl"], self.row["sqnr_db"]
@@ -107,11 +116,19 @@ class OutputChoice:
         return not judged or any(not result.missed for result in judged)
 
 
-def find_outputs(rows: Sequence[Row], levels: Sequence[str]) -> list[OutputChoice]:
-    """Group rows of answers by output, in their order; `levels` nest the table of the sweep."""
+def find_outputs(rows: Sequence[Row]) -> list[OutputChoice]:
+    """Group rows of answers by output, in their order.
+
+    What else was swept stands in their columns before that of the tensor, the parts of a divided
+    source too: each part was answered with its own tensors alone.
+    """
+    if not rows:
+        return []
     whole = [row for row in rows if not row["tensor"]]
     alone = [row for row in rows if row["tensor"]]
-    keys = [key for key in tensor_levels(levels) if key != "tensor"]
+    columns = list(rows[0])
+    swept = columns[: columns.index("tensor")]
+    keys = [key for key in swept if key != "mode" and not is_format_column(key)]
     varied = [key for key in keys if len({as_text(row[key]) for row in whole}) > 1]
     rows_alone = group_by(alone, lambda row: _identify(row, keys))
     choices = []
@@ -298,8 +315,14 @@ def _change_cell(change: Mapping[str, Any], column: str) -> str:
 
 
 def additivity_table(choices: Sequence[OutputChoice], texts: Texts) -> Table:
-    """Lay out the KL of each tensor alone, added up, beside that of all at once."""
-    heads = [texts(key) for key in ("diff_format", "answers_sum", "answers_whole", "answers_ratio")]
+    """Lay out the KL that was predicted beside that of all tensors at once.
+
+    A plan has its prediction; another format that of each tensor alone, added up.
+    """
+    heads = [
+        texts(key)
+        for key in ("diff_format", "answers_predicted", "answers_measured", "answers_ratio")
+    ]
     rows = [
         [
             printable(result.name) if len(choices) == 1 else f"{result.name}, {choice.name}",
@@ -307,13 +330,13 @@ def additivity_table(choices: Sequence[OutputChoice], texts: Texts) -> Table:
         ]
         for choice in choices
         for result in choice.formats
-        if result.alone and result.row["kl"] is not None
+        if result.predicted_kl is not None and result.row["kl"] is not None
     ]
     return Table(heads, rows)
 
 
 def _additivity_cells(result: OutputResult) -> list[str]:
-    predicted, measured = math.fsum(row["kl"] for row in result.alone), result.row["kl"]
+    predicted, measured = result.predicted_kl, result.row["kl"]
     figures = [f"{kl:{KL_SPEC}}" for kl in (predicted, measured)]
     if not predicted or not measured:
         return [*figures, NULL]

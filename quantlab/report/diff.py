@@ -147,7 +147,7 @@ def diff(
     changes = [
         Change(name, then, now, (_stored_as(then), _stored_as(now))) for name, then, now in pairs
     ]
-    changes += _answer_changes(after, answers_before, answers_after, levels)
+    changes += _answer_changes(after, answers_before, answers_after)
     changes.sort(key=lambda change: -change.greatest)
     only = len(before.rows) - len(pairs), len(after.rows) - len(pairs)
     missing = [name for name in choices_before if name not in choices_after]
@@ -155,15 +155,13 @@ def diff(
 
 
 def _answer_changes(
-    after: Aggregated, rows_before: Sequence[Row], rows_after: Sequence[Row], levels: Sequence[str]
+    after: Aggregated, rows_before: Sequence[Row], rows_after: Sequence[Row]
 ) -> list[AnswerChange]:
     """Pair answers by output and format; none where no criterion judges them."""
     criteria = dict.fromkeys(key for bar in row_bars(after.rows) for key in bar.answer_criteria)
     if not criteria:
         return []
-    results_before, results_after = (
-        _results_by_name(rows, levels) for rows in (rows_before, rows_after)
-    )
+    results_before, results_after = (_results_by_name(rows) for rows in (rows_before, rows_after))
     changes = [
         AnswerChange(name, row, results_after[name, form], (form, form))
         for (name, form), row in results_before.items()
@@ -178,12 +176,11 @@ def _answer_changes(
     return changes
 
 
-def _results_by_name(rows: Sequence[Row], levels: Sequence[str]) -> dict[tuple[str, str], Row]:
-    """Map outputs and formats to their rows, which may lack levels of the other sweep."""
-    absent = dict.fromkeys(tensor_levels(levels))
+def _results_by_name(rows: Sequence[Row]) -> dict[tuple[str, str], Row]:
+    """Map outputs and formats to their rows."""
     return {
         (output.name, result.name): result.row
-        for output in find_outputs([{**absent, **row} for row in rows], levels)
+        for output in find_outputs(rows)
         for result in output.formats
     }
 

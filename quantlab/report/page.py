@@ -133,7 +133,7 @@ def _answer_pictures(
     files: dict[str, bytes], findings: Findings, texts: Texts
 ) -> list[tuple[str, Markup]]:
     """Draw the KL of the first outputs that lost anything, each under its name."""
-    outputs = find_outputs(findings.answers, findings.levels)
+    outputs = find_outputs(findings.answers)
     lossy = [output for output in outputs if kl_points(output)][:MAX_OUTPUTS]
     pictures = []
     for number, output in enumerate(lossy, 1):
@@ -171,7 +171,7 @@ def _save_figure(files: dict[str, bytes], name: str, drawn: Figure) -> bytes:
 
 def _shared_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Collect the values of both templates."""
-    outputs = find_outputs(findings.answers, findings.levels)
+    outputs = find_outputs(findings.answers)
     n_choices, n_files = len(findings.storage), len(findings.stored)
     caption = "storage_caption_many" if n_choices > 1 else "storage_caption"
     return {

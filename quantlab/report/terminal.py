@@ -93,7 +93,7 @@ def _tables(findings: Findings, texts: Texts) -> Iterator[Table | str]:
     if findings.storage:
         yield texts("section_storage")
         yield from first_rows(storage_table(findings.storage, texts), texts)
-    if outputs := find_outputs(findings.answers, findings.levels):
+    if outputs := find_outputs(findings.answers):
         yield texts("section_answers")
         yield from first_rows(answer_table(outputs, texts), texts, "more_answers")
         sentences = answer_sentences(outputs, texts)

@@ -202,6 +202,6 @@ def many_answers(output="probs"):
     return rows
 
 
-def outputs_of(rows, levels=FORMAT_LEVELS, **bar):
+def outputs_of(rows, **bar):
     """The outputs of rows of answers, judged by a bar."""
-    return find_outputs(judged(rows, Bar(top_order=None, rel_err=None, **bar)), levels)
+    return find_outputs(judged(rows, Bar(top_order=None, rel_err=None, **bar)))

@@ -12,7 +12,7 @@ from quantlab.report.answers import (
 )
 from quantlab.report.bar import Bar
 from quantlab.report.texts import LANGUAGES, Texts
-from tests.report.samples import FORMAT_LEVELS, answer, first_change, outputs_of
+from tests.report.samples import answer, first_change, outputs_of
 
 T = Texts("en")
 TWO = [answer("sym 8 bits", 8.0, 0.001, 0.99), answer("sym 4 bits", 4.0, 0.1, 0.9)]
@@ -130,15 +130,17 @@ def test_what_each_tensor_alone_loses_is_added_up_beside_the_whole():
         answer("sym 4 bits", 4.0, 0.1001),
         answer("log 16 bits", 16.0, 0.0, tensor="a"),
         answer("log 16 bits", 16.0, 0.0),
+        answer("plan.json", 5.0, 0.02, predicted_kl=0.01),
     ]
     table = additivity_table(outputs_of(rows), T)
-    assert table.heads == ["format", "sum of each alone, bits", "all at once, bits", "ratio"]
+    assert table.heads == ["format", "predicted, bits", "measured, bits", "ratio"]
     assert table.rows == [
         ["sym 4 bits, probs", "0.1", "0.1", "×1.00"],
         ["nf4, probs", "0.04", "0.05", "×1.25"],
+        ["plan.json, probs", "0.01", "0.02", "×2.00"],
         ["log 16 bits, probs", "0", "0", "–"],
     ]
-    assert [row[-1].grade for row in table.rows[:2]] == ["close", "off"]
+    assert [row[-1].grade for row in table.rows[:3]] == ["close", "off", "wrong"]
     assert additivity_table(outputs_of(TWO), T).rows == []
 
 
@@ -160,8 +162,8 @@ def test_a_remark_is_a_sentence():
 
 
 def test_what_else_was_swept_tells_outputs_apart():
-    rows = [row | {"seed": n} for n in (1, 2) for row in TWO]
-    outputs = outputs_of(rows, [*FORMAT_LEVELS, "seed"])
+    rows = [{"seed": n, "mode.block": n} | row for n in (1, 2) for row in TWO]
+    outputs = outputs_of(rows)
     assert [choice.name for choice in outputs] == ["probs, seed=1", "probs, seed=2"]
     models = [row | {"dist": name} for name in ("a", "b") for row in TWO]
     assert [choice.name for choice in outputs_of(models)] == ["probs, dist=a", "probs, dist=b"]

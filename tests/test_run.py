@@ -9,6 +9,7 @@ from safetensors.numpy import save_file
 
 from quantlab.records import record
 from tests.conftest import run, run_python, run_quantlab
+from tests.models.samples import two_layers
 
 pytestmark = pytest.mark.usefixtures("undrawn")
 
@@ -25,6 +26,23 @@ def test_a_single_run_prints_and_keeps_its_figures(tmp_path):
     assert "predicted" in done.stdout
     assert str(path.relative_to(tmp_path)) in done.stdout
     assert (path.parent / ".hydra" / "config.yaml").exists()
+
+
+def test_a_run_with_a_model_prints_what_its_answers_lost(tmp_path):
+    path, inputs, *_ = two_layers(tmp_path)
+    model = ["dist=file/onnx", f"dist.path={path}", "model=onnx", f"model.inputs={inputs}"]
+    done = run(*model, "n_bits=4", "report.bar.kl=1", f"hydra.run.dir={tmp_path}/run")
+    assert (done.returncode, done.stderr) == (0, "")
+    heading, table, sentence = done.stdout.split("\n\n")[1:]
+    assert heading == "Do the answers survive?"
+    assert table.startswith("format     bits per value KL, bits KL p99 same first answer")
+    assert sentence.startswith("probs, 70 answers: the fewest bits that meet the bar are those of")
+    done = run("-m", *model, "n_bits=4,8", "report.bar.kl=1e-9", f"hydra.sweep.dir={tmp_path}/s")
+    assert "probs, 70 answers: no format tried meets the bar; in the nearest, sym" in done.stdout
+    verdict = json.loads((tmp_path / "s" / "verdict.json").read_bytes())
+    assert [output["missed"] for output in verdict["answers"]] == [["kl"]]
+    assert run_quantlab("check", tmp_path / "s").returncode == 1
+    assert run_quantlab("check", tmp_path / "s", "report.bar.kl=1").returncode == 0
 
 
 @pytest.mark.parametrize("sweep", [[], ["-m"]])

@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from quantlab.models.figures import FIGURES
-from quantlab.records.record import BAR_PREFIX, Record, Row, Run
+from quantlab.records.record import BAR_PREFIX, CHANGES, Record, Row, Run, answer_figures
 from quantlab.records.table import (
     FACTORS,
     Aggregated,
@@ -22,7 +22,6 @@ from quantlab.records.table import rows as table_rows
 from quantlab.text import as_text
 
 NAME = "answers.csv"
-CHANGES = "changes"  # the first answers that changed, as a record has them: in no table
 ANSWER_KL = "answer_kl"  # beside the kl of a tensor that is a probability vector itself
 TEXT = ("dist", "mode", "tensor", "output", "kind", "format", "remark")
 COUNTS = ("n_bits", "rows", "samples")
@@ -47,31 +46,11 @@ def _rows(content: Record, axes: Sequence[str], files: Mapping[str, str]) -> lis
     factors = {key: content[key] for key in FACTORS if key != "tensor"}
     settings = {axis: setting(content, axis) for axis in axes}
     file = files.get(str(setting(content, "mode.path")))
+    name = format_columns(content["spec"], file)["format"] if content["spec"] else None
     return [
-        factors
-        | settings
-        | {key: answer[key] for key in ("tensor", "output", "rows", "samples")}
-        | {key: answer["figures"][key] for key in FIGURES}
-        | {
-            "bits_per_value": _bits_per_value(content, answer["tensor"]),
-            "kind": answer["kind"],
-            "format": format_columns(content["spec"], file)["format"],
-            "remark": answer["remark"],
-            "predicted_kl": answer.get("predicted_kl"),
-        }
-        | bar_columns(content)
-        | {CHANGES: answer["changes"]}
+        factors | settings | answer_figures(answer, content["tensors"], name) | bar_columns(content)
         for answer in content.get("answers", ())
     ]
-
-
-def _bits_per_value(content: Record, tensor: str | None) -> float:
-    """Return the bits of one tensor, or of all that were replaced, over their values."""
-    figures = content["tensors"]
-    replaced = figures.values() if tensor is None else [figures[tensor]]
-    n_values = sum(row["n_elements"] for row in replaced)
-    bits = sum(row["bits_per_value"] * row["n_elements"] for row in replaced)
-    return float(bits / n_values)
 
 
 def read_rows(directory: Path) -> list[Row]:

@@ -34,12 +34,14 @@ LATER_CRITERIA = (  # have a column where a bar asks for them
 COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a format say
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256", "input_axis")
+CHANGES = "changes"  # of first answers, as a record has them: a column of no table
 MAX_REASONS = 3  # of tensors that could not be measured, in one error
 MAX_BYTES = 2**30  # the record of a hundred thousand tensors takes half of it
 MANIFEST_KEYS = ("dtype", "shape", "sha256")  # of a tensor
 CODEC_KEYS = ("stored_dtype", "stored_file", "remark")  # of a tensor that a codec stores
 
 Record = dict[str, Any]  # a RecordFile, brought to today's schema
+Row = Mapping[str, Any]  # the figures of one tensor in one run, under their keys
 
 
 class UnmeasuredTensor(TypedDict):
@@ -376,6 +378,27 @@ def figures(tensor: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def answer_figures(
+    answer: Mapping[str, Any], tensors: Mapping[str, Row], form: str | None
+) -> dict[str, Any]:
+    """Flatten an `AnswerJson` to the figures of one row, and its `CHANGES`.
+
+    `tensors` are the figures of the tensors of its run, `form` is the name of its format.
+    """
+    replaced = [*tensors.values()] if answer["tensor"] is None else [tensors[answer["tensor"]]]
+    bits = sum(row["bits_per_value"] * row["n_elements"] for row in replaced)
+    return {
+        **{key: answer[key] for key in ("tensor", "output", "rows", "samples")},
+        **answer["figures"],
+        "bits_per_value": float(bits / sum(row["n_elements"] for row in replaced)),
+        "kind": answer["kind"],
+        "format": form,
+        "remark": answer["remark"],
+        "predicted_kl": answer.get("predicted_kl"),
+        CHANGES: answer["changes"],
+    }
+
+
 def find(directory: Path) -> Iterator[Path]:
     """Yield every path named record.json below a directory, sorted.
 
@@ -406,9 +429,6 @@ class Run(NamedTuple):
     def is_incomplete(self) -> bool:
         """Whether some tensors could not be measured, and others were."""
         return bool(self.record and self.record["failed"] and self.record["tensors"])
-
-
-Row = Mapping[str, Any]  # the figures of one tensor in one run, under their keys
 
 
 def group_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[list[int]]:

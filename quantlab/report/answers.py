@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from quantlab.formats.format import is_format_column
-from quantlab.records.record import Row, group_rows
+from quantlab.records.record import BAR_PREFIX, Row, group_rows
 from quantlab.report.bar import Bar, answer_figure
 from quantlab.report.choices import group_by, pareto_front
 from quantlab.report.sentences import (
@@ -127,7 +127,7 @@ def find_outputs(rows: Sequence[Row]) -> list[OutputChoice]:
     whole = [row for row in rows if not row["tensor"]]
     alone = [row for row in rows if row["tensor"]]
     columns = list(rows[0])
-    swept = columns[: columns.index("tensor")]
+    swept = [key for key in columns[: columns.index("tensor")] if not key.startswith(BAR_PREFIX)]
     keys = [key for key in swept if key != "mode" and not is_format_column(key)]
     varied = [key for key in keys if len({as_text(row[key]) for row in whole}) > 1]
     rows_alone = group_by(alone, lambda row: _identify(row, keys))
@@ -221,7 +221,7 @@ def _output_sentence(choice: OutputChoice, texts: Texts) -> str:
 
 
 def _quote(result: OutputResult, texts: Texts) -> str:
-    """Write what a format does to the answers."""
+    """Describe how a format changes the answers."""
     row = result.row
     if row["kl"] is None:
         sqnr = _figure_text(row, "sqnr_db", texts)

@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from quantlab.formats.format import is_format_column
-from quantlab.records.record import Record, Row, figures, group_rows
+from quantlab.records.record import Record, Row, answer_figures, figures, group_rows
 from quantlab.report.answers import answer_sentences, answer_table, find_outputs
 from quantlab.report.bar import Bar
 from quantlab.report.choices import Findings, has_formats, quality, stored_rows
@@ -285,7 +285,22 @@ def run_summary(record: Record, bar: Bar, texts: Texts) -> str:
     if stored := stored_rows(rows, ["dist"]):
         lines += [*stored_sentences(stored, texts), bar_text(rows, texts)]
     underflows = {name: tensor.get("underflowed") or 0 for name, tensor in tensors.items()}
-    return "\n".join([*lines, *underflow_sentences(underflows, texts)])
+    answered = _answer_lines(record, {row["tensor"]: row for row in rows}, shared, texts)
+    return "\n".join([*lines, *underflow_sentences(underflows, texts), *answered])
+
+
+def _answer_lines(
+    record: Record, rows: Mapping[str, Row], shared: Row, texts: Texts
+) -> Iterator[str]:
+    """Yield what the answers of a run have lost, if a model answered."""
+    answers = [
+        {**shared, **answer_figures(answer, rows, record["spec"]["name"])}
+        for answer in record.get("answers", ())
+    ]
+    if outputs := find_outputs(answers):
+        sentences = "\n".join(answer_sentences(outputs, texts))
+        yield ""
+        yield render(texts("section_answers"), answer_table(outputs, texts), sentences)
 
 
 def _unknown(tensor: dict[str, Any]) -> set[str]:

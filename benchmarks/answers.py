@@ -80,7 +80,7 @@ def main() -> None:
             return Experiment(Onnx(path), form, 10, 1e-8, THREADS, evaluation=evaluation)
 
         def answer(*, each: bool) -> None:
-            models._originals.clear()
+            models._cached.clear()
             experiment(each=each).run()
 
         measuring = least(lambda: experiment(each=None).run())

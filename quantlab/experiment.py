@@ -55,6 +55,8 @@ class Experiment:
         """Raise ValueError if a setting is out of range or there is nothing to measure."""
         if self._file:
             self._file.require_tensors()
+        if self.evaluation and self.listing:
+            raise ValueError("a model answers with all tensors: leave out dist.part and dist.parts")
         rank.require_k(self.k)
         metrics.require_threshold(self.rel_threshold)
         if not isinstance(self.threads, int) or self.threads < 1:
@@ -109,21 +111,28 @@ class Experiment:
     @property
     def model_identity(self) -> dict[str, Any] | None:
         """What identifies the model that answers; None where none does."""
-        return self.evaluation.identity() if self.evaluation else None
+        if not self.evaluation:
+            return None
+        stored = self._stored_model(self.evaluation.model)
+        return self.evaluation.identity() | ({"stored": stored.identity()} if stored else {})
 
     def _answered(self, outcome: Outcome, journal: Callable[[Outcome], Journal] | None) -> Outcome:
         """Add the answers with the tensors that were measured, or the reason why there are none."""
         evaluation = cast("Evaluation", self.evaluation)
         outcome = replace(
             outcome,
-            model=evaluation.identity(),
+            model=self.model_identity,
             versions={**outcome.versions, **getattr(evaluation.model, "versions", {})},
         )
+        answers: list[dict[str, Any]] = []
         try:
             done = journal(outcome) if journal and evaluation.each else None
-            return replace(outcome, answers=list(self._answers(outcome, evaluation, done)))
-        except ValueError as reason:
-            return replace(outcome, fault=f"the model did not answer: {reason}")
+            for answer in self._answers(outcome, evaluation, done):
+                answers.append(answer)
+        except Exception as reason:  # whatever a model raises costs no tensor that was measured
+            text = str(reason) if isinstance(reason, ValueError) else repr(reason)
+            return replace(outcome, answers=answers, fault=f"the model did not answer: {text}")
+        return replace(outcome, answers=answers)
 
     def _answers(
         self, outcome: Outcome, evaluation: Evaluation, journal: Journal | None
@@ -134,11 +143,10 @@ class Experiment:
             tensor.name: reconstruct(tensor, self.bound.open(tensor), self.threads)
             for tensor in measured
         }
-        predicted_kl = self.form.predicted_kl if isinstance(self.form, Planned) else None
-        for answer in evaluation.compare(weights, self._stored_model(evaluation.model)):
-            is_predicted = predicted_kl is not None and answer["figures"]["kl"] is not None
-            predicted = {"predicted_kl": predicted_kl} if is_predicted else {}
-            yield {"tensor": None, **answer, **predicted}
+        compared = evaluation.compare(weights, self._stored_model(evaluation.model))
+        if isinstance(self.form, Planned):
+            self.form.add_prediction(compared, weights)
+        yield from ({"tensor": None, **answer} for answer in compared)
         if not evaluation.each:
             return
         with tqdm(weights.items(), unit="tensor", delay=1, disable=None, leave=False) as bar:
@@ -151,7 +159,7 @@ class Experiment:
                         journal.add(name, answers)
                 yield from answers
 
-    def _stored_model(self, model: Model) -> Model | None:
+    def _stored_model(self, model: Model) -> OnnxModel | None:
         """Return the model in a quantized ONNX file, which answers as it is deployed."""
         if isinstance(self.form, OnnxFile) and isinstance(model, OnnxModel):
             return replace(model, path=self.form.path)

@@ -89,6 +89,11 @@ class OutputComparison:
         if self.kind != "values":
             self._compare_ranked(x, x_hat, len(before))
             if labels is not None and labels.size == len(x):  # else they are of another output
+                if labels.max() >= x.shape[1]:
+                    raise ValueError(
+                        f"label {labels.max()} is no place of output '{self.name}', which has "
+                        f"{x.shape[1]} answers a row"
+                    )
                 self._count_right(x, x_hat, labels.reshape(-1))
         self._n_rows += len(x)
         self._n_samples += len(before)

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import zip_longest
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +16,8 @@ from quantlab.text import first_few, label
 
 Arrays = Mapping[str, NDArray[Any]]
 MAX_CACHED_BYTES = 2**28  # of the answers of an original; where there are more it answers again
+MAPPINGS = "answers(weights) must yield mappings of the names of outputs to arrays"
 SENTENCE_OUTPUTS = 4
-_originals: dict[str, list[Arrays]] = {}  # of the last model
 
 
 class Model(Protocol):
@@ -33,13 +34,25 @@ class Model(Protocol):
         """
 
 
+class _Original(NamedTuple):
+    """The answers of a model as it is. Models of one `key`, or one and the same, have the same."""
+
+    model: Model
+    key: str | None
+    batches: list[Arrays]
+
+
+_cached: list[_Original] = []  # of the last model
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A model, and how its answers are compared.
 
     `outputs` say what the rows of an output are where that cannot be found out; `labels` is an npy
     of places along the last axis, one a sample or a row; with `each`, tensors are replaced one at a
-    time too. The `k` largest answers of a row must keep their order.
+    time too. The `k` largest answers of a row must keep their order. `config` is that of the model:
+    with the identity of a model it tells its answers from those of others.
     """
 
     model: Model
@@ -47,6 +60,7 @@ class Evaluation:
     outputs: Mapping[str, Kind] = field(default_factory=dict)
     labels: str | None = None
     each: bool = False
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Raise ValueError if a setting makes no sense or the labels cannot be read."""
@@ -60,10 +74,14 @@ class Evaluation:
         if self.labels is not None:
             _read_labels(self.labels)
 
+    @cached_property
+    def _model_identity(self) -> dict[str, Any]:
+        return dict(getattr(self.model, "identity", dict)())
+
     def identity(self) -> dict[str, Any]:
         """Return what the figures depend on beside the settings, as JSON values."""
-        own = dict(getattr(self.model, "identity", dict)())
-        return own | ({"labels_sha256": file_sha256(self.labels)} if self.labels else {})
+        labels = {"labels_sha256": file_sha256(self.labels)} if self.labels else {}
+        return self._model_identity | labels
 
     def compare(self, weights: Arrays, stored: Model | None = None) -> list[dict[str, Any]]:
         """Compare the answers with the original's: with replaced weights, or of a `stored` model.
@@ -79,9 +97,13 @@ class Evaluation:
             _require_alike(before, after)
             stop = n_samples + len(next(iter(before.values())))
             for name, rows in before.items():
-                if name not in comparisons:
-                    kind = self.outputs.get(name) or find_kind(name, rows)
-                    comparisons[name] = OutputComparison(name, kind, self.k)
+                kind = self.outputs.get(name) or find_kind(name, rows)
+                comparisons.setdefault(name, OutputComparison(name, kind, self.k))
+                if kind != comparisons[name].kind:
+                    raise ValueError(
+                        f"output '{label(name)}' has {comparisons[name].kind} in one batch and "
+                        f"{kind} in another: model.outputs.NAME=values says what it has"
+                    )
                 own_labels = None if labels is None else labels[n_samples:stop]
                 comparisons[name].add(rows, after[name], own_labels)
             n_samples = stop
@@ -90,19 +112,22 @@ class Evaluation:
 
     def _original(self) -> Iterator[Arrays]:
         """Yield the answers of the model as it is, computed once where they are few."""
-        key = json.dumps(self.identity(), sort_keys=True)
-        if self.identity() and key in _originals:
-            yield from _originals[key]
-            return
+        key = None
+        if self.config and self._model_identity:
+            key = json.dumps([dict(self.config), self._model_identity], sort_keys=True)
+        for original in _cached:
+            if original.model is self.model or (key and key == original.key):
+                yield from original.batches
+                return
         batches, n_bytes = [], 0
         for batch in self.model.answers({}):
+            _require_outputs(batch)
             n_bytes += sum(answers.nbytes for answers in batch.values())
             if n_bytes <= MAX_CACHED_BYTES:
                 batches.append(batch)
             yield batch
         if n_bytes <= MAX_CACHED_BYTES:
-            _originals.clear()
-            _originals[key] = batches
+            _cached[:] = [_Original(self.model, key, batches)]
 
     def _require_complete(
         self,
@@ -128,7 +153,16 @@ class Evaluation:
             )
 
 
+def _require_outputs(batch: Any) -> None:
+    """Raise ValueError unless a batch of answers is a mapping of names to arrays."""
+    is_mapping = isinstance(batch, Mapping) and bool(batch)
+    if not is_mapping or not all(isinstance(a, np.ndarray) and a.ndim for a in batch.values()):
+        raise ValueError(f"{MAPPINGS}, got {type(batch).__name__}")
+
+
 def _require_alike(before: Arrays | None, after: Arrays | None) -> None:
+    if after is not None:
+        _require_outputs(after)
     if before is None or after is None or before.keys() != after.keys():
         raise ValueError(f"the model answers {_names(after)}, and as it is {_names(before)}")
 

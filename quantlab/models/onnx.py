@@ -23,7 +23,7 @@ from quantlab.sources.file import (
     readable,
     require_packages,
 )
-from quantlab.sources.onnx_graph import constant_protos, kind_name
+from quantlab.sources.onnx_graph import constant_protos, kind_name, model_files
 from quantlab.stats.parallel import map_on_threads, usable_cores
 from quantlab.text import label, near_misses, printable
 
@@ -80,7 +80,7 @@ class OnnxModel:
     def identity(self) -> dict[str, Any]:
         """Return the sha256 of the model and of its inputs."""
         return {
-            "model_sha256": file_sha256(str(self.path)),
+            "model_sha256": [file_sha256(path) for path in model_files(str(self.path))],
             "inputs_sha256": [file_sha256(path) for path in self.input_files()],
         }
 
@@ -178,13 +178,22 @@ class _Samples:
         fits = len(given) == len(taken) and all(
             n in (None, axis) for n, axis in zip(taken, given, strict=True)
         )
-        if not fits or not np.can_cast(array.dtype, entry.dtype, "same_kind"):
+        is_known = entry.dtype in RUNTIME_DTYPES.values()
+        if not fits or not is_known or not np.can_cast(array.dtype, entry.dtype, "same_kind"):
             axes = ", ".join("?" if n is None else str(n) for n in taken)
             raise ValueError(
                 f"{self.path} has '{label(entry.name)}' as {array.dtype} {list(array.shape)}, and "
                 f"the graph takes {entry.dtype} [{axes}]"
             )
-        return array.astype(entry.dtype, copy=False)
+        with np.errstate(over="ignore"):
+            fitted = array.astype(entry.dtype, copy=False)
+        is_kept = np.isfinite(fitted).all() if fitted.dtype.kind == "f" else (fitted == array).all()
+        if not is_kept:
+            raise ValueError(
+                f"{self.path} has values in '{label(entry.name)}' that {entry.dtype}, which the "
+                "graph takes, does not hold"
+            )
+        return fitted
 
     def _has_sample_axis(self, entry: GraphInput) -> bool:
         """Whether an input of the graph has the axis that counts samples."""
@@ -213,7 +222,7 @@ class _Samples:
     ) -> NDArray[Any]:
         if not array.ndim:
             return array
-        return array[start : start + size] if self._has_sample_axis(entry) else array[start]
+        return array[start : start + size] if self._has_sample_axis(entry) else array[start, ...]
 
 
 class Session:
@@ -237,9 +246,10 @@ class Session:
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
-        except ValueError:
-            raise
         except Exception as reason:  # ONNX Runtime has exceptions of its own, one for each code
+            self._folder.cleanup()
+            if isinstance(reason, ValueError):
+                raise
             raise ValueError(
                 f"{self.path} cannot be loaded by ONNX Runtime ({_one_line(reason)})"
             ) from None
@@ -329,7 +339,11 @@ def _write_values(proto: Any, values: NDArray[Any], path: str) -> None:
     dtype = np.dtype(kind_name(proto.data_type)).newbyteorder("<")
     for field_name in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
         proto.ClearField(field_name)
-    proto.raw_data = values.astype(dtype).tobytes()  # in C order
+    with np.errstate(over="ignore"):
+        stored = values.astype(dtype)
+    if not np.isfinite(stored.astype(np.float32)).all():
+        raise ValueError(f"weight '{label(proto.name)}' comes back with values beyond {dtype.name}")
+    proto.raw_data = stored.tobytes()  # in C order
 
 
 def _one_line(reason: Exception) -> str:

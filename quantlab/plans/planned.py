@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from copy import copy
 from dataclasses import replace
 from functools import cached_property
@@ -12,14 +12,15 @@ from threading import Lock
 from typing import Any, cast
 
 from quantlab.conf import load_option
-from quantlab.formats.blocks import UnfitError
+from quantlab.formats.blocks import Group, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, Format, FormatSpec, NamedTensor, Reconstruction, compose
 from quantlab.formats.ranges import AbsMax
-from quantlab.sources.file import existing_path, readable
+from quantlab.sources.file import existing_path, file_sha256
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import reconstruct
+from quantlab.text import label
 
 Formats = Mapping[FormatSpec, Format | Codec]
 
@@ -37,11 +38,17 @@ class Planned(Codec):
                 "leave it out"
             )
         self.path, self.n_bits = existing_path(path, "plan"), None
-        with readable(self.path, "plan"):
+        try:
             content = json.loads(Path(self.path).read_bytes())
-            self._specs = {row["tensor"]: _read_spec(row) for row in content["tensors"]}
-            self._dtypes = {row["tensor"]: row["dtype"] for row in content["tensors"]}
-            self.predicted_kl: float | None = content.get("predicted_kl")
+            rows = {str(row["tensor"]): row for row in content["tensors"]}
+            self._specs = {name: _read_spec(row) for name, row in rows.items()}
+            self._stored = {name: (row["dtype"], row["n_elements"]) for name, row in rows.items()}
+            kl = content.get("predicted_kl")
+            self._predicted_kl = None if kl is None else float(kl)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            raise ValueError(f"{path} is no plan: quantlab plan writes one") from None
+        if len(rows) != len(content["tensors"]):
+            raise ValueError(f"{path} has two tensors of one name: a plan is of one checkpoint")
         self._formats: Formats = {
             spec: build_format(spec) for spec in dict.fromkeys(self._specs.values()) if spec
         }
@@ -61,14 +68,33 @@ class Planned(Codec):
         """Return a tensor in its format; raises UnfitError where the plan leaves it as it is."""
         if tensor.name not in self._specs:
             raise UnfitError(f"{self.path} does not name it")
-        spec = self._specs[tensor.name]
+        spec, (dtype, size) = self._specs[tensor.name], self._stored[tensor.name]
+        if size != prod(tensor.shape):
+            raise ValueError(
+                f"{self.path} has '{label(tensor.name)}' with {size} values, not "
+                f"{prod(tensor.shape)}: it is the plan of another checkpoint"
+            )
         if spec is None:
-            raise UnfitError(f"the plan leaves it in {self._dtypes[tensor.name]}")
+            raise UnfitError(f"the plan leaves it in {dtype}")
         opened = self._formats[spec].open(tensor)
         if isinstance(opened, Format):
-            opened = _as_reconstruction(tensor, opened)
-        identity = hashlib.sha256(json.dumps(spec.to_json(), sort_keys=True).encode()).hexdigest()
+            axis = opened.block.axis if isinstance(opened.block, Group) else None
+            opened = replace(_as_reconstruction(tensor, opened), sha256=str(axis))
+        imatrix = spec.setting("mode.imatrix")
+        content = [spec.to_json(), opened.sha256, file_sha256(imatrix) if imatrix else None]
+        identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return replace(opened, dtype=spec.name, source=Path(self.path).name, sha256=identity)
+
+    def add_prediction(self, answers: list[dict[str, Any]], replaced: Collection[str]) -> None:
+        """Add what the plan is predicted to lose to the output that loses most.
+
+        There is no prediction unless all tensors that it stores in a format were replaced.
+        """
+        planned = {name for name, spec in self._specs.items() if spec}
+        ranked = [answer for answer in answers if answer["figures"]["kl"] is not None]
+        if self._predicted_kl is not None and ranked and planned <= set(replaced):
+            worst = max(ranked, key=lambda answer: answer["figures"]["kl"])
+            worst["predicted_kl"] = self._predicted_kl
 
 
 def _read_spec(row: Mapping[str, Any]) -> FormatSpec | None:
@@ -107,8 +133,9 @@ def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: 
         node, *keys = key.split(".")
         if node == group:
             _set_nested(own, keys, value)
-    if own.get("imatrix"):
-        own["imatrix"] = Imatrix(own["imatrix"])
+    imatrix = own.pop("imatrix", None)
+    if imatrix:  # an object in a config would become one itself
+        return instantiate(own, _partial_=True, **settings)(imatrix=Imatrix(imatrix))
     return instantiate(own, **settings)
 
 

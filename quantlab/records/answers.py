@@ -61,7 +61,7 @@ def read_rows(directory: Path) -> list[Row]:
 def with_answer_kl(sweep: Aggregated) -> Aggregated:
     """Add to the rows of a sweep the KL of the answers with the one tensor replaced, in bits.
 
-    It is `ANSWER_KL`, of the first output that has one. Raises ValueError where there is none.
+    It is `ANSWER_KL`, the largest of the outputs that have one. Raises ValueError where none has.
     """
     table = answers(sweep.directory)
     alone = table[(table["tensor"] != "") & table["kl"].notna()]
@@ -70,10 +70,11 @@ def with_answer_kl(sweep: Aggregated) -> Aggregated:
             f"{sweep.directory} has no answers with each tensor alone: sweep with model=... "
             "model.each=true"
         )
-    alone = alone[alone["output"] == alone["output"].iloc[0]]
     columns = list(table.columns)
     keys = [*columns[: columns.index("output")], "format"]
-    kl = {_key(row, keys): row["kl"] for row in table_rows(alone)}
+    kl: dict[tuple[str, ...], float] = {}
+    for row in table_rows(alone):
+        kl[_key(row, keys)] = max(row["kl"], kl.get(_key(row, keys), 0.0))
     rows: list[Row] = [{**row, ANSWER_KL: kl.get(_key(row, keys))} for row in sweep.rows]
     return sweep._replace(rows=rows)
 

@@ -25,12 +25,16 @@ class Journal:
         disk.write(self._path, "".join(f"{line}\n" for line in lines).encode())
 
     def _read(self, key: str) -> dict[str, Answers]:
-        lines = self._path.read_text().splitlines() if self._path.is_file() else []
-        entries = []
+        content = self._path.read_bytes() if self._path.is_file() else b""
+        first, *lines = content.split(b"\n")
+        if first != json.dumps(key).encode():
+            return {}
+        answers = {}
         for line in lines:
-            with suppress(ValueError):
-                entries.append(json.loads(line))
-        return dict(entries[1:]) if entries[:1] == [key] else {}
+            with suppress(ValueError, TypeError):
+                tensor, done = json.loads(line)
+                answers[str(tensor)] = done
+        return answers
 
     def find(self, tensor: str) -> Answers | None:
         """Return the answers with a tensor alone, None where they are not done."""

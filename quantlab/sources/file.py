@@ -394,7 +394,7 @@ def file_sha256(path: str) -> str:
     return _sha256(file_state(path))
 
 
-@lru_cache
+@lru_cache(maxsize=2**12)
 def _sha256(state: FileState) -> str:
     with Path(state[0]).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

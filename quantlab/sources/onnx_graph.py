@@ -288,6 +288,18 @@ def read_attributes(node: Any) -> dict[str, Any]:
     return {entry.name: onnx.helper.get_attribute_value(entry) for entry in node.attribute}
 
 
+def model_files(path: str) -> list[str]:
+    """List a model and the files beside it that hold its values."""
+    graph = read_graph(path)
+    beside = {
+        entry.value
+        for constant in graph.constants
+        for entry in constant.proto.external_data
+        if entry.key == "location"
+    }
+    return [path, *sorted(str(Path(path).parent / name) for name in beside)]
+
+
 def read_graph(path: str) -> Graph:
     """Return the constants and nodes of a model; no values are read."""
     return _read_graph(path, file_state(path))
@@ -316,8 +328,16 @@ def _read_graph(path: str, state: tuple[str, int, int]) -> Graph:
 def constant_protos(graph: Any) -> dict[str, Any]:
     """Return the tensors of a graph and of the bodies in it, by the names that `read_graph` has.
 
-    To write to one changes the graph.
+    To write to one changes the graph: what Constant nodes have as plain numbers becomes a tensor.
     """
+    from onnx import AttributeProto, helper
+
+    for body in _find_bodies(graph):
+        for node in body.graph.node:
+            kinds = AttributeProto.FLOAT, AttributeProto.FLOATS
+            if node.op_type == "Constant" and node.attribute and node.attribute[0].type in kinds:
+                values = _constant_proto(node.attribute[0])
+                node.attribute[0].CopyFrom(helper.make_attribute("value", values))
     return {
         qualified: proto for _, protos in _qualified_protos(graph) for _, qualified, proto in protos
     }

@@ -175,7 +175,13 @@ def _move_importance(tensor: Tensor, axis: int, importance: FloatArray | None) -
 def _place_in_original(result: dict[str, Any], moved: MovedAxis) -> dict[str, Any]:
     """Give a result shape, dtype and indices of the tensor before an axis was moved."""
     indices = moved.find_original(np.array(result["top"]["indices"], np.int64)).tolist()
-    original = {"shape": list(moved.original.shape), "dtype": moved.original.dtype}
+    original: dict[str, Any] = {
+        "shape": list(moved.original.shape),
+        "dtype": moved.original.dtype,
+    }
+    if not moved.axis:  # what was moved counts the matrices of a stack
+        figures = result["measured"].items()
+        original["measured"] = {k: v for k, v in figures if not k.startswith("worst_matrix")}
     return result | original | {"top": result["top"] | {"indices": indices}}
 
 

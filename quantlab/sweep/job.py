@@ -93,7 +93,7 @@ def _build_evaluation(config: Mapping[str, Any]) -> Evaluation | None:
     model = instantiate(own)
     if isinstance(model, OnnxModel):
         model = replace(model, threads=config.get("threads"))
-    return Evaluation(model, _find_setting(config, "rank", "k"), **settings)
+    return Evaluation(model, _find_setting(config, "rank", "k"), config=own, **settings)
 
 
 def _dotted(names: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -175,7 +175,8 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
     directory = Path(hydra.runtime.output_dir)
 
     def open_journal(outcome: record.Outcome) -> Journal:
-        return Journal(directory, record.outcome_key(config, outcome))
+        key = record.outcome_key(config, outcome)
+        return Journal(directory, f"{key} {json.dumps(outcome.versions)}")
 
     done = record.run_and_write(
         directory,
@@ -187,7 +188,8 @@ def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
         job=_find_position(hydra),
         overrides=as_typed(hydra.overrides.task),
     )
-    remove_journal(directory)
+    if done["status"] == "completed":
+        remove_journal(directory)
     return done
 
 

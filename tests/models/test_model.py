@@ -113,3 +113,62 @@ def test_the_identity_changes_with_what_the_figures_depend_on(tmp_path):
     assert json.loads(json.dumps(before)) == before
     np.savez(inputs, x=draw(3, 6))
     assert Evaluation(OnnxModel(path, inputs), 3).identity() != before
+
+
+class Scaled(TwoLayers):
+    """A model without an identity, whose answers depend on a setting."""
+
+    def __init__(self, factor):
+        super().__init__()
+        self.x = factor * self.x
+
+    def identity(self):
+        return {}
+
+
+def test_two_models_never_share_the_answers_of_an_original(tmp_path):
+    np.save(tmp_path / "l.npy", np.zeros(30, int))
+    for factor in (1, 4):
+        evaluation = Evaluation(Scaled(factor), 3, labels=str(tmp_path / "l.npy"))
+        assert evaluation.compare({})[0]["figures"]["kl"] == 0
+    path, inputs, _, _ = two_layers(tmp_path)
+    for batch in (8, 16):
+        model = OnnxModel(path, inputs, batch=batch)
+        config = {"path": path, "batch": batch}
+        assert Evaluation(model, 3, config=config).compare({})[0]["figures"]["kl"] == 0
+
+
+def test_models_of_one_config_and_identity_share_them(tmp_path):
+    path, inputs, _, _ = two_layers(tmp_path)
+    for _ in range(2):
+        Evaluation(OnnxModel(path, inputs), 3, config={"path": path}).compare({})
+    first = module._cached[0]
+    Evaluation(OnnxModel(path, inputs), 3, config={"path": path}).compare({})
+    assert module._cached == [first]
+
+
+@pytest.mark.parametrize("batch", [{}, None, [1.0], {"y": [1.0]}, {"y": np.float32(1)}])
+def test_what_is_no_batch_of_answers_is_named(batch):
+    class Odd:
+        def answers(self, _):
+            yield batch
+
+    with pytest.raises(ValueError, match=r"answers\(weights\) must yield mappings"):
+        Evaluation(Odd(), 3).compare({})
+
+
+def test_an_output_that_is_one_thing_and_then_another_is_named():
+    class Mixed:
+        def answers(self, _):
+            yield {"y": np.array([[1.0, 0.0]])}
+            yield {"y": np.array([[5.0, -3.0]])}
+
+    with pytest.raises(ValueError, match="has probabilities in one batch and values in another"):
+        Evaluation(Mixed(), 3).compare({})
+    assert Evaluation(Mixed(), 3, outputs={"y": "values"}).compare({})[0]["kind"] == "values"
+
+
+def test_a_label_that_is_no_place_is_named(tmp_path):
+    np.save(tmp_path / "l.npy", np.full(30, 5))
+    with pytest.raises(ValueError, match="label 5 is no place of output 'probs'"):
+        Evaluation(TwoLayers(), 3, labels=str(tmp_path / "l.npy")).compare({})

@@ -1,3 +1,4 @@
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -142,6 +143,10 @@ def test_a_directory_holds_samples_of_several_lengths(tmp_path):
         ({"x": draw(3, 6), "z": draw(3)}, "has an array that the graph does not take, 'z'"),
         ({"x": draw(3, 7)}, r"has 'x' as float32 [3, 7], and the graph takes float32 [?, 6]"),
         ({"x": np.array([["a"] * 6])}, "has 'x' as <U1 [1, 6], and the graph takes float32 [?, 6]"),
+        (
+            {"x": np.full((3, 6), 1e300)},
+            "has values in 'x' that float32, which the graph takes,",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit_are_named(tmp_path, arrays, said):
@@ -193,3 +198,77 @@ def test_additivity_holds_on_a_deep_network(tmp_path):
 
     predicted = sum(kl({name: x_hat}) for name, x_hat in stored.items())
     assert 1 / 1.25 < kl(stored) / predicted < 1.25
+
+
+def test_the_identity_sees_values_beside_the_model(tmp_path):
+    path, inputs, _, _ = two_layers(tmp_path)
+    model = onnx.load(path)
+    beside = str(tmp_path / "e.onnx")
+    onnx.save_model(model, beside, save_as_external_data=True, location="e.bin", size_threshold=0)
+    before = OnnxModel(beside, inputs).identity()
+    values = np.fromfile(tmp_path / "e.bin", np.float32)
+    (2 * values).tofile(tmp_path / "e.bin")
+    assert OnnxModel(beside, inputs).identity() != before
+
+
+def test_plain_numbers_of_a_constant_are_replaced(tmp_path):
+    nodes = [
+        helper.make_node("Constant", [], ["c"], value_floats=[1.0, 2.0]),
+        helper.make_node("Mul", ["x", "c"], ["y"]),
+    ]
+    path = save_model(tmp_path / "m.onnx", nodes, {}, {"x": ["n", 2]}, {"y": ["n", 2]})
+    model = OnnxModel(path, save_inputs(tmp_path / "i.npz", x=np.ones((1, 2), np.float32)))
+    assert answers_of(model)["y"].tolist() == [[1, 2]]
+    assert answers_of(model, {"c": np.float32([3, 4])})["y"].tolist() == [[3, 4]]
+
+
+def test_a_weight_beyond_the_dtype_of_the_graph_is_named(tmp_path):
+    nodes = [
+        helper.make_node("Cast", ["w"], ["w32"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "w32"], ["y"]),
+    ]
+    w = draw(6, 5).astype(np.float16)
+    path = save_model(tmp_path / "m.onnx", nodes, {"w": w}, {"x": ["n", 6]}, {"y": ["n", 5]})
+    model = OnnxModel(path, save_inputs(tmp_path / "i.npz", x=draw(2, 6)))
+    with pytest.raises(ValueError, match="weight 'w' comes back with values beyond float16"):
+        answers_of(model, {"w": np.full((6, 5), 1e6, np.float32)})
+
+
+def test_a_sweep_sees_that_the_graph_of_a_stored_file_has_changed(tmp_path):
+    path, inputs, _, _ = two_layers(tmp_path)
+    deployed = str(tmp_path / "int8.onnx")
+    quantize_dynamic(path, deployed)
+    sweep = [
+        "-m", "dist=file/onnx", f"dist.path={path}", "mode=file/onnx", f"mode.path={deployed}",
+        "model=onnx", f"model.inputs={inputs}", f"hydra.sweep.dir={tmp_path}/s",
+    ]  # fmt: skip
+    assert run(*sweep).returncode == 0
+    assert run(*sweep).stdout.startswith("resuming: 1 complete; 0 to do")
+    model = onnx.load(deployed)
+    model.doc_string = "another graph"
+    onnx.save(model, deployed)
+    assert "1 to do" in run(*sweep).stdout
+
+
+def test_a_model_that_breaks_down_costs_no_tensor(tmp_path):
+    path, inputs, _, _ = two_layers(tmp_path)
+    np.savez(inputs, x=draw(3, 7))
+    done = run(
+        "dist=file/onnx", f"dist.path={path}", "model=onnx", f"model.inputs={inputs}",
+        f"hydra.sweep.dir={tmp_path}/s",
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "the model did not answer: " in done.stderr
+    (record,) = (json.loads(file.read_text()) for file in tmp_path.glob("s/*/record.json"))
+    assert record["status"] == "failed"
+    assert record["tensors"].keys() == {"w1", "w2"}
+
+
+def test_a_part_of_a_source_does_not_answer(tmp_path):
+    path, inputs, _, _ = two_layers(tmp_path)
+    done = run(
+        "-m", "dist=file/onnx", f"dist.path={path}", "dist.parts=2", "dist.part=range(2)",
+        "model=onnx", f"model.inputs={inputs}", f"hydra.sweep.dir={tmp_path}/s",
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "a model answers with all tensors: leave out dist.part and dist.parts" in done.stderr

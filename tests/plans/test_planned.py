@@ -119,11 +119,47 @@ def test_what_goes_wrong_with_a_plan_is_named(tmp_path):
     with pytest.raises(ValueError, match="no such file"):
         Planned(str(path))
     path.write_text("{}")
-    with pytest.raises(ValueError, match=r"plan\.json is no plan file"):
+    with pytest.raises(ValueError, match=r"plan\.json is no plan: quantlab plan writes one"):
         Planned(str(path))
     with pytest.raises(ContradictionError, match="n_bits=4 does not go with mode=plan"):
         Planned(str(path), n_bits=4)
-    row = {"tensor": "w", "dtype": "float32", "mode": "mine", "format": "mine", "n_bits": 4}
+    row = {
+        "tensor": "w",
+        "dtype": "float32",
+        "mode": "mine",
+        "format": "mine",
+        "n_bits": 4,
+        "n_elements": 1,
+    }
     path.write_text(json.dumps({"tensors": [row]}))
     with pytest.raises(ValueError, match="has a format of mode=mine, which does not exist"):
         Planned(str(path))
+    path.write_text(json.dumps({"tensors": [row, row]}))
+    with pytest.raises(ValueError, match="two tensors of one name"):
+        Planned(str(path))
+    row |= {"mode": "sym", "n_bits": 4, "block": "tensor", "scale_dtype": "float32"}
+    path.write_text(json.dumps({"tensors": [row | {"range": "absmax"}]}))
+    with pytest.raises(ValueError, match="with 1 values, not 12: it is the plan of another"):
+        Planned(str(path)).open(Tensor("w", draw(3, 4)))
+
+
+def test_what_a_plan_s_format_reads_is_part_of_what_identifies_it(tmp_path):
+    row = {"tensor": "w", "dtype": "float32", "n_elements": 12, "mode": "sym", "format": "sym"}
+    row |= {"n_bits": 4, "block": "group", "block_size": 2, "scale_dtype": "float32"}
+    row |= {"range": "absmax", "settings": '{"block.axis": "input"}'}
+    (tmp_path / "plan.json").write_text(json.dumps({"tensors": [row]}))
+    planned = Planned(str(tmp_path / "plan.json"))
+    hashes = {planned.open(Tensor("w", draw(3, 4), input_axis=axis)).sha256 for axis in (0, 1)}
+    assert len(hashes) == 2
+
+
+def test_a_plan_predicts_for_the_output_that_loses_most_and_for_all_its_tensors(tmp_path):
+    row = {"tensor": "w", "dtype": "float32", "n_elements": 12, "mode": "sym", "format": "sym"}
+    row |= {"n_bits": 4, "block": "tensor", "scale_dtype": "float32", "range": "absmax"}
+    (tmp_path / "plan.json").write_text(json.dumps({"tensors": [row], "predicted_kl": 0.5}))
+    planned = Planned(str(tmp_path / "plan.json"))
+    answers = [{"figures": {"kl": kl}} for kl in (None, 0.1, 0.7, 0.2)]
+    planned.add_prediction(answers, [])
+    assert not any("predicted_kl" in answer for answer in answers)
+    planned.add_prediction(answers, ["w", "v"])
+    assert [answer.get("predicted_kl") for answer in answers] == [None, None, 0.5, None]

@@ -137,8 +137,11 @@ def test_completion_is_hydras():
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["dist=foo"], "dist=foo does not exist: choose one of hidden, tense_logits, verb_probs"),
-        (["dist=ray"], "dist=ray does not exist: choose one of hidden, tense_logits"),
+        (
+            ["dist=foo"],
+            "dist=foo does not exist: choose one of activations, hidden, tense_logits, verb_probs",
+        ),
+        (["dist=ray"], "dist=ray does not exist: choose one of activations, hidden, tense_logits"),
         (["mode=foo"], "mode=foo does not exist: choose one of asym, fp4"),
         (["n_bits=99"], "n_bits must be a whole number from 2 to 16, got 99"),
         (["n_bits=1"], "n_bits must be a whole number from 2 to 16, got 1"),
@@ -162,11 +165,14 @@ def test_completion_is_hydras():
         (["n_bits=4,8"], "n_bits=4,8 is a sweep: add -m"),
         (
             ["dist=npy"],
-            "choose one of hidden, tense_logits, verb_probs, file/gguf, file/npy, file/npz",
+            "choose one of activations, hidden, tense_logits, verb_probs, file/gguf, file/npy",
         ),
         (["dist.x=a (1)"], """takes quotes: "key='a value'\""""),
-        (["-m", "dist=hidden,foo"], "dist=foo does not exist: choose one of hidden"),
-        (["-m", "dist=glob(z*)"], "dist=glob(z*) matches nothing: choose one of hidden"),
+        (["-m", "dist=hidden,foo"], "dist=foo does not exist: choose one of activations, hidden"),
+        (
+            ["-m", "dist=glob(z*)"],
+            "dist=glob(z*) matches nothing: choose one of activations, hidden",
+        ),
         (["-m", "n_bits=4,99"], "n_bits must be a whole number from 2 to 16, got 99"),
         (["-m", "mode=sym", "rank.k=3,0"], "rank.k must be a whole number of 1 or more, got 0"),
         (["dist=file/npy"], "dist.path is not set: add dist.path=..."),

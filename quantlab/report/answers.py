@@ -26,6 +26,7 @@ from quantlab.report.texts import Texts
 from quantlab.text import NULL, as_text, format_number, printable
 
 KL_SPEC, COSINE_SPEC, PROBABILITY_SPEC = ".3g", ".6f", ".2f"
+FIGURE_SPECS = {"sqnr_db": SQNR_SPEC, "cos_sim": COSINE_SPEC}
 FORMAT_CHANGES = 3  # first answers that changed, of one format
 
 
@@ -179,18 +180,19 @@ def _cell(result: OutputResult, key: str, texts: Texts) -> str:
 
 
 def _figure_text(row: Row, key: str, texts: Texts) -> str:
-    """Format a figure of the table."""
-    if key == "top1_same" and row[key] is not None:
+    """Format a figure of the table; one that does not exist is a dash."""
+    if key == "bits":
+        return format_number(row["bits_per_value"], BITS_SPEC)
+    if key == "top1_same" and row["top1_same"] is not None:
         low, high = f"{100 * row['top1_low']:.3g}", percent(row["top1_high"], texts)
-        return texts("answers_interval", share=percent(row[key], texts), low=low, high=high)
+        return texts("answers_interval", share=percent(row["top1_same"], texts), low=low, high=high)
+    if key == "order":
+        return percent(row["top_same_order"], texts)
     if key == "accuracy_drop" and row["accuracy"] is not None:
         return " → ".join(percent(row[name], texts) for name in ("accuracy_before", "accuracy"))
-    if key in ("top1_same", "accuracy_drop", "order"):
-        return percent(row["top_same_order"] if key == "order" else None, texts)
-    if key == "sqnr_db" and row[key] is None and row["cos_sim"] is not None:
+    if key == "sqnr_db" and row["sqnr_db"] is None and row["cos_sim"] is not None:
         return texts("exact")
-    specs = {"bits": BITS_SPEC, "sqnr_db": SQNR_SPEC, "cos_sim": COSINE_SPEC}
-    return format_number(row["bits_per_value" if key == "bits" else key], specs.get(key, KL_SPEC))
+    return format_number(row.get(key), FIGURE_SPECS.get(key, KL_SPEC))
 
 
 def answer_sentences(choices: Sequence[OutputChoice], texts: Texts) -> list[str]:

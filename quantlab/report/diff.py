@@ -24,7 +24,7 @@ MISSING_TENSORS = 5  # that are named
 
 
 @dataclass(frozen=True)
-class Change:
+class TensorChange:
     """One tensor in both sweeps, in one format or, where each side has one, in that."""
 
     name: str
@@ -73,7 +73,7 @@ class Change:
 
 
 @dataclass(frozen=True)
-class AnswerChange(Change):
+class AnswerChange(TensorChange):
     """One output of a model in both sweeps.
 
     A KL, a share of first answers that changed and a fall of accuracy count as 10 log10 of their
@@ -105,7 +105,7 @@ class Diff:
     partner.
     """
 
-    changes: list[Change]
+    changes: list[TensorChange]
     cheapest: Mapping[str, tuple[str | None, str | None]]
     only: tuple[int, int]
     missing: Sequence[str]
@@ -145,7 +145,8 @@ def diff(
             "a tensor: compare sweeps of the same formats, or of one format each"
         )
     changes = [
-        Change(name, then, now, (_stored_as(then), _stored_as(now))) for name, then, now in pairs
+        TensorChange(name, then, now, (_stored_as(then), _stored_as(now)))
+        for name, then, now in pairs
     ]
     changes += _answer_changes(after, answers_before, answers_after)
     changes.sort(key=lambda change: -change.greatest)
@@ -323,7 +324,7 @@ def diff_summary(result: Diff, tolerance: float, texts: Texts) -> str:
     return render(*_table([*worse, *better], texts), "\n".join(sentences))
 
 
-def _table(changed: Sequence[Change], texts: Texts) -> Iterator[Table | str]:
+def _table(changed: Sequence[TensorChange], texts: Texts) -> Iterator[Table | str]:
     if not changed:
         return
     keys = list(dict.fromkeys(key for change in changed for key in change.criteria))
@@ -336,7 +337,7 @@ def _head(key: str, texts: Texts) -> str:
     return texts("head_top_k") if key == "top_order" else key
 
 
-def _cells(change: Change, keys: Sequence[str], texts: Texts) -> tuple[str, ...]:
+def _cells(change: TensorChange, keys: Sequence[str], texts: Texts) -> tuple[str, ...]:
     formats = dict.fromkeys(label(name, FORMAT_CHARS) for name in change.formats)
     return (
         label(change.name, NAME_CHARS),
@@ -345,7 +346,7 @@ def _cells(change: Change, keys: Sequence[str], texts: Texts) -> tuple[str, ...]
     )
 
 
-def _figures(change: Change, key: str, texts: Texts) -> str:
+def _figures(change: TensorChange, key: str, texts: Texts) -> str:
     """Return a figure before and after; one that stayed the same once."""
     cells = [change.figure_text(key, row, texts) for row in (change.before, change.after)]
     return " → ".join(dict.fromkeys(cells))

@@ -229,7 +229,7 @@ def test_every_link_leads_somewhere(name):
 def test_the_way_of_a_value_names_each_room_once():
     story = README.partition("The way of one value")[2].partition("\n\nEach of")[0]
     assert len(story.partition("\n\n")[2].strip().splitlines()) <= 10
-    for room in ("formats", "sources", "stats", "records", "report", "plans", "sweep"):
+    for room in ("formats", "sources", "stats", "models", "records", "report", "plans", "sweep"):
         assert len(re.findall(rf"`{room}`", story)) == 1, room
 
 

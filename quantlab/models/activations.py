@@ -126,6 +126,12 @@ def _run_cached(
             )
         for name, array in activations.items():
             has_axis = batch.has_sample_axis and array.ndim
+            if has_axis and len(array) != batch.n_samples:
+                raise ValueError(
+                    f"activation '{label(name)}' has the shape {list(array.shape)} for "
+                    f"{batch.n_samples} samples, its first axis does not count them: leave it out "
+                    f"with dist.exclude={label(name)}"
+                )
             parts.setdefault(name, []).append(array if has_axis else array[None])
     if not parts:
         raise ValueError(f"{model.path} has no activation of floating-point numbers")

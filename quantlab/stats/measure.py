@@ -84,19 +84,9 @@ def measure(
     needed = needs_survey(tensor, form)
     surveyed = survey(tensor, threads, engine) if needed else cached_survey(tensor)
     codec = open_codec(tensor, form, surveyed, threads, engine)
-    stride = _sample_stride(tensor.size)
-    row_width, maxima = new_maxima(tensor.size)
     layout = form.block.layout(tensor.shape) if isinstance(form, Format) else None
     row_powers = RowPowers(tensor.shape, layout)
-    options = MeasureOptions(
-        round_down(rel_threshold),
-        row_width,
-        NO_MAXIMA if isinstance(codec, SingleScale) else maxima,
-        stride,
-        np.empty(-(-tensor.size // stride), np.float32),
-        row_powers.width,
-        row_powers.squares,
-    )
+    options = _new_options(tensor.size, codec, rel_threshold, row_powers)
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
     trip = _run(tensor, codec, surveyed, engine, options, columns, threads, advance)
     surveyed, evidence = trip.surveyed, trip.evidence()
@@ -122,7 +112,7 @@ def measure(
         **ranks.compare(min(k, tensor.size), certified),
         "codes": to_bins(trip.counts, codec.n_bits) if trip.counts and codec.n_bits else None,
         "underflowed": surveyed.underflowed,
-        "error_histogram": evidence.errors.to_dict() | {"stride": stride},
+        "error_histogram": evidence.errors.to_dict() | {"stride": options.stride},
         "storage": metrics.storage_figures(codec.bits_per_value, measured["sqnr_db"], scales),
         "error_budget": metrics.error_budget(evidence.sums, evidence.clipped),
     }
@@ -215,6 +205,23 @@ def _stored_absmax(tensor: Tensor) -> float:
     """Return the largest magnitude of a tensor as it is stored."""
     starts = range(0, tensor.size, CHUNK)
     return max(float(np.abs(tensor.stored(at, at + CHUNK)).max()) for at in starts)
+
+
+def _new_options(
+    size: int, codec: TensorCodec, rel_threshold: float, row_powers: RowPowers
+) -> MeasureOptions:
+    """Return the settings of a measurement, with room for what blocks write."""
+    stride = _sample_stride(size)
+    row_width, maxima = new_maxima(size)
+    return MeasureOptions(
+        round_down(rel_threshold),
+        row_width,
+        NO_MAXIMA if isinstance(codec, SingleScale) else maxima,
+        stride,
+        np.empty(-(-size // stride), np.float32),
+        row_powers.width,
+        row_powers.squares,
+    )
 
 
 def _sample_stride(size: int) -> int:

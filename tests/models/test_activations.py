@@ -116,3 +116,11 @@ def test_activations_are_swept_as_any_other_source(tmp_path):
         "n_bits=8", "dist.exclude=y", f"hydra.sweep.dir={tmp_path}/s",
     )  # fmt: skip
     assert "resuming: 2 complete; 0 to do" in again.stdout
+
+
+def test_an_activation_whose_first_axis_counts_no_samples_is_named(tmp_path):
+    nodes = [helper.make_node("Transpose", ["x"], ["t"]), helper.make_node("Relu", ["t"], ["y"])]
+    path = save_model(tmp_path / "m.onnx", nodes, {}, {"x": ["n", 3]}, {"y": [3, "n"]})
+    inputs = save_inputs(tmp_path / "i.npz", x=draw(5, 3))
+    with pytest.raises(ValueError, match=r"'t' has the shape \[3, 5\] for 5 samples, its first"):
+        read(path, inputs)

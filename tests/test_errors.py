@@ -58,8 +58,8 @@ pytestmark = pytest.mark.usefixtures("undrawn")
         (
             ["mode=mx"],
             "mode=mx does not exist: choose one of asym, fp4, fp6_e2m3, fp6_e3m2, fp8_e4m3, "
-            "fp8_e5m2, log, nf4, noise, plan, sym, file/gguf, file/onnx, file/safetensors, ggml/..., "
-            "mx/..., nv/fp4",
+            "fp8_e5m2, log, nf4, noise, plan, sym, file/gguf, file/onnx, file/safetensors, "
+            "ggml/..., mx/..., nv/fp4",
         ),
         (
             ["-m", "dist=file/npy", "dist.path=glob(*.npy)"],

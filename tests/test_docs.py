@@ -302,4 +302,6 @@ def test_the_answers_are_those_shown(tmp_path, monkeypatch):
                 done = run_python(ROOT / command[1], *command[2:], cwd=tmp_path)
             assert (done.returncode, done.stderr) == (int("exit code 1" in line), ""), line
             printed.append(done.stdout)
-    assert "kinds_logits, 500 answers: sym 8 bits" in printed[-1]
+    assert (
+        "kinds_logits, 500 answers, from the best format to the smallest: sym 8 bits" in printed[-1]
+    )

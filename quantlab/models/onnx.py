@@ -12,6 +12,7 @@ from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import is_zipfile
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +24,7 @@ from quantlab.sources.file import (
     readable,
     require_packages,
 )
-from quantlab.sources.onnx_graph import constant_protos, kind_name, model_files
+from quantlab.sources.onnx_graph import constant_protos, kind_name, model_files, read_graph
 from quantlab.stats.parallel import map_on_threads, usable_cores
 from quantlab.text import label, near_misses, printable
 
@@ -70,6 +71,8 @@ class OnnxModel:
             raise ValueError(f"model.batch must be a whole number of 1 or more, got {self.batch!r}")
         require_packages(("onnx", "onnxruntime"), self.path)
         object.__setattr__(self, "path", existing_path(self.path, "onnx"))  # it is frozen
+        with readable(str(self.path), "onnx"):
+            read_graph(str(self.path))
         self.input_files()
 
     @property
@@ -120,6 +123,8 @@ class OnnxModel:
     def batches(self, inputs: Sequence[GraphInput]) -> Iterator["Batch"]:
         """Yield what a session is fed with."""
         for path in self.input_files():
+            if not is_zipfile(path):
+                raise ValueError(f"{path} is no npz file: numpy.savez writes one")
             with readable(path, "npz"):
                 arrays = dict(np.load(path, allow_pickle=False))
             yield from _Samples(path, arrays, inputs, self.batch).batches()

@@ -215,7 +215,8 @@ def _output_sentence(choice: OutputChoice, texts: Texts) -> str:
         ends = dict.fromkeys([choice.best.row["format"], choice.formats[0].row["format"]])
         quoted = {result.row["format"]: result for result in choice.formats}
         parts = [_quote(quoted[name], texts) for name in ends]
-        return texts("answers_lost", **words, parts="; ".join(parts))
+        key = "answers_ends" if len(parts) > 1 else "answers_lost"
+        return texts(key, **words, parts="; ".join(parts))
     if choice.meets:
         return texts("answers_meet", **words, part=_quote(choice.best, texts))
     words |= _format_words(choice.best)

@@ -65,7 +65,8 @@ def test_the_bar_colours_what_it_judges():
 
 def test_without_a_bar_both_ends_are_quoted():
     assert answer_sentences(outputs_of(TWO), T) == [
-        "probs, 100 answers: sym 8 bits (8 bits per value), which changes 1% of the first answers "
+        "probs, 100 answers, from the best format to the smallest: sym 8 bits (8 bits per value), "
+        "which changes 1% of the first answers "
         "(95 %: 0.18% to 5.4%), KL 0.001 bits; sym 4 bits (4 bits per value), which changes 10% of "
         "the first answers (95 %: 5.5% to 17%), KL 0.1 bits"
     ]

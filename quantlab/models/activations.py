@@ -9,16 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.models.onnx import OnnxModel
-from quantlab.sources.file import file_state, readable
+from quantlab.sources.file import file_state, readable, require_matches
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 from quantlab.text import (
     Patterns,
-    as_list,
     format_size,
     label,
     matches,
-    near_misses,
     require_patterns,
 )
 
@@ -63,13 +61,7 @@ class Activations(Source):
 
     def _choose_names(self) -> tuple[str, ...]:
         names = _list_names(file_state(str(self._model.path)))
-        for key, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for pattern in as_list(patterns):
-                if not any(matches(name, pattern) for name in names):
-                    raise ValueError(
-                        f"dist.{key}={pattern} matches none of the {len(names)} activations of "
-                        f"{self.path}: {near_misses(pattern, [*names])}"
-                    )
+        require_matches(names, f"activations of {self.path}", self.include, self.exclude)
         chosen = tuple(
             name
             for name in names

@@ -98,7 +98,8 @@ class Evaluation:
             stop = n_samples + len(next(iter(before.values())))
             for name, rows in before.items():
                 kind = self.outputs.get(name) or find_kind(name, rows)
-                comparisons.setdefault(name, OutputComparison(name, kind, self.k))
+                if name not in comparisons:
+                    comparisons[name] = OutputComparison(name, kind, self.k)
                 if kind != comparisons[name].kind:
                     raise ValueError(
                         f"output '{label(name)}' has {comparisons[name].kind} in one batch and "

@@ -13,7 +13,7 @@ from typing import Any
 from quantlab.formats.format import is_format_column
 from quantlab.records.record import BAR_PREFIX, Row, group_rows
 from quantlab.report.bar import Bar, answer_figure
-from quantlab.report.choices import group_by, pareto_front
+from quantlab.report.choices import group_by, name_with_settings, pareto_front
 from quantlab.report.sentences import (
     BITS_SPEC,
     SQNR_SPEC,
@@ -95,8 +95,7 @@ class OutputChoice:
     @property
     def name(self) -> str:
         """The output, and what else was swept."""
-        settings = (f"{key}={as_text(value)}" for key, value in self.settings.items())
-        return ", ".join(map(printable, [self.output, *settings]))
+        return name_with_settings(self.output, self.settings)
 
     @property
     def is_judged(self) -> bool:

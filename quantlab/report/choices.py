@@ -90,16 +90,12 @@ class TensorChoice:
     @property
     def name(self) -> str:
         """The tensor, and what else was swept."""
-        return self._with_settings(self.tensor)
+        return name_with_settings(self.tensor, self.settings)
 
     @property
     def source(self) -> str:
         """The source of the tensor, and what else was swept."""
-        return self._with_settings(self.dist)
-
-    def _with_settings(self, name: str) -> str:
-        settings = (f"{key}={as_text(value)}" for key, value in self.settings.items())
-        return ", ".join(map(printable, [name, *settings]))
+        return name_with_settings(self.dist, self.settings)
 
     @cached_property
     def cheapest(self) -> FormatResult | None:
@@ -121,6 +117,12 @@ class TensorChoice:
     def meets(self) -> bool:
         """True if some format meets the bar."""
         return self.cheapest is not None
+
+
+def name_with_settings(name: str, settings: Mapping[str, Any]) -> str:
+    """Return a name, and what else was swept that is no part of a format."""
+    listed = (f"{key}={as_text(value)}" for key, value in settings.items())
+    return ", ".join(map(printable, [name, *listed]))
 
 
 def tensor_levels(levels: Sequence[str]) -> list[str]:

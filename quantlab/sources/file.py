@@ -170,13 +170,7 @@ class File(Source, ABC):
     def require_matches(self) -> None:
         """Raise ValueError, with near misses, when a pattern matches no tensor."""
         names = [entry.name for entry in self.entries]
-        for key, patterns in (("include", self.include), ("exclude", self.exclude)):
-            for pattern in as_list(patterns):
-                if not any(matches(name, pattern) for name in names):
-                    raise ValueError(
-                        f"dist.{key}={pattern} matches none of the {len(names)} tensors in "
-                        f"{self.path}: {near_misses(pattern, names)}"
-                    )
+        require_matches(names, f"tensors in {self.path}", self.include, self.exclude)
 
     @abstractmethod
     def _entries(self) -> Iterator[FileEntry]:
@@ -387,6 +381,17 @@ def file_state(path: str) -> FileState:
     expanded = Path(path).expanduser()
     stat = expanded.stat()
     return str(expanded.resolve()), stat.st_size, stat.st_mtime_ns
+
+
+def require_matches(names: Sequence[str], where: str, include: Patterns, exclude: Patterns) -> None:
+    """Raise ValueError, with near misses, when a pattern matches none of some names."""
+    for key, patterns in (("include", include), ("exclude", exclude)):
+        for pattern in as_list(patterns):
+            if not any(matches(name, pattern) for name in names):
+                raise ValueError(
+                    f"dist.{key}={pattern} matches none of the {len(names)} {where}: "
+                    f"{near_misses(pattern, list(names))}"
+                )
 
 
 def file_sha256(path: str) -> str:

@@ -326,11 +326,15 @@ def test_of_many_points_twelve_are_numbered():
 @pytest.mark.parametrize("rows", [some(), crowd()], ids=["few", "crowd"])
 def test_no_word_leaves_the_picture_or_hides_another(rows, lang):
     with plots.plot_style():
-        picture = drawn(rows, t=Texts(lang))
-        canvas = FigureCanvasAgg(picture)
-        canvas.draw()
-        texts = [*picture.findobj(Annotation), *picture.legends[0].get_texts()]
-        boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+        require_words_apart(drawn(rows, t=Texts(lang)))
+
+
+def require_words_apart(picture):
+    """Require that each annotation and word of the legend is inside and covers no other."""
+    canvas = FigureCanvasAgg(picture)
+    canvas.draw()
+    texts = [*picture.findobj(Annotation), *picture.legends[0].get_texts()]
+    boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
     for n, box in enumerate(boxes):
         assert 0 <= box.x0 <= box.x1 <= picture.bbox.x1, texts[n].get_text()
         assert not any(box.overlaps(other) for other in boxes[:n]), texts[n].get_text()
@@ -399,13 +403,7 @@ def test_some_heights_of_a_logarithmic_axis_have_numbers(kl):
 def test_no_word_leaves_the_picture_of_the_kl_or_hides_another(lang):
     picture = drawn_kl([row for row in many_answers() if not row["tensor"]], Texts(lang))
     with plots.plot_style():
-        canvas = FigureCanvasAgg(picture)
-        canvas.draw()
-        texts = [*picture.findobj(Annotation), *picture.legends[0].get_texts()]
-        boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
-    for n, box in enumerate(boxes):
-        assert 0 <= box.x0 <= box.x1 <= picture.bbox.x1, texts[n].get_text()
-        assert not any(box.overlaps(other) for other in boxes[:n]), texts[n].get_text()
+        require_words_apart(picture)
 
 
 def test_exact_formats_alone_leave_an_empty_picture():

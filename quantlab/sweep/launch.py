@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import platform
 import shlex
 import sys
 import threading
@@ -15,7 +14,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import cast
 
-from filelock import FileLock, Timeout
 from hydra.core.config_loader import ConfigLoader
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -37,7 +35,7 @@ from quantlab.sweep.jobs import (
 )
 
 SWEEP_CONFIG = "multirun.yaml"
-LOCK_NAME = ".lock"
+ELSEWHERE = ", or sweep into another directory with hydra.sweep.dir=..."
 BATCH_RUNS = 1000  # launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
 LOOK_SECONDS = 0.5  # between two looks at the disk, at least
 LINE_SECONDS = 10.0  # between two lines of progress in a log
@@ -61,31 +59,13 @@ def sweep(
     require_disjoint(jobs, directory)
     require_one_selection(jobs, directory)
     make_directory(directory)
-    with lock_directory(directory):
+    with disk.lock_directory(directory, ELSEWHERE):
         disk.clear(directory)
         with open_dict(config):
             config.hydra.sweeper.n_jobs = len(jobs)
         disk.write(directory / SWEEP_CONFIG, OmegaConf.to_yaml(config).encode())
         stopped = _launch(_pending_jobs(jobs, directory, config), directory, launcher)
         _finish(jobs, directory, stopped)
-
-
-@contextmanager
-def lock_directory(directory: Path) -> Iterator[None]:
-    """Hold a sweep's directory against a second sweep; raises ValueError, naming who holds it.
-
-    The system gives the lock back when the process that holds it ends, however it ends.
-    """
-    path = directory / LOCK_NAME
-    try:
-        with FileLock(path, timeout=0):
-            path.write_text(f"process {os.getpid()} on {platform.node()}")
-            yield
-    except Timeout:
-        raise ValueError(
-            f"{directory} is in use by another sweep, {path.read_text()}: wait for it to end, or "
-            "sweep into another directory with hydra.sweep.dir=..."
-        ) from None
 
 
 def _pending_jobs(jobs: Sequence[Job], directory: Path, config: DictConfig) -> Sequence[Job]:

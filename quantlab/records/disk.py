@@ -1,16 +1,32 @@
-"""Files that are written whole or not at all, their hashes, and the lock of a directory."""
+"""Files that are written whole or not at all, read without trust, their hashes, and locks.
+
+Anybody may have written into the directory of a sweep: a FIFO would hold its reader up, a device
+would fill the memory, and deep nesting ends in a RecursionError far from here.
+"""
 
 import hashlib
 import json
+import math
 import os
 import platform
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader, StringIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from quantlab.text import format_size
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 TEMPORARY = "partial"  # the suffix of a file that is being written
 LOCK_NAME = ".lock"
+MAX_JSON_BYTES = 2**30  # the record of a hundred thousand tensors takes half of it
+MAX_YAML_BYTES = 2**24  # a command line, which the config of a sweep repeats, is smaller
+MAX_DEPTH = 100  # of nested values: Hydra's own configs have 6
+MAX_INTEGER = 2**63 - 1  # larger ones are no int64, and some are no float
 
 
 def to_json(value: Any) -> bytes:
@@ -61,9 +77,125 @@ def lock_directory(directory: Path, otherwise: str = "") -> Iterator[None]:
         ) from None
 
 
+@contextmanager
+def open_file(path: Path, inside: Path | None = None) -> Iterator[BufferedReader]:
+    """Open a regular file to read its bytes; links are not followed out of the directory `inside`.
+
+    Raises OSError if it cannot be opened, ValueError, naming the file, if it is none. Neither waits
+    for the writer of a FIFO.
+    """
+    if inside and not is_inside(path, inside):
+        raise ValueError(f"{path} is a link out of the sweep")
+    with open(path, "rb", opener=_open_at_once) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise ValueError(f"{path} is no regular file")
+        yield file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def read_file(path: Path, inside: Path | None = None, max_bytes: int = MAX_JSON_BYTES) -> bytes:
+    """Read a regular file, see `open_file`, of at most `max_bytes`.
+
+    Raises ValueError, naming the file, also if it is larger, or grows meanwhile.
+    """
+    with open_file(path, inside) as file:
+        size = os.fstat(file.fileno()).st_size
+        content = file.read(min(size, max_bytes) + 1)  # no more, whatever its size is said to be
+    if len(content) > max_bytes:
+        raise ValueError(f"{path} is larger than {format_size(max_bytes)}")
+    if len(content) > size:
+        raise ValueError(f"{path} grew while it was read")
+    return content
+
+
+def read_json(path: Path, inside: Path | None = None, max_bytes: int = MAX_JSON_BYTES) -> Any:
+    """Read a JSON file whose values others can walk and compute with; see `require_plain`.
+
+    Raises OSError if it cannot be opened, ValueError, naming the file, if it holds anything else.
+    """
+    content = read_file(path, inside, max_bytes)
+    try:
+        value = json.loads(content, parse_constant=_refuse_constant)
+        require_plain(value)
+    except RecursionError:
+        raise ValueError(f"{path} is no readable JSON ({_TOO_DEEP})") from None
+    except ValueError as reason:
+        raise ValueError(f"{path} is no readable JSON ({reason})") from None
+    return value
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"it holds {name}, which is not JSON")
+
+
+_TOO_DEEP = f"it is nested more than {MAX_DEPTH} deep"
+
+
+def require_plain(value: Any) -> None:
+    """Raise ValueError if JSON is nested more than `MAX_DEPTH` deep, or a number is too large."""
+    level: list[Any] = [[value]]
+    for _ in range(MAX_DEPTH + 1):
+        nodes: list[Any] = []
+        for node in level:
+            for child in node.values() if type(node) is dict else node:
+                kind = type(child)
+                if kind is dict or kind is list:
+                    nodes.append(child)
+                elif kind is int:
+                    if not -MAX_INTEGER <= child <= MAX_INTEGER:
+                        raise ValueError("it holds an integer beyond 64 bits")
+                elif kind is float and not math.isfinite(child):
+                    raise ValueError("it holds a number beyond float64")
+        if not nodes:
+            return
+        level = nodes
+    raise ValueError(_TOO_DEEP)
+
+
+def read_yaml(path: Path, inside: Path | None = None) -> "DictConfig":
+    """Read a config that Hydra wrote.
+
+    Raises OSError if it cannot be opened, ValueError, naming the file, if it is no such config.
+    """
+    import yaml
+    from omegaconf import DictConfig, OmegaConf  # which half of the commands do without
+    from omegaconf.errors import OmegaConfBaseException
+
+    content = read_file(path, inside, MAX_YAML_BYTES)
+    try:
+        text = content.decode()
+        _require_flat_yaml(text)
+        config = OmegaConf.load(StringIO(text))
+    except (OSError, UnicodeError, yaml.YAMLError, OmegaConfBaseException) as reason:
+        raise ValueError(f"{path} is no config ({' '.join(str(reason).split())})") from None
+    if not isinstance(config, DictConfig):
+        raise ValueError(f"{path} is no config: it is no mapping")
+    return config
+
+
+def _require_flat_yaml(text: str) -> None:
+    """Raise YAMLError if a text is nested too deep, or repeats parts of itself.
+
+    Aliases of aliases make a gigabyte of ten lines.
+    """
+    import yaml
+
+    depth = 0
+    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.YAMLError("it holds an alias")
+        depth += isinstance(event, yaml.CollectionStartEvent)
+        depth -= isinstance(event, yaml.CollectionEndEvent)
+        if depth > MAX_DEPTH:
+            raise yaml.YAMLError(_TOO_DEEP)
+
+
 def digest(path: Path) -> str:
-    """Compute the sha256 of a file."""
-    with path.open("rb") as file:
+    """Compute the sha256 of a regular file; raises as `open_file` does."""
+    with open_file(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -81,4 +213,5 @@ def visible_files(directory: Path) -> Iterator[Path]:
 
 def is_inside(path: Path, directory: Path) -> bool:
     """Test whether a path, its links followed, leads into a directory."""
-    return path.resolve().is_relative_to(directory.resolve())
+    # Path.resolve raises RuntimeError where a link leads to itself
+    return Path(os.path.realpath(path)).is_relative_to(os.path.realpath(directory))

@@ -1,0 +1,121 @@
+import os
+import threading
+from itertools import pairwise
+
+import pytest
+
+from quantlab.records import disk
+
+
+@pytest.mark.parametrize("read", [disk.read_file, disk.read_json, disk.read_yaml, disk.digest])
+def test_what_is_no_file_holds_nobody_up(tmp_path, read):
+    fifo, device, loop, gone = (tmp_path / name for name in ("fifo", "device", "loop", "gone"))
+    os.mkfifo(fifo)
+    device.symlink_to("/dev/zero")
+    loop.symlink_to("loop")
+    for path in (fifo, device):
+        with pytest.raises(ValueError, match=f"^{path} is no regular file$"):
+            read(path)
+    for path, why in ((loop, "symbolic link"), (gone, "No such file"), (tmp_path, "directory")):
+        with pytest.raises(OSError, match=why) as caught:
+            read(path)
+        assert caught.value.filename == str(path)
+
+
+def test_links_are_followed_inside_a_directory_alone(tmp_path):
+    inside, outside, loop = tmp_path / "sweep" / "a", tmp_path / "b", tmp_path / "sweep" / "loop"
+    inside.parent.mkdir()
+    for path in (inside, outside):
+        path.write_text("{}")
+        (inside.parent / f"to_{path.name}").symlink_to(path)
+    loop.symlink_to("loop")
+    assert disk.read_json(inside.parent / "to_a", inside.parent) == {}
+    with pytest.raises(ValueError, match="to_b is a link out of the sweep"):
+        disk.read_json(inside.parent / "to_b", inside.parent)
+    with pytest.raises(OSError, match="symbolic links"):
+        disk.read_json(loop, inside.parent)
+
+
+def test_no_more_is_read_than_a_file_may_hold(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"12345")
+    assert disk.read_file(path, max_bytes=5) == b"12345"
+    with pytest.raises(ValueError, match="x is larger than 4 B"):
+        disk.read_file(path, max_bytes=4)
+
+
+def test_a_file_that_grows_is_not_read_in_part(tmp_path, monkeypatch):
+    path = tmp_path / "x"
+    path.write_bytes(b"1")
+    status = path.stat()
+    path.write_bytes(b"12")
+    monkeypatch.setattr(disk.os, "fstat", lambda _: status)
+    with pytest.raises(ValueError, match="x grew while it was read"):
+        disk.read_file(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"[" * 50 + b"1" + b"]" * 50, None),
+        (b"[" * 101 + b"1" + b"]" * 101, "nested more than 100 deep"),
+        (b"[" * 100_000, "nested more than 100 deep"),
+        (b'{"a":' * 101 + b"1" + b"}" * 101, "nested more than 100 deep"),
+        (b"1e999", "a number beyond float64"),
+        (b'{"a": [1, -1e999]}', "a number beyond float64"),
+        (b"9223372036854775808", "an integer beyond 64 bits"),
+        (b'[{"a": 1' + b"0" * 400 + b"}]", "an integer beyond 64 bits"),
+        (b"[1" + b"0" * 5000 + b"]", "integer string conversion"),
+        (b"[NaN]", "it holds NaN, which is not JSON"),
+        (b"[", "Expecting value"),
+        (b"\xff\xfe", "Expecting value"),
+    ],
+)
+def test_json_that_cannot_be_computed_with_is_named(tmp_path, content, why):
+    path = tmp_path / "x.json"
+    path.write_bytes(content)
+    if why is None:
+        disk.read_json(path)
+    else:
+        with pytest.raises(ValueError, match=rf"x\.json is no readable JSON \(.*({why})"):
+            disk.read_json(path)
+
+
+BOMB = "a: &a [1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcde"))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("a: {b: 1}", None),
+        ("", None),
+        (BOMB, "an alias"),
+        ("a: " + "[" * 100_000, "nested more than 100 deep"),
+        ("a: [", "parsing a"),
+        ("- 1", "no mapping"),
+        ("7", "Invalid loaded object type"),
+        ("a: ${", "no viable alternative"),
+        ("a: !!python/object:os.system {}", "could not determine a constructor"),
+    ],
+)
+def test_yaml_that_is_no_config_of_hydra_s_is_named(tmp_path, content, why):
+    path = tmp_path / "x.yaml"
+    path.write_text(content)
+    if why is None:
+        disk.read_yaml(path)
+    else:
+        with pytest.raises(ValueError, match=rf"x\.yaml is no config.*({why})"):
+            disk.read_yaml(path)
+
+
+def test_a_reader_does_not_wait_for_a_writer(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    done = threading.Event()
+
+    def read():
+        with pytest.raises(ValueError, match="no regular file"):
+            disk.read_file(tmp_path / "fifo")
+        done.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    assert done.wait(10)

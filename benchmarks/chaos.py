@@ -1,0 +1,119 @@
+"""Whether anything is lost, hangs or is left running under faults of many kinds.
+
+Sweeps of two small tensors are killed, starved, run into each other and lied to; the invariants are
+in `faults.trial`. Prints how many trials of each kind there were and what was found, then the story
+of the first faults, whose directories are kept. The exit code is 1 if there were any. Trials depend
+on the seed alone, but for what the machine does meanwhile.
+"""
+
+import argparse
+import random
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import NamedTuple
+
+from faults import directories, signals
+from faults.command import IMPORTS, ROOT
+from faults.trial import Reference, Trial
+
+MAX_STORIES = 10  # that are printed
+HEADER = f"{'kind':<20}{'trials':>8}{'losses':>9}{'hangs':>8}{'tracebacks':>13}{'left':>7}{'s':>7}"
+
+
+class Kind(NamedTuple):
+    """A kind of fault: how one is tried, how often, and what keeps this machine from trying it."""
+
+    attempt: Callable[[Trial, Reference], None]
+    n_trials: int
+    find_obstacle: Callable[[], str | None] = lambda: None
+
+
+KINDS = {
+    "kill-sweep": Kind(signals.kill_sweep, 20),
+    "kill-joblib": Kind(signals.kill_joblib, 8),
+    "kill-imports": Kind(signals.signal_imports, 6),
+    "aggregate": Kind(signals.signal_aggregate, 20),
+    "report": Kind(signals.signal_report, 10),
+    "plan": Kind(signals.signal_plan, 8),
+    "sigterm": Kind(signals.terminate_sweep, 10),
+    "sigterm-joblib": Kind(signals.terminate_joblib, 4),
+    "ctrl-c": Kind(signals.interrupt_sweep, 10),
+    "ctrl-c-twice": Kind(signals.interrupt_sweep_twice, 10),
+    "two-sweeps": Kind(directories.two_sweeps, 6),
+    "two-aggregates": Kind(directories.two_aggregates, 8),
+    "reading": Kind(directories.read_while_aggregated, 4),
+    "stale-lock": Kind(directories.stale_lock, 4),
+    "hostile-file": Kind(directories.hostile_file, 30),
+}
+
+
+def main() -> None:
+    """Print the table."""
+    arguments = _parse_arguments()
+    for name in IMPORTS:
+        import_module(name)
+    folder = Path(tempfile.mkdtemp(prefix="quantlab-chaos-"))
+    reference = Reference(folder / "reference")
+    stories: list[str] = []
+    print(HEADER, flush=True)
+    for name in [arguments.kind] if arguments.kind else KINDS:
+        stories += _try_kind(name, arguments, folder, reference)
+    for story in stories[:MAX_STORIES]:
+        print(f"\n{story}")
+    if stories:
+        sys.exit(1)
+    shutil.rmtree(folder)
+
+
+def _parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kind", choices=KINDS, help="try one kind alone")
+    parser.add_argument("--trials", type=int, help="of each kind")
+    parser.add_argument("--share", type=float, default=1, help="of the trials, at least one a kind")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser.parse_args()
+
+
+def _try_kind(
+    name: str, arguments: argparse.Namespace, folder: Path, reference: Reference
+) -> list[str]:
+    """Try a kind of fault, print its line, and return the stories of what was found."""
+    kind, start = KINDS[name], time.monotonic()
+    obstacle = kind.find_obstacle()
+    if obstacle:
+        print(f"{name:<20}not tried: {obstacle}", flush=True)
+        return []
+    n_trials = arguments.trials or max(1, round(arguments.share * kind.n_trials))
+    trials = []
+    for n in range(n_trials):
+        rng = random.Random(f"{arguments.seed} {name} {n}")
+        trial = Trial(folder / f"{name}-{n}", rng)
+        kind.attempt(trial, reference)
+        trials.append(trial)
+        if not trial.faults:
+            shutil.rmtree(trial.folder)
+    counts = [
+        sum(bool(getattr(trial, what)) for trial in trials)
+        for what in ("losses", "hangs", "tracebacks", "left")
+    ]
+    losses, hangs, tracebacks, left = counts
+    seconds = time.monotonic() - start
+    print(
+        f"{name:<20}{n_trials:8}{losses:9}{hangs:8}{tracebacks:13}{left:7}{seconds:7.0f}",
+        flush=True,
+    )
+    return [
+        "\n  ".join([f"{trial.folder} {trial.story}", *trial.faults])
+        for trial in trials
+        if trial.faults
+    ]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main()

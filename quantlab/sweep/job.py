@@ -40,6 +40,7 @@ from quantlab.sources.file import file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.onnx import Onnx
 from quantlab.stats.parallel import usable_cores
+from quantlab.sweep.workers import end_with_sweep
 
 EVALUATION_KEYS = ("outputs", "labels", "each")  # of a model, whatever its class
 MAX_FORMATS = 64  # in the cache: a sweep alternates between a few
@@ -170,6 +171,7 @@ def make_directory(directory: Path) -> None:
 
 def run(cfg: DictConfig, hydra: HydraConf) -> record.Record:
     """Measure what a config describes and keep its record in Hydra's output directory."""
+    end_with_sweep()
     add_import_path(hydra)
     choices, config = hydra.runtime.choices, settings(cfg)
     directory = Path(hydra.runtime.output_dir)

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stderr, suppress
-from importlib import import_module
 from pathlib import Path
 from typing import cast
 
@@ -33,6 +32,7 @@ from quantlab.sweep.jobs import (
     require_disjoint,
     require_one_selection,
 )
+from quantlab.sweep.workers import Workers
 
 SWEEP_CONFIG = "multirun.yaml"
 ELSEWHERE = ", or sweep into another directory with hydra.sweep.dir=..."
@@ -88,6 +88,7 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
     slurm = "submitit" in type(launcher).__module__
     overrides = [job.launched for job in jobs]
     directories = set()
+    workers = Workers(launcher)
     try:
         with _without_sacct() if slurm else nullcontext(), Progress(directory, len(jobs)):
             for start in range(0, len(jobs), BATCH_RUNS):
@@ -96,7 +97,7 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
                     _ = run.return_value  # Hydra raises here what a run raised
                     directories.add(cast("DictConfig", run.hydra_cfg).hydra.runtime.output_dir)
     except (Exception, KeyboardInterrupt) as error:  # what is complete is still aggregated
-        _kill_workers(launcher)
+        workers.stop()
         return KeyboardInterrupt() if interrupt.requested.is_set() else error
     n_lost = len(jobs) - len(directories)
     if n_lost:
@@ -105,13 +106,6 @@ def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseExc
             "same for several"
         )
     return None
-
-
-def _kill_workers(launcher: Launcher) -> None:
-    """Kill the workers of joblib: a signal to this process alone would leave them at work."""
-    if "joblib" in type(launcher).__module__:
-        loky = import_module("joblib.externals.loky")
-        loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
 
 
 @contextmanager

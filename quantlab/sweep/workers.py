@@ -1,0 +1,85 @@
+"""Workers of a sweep on this machine: processes of launchers that end when the sweep does.
+
+The sweep holds the write end of a pipe, and names its read end in the environment that workers
+inherit. Each opens it through ``/proc``, and a thread waits for its end: the system closes the pipe
+however the sweep ends, and the sweep closes it to stop its workers. Records are written whole or
+not at all, so that a worker may end at any moment. (PR_SET_PDEATHSIG is no substitute: it fires
+when the thread ends that started a worker, and some launchers start them in a thread.)
+"""
+
+import os
+import threading
+import time
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from quantlab import interrupt
+
+if TYPE_CHECKING:
+    from hydra.plugins.launcher import Launcher
+
+VARIABLE = "QUANTLAB_SWEEP"  # in the environment of workers: PID/fd/NUMBER of the pipe
+PROC = Path("/proc")
+LOOK_SECONDS = 1.0  # between two looks whether the sweep is alive, on systems without /proc
+LOCAL_LAUNCHERS = ("JoblibLauncher", "LocalLauncher", "RayLauncher")  # on this machine
+
+
+class Workers:
+    """The workers of a sweep: they may work until `stop`, or until this process ends."""
+
+    def __init__(self, launcher: "Launcher") -> None:
+        self.pool = type(launcher).__name__ == "JoblibLauncher"
+        self.pipe: tuple[int, int] | None = None
+        os.environ.pop(VARIABLE, None)  # Slurm would take it to other machines
+        if type(launcher).__name__ in LOCAL_LAUNCHERS:
+            self.pipe = os.pipe()
+            os.environ[VARIABLE] = f"{os.getpid()}/fd/{self.pipe[0]}"
+        if self.pool:  # some of whose workers may never have a run
+            vars(launcher)["joblib"]["initializer"] = end_with_sweep
+
+    def stop(self) -> None:
+        """Stop the workers: a signal to this process alone would leave them at work."""
+        if self.pool:
+            loky = import_module("joblib.externals.loky")
+            loky.get_reusable_executor().shutdown(wait=True, kill_workers=True)
+        if self.pipe:  # whose read end stays, for workers that have yet to open it
+            os.close(self.pipe[1])
+            self.pipe = None
+
+
+def end_with_sweep() -> None:
+    """Have this process end when the sweep does whose worker it is, if it is one."""
+    place = os.environ.get(VARIABLE)
+    if place and not place.startswith(f"{os.getpid()}/"):
+        _watch(place)
+
+
+@cache
+def _watch(place: str) -> None:
+    threading.Thread(target=_exit_after, args=(place,), daemon=True).start()
+
+
+def _exit_after(place: str) -> None:
+    """End this process once nobody holds the write end of a pipe."""
+    try:
+        # without O_NONBLOCK it would wait for a writer where there is none any more
+        pipe = os.open(PROC / place, os.O_RDONLY | os.O_NONBLOCK)
+        os.set_blocking(pipe, True)
+        os.read(pipe, 1)
+    except OSError:  # the pipe is gone, or nobody may look at it
+        while _may_be_open(place):
+            time.sleep(LOOK_SECONDS)
+    os._exit(interrupt.EXIT_CODE)
+
+
+def _may_be_open(place: str) -> bool:
+    """Test whether the process of a pipe is alive and, as far as can be seen, the pipe is there."""
+    try:
+        os.kill(int(place.partition("/")[0]), 0)
+        return not PROC.exists() or bool((PROC / place).readlink())
+    except (ProcessLookupError, FileNotFoundError):
+        return False
+    except PermissionError:
+        return True

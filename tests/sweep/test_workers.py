@@ -1,0 +1,139 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+
+from quantlab.records import record
+from quantlab.sweep import workers
+from quantlab.sweep.workers import VARIABLE, Workers
+from tests.conftest import ROOT, RUN, run_python, wait_for_records
+from tests.sweep.test_engines import RAY
+
+LONG_RUNS = ["-m", "dist=hidden", "dist.n=4000000", "n_bits=4,5,6,7"]
+QUIET = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+MARK = "QUANTLAB_TEST_MARK"
+WORKER = """
+import time
+from quantlab.sweep.workers import end_with_sweep
+end_with_sweep()
+print("works", flush=True)
+time.sleep(60)
+"""
+PARENT = f"""
+import subprocess, sys
+from quantlab.sweep.workers import Workers
+class LocalLauncher: pass
+workers = Workers(LocalLauncher())
+worker = subprocess.Popen([sys.executable, "-c", {WORKER!r}], stdout=subprocess.PIPE, text=True)
+worker.stdout.readline()
+print(worker.pid, flush=True)
+sys.stdin.readline()
+workers.stop()
+print(worker.wait(10), flush=True)
+late = subprocess.run([sys.executable, "-c", {WORKER!r}], stdout=subprocess.DEVNULL, timeout=10)
+print(late.returncode, flush=True)
+"""
+
+
+@pytest.fixture
+def parent():
+    """A process with a worker, whose pid it prints."""
+    command = [sys.executable, "-c", PARENT]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, **pipes) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def has_ended(pid):
+    """Wait until a process has ended, ten seconds at most; a zombie has."""
+    for _ in range(100):
+        try:
+            if " Z " in Path(f"/proc/{pid}/stat").read_text():
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_worker_ends_when_its_sweep_is_killed(parent):
+    worker = int(parent.stdout.readline())
+    assert Path(f"/proc/{worker}").exists()
+    parent.kill()
+    assert has_ended(worker)
+
+
+def test_a_worker_that_is_stopped_ends_and_so_does_one_that_starts_late(parent):
+    parent.stdout.readline()
+    parent.stdin.write("\n")
+    parent.stdin.flush()
+    assert [parent.stdout.readline() for _ in range(2)] == ["130\n", "130\n"]
+
+
+def test_a_worker_of_a_sweep_that_is_gone_ends(monkeypatch):
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setenv(VARIABLE, f"{gone.pid}/fd/5")
+    assert run_python("-c", WORKER).returncode == 130
+
+
+def test_where_the_pipe_cannot_be_seen_the_process_says_it(monkeypatch, tmp_path):
+    place = f"{os.getpid()}/fd/5"
+    monkeypatch.setattr(workers, "PROC", tmp_path / "none")
+    assert workers._may_be_open(place)
+    monkeypatch.setattr(workers, "PROC", tmp_path)
+    assert not workers._may_be_open(place)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    monkeypatch.setattr(workers, "PROC", tmp_path / "none")
+    assert not workers._may_be_open(f"{gone.pid}/fd/5")
+
+
+def test_workers_on_other_machines_know_of_no_pipe(monkeypatch):
+    monkeypatch.setenv(VARIABLE, "1/fd/5")
+    Workers(type("SlurmLauncher", (), {})()).stop()
+    assert VARIABLE not in os.environ
+
+
+def marked(mark):
+    """List the processes that have a mark in their environment."""
+    processes = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark.encode() in (path / "environ").read_bytes():
+                processes.append((path / "cmdline").read_bytes())
+        except OSError:
+            continue
+    return processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local", "ray"])
+def test_nothing_is_left_running(tmp_path, monkeypatch, launcher, how):
+    if launcher == "ray" and not RAY.exists():
+        pytest.skip("there is no Ray: `make ray` installs it")
+    mark = uuid4().hex
+    monkeypatch.setenv(MARK, mark)
+    python = RAY if launcher == "ray" else sys.executable
+    sweep = [*LONG_RUNS, f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}"]
+    with subprocess.Popen([python, RUN[1], *sweep], cwd=ROOT, **QUIET) as process:
+        try:
+            wait_for_records(tmp_path)
+            assert len(marked(mark)) > 1
+        finally:
+            process.send_signal(how)
+    deadline = time.monotonic() + 60  # Ray gives its own processes half a minute
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not marked(mark)
+    for path in tmp_path.glob("*/record.json"):
+        record.read(path)  # whole, or not there

@@ -11,6 +11,7 @@ from quantlab import interrupt
 
 with interrupt.exit_during_imports():
     from quantlab.errors import report_user_errors
+    from quantlab.records import disk
     from quantlab.report.bar import read_settings, row_bars, typed_settings
     from quantlab.report.listing import listing, listing_json
     from quantlab.report.terminal import sweep_summary
@@ -164,13 +165,20 @@ def _take_file(command: argparse.ArgumentParser) -> None:
 
 
 def _aggregate(arguments: argparse.Namespace) -> None:
+    from quantlab.records.manifest import require_one_sweep
+    from quantlab.records.table import require_records
     from quantlab.report.aggregate import aggregate  # pandas, matplotlib: no other command's
 
-    typed = typed_settings(arguments.directory)
-    settings = read_settings(arguments.directory, [*typed, *arguments.settings])
-    done = aggregate(arguments.directory, settings)
+    directory = arguments.directory
+    require_records(directory)  # before a lock is left in what is no sweep
+    require_one_sweep(directory)
+    for folder in (directory, *directory.glob("plots")):
+        disk.require_writable(folder, f"copy {directory} and give the copy")
+    with disk.lock_directory(directory):
+        settings = read_settings(directory, [*typed_settings(directory), *arguments.settings])
+        done = aggregate(directory, settings)
     print(sweep_summary(done.findings, done.files, settings.texts))
-    n_missing, n_runs = count_missing_runs(arguments.directory)
+    n_missing, n_runs = count_missing_runs(directory)
     if n_missing:
         print(f"\n{n_missing} of {n_runs} runs have no record: the command of the sweep does them")
     if done.findings.failures or done.findings.incomplete:
@@ -202,7 +210,7 @@ def _check(arguments: argparse.Namespace) -> None:
         stored_rows(rows, sweep.levels),
         sweep.incomplete,
         sweep.unmeasured,
-        find_outputs(settings.judged(read_rows(arguments.directory))),
+        find_outputs(settings.judged(read_rows(sweep))),
     )
     print("\n".join(check.lines(settings.texts)))
     if not check.has_passed:
@@ -218,7 +226,7 @@ def _diff(arguments: argparse.Namespace) -> None:
     settings = read_settings(sweeps[1].directory, arguments.settings)
     before, after = (sweep._replace(rows=settings.judged(sweep.rows)) for sweep in sweeps)
     tolerance = require_tolerance(arguments.tolerance)
-    answers = (settings.judged(read_rows(directory)) for directory in arguments.directories)
+    answers = (settings.judged(read_rows(sweep)) for sweep in sweeps)
     changes = diff(before, after, *answers)
     print(diff_summary(changes, tolerance, settings.texts))
     if changes.is_worse(tolerance):

@@ -12,7 +12,7 @@ from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
 from quantlab.records.older import common_figures, without_new
-from quantlab.records.table import collect, nest, require_directory, tabulate
+from quantlab.records.table import TABLES, collect, nest, require_directory, tabulate
 from quantlab.sweep.job import add_import_path, build
 
 OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
@@ -20,7 +20,6 @@ MISSING = "is missing: the manifest lists it"
 CHANGED = "has changed: its sha256 is not the one in the manifest"
 ABSENT = "absent"  # in place of the value of a missing key
 MAX_VALUE_CHARS = 80  # in a sentence
-TABLES = {"results.json", "results.csv"}
 OUTCOME = ("key", "status", "error", "spec", "tensors", "failed", "skipped", "answers")
 
 

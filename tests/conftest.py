@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -61,6 +62,17 @@ def run(*arguments, cwd=ROOT):
 def run_quantlab(*arguments, cwd=ROOT):
     """Run ``python -m quantlab``."""
     return run_command(*arguments, cwd=cwd)
+
+
+def run_without_privileges(*arguments, cwd=ROOT):
+    """Run Python as who may read and write no more than the modes of files allow."""
+    command = [sys.executable, *map(str, arguments)]
+    if os.geteuid() == 0:
+        if not shutil.which("setpriv"):
+            pytest.skip("root may read and write everything")
+        rights = "-dac_override,-dac_read_search"
+        command = ["setpriv", f"--bounding-set={rights}", "--inh-caps=-all", *command]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
 
 
 def start(*arguments):

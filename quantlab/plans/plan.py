@@ -14,6 +14,7 @@ from quantlab.plans.problem import KL, Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
 from quantlab.plans.runtimes.runtime import FORMAT_COLUMNS, Runtime
 from quantlab.records import disk
+from quantlab.records.answers import NAME as ANSWERS
 from quantlab.records.older import UNKNOWN
 from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar, read_settings, row_bars
@@ -130,6 +131,7 @@ def run_command(
     from quantlab.plans.page import plan_summary  # matplotlib, which quantlab.plan does without
 
     sweep = read_aggregate(directory)
+    disk.require_writable(directory, "copy it and give the copy")
     report = read_settings(directory, settings)
     sweep, texts = sweep._replace(rows=report.judged(sweep.rows)), report.texts
     formats = format_names(sweep)
@@ -179,10 +181,10 @@ def plan_artefacts(
     runtime = plan.problem.runtime
     files = {
         "plan.csv": table_csv(plan_table(plan)),
-        "plan.html": render_page(plan, command, sweep.sha256, texts),
+        "plan.html": render_page(plan, command, sweep.artefacts["results.json"], texts),
         **({runtime.file: recipe_bytes(plan, runtime)} if runtime else {}),
     }
-    return {**files, PLAN_JSON: plan_json(plan, typed, sweep.sha256, files)}
+    return {**files, PLAN_JSON: plan_json(plan, typed, sweep.artefacts, files)}
 
 
 def table_csv(table: pd.DataFrame) -> bytes:
@@ -191,6 +193,11 @@ def table_csv(table: pd.DataFrame) -> bytes:
 
 
 PLAN_JSON = "plan.json"
+TABLES = {  # whose hashes plan.json has; older versions had the first alone
+    "results_sha256": "results.json",
+    "table_sha256": "results.csv",
+    "answers_sha256": ANSWERS,
+}
 SCHEMA = 1
 DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
 ADVICE = "run quantlab plan again"
@@ -215,24 +222,25 @@ def assignment_row(assignment: Assignment) -> dict[str, Any]:
 
 
 def plan_json(
-    plan: Plan, typed: Mapping[str, Any], results_sha256: str, files: Mapping[str, bytes]
+    plan: Plan, typed: Mapping[str, Any], artefacts: Mapping[str, str], files: Mapping[str, bytes]
 ) -> bytes:
     """Return plan.json.
 
-    `typed` are the options of the command, `results_sha256` is that of the results.json which the
-    plan was made from, `files` are those written beside it.
+    `typed` are the options of the command, `artefacts` the hashes of the aggregate which the plan
+    was made from, `files` are those written beside it.
     """
-    best = plan.best_uniform
+    problem, best = plan.problem, plan.best_uniform
     rows = map(assignment_row, plan.assignments)
+    tables = {key: name for key, name in TABLES.items() if name != ANSWERS or problem.by == KL}
     return disk.to_json(
         {
             "schema": SCHEMA,
-            "results_sha256": results_sha256,
+            **{key: artefacts[name] for key, name in tables.items()},
             "asked": dict(typed),
             "bits_per_value": plan.total.bits_per_value,
             "n_bytes": -(-plan.total.bits // 8),
             "noise": plan.total.noise,
-            **({"predicted_kl": plan.total.noise} if plan.problem.minimised == KL else {}),
+            **({"predicted_kl": plan.total.noise} if problem.minimised == KL else {}),
             "gap": plan.gap if plan.budget is not None else None,
             "best_uniform": best
             and {"format": best.format, "bits": best.bits, "noise": best.noise},
@@ -288,13 +296,15 @@ def plan_faults(directory: Path) -> Iterator[str]:
         return
     try:
         plan = json.loads(path.read_bytes())
-        results_sha256 = plan["results_sha256"]
+        hashes = {"results.json": plan["results_sha256"]}
+        hashes |= {name: plan[key] for key, name in TABLES.items() if key in plan}
     except DAMAGE:
         yield f"{path} is no plan: {ADVICE}"
         return
-    results = directory / "results.json"
-    if results.is_file() and disk.digest(results) != results_sha256:
-        yield f"{path} is of other results than {results}: {ADVICE}"
+    tables = [directory / name for name in hashes if (directory / name).is_file()]
+    changed = [table for table in tables if disk.digest(table) != hashes[table.name]]
+    if changed:
+        yield f"{path} is of other results than {changed[0]}: {ADVICE}"
     for name, sha256 in plan_files(directory).items():
         file = directory / name
         if not file.is_file():

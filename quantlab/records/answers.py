@@ -1,12 +1,14 @@
 """The answers of the models of a sweep: its records -> answers.csv -> pandas again."""
 
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from quantlab.models.figures import FIGURES
+from quantlab.records.manifest import read_artefact, read_artefact_hashes
 from quantlab.records.record import BAR_PREFIX, CHANGES, Record, Row, Run, answer_figures
 from quantlab.records.table import (
     FACTORS,
@@ -53,9 +55,11 @@ def _rows(content: Record, axes: Sequence[str], files: Mapping[str, str]) -> lis
     ]
 
 
-def read_rows(directory: Path) -> list[Row]:
-    """Read the rows of answers.csv; there are none where no model answered."""
-    return table_rows(answers(directory)) if (directory / NAME).is_file() else []
+def read_rows(sweep: Aggregated) -> list[Row]:
+    """Read the rows of the answers.csv of a sweep; there are none where no model answered."""
+    if NAME not in sweep.artefacts:
+        return []
+    return table_rows(_read_table(sweep.directory, sweep.artefacts))
 
 
 def with_answer_kl(sweep: Aggregated) -> Aggregated:
@@ -63,7 +67,7 @@ def with_answer_kl(sweep: Aggregated) -> Aggregated:
 
     It is `ANSWER_KL`, the largest of the outputs that have one. Raises ValueError where none has.
     """
-    table = answers(sweep.directory)
+    table = _read_table(sweep.directory, sweep.artefacts)
     alone = table[(table["tensor"] != "") & table["kl"].notna()]
     if alone.empty:
         raise ValueError(
@@ -111,17 +115,22 @@ def answers(directory: str | Path) -> pd.DataFrame:
     bar_...                         criteria of the bar that the run is judged by, as in `load`
     ==============================  ================================================================
 
-    Raises ValueError if the directory holds no answers.
+    Raises ValueError if the directory holds no answers, or such as are not as they were aggregated.
     """
     require_directory(Path(directory))
-    path = Path(directory) / NAME
-    if not path.is_file():
+    return _read_table(Path(directory), read_artefact_hashes(Path(directory)))
+
+
+def _read_table(directory: Path, hashes: Mapping[str, str] | None) -> pd.DataFrame:
+    """Read answers.csv, with these `hashes` in the manifest beside it."""
+    path = directory / NAME
+    if not path.exists():
         raise ValueError(
             f"{path} does not exist: sweep with model=... (docs/answers.md), then quantlab "
             f"aggregate {directory} writes it"
         )
     table = pd.read_csv(
-        path,
+        BytesIO(read_artefact(directory, NAME, hashes)),
         dtype=dict.fromkeys(TEXT, "string") | dict.fromkeys(COUNTS, "Int64"),
         keep_default_na=False,  # a tensor may be called NA
         na_values=[""],

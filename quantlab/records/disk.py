@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader, StringIO
 from pathlib import Path
@@ -37,18 +37,92 @@ def to_json(value: Any) -> bytes:
 
 def write(path: Path, content: bytes) -> None:
     """Write a file whole: under a temporary name, synced, then renamed over what was there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{TEMPORARY}")
+    with _drafts([path]):
+        _write_draft(path, content)
+        _publish(path)
+
+
+def write_together(
+    directory: Path, files: Mapping[str, bytes], voucher: str, stale: Iterable[Path] = ()
+) -> None:
+    """Write files of which readers take all or none: those that the `voucher` vouches for.
+
+    All are written and synced under temporary names first: a disk that is full leaves what was
+    there. Then the voucher is removed, the others are renamed, the `stale` files are removed, and
+    the new voucher comes last. Whatever ends the process between leaves no voucher.
+    """
+    last = directory / voucher
+    paths = [directory / name for name in files if name != voucher]
+    with _drafts([*paths, last]):
+        for name, content in files.items():
+            (directory / name).parent.mkdir(exist_ok=True)
+            _write_draft(directory / name, content)
+        with _named(last):
+            last.unlink(missing_ok=True)
+        _sync(directory)  # else a power cut could bring it back, beside new files
+        for path in paths:
+            _publish(path)
+        for path in stale:
+            path.unlink()
+        for folder in {path.parent for path in paths}:
+            _sync(folder)
+        _publish(last)
+        _sync(directory)
+
+
+def _draft(path: Path) -> Path:
+    """Name the temporary file that becomes `path`; its process is told apart from others."""
+    return path.with_name(f".{path.name}.{os.getpid()}.{TEMPORARY}")
+
+
+def _write_draft(path: Path, content: bytes) -> None:
+    with _named(path), _draft(path).open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(path: Path) -> None:
+    """Rename the temporary file of `path` over it."""
+    with _named(path):
+        _draft(path).replace(path)
+
+
+def _sync(directory: Path) -> None:
+    """Have the renames in a directory survive a power cut."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    with suppress(OSError):  # some file systems of a network cannot
+        os.fsync(descriptor)
+    os.close(descriptor)
+
+
+@contextmanager
+def _drafts(paths: Sequence[Path]) -> Iterator[None]:
+    """Remove the temporary files of `paths` that were not renamed in the end."""
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield
+    finally:
+        for path in paths:
+            with suppress(OSError):
+                _draft(path).unlink()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Name the file in an OSError, which would name the temporary one."""
+    try:
+        yield
     except OSError as reason:
         raise OSError(reason.errno, reason.strerror, str(path)) from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
+
+
+def require_writable(directory: Path, advice: str) -> None:
+    """Raise ValueError, which ends on `advice`, if files cannot be written into a directory.
+
+    It is asked before work whose end they are.
+    """
+    if not os.access(directory, os.W_OK | os.X_OK):
+        raise ValueError(f"{directory} cannot be written: {advice}")
 
 
 def clear(directory: Path) -> None:

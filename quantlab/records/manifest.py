@@ -1,4 +1,9 @@
-"""The manifest of a sweep: its command, runs, tensors and environment, and every sha256."""
+"""The manifest of a sweep: its command, runs, tensors and environment, and every sha256.
+
+It vouches for the other files of an aggregate: a reader takes their bytes from `read_artefact`,
+which compares them with it. It is removed before they are replaced and written after them, so that
+those of two aggregations are never read as one.
+"""
 
 import hashlib
 import os
@@ -12,11 +17,14 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from quantlab.records import disk, parts, record
+from quantlab.records import disk, parts, record, schema
 from quantlab.records.record import Record, Run
 
 # 3 did not list tensors, 2 stood beside results without storage, 1 had no hashes of Hydra's files
 SCHEMA = 4
+NAME = "manifest.json"
+MAX_TABLE_BYTES = 2**34  # a million rows take a sixteenth of it
+SWEEP_CONFIG = "multirun.yaml"
 SIZE = ("dtype", "shape", "n_bytes")  # of a tensor without figures
 
 
@@ -32,6 +40,24 @@ def manifest(
         "environment": record.versions() | {"platform": platform.platform(), "cpu": _cpu()},
         "git": _git(),
     }
+
+
+def require_one_sweep(directory: Path, *, begins: bool = False) -> None:
+    """Raise ValueError, naming two of them, if a directory holds records of several sweeps.
+
+    It is a sweep itself if it has a config of one, or if one `begins` there.
+    """
+    folders = {folder for path in record.find(directory) for folder in path.parents}
+    inside = (folder for folder in folders if folder.is_relative_to(directory))
+    sweeps = {folder for folder in inside if (folder / SWEEP_CONFIG).exists()}
+    if begins:
+        sweeps.add(directory)
+    if len(sweeps) > 1:
+        first, second, *_ = sorted(sweeps)
+        raise ValueError(
+            f"{directory} would mix several sweeps, {first} and {second} among them: give the "
+            "directory of one, with no other inside"
+        )
 
 
 def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
@@ -50,9 +76,54 @@ def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) 
     }
 
 
+def read_manifest(directory: Path) -> dict[str, Any] | None:
+    """Read manifest.json, None where there is none; raises ValueError if it cannot be read."""
+    path = directory / NAME
+    try:
+        content: dict[str, Any] = disk.read_json(path)
+        schema.require("manifest", content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as reason:
+        why = reason.strerror if isinstance(reason, OSError) else reason
+        again = f"quantlab aggregate {directory} writes it again"
+        raise ValueError(f"{path} cannot be read ({why}): {again}") from None
+    return content
+
+
+def read_artefact_hashes(directory: Path) -> Mapping[str, str] | None:
+    """Read the sha256 of each file of an aggregate from manifest.json, None where there is none."""
+    manifest = read_manifest(directory)
+    return manifest and manifest["artefacts"]
+
+
+def read_artefact(directory: Path, name: str, hashes: Mapping[str, str] | None) -> bytes:
+    """Read a file of an aggregate, whose manifest has these `hashes`.
+
+    Raises ValueError if there is no such file, if its bytes are not those that the manifest vouches
+    for, or if there is no manifest beside records: the last aggregation did not finish. Without
+    records it is a copy of that file alone, which nothing contradicts.
+    """
+    path, again = directory / name, f"quantlab aggregate {directory}"
+    try:
+        content = disk.read_file(path, max_bytes=MAX_TABLE_BYTES)  # once, to compare and to parse
+    except FileNotFoundError:
+        raise ValueError(f"{path} does not exist: {again} writes it") from None
+    except OSError as reason:
+        raise ValueError(f"{path} cannot be read: {reason.strerror}") from None
+    if hashes is None:
+        if any(record.find(directory)):
+            raise ValueError(f"{directory}: the last aggregation did not finish: {again}")
+    elif name not in hashes:
+        raise ValueError(f"{path} is not in {NAME}, it is of another aggregation: {again}")
+    elif hashlib.sha256(content).hexdigest() != hashes[name]:
+        raise ValueError(f"{path} does not match {NAME}, something else has written it: {again}")
+    return content
+
+
 def hydra_files(directory: Path) -> dict[str, str]:
     """Hash what Hydra wrote: the config of the sweep, those of its runs, logs."""
-    paths = [directory / "multirun.yaml", *directory.glob(".hydra/*"), *directory.glob("*.log")]
+    paths = [directory / SWEEP_CONFIG, *directory.glob(".hydra/*"), *directory.glob("*.log")]
     for path in directory.rglob(".hydra"):  # also where a run was stopped before its record
         if path.parent != directory:
             paths += disk.visible_files(path.parent)
@@ -65,7 +136,7 @@ def hydra_files(directory: Path) -> dict[str, str]:
 
 def _command(directory: Path, records: Sequence[Record]) -> str | None:
     """Find the command line of a sweep, or of a run that stands alone."""
-    for path in (directory / "multirun.yaml", directory / ".hydra" / "hydra.yaml"):
+    for path in (directory / SWEEP_CONFIG, directory / ".hydra" / "hydra.yaml"):
         if path.exists():  # as Hydra noted it
             return _command_of(OmegaConf.load(path).hydra)
     if len(records) == 1:

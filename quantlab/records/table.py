@@ -1,9 +1,9 @@
 """The table of a sweep: its records -> results.json and results.csv -> rows and pandas again."""
 
-import json
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
@@ -12,7 +12,9 @@ import pandas as pd
 from tqdm import tqdm
 
 from quantlab.formats.format import PLAIN, FormatSpec
-from quantlab.records import disk, parts, record, schema
+from quantlab.records import disk, parts, record
+from quantlab.records.manifest import NAME as MANIFEST
+from quantlab.records.manifest import read_artefact, read_artefact_hashes, read_manifest
 from quantlab.records.older import SINCE_9
 from quantlab.records.record import Record, Row, Run, group_rows
 from quantlab.text import as_text, first_few
@@ -33,10 +35,8 @@ def collect(directory: Path) -> list[Run]:
     (``directories``), and its place in a divided source (``places``). Raises ValueError if there is
     no record, or none that can be read.
     """
-    require_directory(directory)
+    require_records(directory)
     paths = list(record.find(directory))
-    if not paths:
-        raise ValueError(f"{directory} is not a sweep: it holds no {record.NAME}")
     with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
         runs = sorted((_read_run(path, directory) for path in bar), key=_sweep_order)
     if not any(run.record for run in runs):
@@ -49,6 +49,13 @@ def require_directory(directory: Path) -> None:
     if not directory.is_dir():
         missing = "is not a directory" if directory.exists() else "does not exist"
         raise ValueError(f"{directory} {missing}: give the directory of a sweep")
+
+
+def require_records(directory: Path) -> None:
+    """Raise ValueError unless a directory exists and holds the record of a run."""
+    require_directory(directory)
+    if not any(record.find(directory)):
+        raise ValueError(f"{directory} is not a sweep: it holds no {record.NAME}")
 
 
 def _read_run(path: Path, directory: Path) -> Run:
@@ -259,6 +266,8 @@ def setting(content: Record, key: str) -> Any:
     return node
 
 
+NAME = "results.csv"
+TABLES = {"results.json", NAME}
 TENSORS_SINCE = 4  # the schema of a manifest
 
 
@@ -268,7 +277,8 @@ class Aggregated(NamedTuple):
     `tensors` are the originals, also those that were not measured, with ``dist``, ``name``,
     ``dtype``, ``shape`` and ``sha256``; `failures` map a run that failed, or a source that lacks
     parts, to the reason, `incomplete` a run of which some tensors could not be measured: those are
-    `unmeasured`; `sha256` is that of results.json.
+    `unmeasured`; `artefacts` are the sha256 of the files of the aggregate, by their names: that of
+    results.csv is of the bytes that the rows were read from.
     """
 
     directory: Path
@@ -276,24 +286,23 @@ class Aggregated(NamedTuple):
     levels: list[str]
     tensors: Sequence[Mapping[str, Any]]
     failures: Mapping[str, str]
-    sha256: str
+    artefacts: Mapping[str, str]
     incomplete: Mapping[str, str] = MappingProxyType({})
     unmeasured: Sequence[str] = ()
 
 
 def read_aggregate(directory: Path) -> Aggregated:
     """Read results.csv and manifest.json of a sweep; raises ValueError, naming a missing file."""
-    path = directory / "manifest.json"
-    table = load(directory)
-    again = f"quantlab aggregate {directory} writes it again"
-    try:
-        manifest = json.loads(path.read_bytes())
-        schema.require("manifest", manifest)
-        sha256 = disk.digest(directory / "results.json")
-    except (OSError, ValueError, RecursionError) as reason:
-        raise ValueError(f"{path} cannot be read ({reason}): {again}") from None
-    if manifest["schema"] < TENSORS_SINCE or "format" not in table:
-        raise ValueError(f"{path} is of an older version: {again}")
+    require_directory(directory)
+    manifest = read_manifest(directory)
+    hashes = manifest and manifest["artefacts"]
+    table = _parse(read_artefact(directory, NAME, hashes))
+    if manifest is None or hashes is None:
+        raise ValueError(f"{directory} has neither {MANIFEST} nor runs: do the sweep again")
+    listed = hashes.keys() >= TABLES
+    if manifest["schema"] < TENSORS_SINCE or "format" not in table or not listed:
+        again = f"quantlab aggregate {directory} writes it again"
+        raise ValueError(f"{directory / MANIFEST} is of an older version: {again}")
     failed = [run for run in manifest["runs"] if run["status"] != "completed"]
     reasons = {run["directory"]: run["error"] or run["status"] for run in failed}
     unmeasured = {run["directory"]: run["unmeasured"] for run in failed if "unmeasured" in run}
@@ -304,7 +313,7 @@ def read_aggregate(directory: Path) -> Aggregated:
         manifest["levels"],
         manifest["tensors"],
         failures | manifest.get("missing", {}),
-        sha256,
+        hashes,
         {name: reasons[name] for name in unmeasured},
         list(dict.fromkeys(name for names in unmeasured.values() for name in names)),
     )
@@ -385,14 +394,16 @@ def load(directory: str | Path) -> pd.DataFrame:
                                               where it meets all
     ========================================  ======================================================
 
-    Raises ValueError if the directory holds no table.
+    Raises ValueError if the directory holds no table, or one that is not as it was aggregated.
     """
     require_directory(Path(directory))
-    path = Path(directory) / "results.csv"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: quantlab aggregate {directory} writes it")
+    return _parse(read_artefact(Path(directory), NAME, read_artefact_hashes(Path(directory))))
+
+
+def _parse(content: bytes) -> pd.DataFrame:
+    """Parse results.csv."""
     table = pd.read_csv(
-        path,
+        BytesIO(content),
         dtype=dict.fromkeys(TEXT, "string"),
         keep_default_na=False,  # a tensor may be called NA
         na_values=[""],

@@ -39,12 +39,12 @@ class Aggregate(NamedTuple):
 
 
 def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
-    """Write the aggregate of every record below `directory` into it.
+    """Write the aggregate of every record below `directory` into it, whole or not at all.
 
-    Its files depend on the records, the command in the sweep's multirun.yaml and the settings
-    alone; the manifest has the times. A record that cannot be read is a failure like that
-    of a run. Raises ValueError when there is no record, or when two records answer for the same
-    combination.
+    The caller holds the lock of the directory, which is of one sweep. The files depend on the
+    records, the command in the sweep's multirun.yaml and the settings alone; the manifest has the
+    times. A record that cannot be read is a failure like that of a run. Raises ValueError when
+    there is no record, or when two records answer for the same combination.
     """
     runs = collect(directory)
     table, levels = tabulate(runs, directory)
@@ -68,13 +68,11 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
         find_outputs(findings.answers),
     )
     artefacts |= page.artefacts(findings, settings.texts)
-    artefacts["manifest.json"] = disk.to_json(
+    artefacts[manifest.NAME] = disk.to_json(
         manifest.manifest(origin, manifest.hydra_files(directory), artefacts)
     )
-    for name, content in artefacts.items():
-        (directory / name).parent.mkdir(exist_ok=True)
-        disk.write(directory / name, content)
-    _remove_stale_plots(directory, artefacts)
+    stale = _find_stale(directory, artefacts)
+    disk.write_together(directory, artefacts, voucher=manifest.NAME, stale=stale)
     failed, incomplete = [], {}
     for run in runs:
         if run.record and run.error and run.is_incomplete:
@@ -118,12 +116,10 @@ def _entries(
     return [TensorEntry(rows[n], entry) for n, entry in zip(chosen, entries, strict=True)]
 
 
-def _remove_stale_plots(directory: Path, artefacts: Mapping[str, bytes]) -> None:
-    """Remove the plots of an earlier report that this one has not."""
-    for pattern in page.PLOT_PATTERNS:
-        for path in directory.glob(pattern):
-            if path.relative_to(directory).as_posix() not in artefacts:
-                path.unlink()
+def _find_stale(directory: Path, artefacts: Mapping[str, bytes]) -> list[Path]:
+    """Find the plots and the answers of an earlier aggregation that this one has not."""
+    paths = [path for pattern in (*page.PLOT_PATTERNS, ANSWERS) for path in directory.glob(pattern)]
+    return [path for path in paths if path.relative_to(directory).as_posix() not in artefacts]
 
 
 def _provenance(

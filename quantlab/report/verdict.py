@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from quantlab.records import disk
+from quantlab.records.manifest import read_artefact, read_artefact_hashes
 from quantlab.records.table import require_directory
 from quantlab.report.answers import OutputChoice
 from quantlab.report.bar import Bar
@@ -43,7 +44,7 @@ def verdict(directory: str | Path) -> pd.DataFrame:
     that it does not meet, missing where it meets all. Of a stored file there are the shares of its
     original's values (`coverage`) and of its own bytes (`coverage_bytes`) that were compared. What
     else the sweep varied stands beside the names. Raises ValueError if the directory holds no
-    verdict.
+    verdict, or one that is not as it was aggregated.
     """
     tensors = read_verdict(Path(directory))["tensors"]
     table = pd.DataFrame(
@@ -88,17 +89,15 @@ def verdict_json(
 def read_verdict(directory: Path) -> dict[str, Any]:
     """Read verdict.json of a sweep; raises ValueError where there is none to read."""
     require_directory(directory)
-    path = directory / NAME
-    again = f"quantlab aggregate {directory} writes it"
-    if not path.is_file():
-        raise ValueError(f"{path} does not exist: {again}")
+    text = read_artefact(directory, NAME, read_artefact_hashes(directory))
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(text)
         if isinstance(content["meets"], bool) and isinstance(content["tensors"], list):
             return dict(content)
         raise KeyError("meets")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        raise ValueError(f"{path} is no verdict: {again} again") from None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        again = f"quantlab aggregate {directory} writes it again"
+        raise ValueError(f"{directory / NAME} is no verdict: {again}") from None
 
 
 def _bar_json(bar: Bar) -> dict[str, float | bool | None]:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from quantlab import interrupt
 from quantlab.errors import UnfinishedError, error_sentence
 from quantlab.records import disk, record
+from quantlab.records.manifest import SWEEP_CONFIG, require_one_sweep
 from quantlab.records.parts import MissingParts, without_part_overrides
 from quantlab.report.bar import read_settings, typed_settings
 from quantlab.sweep.job import format_program, make_directory
@@ -34,7 +35,6 @@ from quantlab.sweep.jobs import (
 )
 from quantlab.sweep.workers import Workers
 
-SWEEP_CONFIG = "multirun.yaml"
 ELSEWHERE = ", or sweep into another directory with hydra.sweep.dir=..."
 BATCH_RUNS = 1000  # launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
 LOOK_SECONDS = 0.5  # between two looks at the disk, at least
@@ -55,6 +55,7 @@ def sweep(
     sweep was interrupted.
     """
     directory = Path(config.hydra.sweep.dir)
+    require_one_sweep(directory, begins=True)
     jobs = expand(products, config, loader)
     require_disjoint(jobs, directory)
     require_one_selection(jobs, directory)

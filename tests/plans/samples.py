@@ -21,6 +21,7 @@ FORMATS = {  # of a name the mode, width, block and size of its row
     "ggml/q8_0": ("ggml/q8_0", 8, "group", 32),
 }
 LEVELS = ["dist", "mode", "n_bits", "tensor", "block", "block_size"]
+HASHES = {"results.json": "0" * 64, "results.csv": "0" * 64}  # of an aggregate
 
 
 def row(tensor, form, bits, sqnr_db, size=1000, **change):
@@ -49,7 +50,7 @@ def sweep(rows, tensors=None, levels=LEVELS, failures=None, directory="sweep"):
     """A sweep of some rows, of tensors of 10 x 100 values."""
     names = dict.fromkeys(each["tensor"] for each in rows)
     listed = tensors or [original(name) for name in names]
-    return Aggregated(Path(directory), rows, list(levels), listed, failures or {}, "0" * 64)
+    return Aggregated(Path(directory), rows, list(levels), listed, failures or {}, HASHES)
 
 
 def two(**change):

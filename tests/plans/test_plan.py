@@ -20,10 +20,11 @@ from quantlab.plans.plan import (
 )
 from quantlab.plans.problem import Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
+from quantlab.records import disk
 from quantlab.records.older import UNSIZED
 from quantlab.report.bar import CRITERIA, Bar
 from quantlab.report.texts import Texts
-from tests.plans.samples import original, row, sweep, two
+from tests.plans.samples import HASHES, original, row, sweep, two
 from tests.report.samples import SQNR
 
 OUT = original("c", (5,), sha256=None, dtype="int32", n_bytes=20, reason="int32 is no float")
@@ -37,11 +38,12 @@ def write(directory, rows=None, tensors=TENSORS, failures=(), bar=None):
     table = pd.DataFrame(rows).astype({"block_size": "Int64"})
     table.to_csv(directory / "results.csv", index=False)
     (directory / "results.json").write_text("{}\n")
+    hashes = {name: disk.digest(directory / name) for name in ("results.json", "results.csv")}
     lost = {"key": None, "record_sha256": None, "status": "failed"}
     manifest = {
-        "schema": 4, "command": None, "levels": found.levels, "artefacts": {}, "environment": {},
+        "schema": 4, "command": None, "levels": found.levels, "artefacts": hashes,
         "runs": [lost | {"directory": each, "error": "no"} for each in failures], "git": None,
-        "start": None, "end": None, "hydra": {}, "tensors": found.tensors,
+        "environment": {}, "start": None, "end": None, "hydra": {}, "tensors": found.tensors,
     }  # fmt: skip
     (directory / "manifest.json").write_text(json.dumps(manifest))
     return directory
@@ -304,8 +306,11 @@ def test_the_csv_holds_the_table(tmp_path):
 
 def test_the_json_says_what_was_asked_and_hashes_what_stands_beside_it():
     plan, asked = made(), {"bits": 6.5}
-    content = json.loads(plan_json(plan, asked, "1" * 64, {"plan.csv": b"x"}))
+    hashes = {"results.json": "1" * 64, "results.csv": "2" * 64, "answers.csv": "3" * 64}
+    content = json.loads(plan_json(plan, asked, hashes, {"plan.csv": b"x"}))
     assert (content["asked"], content["results_sha256"]) == (asked, "1" * 64)
+    assert content["table_sha256"] == "2" * 64
+    assert "answers_sha256" not in content  # it read none
     assert content["files"] == {"plan.csv": hashlib.sha256(b"x").hexdigest()}
     assert content["n_bytes"] == sum(each["n_bytes"] for each in content["tensors"]) - 1  # rounded
     assert content["best_uniform"]["format"] == "sym 4 bits, group 32"
@@ -347,7 +352,7 @@ def test_the_files_agree_on_every_tensor():
 def test_what_was_written_has_no_fault_and_no_recipe_of_an_earlier_plan(tmp_path, name):
     found = sweep(two(), directory=tmp_path)
     (tmp_path / "results.json").write_text("{}")
-    found = found._replace(sha256=hashlib.sha256(b"{}").hexdigest())
+    found = found._replace(artefacts=HASHES | {"results.json": hashlib.sha256(b"{}").hexdigest()})
     for runtime in RUNTIMES.values():
         (tmp_path / runtime.file).write_text("old")
     files = files_of(found, "json")[1]
@@ -390,10 +395,12 @@ def test_a_name_that_is_no_unicode_can_be_written():
 @pytest.fixture
 def kept(tmp_path):
     """A directory with results and a plan made of them."""
-    for name in ("results.json", "plan.csv"):
+    sha256 = {}
+    for name in ("results.json", "results.csv", "plan.csv"):
         (tmp_path / name).write_text(name)
-    sha256 = {n: hashlib.sha256(n.encode()).hexdigest() for n in ("results.json", "plan.csv")}
-    content = {"results_sha256": sha256["results.json"], "files": {"plan.csv": sha256["plan.csv"]}}
+        sha256[name] = disk.digest(tmp_path / name)
+    tables = {"results_sha256": sha256["results.json"], "table_sha256": sha256["results.csv"]}
+    content = {**tables, "files": {"plan.csv": sha256["plan.csv"]}}
     (tmp_path / "plan.json").write_text(json.dumps(content))
     return tmp_path
 
@@ -407,6 +414,11 @@ def test_a_plan_is_intact_until_something_changes(kept):
         f"{kept}/plan.json is of other results than {kept}/results.json: run quantlab plan again",
         f"{kept}/plan.csv has changed: its sha256 is not the one in {kept}/plan.json",
     ]
+    (kept / "results.json").write_text("results.json")
+    (kept / "results.csv").write_text("")
+    assert f"{kept}/plan.json is of other results than {kept}/results.csv" in next(
+        plan_faults(kept)
+    )
     (kept / "plan.csv").unlink()
     assert f"{kept}/plan.csv is missing: {kept}/plan.json lists it" in list(plan_faults(kept))
 

@@ -6,6 +6,9 @@ import pytest
 
 from quantlab.records import disk
 
+OLD = {"a": b"old a", "plots/b": b"old b", "stale": b"old", "voucher": b"old"}
+NEW = {"a": b"new a", "plots/b": b"new b", "voucher": b"new"}
+
 
 @pytest.mark.parametrize("read", [disk.read_file, disk.read_json, disk.read_yaml, disk.digest])
 def test_what_is_no_file_holds_nobody_up(tmp_path, read):
@@ -119,3 +122,89 @@ def test_a_reader_does_not_wait_for_a_writer(tmp_path):
 
     threading.Thread(target=read, daemon=True).start()
     assert done.wait(10)
+
+
+def write_set(directory):
+    disk.write_together(directory, NEW, voucher="voucher", stale=[directory / "stale"])
+
+
+def read_set(directory):
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes()
+        for path in directory.rglob("*")
+        if path.is_file() and not path.name.endswith(disk.TEMPORARY)
+    }
+
+
+class StopError(BaseException):
+    """What no code of ours catches, as none does when it is killed."""
+
+
+def stop_at(call, monkeypatch):
+    """Stop the process before its n-th change of the disk."""
+    left = [call]
+
+    def stopping(change):
+        def changed(*arguments, **keywords):
+            left[0] -= 1
+            if left[0] == -1:
+                raise StopError
+            return change(*arguments, **keywords)
+
+        return changed
+
+    for name in ("fsync", "replace", "unlink"):
+        monkeypatch.setattr(os, name, stopping(getattr(os, name)))
+
+
+def state_after(call, directory):
+    """Replace old files by new ones, stopped at a change; return what is there, and if it was."""
+    disk.write_together(directory, OLD, voucher="voucher")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_at(call, patch)
+        try:
+            write_set(directory)
+        except StopError:
+            return read_set(directory), True
+    return read_set(directory), False
+
+
+def test_files_that_are_written_together_are_whole_or_have_no_voucher(tmp_path):
+    states, was_stopped = [], True
+    while was_stopped:
+        directory = tmp_path / str(len(states))
+        directory.mkdir()
+        found, was_stopped = state_after(len(states), directory)
+        assert "voucher" not in found or found in (OLD, NEW)
+        states.append("old" if found == OLD else "new" if found == NEW else "none")
+    assert set(states) == {"old", "none", "new"}
+    assert states == sorted(states, key=["old", "none", "new"].index)
+
+
+def test_a_full_disk_leaves_every_file_as_it_was(tmp_path, monkeypatch):
+    disk.write_together(tmp_path, OLD, voucher="voucher")
+    calls = []
+
+    def fill(descriptor):
+        calls.append(descriptor)
+        if len(calls) == 2:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fill)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_set(tmp_path)
+    assert caught.value.filename == str(tmp_path / "plots" / "b")
+    assert read_set(tmp_path) == OLD
+    assert not list(tmp_path.rglob(".*"))
+
+
+def test_a_lock_names_who_holds_it_and_what_else_there_is(tmp_path):
+    why = f"{tmp_path} is in use by process {os.getpid()} on .*: wait for it to end, or go on"
+    with (
+        disk.lock_directory(tmp_path),
+        pytest.raises(ValueError, match=why),
+        disk.lock_directory(tmp_path, ", or go on"),
+    ):
+        pytest.fail("locked twice")
+    with disk.lock_directory(tmp_path):
+        pass

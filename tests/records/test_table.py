@@ -166,18 +166,38 @@ def test_a_sweep_is_read_without_its_records(remedies_sweep, tmp_path):
     ("name", "content", "said"),
     [
         ("manifest.json", "{", "manifest.json cannot be read"),
-        ("manifest.json", None, "manifest.json cannot be read"),
-        ("results.json", None, "cannot be read"),
+        ("manifest.json", None, "sweep: the last aggregation did not finish: quantlab aggregate"),
+        ("results.csv", "", "results.csv does not match manifest.json, something else has written"),
         ("results.csv", None, "results.csv does not exist: quantlab aggregate"),
     ],
 )
 def test_what_cannot_be_read_is_named(lab_sweep, tmp_path, name, content, said):
-    for file in AGGREGATE:
-        shutil.copy(lab_sweep[0] / file, tmp_path)
+    tmp_path = shutil.copytree(lab_sweep[0], tmp_path / "sweep")
     (tmp_path / name).unlink() if content is None else (tmp_path / name).write_text(content)
     with pytest.raises(ValueError, match="quantlab aggregate") as caught:
         read_aggregate(tmp_path)
     assert said in str(caught.value)
+    with pytest.raises(ValueError, match="quantlab aggregate") as caught:
+        load(tmp_path)
+    assert said in str(caught.value)
+
+
+def test_a_table_is_the_one_that_the_manifest_lists(lab_sweep, tmp_path):
+    for file in AGGREGATE:
+        shutil.copy(lab_sweep[0] / file, tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_bytes())
+    for name, why in (("results.json", "of an older version"), ("results.csv", "is not in mani")):
+        del manifest["artefacts"][name]
+        (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(ValueError, match=why):
+            read_aggregate(tmp_path)
+
+
+def test_a_copy_of_a_table_alone_is_no_unfinished_aggregation(lab_sweep, tmp_path):
+    shutil.copy(lab_sweep[0] / "results.csv", tmp_path)
+    assert len(load(tmp_path)) == 6
+    with pytest.raises(ValueError, match=r"has neither manifest\.json nor runs: do the sweep"):
+        read_aggregate(tmp_path)
 
 
 def test_a_manifest_of_an_older_version_lists_no_tensors(tmp_path):

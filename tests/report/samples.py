@@ -21,6 +21,7 @@ from quantlab.report.choices import (
 LEVELS = ["dist", "mode", "n_bits"]
 FORMAT_LEVELS = [*LEVELS, "block", "block_size"]
 SQNR = Bar(top_order=None, rel_err=None)
+HASHES = {"results.json": "0" * 64, "results.csv": "0" * 64}  # of an aggregate
 GROUP = {"block": "group", "block_size": 32}
 SIZE = 4  # values; the bits of a row drawn are then whole
 ANY_WIDTH = ("symmetric", "asymmetric", "log")
@@ -110,7 +111,7 @@ def sweep(rows, levels=FORMAT_LEVELS, failures=(), directory="sweep", **change):
     names = dict.fromkeys((row["dist"], row["tensor"]) for row in rows)
     tensor = {"dtype": "float32", "shape": [SIZE], "sha256": "0" * 64}
     tensors = [tensor | {"dist": dist, "name": name} | change for dist, name in names]
-    return Aggregated(Path(directory), rows, list(levels), tensors, dict(failures), "0" * 64)
+    return Aggregated(Path(directory), rows, list(levels), tensors, dict(failures), HASHES)
 
 
 FIGURES = st.fixed_dictionaries(

@@ -1,18 +1,20 @@
 import hashlib
 import json
+import re
 import shutil
 import subprocess
 
 import numpy as np
 import pytest
 
+import quantlab
 from quantlab.experiment import Experiment
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
-from quantlab.records import record
+from quantlab.records import disk, record
 from quantlab.report.aggregate import choose_details, choose_histogram
 from quantlab.sources.lab import Hidden
-from tests.conftest import aggregate, printed, run
+from tests.conftest import aggregate, printed, run, run_quantlab, run_without_privileges
 
 LEVELS = ["dist", "mode", "n_bits", "tensor"]
 
@@ -175,6 +177,139 @@ def test_a_sweep_that_is_typed_and_one_that_is_written_down_have_one_verdict(tmp
     assert done.returncode == 0, done.stderr
     assert (typed / "verdict.json").read_bytes() == (written / "verdict.json").read_bytes()
     assert json.loads((typed / "verdict.json").read_text())["bar"]["sqnr_db"] == 20.0
+
+
+def stop_before(name, monkeypatch):
+    """Have the disk fail as an aggregation is about to put a file into its place."""
+    publish = disk._publish
+
+    def stop(path):
+        if path.name == name:
+            raise OSError(5, "Input/output error", str(path))
+        publish(path)
+
+    monkeypatch.setattr(disk, "_publish", stop)
+
+
+READERS = {
+    "load": quantlab.load,
+    "verdict": quantlab.verdict,
+    "plan": lambda directory: quantlab.plan(directory, bits=5),
+}
+
+
+def test_an_aggregation_that_was_cut_off_is_read_by_nobody(tmp_path):
+    for job, n_bits in enumerate((4, 8)):
+        keep(tmp_path / str(n_bits), n_bits, job)
+        aggregate(tmp_path)
+    keep(tmp_path / "6", 6, 2)
+    with pytest.MonkeyPatch.context() as patch:
+        stop_before("results.csv", patch)
+        with pytest.raises(OSError, match="Input/output error"):
+            aggregate(tmp_path)
+    assert "6" in json.loads((tmp_path / "results.json").read_text())["hidden"]["symmetric"]
+    why = f"{tmp_path}: the last aggregation did not finish: quantlab aggregate {tmp_path}"
+    assert "symmetric,6" not in (tmp_path / "results.csv").read_text()
+    for read in READERS.values():
+        with pytest.raises(ValueError, match=re.escape(why)):
+            read(tmp_path)
+    for command in (["check"], ["plan", "--bits", "5"], ["diff", tmp_path]):
+        done = run_quantlab(command[0], tmp_path, *command[1:])
+        assert (done.returncode, done.stderr) == (2, f"quantlab: {why}\n")
+    assert not list(tmp_path.glob("plan*"))
+    aggregate(tmp_path)
+    assert len(quantlab.load(tmp_path)) == 3
+    assert run_quantlab("verify", tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["results.csv", "verdict.json"])
+def test_what_something_else_has_written_is_named(tmp_path, name):
+    keep(tmp_path / "a")
+    aggregate(tmp_path)
+    (tmp_path / name).write_bytes((tmp_path / name).read_bytes().replace(b"8", b"7"))
+    read = READERS["verdict" if name == "verdict.json" else "load"]
+    why = f"{tmp_path}/{name} does not match manifest.json, something else has written it: quantlab"
+    with pytest.raises(ValueError, match=re.escape(why)):
+        read(tmp_path)
+
+
+def test_answers_of_an_earlier_aggregation_are_removed(tmp_path):
+    keep(tmp_path / "a")
+    (tmp_path / "answers.csv").write_text("old")
+    aggregate(tmp_path)
+    assert not (tmp_path / "answers.csv").exists()
+    (tmp_path / "answers.csv").write_text("mine")
+    with pytest.raises(ValueError, match=r"answers\.csv is not in manifest\.json"):
+        quantlab.answers(tmp_path)
+
+
+def test_several_sweeps_are_not_mixed(tmp_path):
+    for name in ("first", "second"):
+        keep(tmp_path / name / "a")
+        (tmp_path / name / "multirun.yaml").touch()
+    before = sorted(tmp_path.rglob("*"))
+    for command in (["aggregate", "."], ["report", tmp_path, "report.lang=es"]):
+        done = run_quantlab(*command, cwd=tmp_path)
+        assert done.returncode == 1
+        assert "would mix several sweeps, " in done.stderr
+        assert "first and " in done.stderr
+        assert "second among them: give the directory of one" in done.stderr
+    done = run("-m", "dist=hidden", f"hydra.sweep.dir={tmp_path}")
+    assert done.returncode == 1
+    assert f"{tmp_path} would mix several sweeps, {tmp_path} and {tmp_path}/first" in done.stderr
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_runs_that_stand_alone_are_one_table(tmp_path):
+    for job, n_bits in enumerate((4, 8)):
+        keep(tmp_path / str(n_bits), n_bits, job)
+    assert len(aggregate(tmp_path).findings.rows) == 2
+    assert run_quantlab("aggregate", tmp_path / "4").returncode == 0
+
+
+def test_an_aggregation_waits_for_no_other_writer(tmp_path):
+    keep(tmp_path / "a")
+    with disk.lock_directory(tmp_path):
+        done = run_quantlab("aggregate", tmp_path)
+    assert done.returncode == 1
+    assert f"{tmp_path} is in use by process " in done.stderr
+    assert done.stderr.endswith(": wait for it to end\n")
+    assert not (tmp_path / "results.csv").exists()
+    assert run_quantlab("aggregate", tmp_path).returncode == 0
+
+
+def test_what_is_no_sweep_gets_no_lock(tmp_path):
+    assert run_quantlab("aggregate", tmp_path).returncode == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("folder", ["", "plots"])
+def test_a_sweep_that_cannot_be_written_is_named_before_the_work(tmp_path, folder):
+    keep(tmp_path / "a")
+    keep(tmp_path / "b", 4, 1)
+    aggregate(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    (tmp_path / folder).chmod(0o555)
+    try:
+        done = run_without_privileges("-m", "quantlab", "aggregate", tmp_path)
+    finally:
+        (tmp_path / folder).chmod(0o755)
+    why = f"{tmp_path / folder} cannot be written: copy {tmp_path} and give the copy"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", f"quantlab: {why}\n")
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_a_plan_that_cannot_be_written_is_named_before_the_work(tmp_path):
+    for job, n_bits in enumerate((4, 8)):
+        keep(tmp_path / str(n_bits), n_bits, job)
+    aggregate(tmp_path)
+    tmp_path.chmod(0o555)
+    try:
+        done = run_without_privileges("-m", "quantlab", "plan", tmp_path, "--bits", "9")
+    finally:
+        tmp_path.chmod(0o755)
+    why = f"{tmp_path} cannot be written: copy it and give the copy"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"quantlab: {why}\n")
 
 
 def rows_of(*dists, modes=("s", "t"), widths=(4, 8, 16), tensors=("w",), sqnr=float):

@@ -138,10 +138,10 @@ class Experiment:
         self, outcome: Outcome, evaluation: Evaluation, journal: Journal | None
     ) -> Iterator[dict[str, Any]]:
         """Yield the figures of each output, with all tensors replaced and, if asked, with each."""
-        measured = [tensor for tensor in self.dist.tensors() if tensor.name in outcome.tensors]
         weights = {
             tensor.name: reconstruct(tensor, self.bound.open(tensor), self.threads)
-            for tensor in measured
+            for tensor in self.dist.tensors()
+            if tensor.name in outcome.tensors
         }
         compared = evaluation.compare(weights, self._stored_model(evaluation.model))
         if isinstance(self.form, Planned):

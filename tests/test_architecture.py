@@ -54,6 +54,7 @@ APART = {  # modules with one user, one of their room, and why they stand alone
     **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},
     "sources/companions.py": "faults of scales that are of no weight, beside how files are read",
     "sources/experts.py": "how each writer names and stacks the experts of a mixture",
+    "sources/onnx_proto.py": "how protobuf writes a message, whatever ONNX says in it",
     "plans/page.py": "matplotlib, which quantlab.plan in Python does without",
     "sweep/jobs.py": "the runs of a sweep before any starts; launch is what happens to them",
 }

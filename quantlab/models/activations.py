@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from quantlab.models.onnx import OnnxModel
 from quantlab.sources.file import file_state, readable, require_matches
+from quantlab.sources.onnx_graph import read_graph
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 from quantlab.text import (
@@ -76,11 +77,9 @@ class Activations(Source):
 @lru_cache(maxsize=4)
 def _list_names(state: tuple[str, int, int]) -> tuple[str, ...]:
     """List the outputs of nodes that depend on an input of the graph, in its order."""
-    import onnx
-
     path = state[0]
     with readable(path, "onnx"):
-        graph = onnx.load(path, load_external_data=False).graph
+        graph = read_graph(path).model.graph
     reached = {entry.name for entry in graph.input} - {tensor.name for tensor in graph.initializer}
     names: dict[str, None] = {}
     for node in graph.node:  # in topological order, as ONNX demands

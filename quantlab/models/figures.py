@@ -58,12 +58,78 @@ class Change(NamedTuple):
     p_after: float
 
 
-class OutputComparison:
-    """Compares the answers of one output with those of the original, batch by batch."""
+class Ranking(NamedTuple):
+    """The k largest of each row, the largest first, equal ones by place.
 
-    def __init__(self, name: str, kind: Kind, k: int) -> None:
-        """Begin with no sample; the `k` largest answers of a row must keep their order."""
-        self.name, self.kind, self._k = name, kind, k
+    `order` are their places, ``(rows, k)``, `least` the least of them, ``(rows, 1)``; `n_above` and
+    `n_tied` count the values of the row above the least and equal to it.
+    """
+
+    order: NDArray[np.intp]
+    least: Array64
+    n_above: NDArray[np.intp]
+    n_tied: NDArray[np.intp]
+
+
+def rank_largest(rows: Array64, k: int) -> Ranking:
+    """Rank the `k` largest of each row."""
+    least = np.partition(rows, -k, axis=1)[:, -k, None]  # linear, where a sort is not
+    is_above, is_tied = rows > least, rows == least
+    n_above, n_tied = is_above.sum(axis=1), is_tied.sum(axis=1)
+    crowded = np.flatnonzero(n_above + n_tied > k)  # of those that are tied the first are taken
+    is_member = is_above | is_tied
+    nth_tied = is_tied[crowded].cumsum(axis=1)
+    is_member[crowded] = is_above[crowded] | (
+        is_tied[crowded] & (nth_tied <= k - n_above[crowded, None])
+    )
+    places = np.nonzero(is_member)[1].reshape(-1, k)
+    order = np.argsort(-np.take_along_axis(rows, places, axis=1), axis=1, kind="stable")
+    return Ranking(np.take_along_axis(places, order, axis=1), least, n_above, n_tied)
+
+
+def _require_finite(name: str, answers: NDArray[Any], when: str, first_sample: int) -> None:
+    """Raise ValueError, naming the place, unless answers are finite."""
+    if not np.isfinite(answers).all():
+        place = np.argwhere(~np.isfinite(answers))[0].tolist()
+        place[0] += first_sample
+        raise ValueError(
+            f"output '{name}' is not finite {when} the weights were stored, at {place}"
+        )
+
+
+class OriginalAnswers:
+    """The answers of an original for some samples, with what every comparison with them needs."""
+
+    def __init__(
+        self, name: str, answers: NDArray[Any], kind: Kind, k: int, first_sample: int = 0
+    ) -> None:
+        """Rank the answers ``(samples, ..., answers)`` of an output.
+
+        Raises ValueError, naming the output, where a value is not finite.
+        """
+        _require_finite(name, answers, "before", first_sample)
+        self.answers, self.kind, self.first_sample = answers, kind, first_sample
+        if kind != "values":
+            x = as_rows(answers)
+            self.log_p = _log2_probabilities(x, kind)
+            self.p = np.exp2(self.log_p)
+            self.top = rank_largest(x, min(k, x.shape[1]))
+
+    @property
+    def n_bytes(self) -> int:
+        """Number of bytes in memory."""
+        arrays = [self.answers]
+        if self.kind != "values":
+            arrays += [self.log_p, self.p, self.top.order]
+        return sum(array.nbytes for array in arrays)
+
+
+class OutputComparison:
+    """Compares the answers of one output with those of the original, chunk by chunk."""
+
+    def __init__(self, name: str, kind: Kind) -> None:
+        """Begin with no sample."""
+        self.name, self.kind = name, kind
         self._n_rows = self._n_samples = 0
         self._powers = np.zeros(4)  # of x, of the error, of x_hat, and the product of x and x_hat
         self._kl: list[Array64] = []
@@ -75,64 +141,56 @@ class OutputComparison:
         self._first_answers: set[int] = set()  # of the original
 
     def add(
-        self, before: NDArray[Any], after: NDArray[Any], labels: NDArray[Any] | None = None
+        self, original: OriginalAnswers, after: NDArray[Any], labels: NDArray[Any] | None = None
     ) -> None:
-        """Compare a batch, arrays ``(samples, ..., answers)``; labels are places on the last axis.
+        """Compare the answers for some samples; labels are places on the last axis.
 
         Raises ValueError, naming the output, where shapes differ or a value is not finite.
         """
-        self._require_comparable(before, after)
+        before = original.answers
+        if before.shape != after.shape:
+            raise ValueError(
+                f"output '{self.name}' has the shape {list(after.shape)} after, and "
+                f"{list(before.shape)} before"
+            )
+        _require_finite(self.name, after, "after", original.first_sample)
         x, x_hat = as_rows(before), as_rows(after)
         error = x_hat - x
         pairs = (x, x), (error, error), (x_hat, x_hat), (x, x_hat)
         self._powers += [float((a * b).sum()) for a, b in pairs]
         if self.kind != "values":
-            self._compare_ranked(x, x_hat, len(before))
+            top = rank_largest(x_hat, original.top.order.shape[1])
+            self._compare_ranked(original, x_hat, top)
             if labels is not None and labels.size == len(x):  # else they are of another output
                 if labels.max() >= x.shape[1]:
                     raise ValueError(
                         f"label {labels.max()} is no place of output '{self.name}', which has "
                         f"{x.shape[1]} answers a row"
                     )
-                self._count_right(x, x_hat, labels.reshape(-1))
+                firsts = top.order[:, 0], original.top.order[:, 0]
+                self._n_right += [int((first == labels.reshape(-1)).sum()) for first in firsts]
+                self.n_labels += labels.size
         self._n_rows += len(x)
         self._n_samples += len(before)
 
-    def _require_comparable(self, before: NDArray[Any], after: NDArray[Any]) -> None:
-        if before.shape != after.shape:
-            raise ValueError(
-                f"output '{self.name}' has the shape {list(after.shape)} after, and "
-                f"{list(before.shape)} before"
-            )
-        for when, answers in (("before", before), ("after", after)):
-            if not np.isfinite(answers).all():
-                place = np.argwhere(~np.isfinite(answers))[0].tolist()
-                place[0] += self._n_samples
-                raise ValueError(
-                    f"output '{self.name}' is not finite {when} the weights were stored, at {place}"
-                )
-
-    def _compare_ranked(self, x: Array64, x_hat: Array64, n_samples: int) -> None:
-        log_p, log_q = (_log2_probabilities(rows, self.kind) for rows in (x, x_hat))
-        p, q = np.exp2(log_p), np.exp2(log_q)
-        row_kl = np.maximum(0.0, (p * (log_p - log_q)).sum(axis=1))
+    def _compare_ranked(self, original: OriginalAnswers, x_hat: Array64, top: Ranking) -> None:
+        log_q = _log2_probabilities(x_hat, self.kind)
+        row_kl = np.maximum(0.0, (original.p * (original.log_p - log_q)).sum(axis=1))
+        n_samples = len(original.answers)
         self._kl.append(row_kl.reshape(n_samples, -1).mean(axis=1))
-        rows, first = np.arange(len(x)), x.argmax(axis=1)
-        self._squared_dp += float(np.square(q[rows, first] - p[rows, first]).sum())
-        self._shares += _compare_top(x, x_hat, min(self._k, x.shape[1])).sum(axis=0)
-        new_first = x_hat.argmax(axis=1)
+        rows, first, new_first = np.arange(len(x_hat)), original.top.order[:, 0], top.order[:, 0]
+        p = original.p[rows, first]
+        self._squared_dp += float(np.square(np.exp2(log_q[rows, first]) - p).sum())
+        self._shares += _compare_top(original.top.order, x_hat, top).sum(axis=0)
         self._first_answers.update(np.unique(first).tolist())
-        per_sample = len(x) // n_samples
-        for row in np.flatnonzero(first != new_first).tolist():
+        changed = np.flatnonzero(first != new_first)
+        surest = changed[np.argsort(-p[changed], kind="stable")[:MAX_CHANGES]]
+        for row in surest.tolist():
             a, b = int(first[row]), int(new_first[row])
-            sample, within = divmod(row, per_sample)
-            place = self._n_samples + sample, within
-            self._changes.append(Change(*place, a, b, float(p[row, a]), float(q[row, b])))
+            sample, within = divmod(row, len(x_hat) // n_samples)
+            place = original.first_sample + sample, within
+            self._changes.append(Change(*place, a, b, float(p[row]), float(np.exp2(log_q[row, b]))))
         self._changes = sorted(self._changes, key=lambda change: -change.p_before)[:MAX_CHANGES]
-
-    def _count_right(self, x: Array64, x_hat: Array64, labels: NDArray[Any]) -> None:
-        self._n_right += [int((rows.argmax(axis=1) == labels).sum()) for rows in (x_hat, x)]
-        self.n_labels += labels.size
 
     def figures(self) -> dict[str, float | None]:
         """Return every one of `FIGURES`, null where it does not exist."""
@@ -198,35 +256,22 @@ def _log2_probabilities(rows: Array64, kind: Kind) -> Array64:
     return np.log2(np.maximum(shares, LEAST))
 
 
-def _compare_top(x: Array64, x_hat: Array64, k: int) -> Array64:
-    """Compare the k largest of each row, equal ones by lower index: ``(rows, 5)``.
+def _compare_top(order: NDArray[np.intp], x_hat: Array64, top: Ranking) -> Array64:
+    """Compare the `order` of the k largest of each row with those after, `top`: ``(rows, 5)``.
 
     Whether the first is the same, the k are the same set, and in the same order, and the share of
     them that stays among the k largest under the worst and the best breaking of ties.
     """
-    order, order_hat = (_top(rows, k) for rows in (x, x_hat))
-    same_order = order == order_hat
-    same_set = np.sort(order, axis=1) == np.sort(order_hat, axis=1)
+    k = order.shape[1]
+    same_order = order == top.order
+    same_set = np.sort(order, axis=1) == np.sort(top.order, axis=1)
     top_hat = np.take_along_axis(x_hat, order, axis=1)
-    least = np.take_along_axis(x_hat, order_hat[:, -1:], axis=1)
-    above, tied = ((top_hat > least).sum(axis=1), (top_hat == least).sum(axis=1))
-    places = k - (x_hat > least).sum(axis=1)  # that all that are tied with the least share
-    others = (x_hat == least).sum(axis=1) - tied
-    worst = (above + np.maximum(0, places - others)) / k
+    above, tied = ((top_hat > top.least).sum(axis=1), (top_hat == top.least).sum(axis=1))
+    places = k - top.n_above  # that all that are tied with the least share
+    worst = (above + np.maximum(0, places - (top.n_tied - tied))) / k
     best = (above + np.minimum(places, tied)) / k
-    kept = same_order[:, 0], same_set.all(axis=1), same_order.all(axis=1)
-    return np.stack([*kept, worst, best], axis=1).astype(np.float64)
-
-
-def _top(rows: Array64, k: int) -> NDArray[np.intp]:
-    """Return the places of the k largest of each row, the largest first, equal ones by place."""
-    least = np.partition(rows, -k, axis=1)[:, -k, None]  # linear, where a sort is not
-    above, tied = rows > least, rows == least
-    places = k - above.sum(axis=1, keepdims=True)
-    members = above | (tied & (tied.cumsum(axis=1) <= places))
-    places = np.nonzero(members)[1].reshape(-1, k)
-    order = np.argsort(-np.take_along_axis(rows, places, axis=1), axis=1, kind="stable")
-    return np.take_along_axis(places, order, axis=1)
+    is_same = same_order[:, 0], same_set.all(axis=1), same_order.all(axis=1)
+    return np.stack([*is_same, worst, best], axis=1).astype(np.float64)
 
 
 def wilson(n_same: int, n: int) -> tuple[float, float]:

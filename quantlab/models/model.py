@@ -1,7 +1,7 @@
 """A model that answers, and what its answers lose when other weights stand in it."""
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import zip_longest
@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.models.figures import KINDS, Kind, OutputComparison, find_kind
+from quantlab.models.figures import KINDS, Kind, OriginalAnswers, OutputComparison, find_kind
 from quantlab.sources.file import existing_path, file_sha256, readable
 from quantlab.text import first_few, label
 
 Arrays = Mapping[str, NDArray[Any]]
 MAX_CACHED_BYTES = 2**28  # of the answers of an original; where there are more it answers again
 MAPPINGS = "answers(weights) must yield mappings of the names of outputs to arrays"
+CHUNK_ANSWERS = 2**16  # that are compared at once
 SENTENCE_OUTPUTS = 4
 
 
@@ -35,11 +36,15 @@ class Model(Protocol):
 
 
 class _Original(NamedTuple):
-    """The answers of a model as it is. Models of one `key`, or one and the same, have the same."""
+    """The answers of a model as it is. Models of one `key`, or one and the same, have the same.
+
+    They are ranked for comparisons of one k and of one kind each.
+    """
 
     model: Model
     key: str | None
-    batches: list[Arrays]
+    comparing: tuple[int, dict[str, Kind]]
+    chunks: Sequence[Mapping[str, OriginalAnswers]]
 
 
 _cached: list[_Original] = []  # of the last model
@@ -92,43 +97,64 @@ class Evaluation:
         comparisons: dict[str, OutputComparison] = {}
         labels = None if self.labels is None else _read_labels(self.labels)
         n_samples = 0
-        answers = stored.answers({}) if stored else self.model.answers(weights)
-        for before, after in zip_longest(self._original(), answers):
-            _require_alike(before, after)
-            stop = n_samples + len(next(iter(before.values())))
-            for name, rows in before.items():
-                kind = self.outputs.get(name) or find_kind(name, rows)
-                if name not in comparisons:
-                    comparisons[name] = OutputComparison(name, kind, self.k)
-                if kind != comparisons[name].kind:
+        answers = _join_batches(stored.answers({}) if stored else self.model.answers(weights))
+        for original, after in zip_longest(self._original(), answers):
+            if original is None or after is None or original.keys() != after.keys():
+                raise ValueError(
+                    f"the model answers {_names(after)}, and as it is {_names(original)}"
+                )
+            stop = n_samples + len(next(iter(after.values())))
+            for name, before in original.items():
+                comparison = comparisons.setdefault(name, OutputComparison(name, before.kind))
+                if before.kind != comparison.kind:
                     raise ValueError(
-                        f"output '{label(name)}' has {comparisons[name].kind} in one batch and "
-                        f"{kind} in another: model.outputs.NAME=values says what it has"
+                        f"output '{label(name)}' has {comparison.kind} in one batch and "
+                        f"{before.kind} in another: model.outputs.NAME=values says what it has"
                     )
                 own_labels = None if labels is None else labels[n_samples:stop]
-                comparisons[name].add(rows, after[name], own_labels)
+                comparison.add(before, after[name], own_labels)
             n_samples = stop
         self._require_complete(comparisons, labels, n_samples)
         return [comparison.to_json() for comparison in comparisons.values()]
 
-    def _original(self) -> Iterator[Arrays]:
+    def _original(self) -> Iterator[Mapping[str, OriginalAnswers]]:
         """Yield the answers of the model as it is, computed once where they are few."""
+        comparing = self.k, dict(self.outputs)
         key = None
         if self.config and self._model_identity:
             key = json.dumps([dict(self.config), self._model_identity], sort_keys=True)
-        for original in _cached:
-            if original.model is self.model or (key and key == original.key):
-                yield from original.batches
+        for cached in _cached:
+            is_same = cached.model is self.model or (key and key == cached.key)
+            if is_same and cached.comparing == comparing:
+                yield from cached.chunks
                 return
-        batches, n_bytes = [], 0
-        for batch in self.model.answers({}):
-            _require_outputs(batch)
-            n_bytes += sum(answers.nbytes for answers in batch.values())
-            if n_bytes <= MAX_CACHED_BYTES:
-                batches.append(batch)
-            yield batch
-        if n_bytes <= MAX_CACHED_BYTES:
-            _cached[:] = [_Original(self.model, key, batches)]
+        answers = self._answer_as_is()
+        chunks, n_bytes = [], 0
+        for chunk in answers:
+            chunks.append(chunk)
+            n_bytes += sum(output.n_bytes for output in chunk.values())
+            if n_bytes > MAX_CACHED_BYTES:
+                break
+        else:
+            _cached[:] = [_Original(self.model, key, comparing, chunks)]
+        yield from chunks  # after the model is closed, where they are all
+        yield from answers
+
+    def _answer_as_is(self) -> Iterator[Mapping[str, OriginalAnswers]]:
+        """Yield the answers of the model as it is."""
+        n_samples = 0
+        for batch in _join_batches(self.model.answers({})):
+            yield {
+                name: OriginalAnswers(
+                    name,
+                    answers,
+                    self.outputs.get(name) or find_kind(name, answers),
+                    self.k,
+                    n_samples,
+                )
+                for name, answers in batch.items()
+            }
+            n_samples += len(next(iter(batch.values())))
 
     def _require_complete(
         self,
@@ -161,11 +187,31 @@ def _require_outputs(batch: Any) -> None:
         raise ValueError(f"{MAPPINGS}, got {type(batch).__name__}")
 
 
-def _require_alike(before: Arrays | None, after: Arrays | None) -> None:
-    if after is not None:
-        _require_outputs(after)
-    if before is None or after is None or before.keys() != after.keys():
-        raise ValueError(f"the model answers {_names(after)}, and as it is {_names(before)}")
+def _join_batches(batches: Iterable[Arrays]) -> Iterator[Arrays]:
+    """Join batches to chunks of `CHUNK_ANSWERS` or more, unless their shapes differ.
+
+    Where batches are small, most of the time of a comparison would be that of calls.
+    """
+    chunk: list[Arrays] = []
+    for batch in batches:
+        _require_outputs(batch)
+        if chunk and _row_shapes(batch) != _row_shapes(chunk[0]):
+            yield _join(chunk)
+            chunk = []
+        chunk.append(batch)
+        if sum(answers.size for part in chunk for answers in part.values()) >= CHUNK_ANSWERS:
+            yield _join(chunk)
+            chunk = []
+    if chunk:
+        yield _join(chunk)
+
+
+def _row_shapes(batch: Arrays) -> dict[str, tuple[int, ...]]:
+    return {name: answers.shape[1:] for name, answers in batch.items()}
+
+
+def _join(batches: Sequence[Arrays]) -> Arrays:
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def _names(outputs: Iterable[str] | None) -> str:

@@ -1,10 +1,10 @@
 """ONNX models that answer, run by ONNX Runtime with replaced weights.
 
-Weights are written into the model before ONNX Runtime loads it: initializers that are given to a
-session are ignored where an optimization has folded them, as a convolution before a batch norm.
+A session takes them as values of initializers that stand outside the model. Those that are given as
+`add_initializer` are ignored where an optimization has folded them, as a convolution before a batch
+norm.
 """
 
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +24,16 @@ from quantlab.sources.file import (
     readable,
     require_packages,
 )
-from quantlab.sources.onnx_graph import constant_protos, kind_name, model_files, read_graph
+from quantlab.sources.onnx_graph import as_text, constant_protos, kind_name, model_files, read_graph
 from quantlab.stats.parallel import map_on_threads, usable_cores
 from quantlab.text import label, near_misses, printable
 
 BATCH = 32  # samples that are answered together where the graph leaves that open
 BATCHES_A_THREAD = 4  # whose answers are in memory at once
-MAX_PROTO_BYTES = 2**31 - 1  # of a model in one piece
+VALUE_FIELDS = (
+    "raw_data", "float_data", "int32_data", "double_data", "external_data", "data_location",
+)  # fmt: skip
+MIN_GIVEN_BYTES = 2**10  # smaller ones may be needed to infer shapes, before values are given
 RUNTIME_DTYPES = {
     "tensor(float)": "float32",
     "tensor(double)": "float64",
@@ -242,17 +245,20 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # more change sums
         options.log_severity_level = 3
+        path = Path(self.path)  # perhaps a link: values in the model itself are behind it
+        folder = path.parent if model_files(self.path)[1:] else path.resolve().parent
         options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(Path(self.path).parent)
+            "session.model_external_initializers_file_folder_path", str(folder)
         )
-        self._folder = tempfile.TemporaryDirectory()
         try:
-            model = _edited(self.path, self._weights, self._outputs, self._folder.name)
+            model, given = _edited(self.path, self._weights, self._outputs)
+            # It reads them while it runs, and does not keep them alive.
+            self._given = [onnxruntime.OrtValue.ortvalue_from_numpy(w) for w in given.values()]
+            options.add_external_initializers([*given], self._given)
             self._session = onnxruntime.InferenceSession(
                 model, options, providers=["CPUExecutionProvider"]
             )
         except Exception as reason:  # ONNX Runtime has exceptions of its own, one for each code
-            self._folder.cleanup()
             if isinstance(reason, ValueError):
                 raise
             raise ValueError(
@@ -270,8 +276,7 @@ class Session:
 
     def __exit__(self, *_: object) -> None:
         """Free the model."""
-        del self._session
-        self._folder.cleanup()
+        del self._session, self._given
 
     def run(self, batch: Batch) -> Arrays:
         """Return the outputs that hold floating-point numbers; raises ValueError."""
@@ -307,48 +312,51 @@ class Session:
         )
 
 
-def _edited(path: str, weights: Arrays, outputs: Sequence[str], folder: str) -> str | bytes:
-    """Return a model with replaced weights and further outputs.
+def _edited(path: str, weights: Arrays, outputs: Sequence[str]) -> tuple[str | bytes, Arrays]:
+    """Return a model with further outputs that takes replaced weights, and those to give it.
 
-    It is in one piece, or a path in a folder.
+    Small ones and those of Constant nodes and bodies are written into it.
     """
     if not weights and not outputs:
-        return path
+        return path, {}
     import onnx
 
-    model = onnx.load(path, load_external_data=False)
+    model = onnx.ModelProto()
+    model.CopyFrom(read_graph(path).model)
+    initializers = {as_text(proto.name) for proto in model.graph.initializer}
     known = {entry.name for entry in model.graph.output}
     further = [name for name in outputs if name not in known]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in further)
-    protos = constant_protos(model.graph)
+    protos, given = constant_protos(model.graph), {}
     for name, values in weights.items():
         if name not in protos:
             misses = near_misses(name, list(protos))
             raise ValueError(f"{path} has no weight '{label(name)}': {misses}")
-        _write_values(protos[name], values, path)
-    if Path(path).stat().st_size + sum(x.nbytes for x in weights.values()) <= MAX_PROTO_BYTES:
-        return bytes(model.SerializeToString())
-    onnx.load_external_data_for_model(model, str(Path(path).parent))
-    whole = str(Path(folder, "model.onnx"))
-    onnx.save_model(model, whole, save_as_external_data=True, location="weights")
-    return whole
+        proto, stored = protos[name], _as_stored(protos[name], values, path)
+        for field_name in VALUE_FIELDS:
+            proto.ClearField(field_name)
+        if name in initializers and stored.dtype.kind == "f" and stored.nbytes >= MIN_GIVEN_BYTES:
+            proto.data_location = onnx.TensorProto.EXTERNAL
+            proto.external_data.add(key="location", value="given")
+            given[name] = stored
+        else:
+            proto.raw_data = stored.tobytes()  # in C order
+    return bytes(model.SerializeToString()), given
 
 
-def _write_values(proto: Any, values: NDArray[Any], path: str) -> None:
-    """Write values into a tensor of a model, in its own dtype."""
+def _as_stored(proto: Any, values: NDArray[Any], path: str) -> NDArray[Any]:
+    """Convert values to the dtype of a tensor of a model."""
     if tuple(proto.dims) != values.shape:
         raise ValueError(
             f"{path} has '{label(proto.name)}' in the shape {list(proto.dims)}, not "
             f"{list(values.shape)}"
         )
     dtype = np.dtype(kind_name(proto.data_type)).newbyteorder("<")
-    for field_name in ("float_data", "int32_data", "double_data", "external_data", "data_location"):
-        proto.ClearField(field_name)
     with np.errstate(over="ignore"):
-        stored = values.astype(dtype)
-    if not np.isfinite(stored.astype(np.float32)).all():
+        stored = np.ascontiguousarray(values, dtype)
+    if not np.isfinite(stored if dtype.kind == "f" else stored.astype(np.float32)).all():
         raise ValueError(f"weight '{label(proto.name)}' comes back with values beyond {dtype.name}")
-    proto.raw_data = stored.tobytes()  # in C order
+    return stored
 
 
 def _one_line(reason: Exception) -> str:

@@ -22,6 +22,7 @@ from quantlab.sources.file import (
 )
 from quantlab.sources.kinds.decoding import MisfitError
 from quantlab.sources.kinds.onnx import EIGHT_BIT_FLOATS, PACKED, Operand, Quantization, kind_bits
+from quantlab.sources.onnx_proto import read_model
 from quantlab.sources.tensor import Tensor
 
 VALUES = ("float16", "bfloat16", "float32", "float64", *EIGHT_BIT_FLOATS)
@@ -81,7 +82,7 @@ class Constant:
         if not prod(self.shape):
             return Tensor(self.name, np.empty(self.shape, np.float32))
         try:
-            return self._open_external() if self._is_external else self._open_inline()
+            return self._open_external() if self.is_external else self._open_inline()
         except BadFileError:
             raise
         except Exception as error:  # files hold anything: a fault costs one tensor
@@ -89,7 +90,8 @@ class Constant:
             raise BadFileError(f"holds {self.name}, which cannot be read ({reason})") from None
 
     @property
-    def _is_external(self) -> bool:
+    def is_external(self) -> bool:
+        """Whether the values stand in a file beside the model."""
         import onnx
 
         return bool(self.proto.data_location == onnx.TensorProto.EXTERNAL)
@@ -124,9 +126,10 @@ class Constant:
         """Map the values in a file beside the model."""
         about = {entry.key: entry.value for entry in self.proto.external_data}
         path = Path(self.path)
-        location = path.parent / about.get("location", "")
         # A cache has links to files side by side: the directory of the link or of its target.
-        directories = {path.parent.resolve(), path.resolve().parent}
+        directories = path.parent.resolve(), path.resolve().parent
+        places = [directory / about.get("location", "") for directory in directories]
+        location = next((place for place in places if place.is_file()), places[0])
         if not any(location.resolve().is_relative_to(directory) for directory in directories):
             raise BadFileError(f"puts {self.name} into {location}, outside its own directory")
         if not location.is_file():
@@ -250,10 +253,11 @@ class Scope:
 
 
 class Graph(NamedTuple):
-    """The constants of a model, and its graph and the bodies in it, outer ones first."""
+    """The constants of a model, its graph and the bodies in it, outer ones first, and its proto."""
 
     constants: list[Constant]
     scopes: list[Scope]
+    model: Any
 
 
 def kind_name(data_type: int) -> str:
@@ -290,12 +294,12 @@ def read_attributes(node: Any) -> dict[str, Any]:
 
 def model_files(path: str) -> list[str]:
     """List a model and the files beside it that hold its values."""
-    graph = read_graph(path)
+    own = Path(path).resolve().name
     beside = {
         entry.value
-        for constant in graph.constants
+        for constant in read_graph(path).constants
         for entry in constant.proto.external_data
-        if entry.key == "location"
+        if entry.key == "location" and entry.value != own
     }
     return [path, *sorted(str(Path(path).parent / name) for name in beside)]
 
@@ -308,10 +312,9 @@ def read_graph(path: str) -> Graph:
 @lru_cache(maxsize=2)
 def _read_graph(path: str, state: tuple[str, int, int]) -> Graph:
     """Read a graph once per state of its file."""
-    import onnx
-
     scopes: list[Scope] = []
-    for body, protos in _qualified_protos(onnx.load(path, load_external_data=False).graph):
+    model = read_model(path)
+    for body, protos in _qualified_protos(model.graph):
         require_unique((name for name, _, _ in protos), "initializers")
         constants = {
             name: Constant(qualified, proto, path, state) for name, qualified, proto in protos
@@ -322,7 +325,7 @@ def _read_graph(path: str, state: tuple[str, int, int]) -> Graph:
         scopes.append(Scope(nodes, parent, constants, producers))
     listed = [constant for scope in scopes for constant in scope.constants.values()]
     require_unique((constant.name for constant in listed), "initializers")
-    return Graph(listed, scopes)
+    return Graph(listed, scopes, model)
 
 
 def constant_protos(graph: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from quantlab.models.figures import FIGURES, OutputComparison, find_kind, wilson
+from quantlab.models.figures import FIGURES, OriginalAnswers, OutputComparison, find_kind, wilson
 
 RNG = np.random.default_rng(0)
 
@@ -19,12 +19,12 @@ def softmax(rows):
 
 
 def compare(before, after, kind, k=3, labels=None, step=None):
-    comparison = OutputComparison("y", kind, k)
+    comparison = OutputComparison("y", kind)
     step = step or len(before)
     for start in range(0, len(before), step):
         batch = slice(start, start + step)
         own = None if labels is None else labels[batch]
-        comparison.add(before[batch], after[batch], own)
+        comparison.add(OriginalAnswers("y", before[batch], kind, k, start), after[batch], own)
     return comparison.to_json()
 
 

@@ -100,7 +100,8 @@ def test_what_does_not_fit_the_answers_is_named(tmp_path, outputs, n_labels, why
         Evaluation(TwoLayers(), 3, outputs, labels).compare({})
 
 
-def test_two_models_that_do_not_answer_alike_are_named():
+def test_two_models_that_do_not_answer_alike_are_named(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ANSWERS", 1)
     shorter = TwoLayers(10)
     shorter.x = shorter.x[:20]
     with pytest.raises(ValueError, match="the model answers nothing, and as it is probs"):
@@ -157,7 +158,9 @@ def test_what_is_no_batch_of_answers_is_named(batch):
         Evaluation(Odd(), 3).compare({})
 
 
-def test_an_output_that_is_one_thing_and_then_another_is_named():
+def test_an_output_that_is_one_thing_and_then_another_is_named(monkeypatch):
+    monkeypatch.setattr(module, "CHUNK_ANSWERS", 1)
+
     class Mixed:
         def answers(self, _):
             yield {"y": np.array([[1.0, 0.0]])}

@@ -32,6 +32,12 @@ def answers_of(model, weights=None):
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
+@pytest.fixture(params=["given to a session", "written into the model"], autouse=True)
+def _replacing(request, monkeypatch):
+    is_given = request.param == "given to a session"
+    monkeypatch.setattr("quantlab.models.onnx.MIN_GIVEN_BYTES", 0 if is_given else 2**31)
+
+
 @pytest.mark.parametrize("constants", [False, True])
 def test_weights_are_replaced_wherever_they_stand(tmp_path, constants):
     path, inputs, weights, x = two_layers(tmp_path, constants=constants)
@@ -109,11 +115,14 @@ def test_weights_in_a_file_beside_the_model_are_replaced(tmp_path):
     assert found == pytest.approx(answer_two_layers(x, others), abs=1e-6)
 
 
-def test_a_model_beyond_one_piece_is_written_beside_its_weights(tmp_path, monkeypatch):
+def test_a_model_behind_a_link_as_a_cache_has_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("quantlab.sources.onnx_proto.MIN_MAPPED_BYTES", 0)
     path, inputs, weights, x = two_layers(tmp_path)
-    monkeypatch.setattr("quantlab.models.onnx.MAX_PROTO_BYTES", 0)
+    (tmp_path / "snapshot").mkdir()
+    link = tmp_path / "snapshot" / "linked.onnx"
+    link.symlink_to(path)
     others = weights | {"w2": draw(20, 5, seed=9)}
-    found = answers_of(OnnxModel(path, inputs), {"w2": others["w2"]})["probs"]
+    found = answers_of(OnnxModel(str(link), inputs), {"w2": others["w2"]})["probs"]
     assert found == pytest.approx(answer_two_layers(x, others), abs=1e-6)
 
 

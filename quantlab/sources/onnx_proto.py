@@ -1,0 +1,104 @@
+"""ONNX models without their large values, which stay in the file: they are mapped, not copied.
+
+A model is one message of protobuf, which reads it whole, and twice. So its fields are walked here,
+and the raw values of a tensor become external data, at their own place in the file of the model.
+See https://protobuf.dev/programming-guides/encoding for how a message is written.
+"""
+
+from collections.abc import Iterable, Sequence
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import Any
+
+MIN_MAPPED_BYTES = 2**12
+FIELDS = {  # by type of message, those that lead to tensors: their number and type, of onnx.proto
+    "model": {7: "graph"},
+    "graph": {1: "node", 5: "tensor"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
+    "tensor": {},
+}
+RAW_DATA = 9  # of a tensor
+VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5  # types on the wire
+FIXED_SIZES = {FIXED_64: 8, FIXED_32: 4}
+
+
+class _DamagedError(Exception):
+    """What was read is no message."""
+
+
+def read_model(path: str) -> Any:
+    """Read an ONNX model; large values are external data in the file of the model itself.
+
+    Raises protobuf's DecodeError where the file is no model, OSError where it cannot be read.
+    """
+    import onnx
+
+    if not Path(path).stat().st_size:  # which cannot be mapped
+        return onnx.ModelProto()
+    location = Path(path).resolve().name  # a cache has links to files of other names
+    with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
+        try:
+            message = b"".join(_without_values(content, 0, len(content), "model", location))
+        except (_DamagedError, IndexError):
+            message = content[:]  # protobuf says what is wrong with it
+    return onnx.ModelProto.FromString(message)
+
+
+def _without_values(
+    content: mmap, start: int, stop: int, kind: str, location: str
+) -> Sequence[bytes]:
+    """Return a message, in pieces, without the large values of its tensors."""
+    pieces, copied, position = [], start, start
+    while position < stop:
+        tag, place = _read_varint(content, position)
+        field, wire = tag >> 3, tag & 7
+        length = 0
+        if wire in (VARINT, BYTES):
+            length, place = _read_varint(content, place)
+        end = place + (length if wire == BYTES else FIXED_SIZES.get(wire, 0))
+        if end > stop or wire not in (VARINT, BYTES, *FIXED_SIZES):
+            raise _DamagedError
+        inner: Iterable[bytes] = ()
+        if wire == BYTES and length >= MIN_MAPPED_BYTES:
+            if field in FIELDS[kind]:
+                values = _without_values(content, place, end, FIELDS[kind][field], location)
+                inner = (_varint(tag), _varint(sum(map(len, values))), *values)
+            elif kind == "tensor" and field == RAW_DATA:
+                inner = (_external_data(location, place, length),)
+        if inner:
+            pieces += [content[copied:position], *inner]
+            copied = end
+        position = end
+    return [*pieces, content[copied:stop]]
+
+
+def _external_data(location: str, offset: int, length: int) -> bytes:
+    """Write the fields of a tensor that say where its values are."""
+    import onnx
+
+    about = {"location": location, "offset": str(offset), "length": str(length)}
+    entries = [onnx.StringStringEntryProto(key=key, value=value) for key, value in about.items()]
+    external = onnx.TensorProto.EXTERNAL
+    return bytes(
+        onnx.TensorProto(external_data=entries, data_location=external).SerializeToString()
+    )
+
+
+def _read_varint(content: mmap, position: int) -> tuple[int, int]:
+    """Read a whole number of seven bits a byte, the lowest first; return it and where it ends."""
+    value = shift = 0
+    while True:
+        octet = content[position]
+        value |= (octet & 0x7F) << shift
+        position, shift = position + 1, shift + 7
+        if octet < 0x80:
+            return value, position
+
+
+def _varint(value: int) -> bytes:
+    octets = bytearray()
+    while value >= 0x80:
+        octets.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*octets, value])

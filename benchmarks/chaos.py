@@ -13,13 +13,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
 from faults import directories, signals
 from faults.command import IMPORTS, ROOT
-from faults.trial import Reference, Trial
+from faults.reference import Reference
+from faults.trial import Trial
+
+from quantlab.stats.parallel import usable_cores
 
 MAX_STORIES = 10  # that are printed
 HEADER = f"{'kind':<20}{'trials':>8}{'losses':>9}{'hangs':>8}{'tracebacks':>13}{'left':>7}{'s':>7}"
@@ -61,8 +67,9 @@ def main() -> None:
     reference = Reference(folder / "reference")
     stories: list[str] = []
     print(HEADER, flush=True)
-    for name in [arguments.kind] if arguments.kind else KINDS:
-        stories += _try_kind(name, arguments, folder, reference)
+    with ProcessPoolExecutor(usable_cores(), get_context("fork")) as pool:
+        for name in [arguments.kind] if arguments.kind else KINDS:
+            stories += _try_kind(name, arguments, reference, pool)
     for story in stories[:MAX_STORIES]:
         print(f"\n{story}")
     if stories:
@@ -80,7 +87,7 @@ def _parse_arguments() -> argparse.Namespace:
 
 
 def _try_kind(
-    name: str, arguments: argparse.Namespace, folder: Path, reference: Reference
+    name: str, arguments: argparse.Namespace, reference: Reference, pool: ProcessPoolExecutor
 ) -> list[str]:
     """Try a kind of fault, print its line, and return the stories of what was found."""
     kind, start = KINDS[name], time.monotonic()
@@ -89,29 +96,27 @@ def _try_kind(
         print(f"{name:<20}not tried: {obstacle}", flush=True)
         return []
     n_trials = arguments.trials or max(1, round(arguments.share * kind.n_trials))
-    trials = []
-    for n in range(n_trials):
-        rng = random.Random(f"{arguments.seed} {name} {n}")
-        trial = Trial(folder / f"{name}-{n}", rng)
-        kind.attempt(trial, reference)
-        trials.append(trial)
-        if not trial.faults:
-            shutil.rmtree(trial.folder)
+    seeds = [f"{arguments.seed} {name} {n}" for n in range(n_trials)]
+    trials = list(pool.map(partial(_attempt, name, reference), seeds))
     counts = [
         sum(bool(getattr(trial, what)) for trial in trials)
         for what in ("losses", "hangs", "tracebacks", "left")
     ]
-    losses, hangs, tracebacks, left = counts
-    seconds = time.monotonic() - start
-    print(
-        f"{name:<20}{n_trials:8}{losses:9}{hangs:8}{tracebacks:13}{left:7}{seconds:7.0f}",
-        flush=True,
-    )
+    cells = "{:8}{:9}{:8}{:13}{:7}".format(n_trials, *counts)
+    print(f"{name:<20}{cells}{time.monotonic() - start:7.0f}", flush=True)
     return [
         "\n  ".join([f"{trial.folder} {trial.story}", *trial.faults])
         for trial in trials
         if trial.faults
     ]
+
+
+def _attempt(name: str, reference: Reference, seed: str) -> Trial:
+    trial = Trial(reference.folder.parent / seed.replace(" ", "-"), random.Random(seed))
+    KINDS[name].attempt(trial, reference)
+    if not trial.faults:
+        shutil.rmtree(trial.folder)
+    return trial
 
 
 if __name__ == "__main__":

@@ -26,9 +26,9 @@ IMPORTS = (
     "quantlab.report.check", "quantlab.sources.numpy", "quantlab.verify",
 )  # fmt: skip
 MARKER = "QUANTLAB_CHAOS"  # in the environment of all that a command starts
-LIMIT_SECONDS = 120.0  # of a command; a busy machine takes ten times as long as a free one
+LIMIT_SECONDS = 60.0  # of a command, which takes 2 s of a processor, or 10 with joblib
 GRACE_SECONDS = 3.0  # until the processes of an ended command have to be gone
-MAX_ADDRESS_BYTES = 8 * 2**30  # of a command: a file without end shall not take the whole machine
+MAX_ADDRESS_BYTES = 4 * 2**30  # of a command: a file without end shall not take the whole machine
 FILE_EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.scandir", "os.listdir"}
 
 Prepare = Callable[[], None]  # runs in the process of a command before the command does

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from faults.command import QUANTLAB, RUN
-from faults.signals import half_aggregated
-from faults.trial import ARGUMENTS, PLAN, SWEEP, Reference, Trial, find_mixture
+from faults.reference import Reference
+from faults.trial import ARGUMENTS, PLAN, SWEEP, Trial, find_mixture
 
 LONGEST_HEAD_START = 1.5  # of the first of two commands, in seconds
-HUGE_BYTES = 3 * 2**30  # of a sparse file
+HUGE_BYTES = 3 * 2**29  # of a sparse file, more than any record has
 NESTED_LISTS = 200_000
 HOSTILE_PLACES = (
     "record.json", "manifest.json", "multirun.yaml", ".hydra/config.yaml", ".hydra/hydra.yaml",
@@ -30,7 +30,7 @@ def two_sweeps(trial: Trial, reference: Reference) -> None:
 
 def two_aggregates(trial: Trial, reference: Reference) -> None:
     """Aggregate a directory in two languages at once: it holds one of them, whole."""
-    trial.copy_sweep(half_aggregated(reference))
+    trial.copy_sweep(reference.half_aggregated)
     spanish = ["report", SWEEP, "report.lang=es", "report.bar.sqnr_db=30"]
     codes = _run_both(trial, (QUANTLAB, ["aggregate", SWEEP]), (QUANTLAB, spanish), "in use")
     trial.require(0 in codes, f"neither of two aggregations is done: exit codes {codes}")
@@ -42,7 +42,7 @@ def two_aggregates(trial: Trial, reference: Reference) -> None:
 
 def read_while_aggregated(trial: Trial, reference: Reference) -> None:
     """Read an aggregate again and again while it is replaced by others."""
-    trial.copy_sweep(half_aggregated(reference))
+    trial.copy_sweep(reference.half_aggregated)
     earlier = trial.records()
     spanish = ["report", SWEEP, "report.lang=es", "report.bar.sqnr_db=30"]
     for arguments in (["aggregate", SWEEP], spanish):
@@ -66,8 +66,7 @@ def stale_lock(trial: Trial, reference: Reference) -> None:
 
 def hostile_file(trial: Trial, reference: Reference) -> None:
     """Put what nobody expects in the place of a file of a sweep, and run every command on it."""
-    trial.copy_sweep(reference.whole)
-    trial.run(QUANTLAB, PLAN)
+    trial.copy_sweep(reference.planned)
     place = trial.rng.choice(HOSTILE_PLACES)
     name = trial.rng.choice(sorted(HOSTILE_FILES))
     folder = trial.sweep
@@ -85,7 +84,7 @@ def hostile_file(trial: Trial, reference: Reference) -> None:
         earlier = {key: value for key, value in trial.records().items() if folder.name not in key}
     commands = [["aggregate", SWEEP], ["verify", SWEEP], ["check", SWEEP], PLAN]
     commands += [["report", SWEEP, "report.lang=es"], ["diff", SWEEP, SWEEP], ["reproduce", run]]
-    for command in trial.rng.sample(commands, 4):
+    for command in trial.rng.sample(commands, 3):
         trial.run(QUANTLAB, command)
     trial.run(RUN, ARGUMENTS)
     if path.is_symlink() or not path.is_file() or place not in OF_A_RUN:

@@ -1,14 +1,13 @@
 """Kinds of faults that are signals: SIGKILL, SIGTERM and Ctrl-C, at random moments."""
 
-import random
-import shutil
 import signal
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from faults.command import QUANTLAB, RUN, signal_at
-from faults.trial import ARGUMENTS, PLAN, SWEEP, Reference, Trial
+from faults.reference import Reference
+from faults.trial import ARGUMENTS, PLAN, SWEEP, Trial
 
 JOBLIB = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
 LONGEST_SECONDS = 2.5  # until a signal, of a command that takes 2 s
@@ -70,7 +69,7 @@ def signal_plan(trial: Trial, reference: Reference) -> None:
     _signal_at_event(trial, reference, reference.whole, QUANTLAB, PLAN, [_choose_signal(trial)])
     trial.require_success(trial.run(QUANTLAB, PLAN), "planning again")
     plan = trial.sweep / "plan.json"
-    undisturbed = _undisturbed_plan(reference)
+    undisturbed = (reference.planned / SWEEP / "plan.json").read_bytes()
     trial.require(plan.read_bytes() == undisturbed, "plan.json is not that of the whole sweep")
     _recover(trial, reference)
 
@@ -90,7 +89,7 @@ def _signal_sweep(trial: Trial, reference: Reference, numbers: Sequence[int]) ->
 
 def _signal_command(trial: Trial, reference: Reference, arguments: Sequence[str]) -> None:
     """Signal a command on the records of the whole sweep beside the aggregate of half of them."""
-    begin = half_aggregated(reference)
+    begin = reference.half_aggregated
     trial.copy_sweep(begin)
     earlier = trial.records()
     number = _choose_signal(trial)
@@ -135,28 +134,3 @@ def _signal_at_time(
 def _recover(trial: Trial, reference: Reference, earlier: dict[str, bytes] | None = None) -> None:
     trial.probe()
     trial.require_recovery(reference.whole, earlier)
-
-
-def half_aggregated(reference: Reference) -> Path:
-    """Make a sweep with all records and the aggregate of half of them, once."""
-    folder = reference.folder / "half-aggregated"
-    if not folder.exists():
-        shutil.copytree(reference.whole, folder)
-        for path in (folder / SWEEP).iterdir():
-            if path.is_file() and path.name != "multirun.yaml":
-                path.unlink()
-        shutil.rmtree(folder / SWEEP / "plots")
-        for path in (reference.half / SWEEP).iterdir():
-            if path.is_file() and path.name != "multirun.yaml":
-                shutil.copy(path, folder / SWEEP)
-        shutil.copytree(reference.half / SWEEP / "plots", folder / SWEEP / "plots")
-    return folder
-
-
-def _undisturbed_plan(reference: Reference) -> bytes:
-    folder = reference.folder / "planned"
-    if not folder.exists():
-        planned = Trial(folder, random.Random(0))
-        planned.copy_sweep(reference.whole)
-        planned.run(QUANTLAB, PLAN)
-    return (folder / SWEEP / "plan.json").read_bytes()

@@ -18,14 +18,19 @@ from typing import Any
 
 import numpy as np
 
-from faults.command import QUANTLAB, RUN, Ended, Prepare, Started, count_events, start
+from faults.command import QUANTLAB, RUN, Ended, Prepare, Started, start
 
 INPUT = "weights.npz"
 SWEEP = "sweep"  # the directory of every sweep
-ARGUMENTS = ["-m", "dist=file/npz", f"dist.path={INPUT}", f"hydra.sweep.dir={SWEEP}", "n_bits=4,8"]
-ARGUMENTS += ["mode=sym,asym", "block=group", "threads=1"]
-HALF = [*ARGUMENTS, "n_bits=4"]
-ALL, N_HALF = 4, 2  # runs
+ARGUMENTS = [
+    "-m",
+    "dist=file/npz",
+    f"dist.path={INPUT}",
+    f"hydra.sweep.dir={SWEEP}",
+    "n_bits=4,6,8",
+]
+ARGUMENTS += ["block=group", "threads=1"]
+N_RUNS = 3
 ARTEFACTS = ("results.json", "results.csv", "verdict.json", "error_histogram.png", "plots/*")
 PLAN = ["plan", SWEEP, "--bits", "7"]
 PROBES = (["check", SWEEP], ["verify", SWEEP], PLAN)
@@ -143,7 +148,7 @@ class Trial:
         again = self.records()
         changed = [name for name, content in records.items() if again.get(name) != content]
         self.require(not changed, f"complete records were lost or measured again: {changed}")
-        self.require(len(again) == ALL, f"{len(again)} of {ALL} records are complete")
+        self.require(len(again) == N_RUNS, f"{len(again)} of {N_RUNS} records are complete")
         theirs, ours = read_artefacts(reference / SWEEP), read_artefacts(self.sweep)
         differing = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
         self.require(not differing, f"not the bytes of the undisturbed sweep: {differing}")
@@ -179,33 +184,3 @@ def find_mixture(sweep: Path) -> list[str]:
 
 def _digest(path: Path) -> str | None:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None
-
-
-class Reference:
-    """Sweeps that are left alone: `half`, `whole`, and how often commands touch their files."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._n_events: dict[tuple[object, ...], int] = {}
-        self.half = self._sweep("half", HALF)
-        self.whole = self._sweep("whole", ARGUMENTS)
-
-    def _sweep(self, name: str, arguments: Sequence[str]) -> Path:
-        trial = Trial(self.folder / name, random.Random(0))
-        trial.require_success(trial.run(RUN, arguments), "an undisturbed sweep")
-        if trial.faults:
-            raise RuntimeError(trial.faults[0])
-        return trial.folder
-
-    def n_events(self, begin: Path | None, script: Path, arguments: Sequence[str]) -> int:
-        """Count how often a command touches files of a sweep that begins as a copy of another."""
-        key = begin, script, *arguments
-        if key not in self._n_events:
-            name = f"events-{len(self._n_events)}"
-            trial = Trial(self.folder / name, random.Random(0))
-            if begin:
-                trial.copy_sweep(begin)
-            count = self.folder / f"{name}.txt"
-            trial.run(script, arguments, count_events(trial.sweep, count))
-            self._n_events[key] = count.stat().st_size
-        return self._n_events[key]

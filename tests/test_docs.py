@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 
 import quantlab
@@ -233,12 +234,17 @@ def test_the_way_of_a_value_names_each_room_once():
         assert len(re.findall(rf"`{room}`", story)) == 1, room
 
 
+def write_own_files(text, folder):
+    """Write the files of the user's own that a page shows."""
+    for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(content)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
     text = PAGES["extending.md"]
-    for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+    write_own_files(text, tmp_path)
     command = re.search(r"^quantlab (run --config-dir own .*)$", text, re.MULTILINE)[1]
     done = run_quantlab(*shlex.split(command), cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -274,12 +280,29 @@ def is_alike(line, shown):
 
 
 @pytest.mark.usefixtures("undrawn")
+def test_a_language_model_answers_as_shown(tmp_path):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    write_own_files(PAGES["answers.md"], tmp_path)
+    torch.manual_seed(0)
+    shape = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 16}
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**shape))
+    model.save_pretrained(tmp_path / "checkpoint")
+    np.savez(tmp_path / "tokens.npz", tokens=np.random.default_rng(0).integers(50, size=(6, 16)))
+    (command,) = re.findall(r"```shell\nquantlab (.*?)```", PAGES["answers.md"], re.DOTALL)
+    done = run_quantlab(*shlex.split(command.replace("\\\n", "")), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (directory,) = tmp_path.glob("multirun/*")
+    answers = quantlab.answers(directory).set_index("n_bits")
+    assert answers["samples"].tolist() == [6, 6]
+    assert 0 < answers["kl"][8] < answers["kl"][4] / 30  # the square of noise: 4 bits are 48 dB
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_answers_are_those_shown(tmp_path, monkeypatch):
     text = PAGES["answers.md"]
     monkeypatch.chdir(tmp_path)
-    for name, content in re.findall(r"`(own/\S+)`\n\n```\w+\n(.*?)```", text, re.DOTALL):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(content)
+    write_own_files(text, tmp_path)
     fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     blocks = [block for language, block in fences if not language]
     printed = []

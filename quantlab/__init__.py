@@ -11,8 +11,8 @@ imports only rooms named before it.
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # a checker takes it as true; typing takes most of the time that comes before
 if TYPE_CHECKING:
     from quantlab import quant
     from quantlab.measurement import measure
@@ -34,7 +34,7 @@ _MODULES = {
 }
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Import a public name when it is first used: to import quantlab loads nothing else."""
     if name not in _MODULES:
         raise AttributeError(f"module 'quantlab' has no attribute {name!r}")

@@ -1,15 +1,15 @@
 """Everything around a run: ``quantlab COMMAND``, installed as ``quantlab``."""
 
-import argparse
-import shlex
-import sys
-from collections.abc import Callable
-from pathlib import Path
-
-import quantlab
 from quantlab import interrupt
 
 with interrupt.exit_during_imports():
+    import argparse
+    import shlex
+    import sys
+    from collections.abc import Callable
+    from pathlib import Path
+
+    import quantlab
     from quantlab.errors import report_user_errors
     from quantlab.records import disk
     from quantlab.report.bar import read_settings, row_bars, typed_settings
@@ -38,9 +38,11 @@ examples:
 
 def main() -> None:
     """Run the command of the command line."""
-    if sys.argv[1:2] == ["run"]:  # its arguments are Hydra's
-        app.start(app.main, ["quantlab run", *sys.argv[2:]])
-    else:
+    with report_user_errors():
+        interrupt.listen()
+        if sys.argv[1:2] == ["run"]:  # its arguments are Hydra's
+            app.start(app.main, ["quantlab run", *sys.argv[2:]])
+            return
         arguments = _parse_arguments()
         with report_user_errors(arguments.exit_code):
             arguments.command(arguments)

@@ -100,9 +100,17 @@ def test_sigterm_leaves_no_worker_and_says_how_to_go_on(tmp_path, launcher):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [["run.py"], ["-m", "quantlab", "verify", "."]])
-def test_ctrl_c_during_the_imports_is_one_line(tmp_path, command):
-    (tmp_path / "hydra.py").write_text(
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        (["run.py"], "hydra"),
+        (["-m", "quantlab", "verify", "."], "hydra"),
+        (["-m", "quantlab", "verify", "."], "argparse"),  # the first that it imports
+        (["-m", "quantlab", "check", "."], "pandas"),  # which the command alone imports
+    ],
+)
+def test_ctrl_c_during_the_imports_is_one_line(tmp_path, command, module):
+    (tmp_path / f"{module}.py").write_text(
         "import os, signal, time\n"
         "try:\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"

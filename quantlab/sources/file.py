@@ -345,7 +345,9 @@ def readable(path: str, kind: str) -> Iterator[None]:
     try:
         yield
     except OSError as reason:
-        raise ValueError(f"{path} cannot be read: {reason.strerror or reason}") from None
+        other = reason.filename and str(reason.filename) != path
+        what = f"{path} needs {reason.filename}, which" if other else path
+        raise ValueError(f"{what} cannot be read: {reason.strerror or reason}") from None
     except BadFileError as reason:
         raise ValueError(f"{path} {printable(str(reason))}") from None
     except Exception as error:

@@ -235,6 +235,8 @@ def _read_shards(index: str) -> dict[str, list[str]]:
     missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing:
         raise BadFileError(f"needs {missing[0]}, which does not exist")
+    for shard in shards:
+        Path(shard).open("rb").close()  # the package reports one without permission as missing
     return shards
 
 

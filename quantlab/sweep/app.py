@@ -32,14 +32,15 @@ def start(app: Callable[[], object], argv: Sequence[str] | None = None) -> None:
 
     The errors of its user are sentences.
     """
-    command, *arguments = sys.argv if argv is None else argv
-    sys.argv[:] = [command, *defer_settings([name_output(expand_home(text)) for text in arguments])]
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand us its errors instead of printing them
-    # joblib's pool, when it is stopped, leaves semaphores to a process that clears them away and
-    # complains of it
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
-    interrupt.listen()
     with report_user_errors():
+        interrupt.listen()
+        command, *arguments = sys.argv if argv is None else argv
+        typed = [name_output(expand_home(text)) for text in arguments]
+        sys.argv[:] = [command, *defer_settings(typed)]
+        os.environ["HYDRA_FULL_ERROR"] = "1"  # have Hydra hand us its errors, not print them
+        # joblib's pool, when it is stopped, leaves semaphores to a process that clears them away
+        # and complains of it
+        os.environ.setdefault("PYTHONWARNINGS", "ignore:resource_tracker")
         require_options(arguments)
         app()
 

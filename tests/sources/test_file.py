@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab.sources import file
-from quantlab.sources.file import divide, require_part
+from quantlab.sources.file import divide, readable, require_part
 from quantlab.sources.gguf import Gguf
 from quantlab.sources.numpy import Npy, Npz
 from quantlab.sources.safetensors import Safetensors
@@ -140,6 +140,15 @@ def bad_files(folder):
         cut = folder / f"cut{size}.gguf"
         cut.write_bytes((folder / "w.gguf").read_bytes()[:size])
         yield Gguf, cut, "is no gguf file, or is cut off or damaged|which is cut off or damaged"
+
+
+def test_a_file_that_another_needs_is_named():
+    for name, why in (
+        ("a", "a cannot be read: gone"),
+        ("b", "a needs b, which cannot be read: go"),
+    ):
+        with pytest.raises(ValueError, match=f"^{why}"), readable("a", "gguf"):
+            raise OSError(2, "gone", name)
 
 
 def test_a_bad_file_is_one_sentence_that_names_it(tmp_path):

@@ -10,8 +10,19 @@ from safetensors import TensorSpec, serialize_file
 from quantlab.sources.file import PICKLED
 from quantlab.sources.safetensors import MAX_CONFIG_BYTES, Safetensors, SafetensorsFile, read_arrays
 from quantlab.sources.tensor import Tensor
+from tests.conftest import run_without_privileges
 from tests.sources.kinds.samples import BESIDE, DATA, FILE, NORM, read_metadata, save, vector, write
 from tests.sources.samples import X, read, write_raw, write_safetensors
+
+
+def test_a_file_without_permission_is_not_missing(tmp_path):
+    shard, index = tmp_path / "m-1.safetensors", tmp_path / "m.safetensors.index.json"
+    write_safetensors(shard, w=X)
+    index.write_text(json.dumps({"weight_map": {"w": shard.name}}))
+    shard.chmod(0)
+    done = run_without_privileges("-m", "quantlab", "tensors", index)
+    why = f"{index} needs {shard}, which cannot be read: Permission denied"
+    assert (done.returncode, done.stderr) == (1, f"quantlab: {why}\n")
 
 
 def test_safetensors_of_every_dtype_without_torch(tmp_path):

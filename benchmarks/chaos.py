@@ -20,7 +20,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from faults import directories, signals
+from faults import directories, limits, signals
 from faults.command import IMPORTS, ROOT
 from faults.reference import Reference
 from faults.trial import Trial
@@ -55,6 +55,10 @@ KINDS = {
     "reading": Kind(directories.read_while_aggregated, 4),
     "stale-lock": Kind(directories.stale_lock, 4),
     "hostile-file": Kind(directories.hostile_file, 30),
+    "full-disk": Kind(limits.full_disk, 16, limits.find_mount_obstacle),
+    "no-permission": Kind(limits.no_permission, 12),
+    "few-resources": Kind(limits.few_resources, 24),
+    "wrong-clock": Kind(limits.wrong_clock, 6),
 }
 
 

@@ -271,12 +271,10 @@ def recipe_bytes(plan: Plan, runtime: Runtime) -> bytes:
 
 
 def write_files(directory: Path, files: Mapping[str, bytes]) -> None:
-    """Write the files of a plan, and remove the recipe of an earlier one."""
-    for name, content in files.items():
-        disk.write(directory / name, content)
-    for runtime in RUNTIMES.values():
-        if runtime.file not in files:
-            (directory / runtime.file).unlink(missing_ok=True)
+    """Write the files of a plan together, and remove the recipe of an earlier one."""
+    recipes = {directory / runtime.file for runtime in RUNTIMES.values()}
+    stale = [path for path in recipes if path.name not in files and path.exists()]
+    disk.write_together(directory, files, voucher=PLAN_JSON, stale=stale)
 
 
 def plan_files(directory: Path) -> dict[str, str]:

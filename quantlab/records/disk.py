@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader, StringIO
 from pathlib import Path
@@ -125,10 +125,15 @@ def require_writable(directory: Path, advice: str) -> None:
         raise ValueError(f"{directory} cannot be written: {advice}")
 
 
-def clear(directory: Path) -> None:
-    """Remove partial files of processes that were killed; nobody else may be writing here."""
+def clear(directory: Path, names: Collection[str] = ()) -> None:
+    """Remove partial files of processes that were killed, of all files or of those `names`.
+
+    Nobody else may be writing them.
+    """
     for temporary in directory.glob(f".*.{TEMPORARY}"):
-        temporary.unlink(missing_ok=True)
+        name = temporary.name[1:].rsplit(".", 2)[0]  # as `_draft` makes it
+        if not names or name in names:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager

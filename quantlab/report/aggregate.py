@@ -71,6 +71,8 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     artefacts[manifest.NAME] = disk.to_json(
         manifest.manifest(origin, manifest.hydra_files(directory), artefacts)
     )
+    disk.clear(directory, artefacts)  # a plan may be written meanwhile
+    disk.clear(directory / "plots")
     stale = _find_stale(directory, artefacts)
     disk.write_together(directory, artefacts, voucher=manifest.NAME, stale=stale)
     failed, incomplete = [], {}

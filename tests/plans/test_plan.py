@@ -265,7 +265,7 @@ def test_the_plan_is_printed_before_its_files_cannot_be_written(directory, monke
     def refuse(path, _):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr("quantlab.records.disk.write", refuse)
+    monkeypatch.setattr("quantlab.records.disk._write_draft", refuse)
     texts = run_command(directory, (), NONE | {"bits": 6.6}, "plan DIR")
     assert next(texts).startswith("a.weight as sym 4 bits, group 32; b.weight as sym 8 bits, chann")
     with pytest.raises(PermissionError):

@@ -198,6 +198,16 @@ def test_a_full_disk_leaves_every_file_as_it_was(tmp_path, monkeypatch):
     assert not list(tmp_path.rglob(".*"))
 
 
+def test_partial_files_of_the_killed_are_removed(tmp_path):
+    names = [f".results.csv.1.{disk.TEMPORARY}", f".plan.csv.22.{disk.TEMPORARY}", "results.csv"]
+    for name in names:
+        (tmp_path / name).touch()
+    disk.clear(tmp_path, ["results.csv"])
+    assert {path.name for path in tmp_path.iterdir()} == {*names[1:]}
+    disk.clear(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"results.csv"}
+
+
 def test_a_lock_names_who_holds_it_and_what_else_there_is(tmp_path):
     why = f"{tmp_path} is in use by process {os.getpid()} on .*: wait for it to end, or go on"
     with (

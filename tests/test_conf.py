@@ -5,7 +5,9 @@ from hydra.errors import InstantiationException
 from omegaconf import OmegaConf
 
 from quantlab.conf import CONF, load_option, needs_setting
+from quantlab.formats.format import Codec
 from quantlab.formats.ggml import NUMBERS
+from quantlab.measurement import load_mode
 from quantlab.sweep import job
 
 
@@ -13,7 +15,13 @@ def options(group):
     paths = (CONF / group).rglob("*.yaml")
     names = (path.relative_to(CONF / group).with_suffix("").as_posix() for path in paths)
     names = [name for name in names if not name.startswith(("file/", "ggml/"))]
-    return sorted(name for name in names if not needs_setting(group, name))
+    names = [name for name in names if not needs_setting(group, name)]
+    return sorted(name for name in names if group != "mode" or not is_codec(name))
+
+
+def is_codec(name):
+    """Test whether a mode stores whole tensors: those of the lab have rows that few of them fit."""
+    return isinstance(load_mode(name), Codec)
 
 
 def built(*overrides):

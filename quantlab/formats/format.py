@@ -153,6 +153,10 @@ class NamedTensor(Protocol):
         """The shape."""
 
     @property
+    def dtype(self) -> str:
+        """Name of the dtype as stored, e.g. bfloat16."""
+
+    @property
     def input_axis(self) -> int | None:
         """The axis along which the inputs of a layer lie, None where it is not known."""
 

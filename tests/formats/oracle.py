@@ -11,10 +11,12 @@ from bisect import bisect_left
 from fractions import Fraction
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 
 from quantlab.formats import floats, uniform
 from quantlab.formats.quantizer import BlockQuantizer
+from quantlab.sources.tensor import Tensor
 
 DATA = Path(__file__).parents[1] / "data" / "formats"
 FLT_MAX = float(np.finfo(np.float32).max)
@@ -294,3 +296,21 @@ def check(form, x, element, store, kind="absmax", p=99.9):
         assert (scales.smallest, scales.largest) == (min(stored), max(stored))
         assert scales.saturated == saturated
         assert scales.vanished >= vanished  # steps that became 1 count as well
+
+
+def typed(x, dtype="float32"):
+    """Return a tensor of a dtype, whose name may be one of ml_dtypes."""
+    with np.errstate(over="ignore"):
+        return Tensor("x", np.asarray(x).astype(np.dtype(getattr(ml_dtypes, dtype, dtype))))
+
+
+def reconstruct(codec, x, dtype="float32"):
+    """Return what a codec gives back for an array of a dtype, in its shape."""
+    return codec.open(typed(x, dtype)).read(0, x.size).reshape(x.shape)
+
+
+def assert_same_bits(x_hat, expected):
+    """Compare float32 arrays bit for bit, signs of zeros apart: no figure sees them."""
+    assert x_hat.dtype == np.float32
+    bits = [(np.asarray(values) + np.float32(0)).view(np.uint32) for values in (x_hat, expected)]
+    np.testing.assert_array_equal(*bits)

@@ -1,0 +1,105 @@
+"""MLX's affine codes and MXFP4, by the rule of ``mlx.core.quantize`` (its CPU backend).
+
+Affine: the end of a group that is further from 0, its edge, is the bias, the scale has the sign
+that leads from there to the other end, and is mended so that 0 is one of the values::
+
+    scale = max((hi - lo) / (2^n - 1), 1e-7), negative where the edge is hi
+    q0    = rint(edge / scale);  scale = edge / q0,  bias = edge;  bias = 0 where q0 = 0
+    q     = clip(rint((x - bias) / scale), 0, 2^n - 1)
+    x_hat = q * scale + bias
+
+All of it in float32; scale and bias are then stored in the type of the tensor, in which x_hat is
+computed too, rounded after each step.
+
+MXFP4: groups of 32, ``scale = 2^ceil(log2(max|x| / 6))``, so that nothing saturates; a value half
+way between two is the smaller of them. OCP MX rounds the scale down and ties to even.
+"""
+
+import numpy as np
+
+from quantlab.formats.element import FloatArray
+from quantlab.formats.grouped import (
+    FLOAT_TYPES,
+    GroupCodec,
+    Groups,
+    group_absmax,
+    group_ends,
+    require_option,
+    require_widths,
+    round_to_type,
+)
+from quantlab.formats.scales import FloatType
+
+AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+MIN_SCALE = np.float32(1e-7)
+FP4_BITS, FP4_MAX, EXPONENT_BITS, MIN_EXPONENT = 4, np.float32(6), 8, -127
+
+
+class MlxAffine(GroupCodec):
+    """Groups with a scale and a bias of the type of the tensor; `dtype` is another one for it.
+
+    Raises ValueError where MLX has no such width, group size or type.
+    """
+
+    runtime, mode = "MLX", "mlx/affine"
+
+    def __init__(self, n_bits: int, group_size: int, dtype: str | None = None) -> None:
+        require_widths(n_bits, AFFINE_BITS, self.mode)
+        require_option("mode.group_size", group_size, AFFINE_GROUPS, self.mode)
+        require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
+        self.n_bits, self.group_size, self.dtype = n_bits, group_size, dtype
+
+    def count_bits(self, groups: Groups) -> int:
+        """Return the size of codes, scales and biases."""
+        return self.n_bits * groups.size + 2 * groups.dtype.bits * groups.n_groups
+
+    def reconstruct(self, x: FloatArray, dtype: FloatType, /) -> FloatArray:
+        """Reconstruct groups; codes are those of the scale before it is stored."""
+        scale, bias = _choose_affine(x, np.float32(2**self.n_bits - 1))
+        q = x - bias
+        q /= scale
+        np.rint(q, out=q)
+        np.clip(q, 0, 2**self.n_bits - 1, out=q)
+        q *= round_to_type(scale, dtype)
+        q = round_to_type(q, dtype)
+        q += round_to_type(bias, dtype)
+        return round_to_type(q, dtype)
+
+
+def _choose_affine(x: FloatArray, steps: np.float32) -> tuple[FloatArray, FloatArray]:
+    """Choose the scale and the bias of each group, float32 ``(groups, 1)``."""
+    lo, hi = group_ends(x)
+    is_low = np.abs(lo) > np.abs(hi)
+    scale = np.maximum((hi - lo) / steps, MIN_SCALE)
+    scale = np.where(is_low, scale, -scale)
+    edge = np.where(is_low, lo, hi)
+    edge_code = np.rint(edge / scale)
+    mended = edge_code != 0
+    scale = np.divide(edge, edge_code, out=scale, where=mended)
+    return scale, np.where(mended, edge, np.float32(0))
+
+
+class MlxFp4(GroupCodec):
+    """Groups of 32 with a power of two, in which a group of zeros has 1."""
+
+    runtime, mode, group_size = "MLX", "mlx/mxfp4", 32
+
+    def __init__(self, n_bits: int) -> None:
+        require_widths(n_bits, [FP4_BITS], self.mode)
+        self.n_bits = n_bits
+
+    def count_bits(self, groups: Groups) -> int:
+        """Return the size of codes and exponents."""
+        return self.n_bits * groups.size + EXPONENT_BITS * groups.n_groups
+
+    def reconstruct(self, x: FloatArray, _: FloatType, /) -> FloatArray:
+        """Reconstruct groups."""
+        absmax = group_absmax(x)
+        # In float64 and rounded once, as log2 of a float32 is: it decides next to a power of two.
+        exponent = np.ceil(np.log2((absmax / FP4_MAX).astype(np.float64)).astype(np.float32))
+        exponent = np.where(absmax > 0, np.maximum(exponent, MIN_EXPONENT), 0)
+        scale = np.ldexp(np.float32(1), exponent.astype(np.int32))
+        magnitude = np.abs(x) / scale
+        step = np.where(magnitude < 2, np.float32(0.5), np.where(magnitude < 4, 1, 2)).astype("f4")
+        rounded = np.ceil(magnitude / step - np.float32(0.5)) * step
+        return np.copysign(rounded * scale, x)

@@ -1,0 +1,106 @@
+"""Make the vectors of runtimes beside this file: what their own quantizers make of one tensor.
+
+Run by hand, for each runtime in an environment where its packages are, all on a CPU:
+
+    pip install numpy==2.4.6 mlx==0.32.4 mlx-cpu==0.32.4
+    python make_runtimes.py mlx
+
+    pip install numpy==2.4.6 torch==2.15.0 torchao==0.18.0
+    python make_runtimes.py torchao
+
+A file holds its input ``x`` (float32), the versions that made it, and what came back, float32,
+under a name that says the settings.
+"""
+
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+
+
+def tensor() -> np.ndarray:
+    """Return a (8, 256) tensor: normal rows, heavy tails, halves, tiny values, zeros, constants."""
+    rng = np.random.default_rng(42)
+    x = rng.standard_normal((8, 256))
+    x[1] *= 1e-3
+    x[2] = rng.standard_t(2, 256)
+    x[3] = rng.integers(-24, 25, 256) / 4  # many lie half-way between two numbers of a grid
+    x[4, :128], x[4, 128:160], x[4, 160:] = 0, 1.5, -0.25
+    x[5] *= np.exp2(rng.integers(-20, 14, 256))
+    x[6] = np.exp2(rng.integers(-8, 8, 256))
+    x[7] += 5
+    return x.astype(np.float32)
+
+
+def save(runtime: str, packages: list[str], x: np.ndarray, theirs: dict[str, np.ndarray]) -> None:
+    """Write the file of a runtime."""
+    versions = [f"python {sys.version.split()[0]}"]
+    versions += [f"{name} {version(name)}" for name in ("numpy", *packages)]
+    np.savez_compressed(HERE / f"{runtime}.npz", x=x, versions=np.array(versions), **theirs)
+
+
+def mlx() -> None:
+    """mlx.core.quantize and dequantize, its CPU backend: DTYPE-BITS-GROUP_SIZE and mxfp4."""
+    import mlx.core as mx
+
+    x, theirs = tensor(), {}
+
+    def round_trip(array: mx.array, **settings: object) -> np.ndarray:
+        stored = mx.quantize(array, **settings)
+        return np.array(mx.dequantize(*stored, **settings).astype(mx.float32))
+
+    for dtype in (mx.float32, mx.float16, mx.bfloat16):
+        array = mx.array(x).astype(dtype)
+        name = str(dtype).rpartition(".")[2]
+        for bits in (2, 3, 4, 5, 6, 8):
+            for group in (32, 64, 128) if bits == 4 else (64,):
+                key = f"{name}-{bits}-{group}"
+                theirs[key] = round_trip(array, bits=bits, group_size=group)
+        theirs[f"{name}-mxfp4"] = round_trip(array, mode="mxfp4")
+    save("mlx", ["mlx", "mlx-cpu"], x, theirs)
+
+
+def torchao() -> None:
+    """Tensor subclasses of torchao; int4 by the functions that Int4TilePackedTo4dTensor calls.
+
+    int4-GROUP_SIZE, int8-DTYPE, intx-DTYPE-BITS-MAPPING-GROUP_SIZE; a group of 256 is a row.
+    """
+    import torch
+    from torchao.quantization import quant_primitives as ao
+    from torchao.quantization.granularity import PerRow
+    from torchao.quantization.quantize_.workflows.int8.int8_tensor import Int8Tensor
+    from torchao.quantization.quantize_.workflows.intx.intx_unpacked_to_int8_tensor import (
+        IntxUnpackedToInt8Tensor,
+    )
+
+    x, theirs = tensor(), {}
+    narrow = torch.from_numpy(x).bfloat16()
+    for group in (32, 256):  # the class itself takes a GPU, to pack
+        codes = torch.int32, 0, 15
+        scale, zero = ao._choose_qparams_affine_tinygemm(
+            narrow, ao.MappingType.ASYMMETRIC, (1, group), *codes, None, narrow.dtype, narrow.dtype
+        )
+        q = ao._quantize_affine_tinygemm(narrow, [1, group], scale, zero, *codes)
+        x_hat = ao._dequantize_affine_tinygemm(
+            q, [1, group], scale, zero, *codes, output_dtype=narrow.dtype
+        )
+        theirs[f"int4-{group}"] = x_hat.float().numpy()
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        array, name = torch.from_numpy(x).to(dtype), str(dtype).rpartition(".")[2]
+        theirs[f"int8-{name}"] = Int8Tensor.from_hp(array, PerRow()).dequantize().float().numpy()
+        for bits, group in ((2, 32), (3, 64), (4, 32), (4, 256), (5, 128), (8, 256)):
+            for mapping in (ao.MappingType.SYMMETRIC, ao.MappingType.ASYMMETRIC):
+                stored = IntxUnpackedToInt8Tensor.from_hp(
+                    array, (1, group), getattr(torch, f"int{bits}"), mapping_type=mapping
+                )
+                key = f"intx-{name}-{bits}-{mapping.name.lower()}-{group}"
+                theirs[key] = stored.dequantize().float().numpy()
+    save("torchao", ["torch", "torchao"], x, theirs)
+
+
+if __name__ == "__main__":
+    for runtime in sys.argv[1:]:
+        globals()[runtime]()

@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -20,7 +21,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from faults import directories, limits, signals
+from faults import directories, inputs, limits, signals, terminals
 from faults.command import IMPORTS, ROOT
 from faults.reference import Reference
 from faults.trial import Trial
@@ -59,6 +60,12 @@ KINDS = {
     "no-permission": Kind(limits.no_permission, 12),
     "few-resources": Kind(limits.few_resources, 24),
     "wrong-clock": Kind(limits.wrong_clock, 6),
+    "changed-input": Kind(inputs.changed_input, 12),
+    "hostile-names": Kind(inputs.hostile_names, 8),
+    "hostile-paths": Kind(inputs.hostile_paths, 8),
+    "hostile-input": Kind(inputs.hostile_input, 60),
+    "terminal": Kind(terminals.odd_terminal, 10),
+    "streams": Kind(terminals.closed_stream, 10),
 }
 
 
@@ -117,7 +124,10 @@ def _try_kind(
 
 def _attempt(name: str, reference: Reference, seed: str) -> Trial:
     trial = Trial(reference.folder.parent / seed.replace(" ", "-"), random.Random(seed))
-    KINDS[name].attempt(trial, reference)
+    try:
+        KINDS[name].attempt(trial, reference)
+    except Exception:  # such as a file that should be there: a trial costs none of the others
+        trial.losses.append(traceback.format_exc())
     if not trial.faults:
         shutil.rmtree(trial.folder)
     return trial

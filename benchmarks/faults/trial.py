@@ -83,7 +83,7 @@ class Trial:
         ended = started.end()
         if ended.is_hung:
             self.hangs.append(f"{what} hangs")
-        if "Traceback" in ended.stderr:
+        if "Traceback" in ended.stderr or "Exception ignored" in ended.stderr:
             last = "\n".join(ended.stderr.splitlines()[-STORY_LINES:])
             self.tracebacks.append(f"{what} ends in a traceback:\n{last}")
         self.left += [f"{what} leaves a process: {line}" for line in ended.left]

@@ -25,6 +25,7 @@ ORDER = [
 ]  # fmt: skip
 FILES = {path.relative_to(PACKAGE).as_posix(): path for path in PACKAGE.rglob("*.py")}
 OF_A_WHOLE_ROOM = {
+    "tests/records/test_hostile.py",
     "tests/report/test_browser.py",
     "tests/sources/test_fuzz.py",
     "tests/sources/test_published.py",

@@ -197,12 +197,18 @@ def read_json(path: Path, inside: Path | None = None, max_bytes: int = MAX_JSON_
     """
     content = read_file(path, inside, max_bytes)
     try:
-        value = json.loads(content, parse_constant=_refuse_constant)
-        require_plain(value)
-    except RecursionError:
-        raise ValueError(f"{path} is no readable JSON ({_TOO_DEEP})") from None
+        return parse_json(content)
     except ValueError as reason:
         raise ValueError(f"{path} is no readable JSON ({reason})") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON; raises ValueError if it is none, or nothing to compute with: `require_plain`."""
+    try:
+        value = json.loads(content, parse_constant=_refuse_constant)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    require_plain(value)
     return value
 
 

@@ -5,7 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from quantlab.records import disk
+from quantlab.records import disk, schema
+from quantlab.records.record import AnswerJson
 
 NAME = ".answers.jsonl"  # hidden: no part of a sweep
 Answers = list[dict[str, Any]]  # an `AnswerJson` each
@@ -25,14 +26,18 @@ class Journal:
         disk.write(self._path, "".join(f"{line}\n" for line in lines).encode())
 
     def _read(self, key: str) -> dict[str, Answers]:
-        content = self._path.read_bytes() if self._path.is_file() else b""
+        """Read the answers of the run of this key; none from what is no journal."""
+        content = b""
+        with suppress(OSError, ValueError):
+            content = disk.read_file(self._path, self._path.parent)
         first, *lines = content.split(b"\n")
         if first != json.dumps(key).encode():
             return {}
         answers = {}
         for line in lines:
             with suppress(ValueError, TypeError):
-                tensor, done = json.loads(line)
+                tensor, done = disk.parse_json(line)
+                schema.require(list[AnswerJson], done)
                 answers[str(tensor)] = done
         return answers
 

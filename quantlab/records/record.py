@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple, NotRequired, TypedDict
 
@@ -21,7 +21,7 @@ from quantlab.formats.format import MODE_OPTIONS, FormatSpec
 from quantlab.records import disk, schema
 from quantlab.records.older import OLDEST, oldest_config, upgraded, with_current_names
 from quantlab.stats.result import Count, Figures, Result, Sha256
-from quantlab.text import as_text, first_few
+from quantlab.text import as_text, first_few, printable
 
 # 8 had no worst rows, 6 had the columns of a format and no spec, 5 no sizes of what was not
 # measured, 4 no stored formats, 3 one scale a tensor and no storage
@@ -35,13 +35,36 @@ COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a fo
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = ("shape", "dtype", "sha256", "stored_sha256", "importance_sha256", "input_axis")
 CHANGES = "changes"  # of first answers, as a record has them: a column of no table
+OF_CODES = (
+    ("measured", "code_entropy"),
+    ("params", "qmin"),
+    ("params", "qmax"),
+)  # where it has any
+MAX_SECONDS = 10**9  # of a run: thirty years
 MAX_REASONS = 3  # of tensors that could not be measured, in one error
-MAX_BYTES = 2**30  # the record of a hundred thousand tensors takes half of it
 MANIFEST_KEYS = ("dtype", "shape", "sha256")  # of a tensor
 CODEC_KEYS = ("stored_dtype", "stored_file", "remark")  # of a tensor that a codec stores
 
 Record = dict[str, Any]  # a RecordFile, brought to today's schema
 Row = Mapping[str, Any]  # the figures of one tensor in one run, under their keys
+
+
+Width = Annotated[int | None, ("minimum", 1), ("maximum", 64)]  # in bits
+SHARES = ("rel_err", "coverage", "top1_same", "accuracy_drop")  # criteria of a bar
+SETTING = {"type": ["object", "null"]}
+THRESHOLD = {"type": ["number", "null"], "exclusiveMinimum": 0}
+BAR = SETTING | {
+    "properties": {
+        "top_order": {"type": ["boolean", "null"]},
+        **{key: THRESHOLD | {"maximum": 1} for key in SHARES},
+    },
+    "additionalProperties": THRESHOLD,
+}
+CONFIG = {  # the settings that readers of a record look into
+    **{key: {"type": "object"} for key in ("dist", "mode")},
+    **dict.fromkeys(("block", "range", "metrics", "rank", "model"), SETTING),
+    "report": SETTING | {"properties": {"bar": BAR}},
+}
 
 
 class UnmeasuredTensor(TypedDict):
@@ -57,9 +80,9 @@ class FormatJson(TypedDict):
     """A `FormatSpec` as JSON."""
 
     mode: str
-    n_bits: int | None
+    n_bits: Width
     block: str | None
-    block_size: int | None
+    block_size: Annotated[int | None, ("minimum", 1)]
     scale_dtype: str | None
     range: str | None
     settings: dict[str, Any]
@@ -125,10 +148,10 @@ class RecordFile(TypedDict):
     error: str | None
     dist: str
     mode: str
-    n_bits: Any
-    job: int | None
+    n_bits: Width
+    job: Annotated[int | None, ("minimum", 0)]
     overrides: list[str]
-    config: dict[str, Any]
+    config: Annotated[dict[str, Any], ("properties", CONFIG)]
     spec: FormatJson | None
     tensors: dict[str, Result]
     failed: dict[str, str]
@@ -140,7 +163,7 @@ class RecordFile(TypedDict):
     answers: NotRequired[list[AnswerJson]]
     versions: dict[str, str]
     started: Annotated[str, ("format", "date-time")]
-    seconds: Annotated[float, ("minimum", 0)]
+    seconds: Annotated[float, ("minimum", 0), ("maximum", MAX_SECONDS)]
 
 
 @dataclass(frozen=True)
@@ -317,24 +340,22 @@ def has_effect(key: str) -> bool:
     return re.split(r"[.=]", key.lstrip("+~"), maxsplit=1)[0] not in WITHOUT_EFFECT
 
 
-def read(path: Path) -> Record:
+def read(path: Path, inside: Path | None = None) -> Record:
     """Read a record, brought to today's schema; `schema` still says which one it was written with.
 
-    Raises ValueError, naming the file, if it is no record, or of a schema that cannot be read.
+    No link is followed out of the directory `inside`. Raises ValueError, naming the file, if it is
+    no record, or of a schema that cannot be read.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ValueError("it is larger than any record")
-        record = json.loads(path.read_bytes(), parse_constant=_refuse_constant)
+        record = disk.read_json(path, inside)
     except OSError as reason:
         raise ValueError(f"{path} is no readable record ({reason.strerror})") from None
-    except (ValueError, RecursionError) as reason:
-        raise ValueError(f"{path} is no readable record ({reason})") from None
     if isinstance(record, dict) and isinstance(record.get("schema"), int):
         _require_schema(path, record["schema"])
     try:
         record = _with_spec(upgraded(record))
         schema.require(RecordFile, record)
+        _require_consistent(record)
     except ValueError as reason:
         raise ValueError(f"{path} is no record of a run: {reason}") from None
     return record | {"config": with_current_names(record["config"])}
@@ -346,8 +367,29 @@ def _with_spec(record: Any) -> Any:
         about = record["mode"], record["n_bits"], record["config"], record["format"]
         others = {key: value for key, value in record.items() if key != "format"}
         return others | {"spec": _spec_json(*about)}
-    except (AttributeError, KeyError, TypeError):
+    except (AttributeError, KeyError, TypeError, OSError):
         return record  # of today's schema, or its schema says what is wrong with it
+
+
+def _require_consistent(record: Record) -> None:
+    """Raise ValueError if a record that follows its schema contradicts itself."""
+    started = datetime.fromisoformat(record["started"])
+    try:
+        started + timedelta(seconds=record["seconds"])
+    except OverflowError:
+        raise ValueError(f"it ended after the year {started.year}") from None
+    if record["tensors"] and record["spec"] is None:
+        raise ValueError("it has tensors, and no spec of their format")
+    reasons = {**record["skipped"], **record["failed"]}
+    if unexplained := record["unmeasured"].keys() - reasons.keys():
+        raise ValueError(f"unmeasured.{min(unexplained)} is neither skipped nor failed")
+    for name, tensor in record["tensors"].items():
+        for group, key in OF_CODES if tensor["codes"] else ():
+            if tensor[group].get(key) is None:
+                raise ValueError(f"tensors.{printable(name)}.{group}.{key} is null, it has codes")
+    for n, answer in enumerate(record.get("answers", [])):
+        if answer["tensor"] not in (None, *record["tensors"]):
+            raise ValueError(f"answers[{n}].tensor is none of its tensors")
 
 
 def _require_schema(path: Path, version: int) -> None:
@@ -411,10 +453,6 @@ def find(directory: Path) -> Iterator[Path]:
             yield Path(root, NAME)
         links = (Path(root, name) for name in folders if Path(root, name).is_symlink())
         yield from (link / NAME for link in links if (link / NAME).exists())
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"it holds {name}, which is not JSON")
 
 
 class Run(NamedTuple):

@@ -15,6 +15,24 @@ def required(keys: str) -> tuple[str, tuple[str, ...]]:
     return "required", tuple(keys.split())
 
 
+def numbers(keys: str) -> tuple[str, dict[str, Any]]:
+    """Demand that the values of keys, given with spaces between, are numbers and not null."""
+    return "properties", {key: {"type": "number"} for key in keys.split()}
+
+
+class Prediction(TypedDict, total=False):
+    """Predicted figures, under the keys of the measured ones; a `landmark` value; and `words`."""
+
+    scale: float | None
+    max_err: float | None
+    mae: float | None
+    rmse: float | None
+    sqnr_db: float | None
+    landmark: float | None
+    landmark_rel_err: float | None
+    words: str | None
+
+
 class Top(TypedDict):
     """The k largest values and the next, at most 21, and what they came back as.
 
@@ -67,6 +85,7 @@ class Result(TypedDict):
         required(
             "mae max_err rel_err cos_sim n_codes rmse sqnr_db zeroed bound_ratio rmse_over_scale"
         ),
+        numbers("mae max_err rel_err cos_sim rmse zeroed"),
     ]
     reasons: dict[str, str]
     rank: Annotated[
@@ -75,6 +94,7 @@ class Result(TypedDict):
             "top_k top_same_set top_same_order top_order_kept top_merged top_swapped top_worst "
             "top_expected top_best top_bits_sufficient"
         ),
+        numbers("top_k top_merged top_swapped top_worst top_expected top_best"),
     ]
     top: Top
     codes: CodeBins | None
@@ -86,10 +106,11 @@ class Result(TypedDict):
             "bits_per_value bits_above_bound n_scales scale_min scale_max scales_saturated "
             "scales_vanished"
         ),
+        numbers("bits_per_value"),
     ]
     error_budget: Annotated[Figures, required("clip_share zero_share round_share")]
     sha256: Sha256
-    predicted: dict[str, Any] | None
+    predicted: Prediction | None
     stored_dtype: NotRequired[str]
     stored_file: NotRequired[str]
     stored_sha256: NotRequired[Sha256]

@@ -50,6 +50,9 @@ _formats: dict[str, Format | Codec] = {}
 def build(config: Mapping[str, Any]) -> Experiment:
     """Build the experiment of a config in plain containers; raises ValueError if it makes none."""
     config = with_current_names(config)
+    for key in ("dist", "mode"):
+        if not isinstance(config.get(key), Mapping) or "n_bits" not in config:
+            raise ValueError("it is no config of a run: it takes dist, mode and n_bits")
     threads = config.get("threads")
     return Experiment(
         dist=instantiate(config["dist"]),

@@ -112,14 +112,14 @@ class Job:
         """
         try:
             path = directory / self.run.directory / record.NAME
-            return _find_record_state(path, self) if path.exists() else "missing"
+            return _find_record_state(path, directory, self) if path.exists() else "missing"
         except USER_ERRORS:  # the run will say it better
             return "changed"
 
 
-def _find_record_state(path: Path, job: Job) -> str:
+def _find_record_state(path: Path, directory: Path, job: Job) -> str:
     try:
-        recorded = record.read(path)
+        recorded = record.read(path, directory)
     except ValueError:
         return "unreadable"
     if recorded["status"] == "failed":
@@ -354,14 +354,14 @@ def _read_others(directory: Path, replaced: Collection[Path]) -> Iterator[record
     for path in record.find(directory):
         if path.parent not in replaced:
             with suppress(ValueError):
-                yield record.read(path)
+                yield record.read(path, directory)
 
 
 def _recorded_identities(paths: Sequence[Path], directory: Path) -> Iterator[RunIdentity]:
     """Yield the identity of each run; records that cannot be read are passed over."""
     for path in paths:
         try:
-            recorded = record.read(path)
+            recorded = record.read(path, directory)
         except ValueError:
             continue
         name = path.parent.relative_to(directory).as_posix()

@@ -1,6 +1,5 @@
 """A sweep from its command line to its table: lock, resume, launch, show progress, aggregate."""
 
-import json
 import logging
 import os
 import shlex
@@ -191,8 +190,8 @@ def _read_stamp(path: Path) -> tuple[int, int]:
 
 def _has_failed(path: Path) -> bool:
     """Test whether a run has no figures; one that lacks those of some tensors is done."""
-    with suppress(ValueError, AttributeError, KeyError):
-        content = json.loads(path.read_bytes())
+    with suppress(ValueError, OSError, AttributeError, KeyError):
+        content = disk.read_json(path)
         return content.get("status") == "failed" and not content["tensors"]
     return False
 
@@ -258,8 +257,10 @@ def count_missing_runs(directory: Path) -> tuple[int, int]:
     A directory of several sweeps knows the runs of the last. Both are 0 if it does not say.
     """
     path = directory / SWEEP_CONFIG
-    config = OmegaConf.load(path) if path.exists() else OmegaConf.create()
+    config = disk.read_yaml(path, directory) if path.exists() else OmegaConf.create()
     n_jobs = OmegaConf.select(config, "hydra.sweeper.n_jobs") or 0
+    if type(n_jobs) is not int:
+        raise ValueError(f"{path}: hydra.sweeper.n_jobs is no number of runs")
     return max(0, n_jobs - sum(1 for _ in record.find(directory))), n_jobs
 
 

@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -10,7 +12,26 @@ from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
 from tests.models.test_model import TwoLayers
 
-ANSWERS = [{"tensor": "w1", "output": "y", "figures": {"kl": 0.1}}]
+ANSWERS = [
+    {"tensor": "w1", "output": "y", "kind": "logits", "rows": 1, "samples": 1}
+    | {"figures": {"kl": 0.1}, "changes": [], "remark": None}
+]
+
+
+@pytest.mark.parametrize("line", [b"[" * 10**5, b'["w1", 1]', b'["w1", [{}]]', b'["w1", [1e999]]'])
+def test_a_line_that_somebody_wrote_is_not_read(tmp_path, line):
+    Journal(tmp_path, "a").add("w2", ANSWERS)
+    with (tmp_path / NAME).open("ab") as file:
+        file.write(line + b"\n")
+    again = Journal(tmp_path, "a")
+    assert again.find("w1") is None
+    assert again.find("w2") == ANSWERS
+
+
+def test_what_is_no_file_holds_no_run_up(tmp_path):
+    os.mkfifo(tmp_path / NAME)
+    Journal(tmp_path, "a").add("w1", ANSWERS)
+    assert Journal(tmp_path, "a").find("w1") == ANSWERS
 
 
 def test_what_is_done_is_found_again_in_the_run_of_the_same_key(tmp_path):

@@ -72,7 +72,7 @@ def test_failures_and_unreadable_records_are_listed_and_cost_nothing_else(tmp_pa
     done = aggregate(tmp_path)
     assert len(done.findings.rows) == 1
     assert done.findings.failures["bad"] == "tensor 'w' is empty"
-    assert "no readable record" in done.findings.failures["torn"]
+    assert "no readable JSON" in done.findings.failures["torn"]
     statuses = {
         run["directory"]: run["status"]
         for run in json.loads((tmp_path / "manifest.json").read_text())["runs"]
@@ -110,11 +110,11 @@ def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
         "directory": "Is a directory",
         "link": "is a link out of the sweep",
         "linked": "is a link out of the sweep",
-        "zeros": "it is larger than any record",
+        "zeros": "is larger than 1.07 GB",
         "text": "Expecting value",
         "nan": "it holds NaN, which is not JSON",
         "newer": f"has schema {record.SCHEMA + 1}, newer than {record.SCHEMA}: update quantlab",
-        "half": "is no readable record",
+        "half": "is no readable JSON",
         "fifth": "status must be one of ['completed', 'failed']",
     }.items():
         assert why in done.findings.failures[name]

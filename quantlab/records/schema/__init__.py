@@ -43,12 +43,12 @@ def from_type(kind: Any) -> dict[str, Any]:
     {'type': 'array', 'items': {'anyOf': [{'type': 'integer'}, {'type': 'null'}]}}
     """
     origin, arguments = get_origin(kind), get_args(kind)
-    if kind in SCALARS:
-        return {"type": SCALARS[kind]}
-    if origin is Annotated:
+    if origin is Annotated:  # before a look-up: keywords may be mappings, which have no hash
         base, *keywords = arguments
         plain = json.loads(json.dumps(dict(keywords)))  # tuples, which can be hashed, as lists
         return from_type(base) | plain
+    if kind in SCALARS:
+        return {"type": SCALARS[kind]}
     if origin in (Union, types.UnionType):
         return {"anyOf": [from_type(argument) for argument in arguments]}
     if origin is Literal:

@@ -49,7 +49,8 @@ def write_together(
 
     All are written and synced under temporary names first: a disk that is full leaves what was
     there. Then the voucher is removed, the others are renamed, the `stale` files are removed, and
-    the new voucher comes last. Whatever ends the process between leaves no voucher.
+    the new voucher, which has hashes of the others, comes last. Whatever ends the process between
+    leaves no voucher.
     """
     last = directory / voucher
     paths = [directory / name for name in files if name != voucher]
@@ -59,15 +60,15 @@ def write_together(
             _write_draft(directory / name, content)
         with _named(last):
             last.unlink(missing_ok=True)
-        _sync(directory)  # else a power cut could bring it back, beside new files
         for path in paths:
             _publish(path)
         for path in stale:
             path.unlink()
-        for folder in {path.parent for path in paths}:
-            _sync(folder)
         _publish(last)
-        _sync(directory)
+    # Not between: it takes a tenth of a second, in which the voucher would be missing. If a power
+    # cut undoes some of the renames, the hashes in the voucher tell.
+    for folder in {directory, *(path.parent for path in paths)}:
+        _sync(folder)
 
 
 def _draft(path: Path) -> Path:

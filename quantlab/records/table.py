@@ -45,10 +45,12 @@ def collect(directory: Path) -> list[Run]:
 
 
 def require_directory(directory: Path) -> None:
-    """Raise ValueError unless a directory exists."""
+    """Raise ValueError unless a directory exists and can be listed."""
     if not directory.is_dir():
         missing = "is not a directory" if directory.exists() else "does not exist"
         raise ValueError(f"{directory} {missing}: give the directory of a sweep")
+    if not os.access(directory, os.R_OK | os.X_OK):  # else it would look empty
+        raise ValueError(f"{directory} cannot be read: you have no permission to list its files")
 
 
 def require_records(directory: Path) -> None:

@@ -299,6 +299,14 @@ def test_a_sweep_that_cannot_be_written_is_named_before_the_work(tmp_path, folde
     assert sorted(tmp_path.iterdir()) == before
 
 
+def test_a_sweep_that_cannot_be_listed_is_not_empty(tmp_path):
+    keep(tmp_path / "s" / "a")
+    (tmp_path / "s").chmod(0)
+    done = run_without_privileges("-m", "quantlab", "aggregate", tmp_path / "s")
+    (tmp_path / "s").chmod(0o755)
+    assert done.stderr.startswith(f"quantlab: {tmp_path}/s cannot be read: you have no permission")
+
+
 def test_a_plan_that_cannot_be_written_is_named_before_the_work(tmp_path):
     for job, n_bits in enumerate((4, 8)):
         keep(tmp_path / str(n_bits), n_bits, job)

@@ -384,12 +384,19 @@ def _require_consistent(record: Record) -> None:
     if unexplained := record["unmeasured"].keys() - reasons.keys():
         raise ValueError(f"unmeasured.{min(unexplained)} is neither skipped nor failed")
     for name, tensor in record["tensors"].items():
-        for group, key in OF_CODES if tensor["codes"] else ():
-            if tensor[group].get(key) is None:
-                raise ValueError(f"tensors.{printable(name)}.{group}.{key} is null, it has codes")
+        _require_consistent_figures(tensor, f"tensors.{printable(name)}")
     for n, answer in enumerate(record.get("answers", [])):
         if answer["tensor"] not in (None, *record["tensors"]):
             raise ValueError(f"answers[{n}].tensor is none of its tensors")
+
+
+def _require_consistent_figures(tensor: Mapping[str, Any], place: str) -> None:
+    for group, key in OF_CODES if tensor["codes"] else ():
+        if tensor[group].get(key) is None:
+            raise ValueError(f"{place}.{group}.{key} is null, and it has codes")
+    in_steps = {tensor["measured"][key] is None for key in ("bound_ratio", "rmse_over_scale")}
+    if len(in_steps) > 1:  # both need one step for all values
+        raise ValueError(f"{place}.measured has one of bound_ratio and rmse_over_scale")
 
 
 def _require_schema(path: Path, version: int) -> None:

@@ -40,7 +40,7 @@ def from_type(kind: Any) -> dict[str, Any]:
     """Make the JSON Schema of a type: scalars, unions, literals, lists, dicts, TypedDicts, Any.
 
     >>> from_type(list[int | None])
-    {'type': 'array', 'items': {'anyOf': [{'type': 'integer'}, {'type': 'null'}]}}
+    {'type': 'array', 'items': {'type': ['integer', 'null']}}
     """
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Annotated:  # before a look-up: keywords may be mappings, which have no hash
@@ -50,6 +50,8 @@ def from_type(kind: Any) -> dict[str, Any]:
     if kind in SCALARS:
         return {"type": SCALARS[kind]}
     if origin in (Union, types.UnionType):
+        if all(argument in SCALARS for argument in arguments):
+            return {"type": [SCALARS[argument] for argument in arguments]}  # anyOf takes ten times
         return {"anyOf": [from_type(argument) for argument in arguments]}
     if origin is Literal:
         return {"enum": list(arguments)}

@@ -9,7 +9,7 @@ ANSWERS := dist=file/onnx dist.path=.venv/demo/magika/models/standard_v3_3/model
 	model=onnx model.inputs=.venv/demo/inputs.npz hydra.sweep.dir=multirun/answers
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab remedies levels demo test test-all pythons lint mutants chaos bench bench-sweep slurm llama chromium ray lock clean
+.PHONY: help lab remedies levels demo test test-all pythons lint mutants chaos chaos-long bench bench-sweep slurm llama chromium ray lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -76,6 +76,9 @@ mutants: .venv/dev ## change the numerics in small ways, and print the share tha
 
 chaos: .venv/dev ## kill, starve and mislead small sweeps in every way, and count what is lost (10 minutes)
 	@$(BIN)/python benchmarks/chaos.py
+
+chaos-long: .venv/dev ## the same of 10,000 runs (20 minutes)
+	@$(BIN)/python benchmarks/chaos.py --runs 10000
 
 bench: .venv/dev ## print the benchmark tables (torch joins in where it is installed)
 	@$(BIN)/python benchmarks/throughput.py

@@ -7,13 +7,14 @@ on the seed alone, but for what the machine does meanwhile.
 """
 
 import argparse
+import math
 import random
 import shutil
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
@@ -21,7 +22,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
-from faults import directories, inputs, limits, signals, terminals
+from faults import directories, inputs, limits, many, signals, terminals
 from faults.command import IMPORTS, ROOT
 from faults.reference import Reference
 from faults.trial import Trial
@@ -75,12 +76,15 @@ def main() -> None:
     for name in IMPORTS:
         import_module(name)
     folder = Path(tempfile.mkdtemp(prefix="quantlab-chaos-"))
-    reference = Reference(folder / "reference")
     stories: list[str] = []
-    print(HEADER, flush=True)
     with ProcessPoolExecutor(usable_cores(), get_context("fork")) as pool:
-        for name in [arguments.kind] if arguments.kind else KINDS:
-            stories += _try_kind(name, arguments, reference, pool)
+        if arguments.runs:
+            stories += _try_runs(arguments, many.leave_alone(folder / "reference"), pool)
+        else:
+            reference = Reference(folder / "reference")
+            print(HEADER, flush=True)
+            for name in [arguments.kind] if arguments.kind else KINDS:
+                stories += _try_kind(name, arguments, reference, pool)
     for story in stories[:MAX_STORIES]:
         print(f"\n{story}")
     if stories:
@@ -94,6 +98,7 @@ def _parse_arguments() -> argparse.Namespace:
     parser.add_argument("--trials", type=int, help="of each kind")
     parser.add_argument("--share", type=float, default=1, help="of the trials, at least one a kind")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--runs", type=int, help="so many runs under a mixture, and nothing else")
     return parser.parse_args()
 
 
@@ -107,30 +112,56 @@ def _try_kind(
         print(f"{name:<20}not tried: {obstacle}", flush=True)
         return []
     n_trials = arguments.trials or max(1, round(arguments.share * kind.n_trials))
-    seeds = [f"{arguments.seed} {name} {n}" for n in range(n_trials)]
-    trials = list(pool.map(partial(_attempt, name, reference), seeds))
+    folder = reference.folder.parent
+    folders = [folder / f"{name}-{n}" for n in range(n_trials)]
+    trials = list(pool.map(partial(_attempt, name, arguments.seed, reference), folders))
+    return _print_line(name, n_trials, trials, start)
+
+
+def _attempt(name: str, seed: int, reference: Reference, folder: Path) -> Trial:
+    trial = Trial(folder, random.Random(f"{seed} {folder.name}"))
+    return _try(trial, partial(KINDS[name].attempt, trial, reference))
+
+
+def _try_runs(
+    arguments: argparse.Namespace, undisturbed: Path, pool: ProcessPoolExecutor
+) -> list[str]:
+    """Disturb sweeps of so many runs together, print a line, and return the stories."""
+    start = time.monotonic()
+    n_trials = math.ceil(arguments.runs / many.N_RUNS)
+    folders = [undisturbed.parent / f"runs-{n}" for n in range(n_trials)]
+    trials = list(pool.map(partial(_attempt_runs, arguments.seed, undisturbed), folders))
+    print(HEADER.replace("trials", "  runs"))
+    return _print_line("mixture", n_trials * many.N_RUNS, trials, start)
+
+
+def _attempt_runs(seed: int, undisturbed: Path, folder: Path) -> Trial:
+    trial = many.make_trial(folder, random.Random(f"{seed} {folder.name}"))
+    return _try(trial, partial(many.disturb, trial, undisturbed))
+
+
+def _try(trial: Trial, attempt: Callable[[], None]) -> Trial:
+    try:
+        attempt()
+    except Exception:  # such as a file that should be there: a trial costs none of the others
+        trial.losses.append(traceback.format_exc())
+    if not trial.faults:
+        shutil.rmtree(trial.folder)
+    return trial
+
+
+def _print_line(name: str, n_tried: int, trials: Sequence[Trial], start: float) -> list[str]:
     counts = [
         sum(bool(getattr(trial, what)) for trial in trials)
         for what in ("losses", "hangs", "tracebacks", "left")
     ]
-    cells = "{:8}{:9}{:8}{:13}{:7}".format(n_trials, *counts)
+    cells = "{:8}{:9}{:8}{:13}{:7}".format(n_tried, *counts)
     print(f"{name:<20}{cells}{time.monotonic() - start:7.0f}", flush=True)
     return [
         "\n  ".join([f"{trial.folder} {trial.story}", *trial.faults])
         for trial in trials
         if trial.faults
     ]
-
-
-def _attempt(name: str, reference: Reference, seed: str) -> Trial:
-    trial = Trial(reference.folder.parent / seed.replace(" ", "-"), random.Random(seed))
-    try:
-        KINDS[name].attempt(trial, reference)
-    except Exception:  # such as a file that should be there: a trial costs none of the others
-        trial.losses.append(traceback.format_exc())
-    if not trial.faults:
-        shutil.rmtree(trial.folder)
-    return trial
 
 
 if __name__ == "__main__":

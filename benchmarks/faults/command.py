@@ -62,9 +62,9 @@ class Started:
         """Test whether the process has ended."""
         return self._wait(False) is not None
 
-    def end(self) -> Ended:
+    def end(self, limit_seconds: float = LIMIT_SECONDS) -> Ended:
         """Wait for the end of the process, and of those that it started; kill what does not end."""
-        is_hung = not _wait_until(self.has_ended, self._start + LIMIT_SECONDS - time.monotonic())
+        is_hung = not _wait_until(self.has_ended, self._start + limit_seconds - time.monotonic())
         if is_hung:
             os.kill(self.pid, signal.SIGKILL)
         code = self._wait(True)

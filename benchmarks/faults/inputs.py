@@ -32,7 +32,7 @@ NAMES = (
     "x" * 255, "x" * 10_000, "NA", "nan", "null", "None", "True", "1e5", "007", "${oc.env:HOME}",
     "${now:}", "$(touch pwned)", "`touch pwned`", "%s%n", "{0}", "a,b;c", '"', "'", "\\", "*",
     "[a-z]",
-    "?", "\u202egnp", "\ufeffa", "\ud800", "e\u0301", "\U0001f600", "a|b", "# a", "](javascript:1)",
+    "?", "\u202egnp", "\ufeffa", "e\u0301", "\U0001f600", "a|b", "# a", "](javascript:1)",
     "</title>", "&lt;", "$x$", "_^{", "\\frac{",
 )  # fmt: skip
 FILE_NAMES = (
@@ -292,6 +292,7 @@ HOSTILE_INPUTS: dict[str, Callable[[Path], Path]] = {
     "safetensors of a negative offset": _safetensors(_entry([8, 5], [-160, 0])),
     "safetensors of an overflowing shape": _safetensors(_entry([2**32, 2**32], [0, 0])),
     "safetensors with values for a shape": _safetensors(b'{"a": {"dtype": "F32", "shape": 8}}'),
+    "safetensors with half a character": _safetensors(b'{"\\ud800": {}}'),
     "an index of files above": _index("../secret.safetensors"),
     "an index of itself": _index("model.safetensors.index.json"),
     "gguf of 2^60 tensors": _file("a.gguf", GGUF + struct.pack("<QQ", 2**60, 0) + bytes(999)),

@@ -72,9 +72,9 @@ def no_permission(trial: Trial, reference: Reference) -> None:
         path.chmod(modes[path] & ~forbidden)
     trial.story = f"{forbidden:o} is forbidden of {len(chosen)} paths, {chosen[0]} among them"
     for script, arguments in trial.rng.sample(WRITING, 2):
-        trial.run(script, arguments, _drop_capabilities)
+        trial.run(script, arguments, drop_capabilities)
     for command in (["check", SWEEP], ["verify", SWEEP]):
-        trial.run(QUANTLAB, command, _drop_capabilities)
+        trial.run(QUANTLAB, command, drop_capabilities)
     for path, mode in modes.items():
         path.chmod(mode)
     trial.require_recovery(reference.whole, earlier)
@@ -139,7 +139,7 @@ def _mount(folder: Path, pages: int, files: int, option: str = "") -> None:
     subprocess.run(command, check=True, capture_output=True)
 
 
-def _drop_capabilities() -> None:
+def drop_capabilities() -> None:
     """Have permissions bind this process also if it is root's, as Linux' capset(2) does."""
     header = (ctypes.c_uint32 * 2)(CAPABILITY_VERSION, 0)
     none = (ctypes.c_uint32 * 6)()

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from faults.command import QUANTLAB, RUN, Ended, Prepare, Started, start
+from faults.command import LIMIT_SECONDS, QUANTLAB, RUN, Ended, Prepare, Started, start
 
 INPUT = "weights.npz"
 SWEEP = "sweep"  # the directory of every sweep
@@ -48,6 +48,9 @@ class Trial:
     tracebacks: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
     story: str = ""  # of what was done
+    arguments: Sequence[str] = tuple(ARGUMENTS)  # of its sweep
+    n_runs: int = N_RUNS
+    limit_seconds: float = LIMIT_SECONDS
     n_commands: int = 0
 
     def __post_init__(self) -> None:
@@ -80,7 +83,7 @@ class Trial:
 
     def end(self, started: Started, what: str) -> Ended:
         """Wait for a command, and note what no command may do."""
-        ended = started.end()
+        ended = started.end(self.limit_seconds)
         if ended.is_hung:
             self.hangs.append(f"{what} hangs")
         if "Traceback" in ended.stderr or "Exception ignored" in ended.stderr:
@@ -144,11 +147,11 @@ class Trial:
         `earlier` are complete records that there were before the fault.
         """
         records = (earlier or {}) | self.records()
-        self.require_success(self.run(RUN, ARGUMENTS), "resuming the sweep")
+        self.require_success(self.run(RUN, self.arguments), "resuming the sweep")
         again = self.records()
         changed = [name for name, content in records.items() if again.get(name) != content]
         self.require(not changed, f"complete records were lost or measured again: {changed}")
-        self.require(len(again) == N_RUNS, f"{len(again)} of {N_RUNS} records are complete")
+        self.require(len(again) == self.n_runs, f"only {len(again)} records are complete")
         theirs, ours = read_artefacts(reference / SWEEP), read_artefacts(self.sweep)
         differing = [name for name in {**theirs, **ours} if theirs.get(name) != ours.get(name)]
         self.require(not differing, f"not the bytes of the undisturbed sweep: {differing}")

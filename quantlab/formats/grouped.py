@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from math import prod
 from threading import Lock
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,17 @@ from quantlab.formats.scales import BFLOAT16, FLOAT16, FLOAT32, FloatType
 CHUNK_VALUES = 2**15  # read and reconstructed at once, so that what is computed stays in the cache
 MIN_REDUCED_WIDTH = 128  # of groups whose least and greatest value NumPy finds quickly by itself
 FLOAT_TYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
+
+
+class GroupValues(NamedTuple):
+    """Values of some groups, float32 ``(groups, width)``, and what their tensor knows of them.
+
+    `dtype` is the type that the runtime holds them in, `constants` those of `choose_constants`.
+    """
+
+    x: FloatArray
+    dtype: FloatType
+    constants: Any
 
 
 class Groups:
@@ -73,8 +84,8 @@ class GroupCodec(Codec):
     dtype: str | None = None
 
     @abstractmethod
-    def reconstruct(self, x: FloatArray, constants: Any, /) -> FloatArray:
-        """Reconstruct groups, float32 ``(groups, width)``, with the constants of their tensor."""
+    def reconstruct(self, groups: GroupValues) -> FloatArray:
+        """Reconstruct groups, float32 ``(groups, width)``."""
 
     @abstractmethod
     def count_bits(self, groups: Groups) -> int:
@@ -83,10 +94,10 @@ class GroupCodec(Codec):
     def choose_constants(self, groups: Groups) -> Any:
         """Choose what `reconstruct` needs of the whole tensor, once and before the first group.
 
-        An array has one entry a group, of which `reconstruct` gets those of its groups. Rules
-        that need no more get the type of the tensor.
+        An array has one entry a group, of which `reconstruct` gets those of its groups. Most rules
+        need nothing, and get 0.
         """
-        return groups.dtype
+        return 0 * groups.n_groups
 
     def group_width(self, shape: Shape) -> int:
         """Return the number of values in a group; raises UnfitError where groups do not fit."""
@@ -138,7 +149,9 @@ class _GroupReader:
     def _read_groups(self, first: int, last: int) -> FloatArray:
         shared = self._constants
         constants = shared[first:last] if isinstance(shared, np.ndarray) else shared
-        return self._codec.reconstruct(self._groups.read(first, last), constants).reshape(-1)
+        x = self._groups.read(first, last)
+        values = GroupValues(x, self._groups.dtype, constants)
+        return self._codec.reconstruct(values).reshape(-1)
 
     def _choose_constants(self) -> None:
         with self._lock:

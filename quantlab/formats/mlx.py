@@ -22,13 +22,13 @@ from quantlab.formats.grouped import (
     FLOAT_TYPES,
     GroupCodec,
     Groups,
+    GroupValues,
     group_absmax,
     group_ends,
     require_option,
     require_widths,
     round_to_type,
 )
-from quantlab.formats.scales import FloatType
 
 AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 MIN_SCALE = np.float32(1e-7)
@@ -53,8 +53,9 @@ class MlxAffine(GroupCodec):
         """Return the size of codes, scales and biases."""
         return self.n_bits * groups.size + 2 * groups.dtype.bits * groups.n_groups
 
-    def reconstruct(self, x: FloatArray, dtype: FloatType, /) -> FloatArray:
+    def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups; codes are those of the scale before it is stored."""
+        x, dtype = groups.x, groups.dtype
         scale, bias = _choose_affine(x, np.float32(2**self.n_bits - 1))
         q = x - bias
         q /= scale
@@ -92,8 +93,9 @@ class MlxFp4(GroupCodec):
         """Return the size of codes and exponents."""
         return self.n_bits * groups.size + EXPONENT_BITS * groups.n_groups
 
-    def reconstruct(self, x: FloatArray, _: FloatType, /) -> FloatArray:
+    def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups."""
+        x = groups.x
         absmax = group_absmax(x)
         # In float64 and rounded once, as log2 of a float32 is: it decides next to a power of two.
         exponent = np.ceil(np.log2((absmax / FP4_MAX).astype(np.float64)).astype(np.float32))

@@ -23,6 +23,7 @@ from quantlab.formats.grouped import (
     FLOAT_TYPES,
     GroupCodec,
     Groups,
+    GroupValues,
     group_absmax,
     group_ends,
     require_option,
@@ -52,8 +53,9 @@ class TorchaoInt4(GroupCodec):
         """Return the size of codes, scales and zero points, without the padding of a kernel."""
         return self.n_bits * groups.size + 2 * groups.dtype.bits * groups.n_groups
 
-    def reconstruct(self, x: FloatArray, dtype: FloatType, /) -> FloatArray:
+    def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups."""
+        x, dtype = groups.x, groups.dtype
         lo, hi = group_ends(x)
         qmax = np.float32(2**INT4_BITS - 1)
         scale = _round_scale(round_to_type(hi - lo, dtype) / qmax, dtype)
@@ -83,8 +85,9 @@ class TorchaoInt8(GroupCodec):
         """Return the size of codes and scales."""
         return self.n_bits * groups.size + FLOAT32.bits * groups.n_groups
 
-    def reconstruct(self, x: FloatArray, dtype: FloatType, /) -> FloatArray:
+    def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct rows."""
+        x, dtype = groups.x, groups.dtype
         qmin, qmax = code_range(INT8_BITS)
         scale = round_to_type(group_absmax(x) / np.float32((qmax - qmin) / 2), dtype)
         scale = np.maximum(scale, INT8_MIN_SCALE)
@@ -122,8 +125,9 @@ class TorchaoIntx(GroupCodec):
         zero_point = self.n_bits if self.mapping == ASYMMETRIC else 0
         return self.n_bits * groups.size + (groups.dtype.bits + zero_point) * groups.n_groups
 
-    def reconstruct(self, x: FloatArray, dtype: FloatType, /) -> FloatArray:
+    def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups."""
+        x, dtype = groups.x, groups.dtype
         qmin, qmax = code_range(self.n_bits)
         scale, zero_point = self._choose(x, dtype)
         q = x * round_to_type(np.float32(1) / scale, dtype)

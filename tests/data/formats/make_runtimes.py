@@ -8,6 +8,9 @@ Run by hand, for each runtime in an environment where its packages are, all on a
     pip install numpy==2.4.6 torch==2.15.0 torchao==0.18.0
     python make_runtimes.py torchao
 
+    pip install numpy==2.4.6 torch==2.15.0 bitsandbytes==0.50.2
+    python make_runtimes.py bitsandbytes
+
 A file holds its input ``x`` (float32), the versions that made it, and what came back, float32,
 under a name that says the settings.
 """
@@ -99,6 +102,50 @@ def torchao() -> None:
                 key = f"intx-{name}-{bits}-{mapping.name.lower()}-{group}"
                 theirs[key] = stored.dequantize().float().numpy()
     save("torchao", ["torch", "torchao"], x, theirs)
+
+
+def bitsandbytes() -> None:
+    """bitsandbytes' kernels in PyTorch: KIND-DTYPE-BLOCK, KIND-DTYPE-nested, int8, dynamic.
+
+    Its own quantize_blockwise for CPUs, in C++, looks codes up in a table of 2^16 cells, where the
+    kernels for GPUs and in PyTorch take the nearest: nested magnitudes are taken from the latter.
+    """
+    import torch
+    from bitsandbytes import functional
+
+    x, theirs = tensor(), {}
+
+    def nearest(array: torch.Tensor, code: torch.Tensor, blocksize: int) -> tuple:
+        key = torch._C.DispatchKey.CompositeExplicitAutograd
+        kernel = torch.ops.bitsandbytes.quantize_blockwise.default
+        return kernel._op_dk(key, array, code, blocksize)
+
+    def nested(stored: torch.Tensor, state: functional.QuantState) -> torch.Tensor:
+        offset, code = state.absmax.mean(), functional.create_dynamic_map()
+        codes, absmax = nearest(state.absmax - offset, code, 256)
+        state2 = functional.QuantState(absmax, code=code, blocksize=256, dtype=torch.float32)
+        both = {"quant_type": state.quant_type, "code": state.code, "blocksize": state.blocksize}
+        whole = functional.QuantState(
+            codes, shape=state.shape, dtype=state.dtype, offset=offset, state2=state2, **both
+        )
+        return functional.dequantize_4bit(stored, whole)
+
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        array, name = torch.from_numpy(x).to(dtype), str(dtype).rpartition(".")[2]
+        for kind in ("nf4", "fp4"):
+            for block in (64, 128):
+                stored = functional.quantize_4bit(array, blocksize=block, quant_type=kind)
+                key = f"{kind}-{name}-{block}"
+                theirs[key] = functional.dequantize_4bit(*stored).float().numpy()
+            stored = functional.quantize_4bit(array, blocksize=32, quant_type=kind)
+            theirs[f"{kind}-{name}-nested"] = nested(*stored).float().numpy()
+    short = torch.from_numpy(x[:, :101].copy())
+    stored = functional.quantize_4bit(short, blocksize=64, quant_type="nf4")
+    theirs["nf4-short"] = functional.dequantize_4bit(*stored).numpy()
+    codes, stats, _ = functional.int8_vectorwise_quant(torch.from_numpy(x).half())
+    theirs["int8"] = functional.int8_vectorwise_dequant(codes, stats).numpy()
+    theirs["dynamic"] = functional.create_dynamic_map().numpy()
+    save("bitsandbytes", ["torch", "bitsandbytes"], x, theirs)
 
 
 if __name__ == "__main__":

@@ -146,8 +146,9 @@ class BitsandbytesInt8(GroupCodec):
         """Reconstruct rows; one of zeros comes back as zeros."""
         absmax = group_absmax(groups.x)
         # torch divides a number by a tensor so: by way of its reciprocal
-        inverse = np.divide(np.float32(1), absmax, out=np.zeros_like(absmax), where=absmax > 0)
-        q: FloatArray = groups.x * (inverse * INT8_MAX)
+        inverse = np.zeros_like(absmax)
+        np.divide(np.float32(1), absmax, out=inverse, where=absmax > 0)
+        q = groups.x * (inverse * INT8_MAX)
         np.rint(q, out=q)
         q *= absmax
         q *= np.float32(1) / INT8_MAX

@@ -47,9 +47,13 @@ def require_one_sweep(directory: Path, *, begins: bool = False) -> None:
 
     It is a sweep itself if it has a config of one, or if one `begins` there.
     """
-    folders = {folder for path in record.find(directory) for folder in path.parents}
-    inside = (folder for folder in folders if folder.is_relative_to(directory))
-    sweeps = {folder for folder in inside if (folder / SWEEP_CONFIG).exists()}
+    folders = {directory}
+    for path in record.find(directory):
+        folder = path.parent
+        while folder not in folders:  # ten thousand runs share what is above them
+            folders.add(folder)
+            folder = folder.parent
+    sweeps = {folder for folder in folders if (folder / SWEEP_CONFIG).exists()}
     if begins:
         sweeps.add(directory)
     if len(sweeps) > 1:

@@ -52,7 +52,7 @@ Row = Mapping[str, Any]  # the figures of one tensor in one run, under their key
 Width = Annotated[int | None, ("minimum", 1), ("maximum", 64)]  # in bits
 SHARES = ("rel_err", "coverage", "top1_same", "accuracy_drop")  # criteria of a bar
 SETTING = {"type": ["object", "null"]}
-THRESHOLD = {"type": ["number", "null"], "exclusiveMinimum": 0}
+THRESHOLD = {"type": ["number", "null"], "minimum": 0, "exclusiveMinimum": True}
 BAR = SETTING | {
     "properties": {
         "top_order": {"type": ["boolean", "null"]},

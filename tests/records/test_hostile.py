@@ -1,6 +1,7 @@
 """Records that somebody edited: whatever a value became, it is a sentence and costs no other."""
 
 import json
+import os
 import random
 import shutil
 import traceback
@@ -101,3 +102,26 @@ def sweep(tmp_path):
 def test_whatever_a_value_became_is_a_sentence(sweep, share):
     path = sweep / "hidden-sym-8bit-67aa6335256fa5b6" / record.NAME
     assert find_escapes(path, sweep, share) == []
+
+
+ODD = {
+    "fifo": os.mkfifo,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "loop": lambda path: path.symlink_to(record.NAME),
+    "outside": lambda path: path.symlink_to("/etc/passwd"),
+    "folder": lambda path: path.mkdir(),
+}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_what_is_no_file_is_named_and_holds_nobody_up(sweep):
+    settings = record.read(sweep / "hidden-sym-8bit-67aa6335256fa5b6" / record.NAME)["config"]
+    for name, make in ODD.items():
+        path = sweep / name / record.NAME
+        path.parent.mkdir()
+        make(path)
+        for read in readers(path, sweep, settings):
+            read()
+        with pytest.raises(ValueError, match=f"{path} is "):
+            record.read(path, sweep)
+    assert aggregate(sweep).findings.failures.keys() == ODD.keys()

@@ -50,6 +50,8 @@ def test_every_key_is_demanded(lab_sweep, file, name):
         (("sha256",), "abc"),
         (("range",), [1]),
         (("shape",), [1.5]),
+        (("n_elements",), 1e300),
+        (("rank", "top_k"), None),
     ],
 )
 def test_a_wrong_figure_is_named(lab_sweep, place, wrong):
@@ -61,4 +63,31 @@ def test_a_wrong_figure_is_named(lab_sweep, place, wrong):
         node = node[key]
     node[last] = wrong
     with pytest.raises(ValueError, match=rf"^tensors\.hidden\.{'.'.join(place)}"):
+        schema.require(record.RecordFile, content)
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong"),
+    [
+        ("n_bits", "8"),
+        ("n_bits", -3),
+        ("n_bits", 65),
+        ("n_bits", 8.0),
+        ("seconds", 1e300),
+        ("started", "2026-13-01"),
+        ("config.report.bar.sqnr_db", 0),
+        ("config.report.bar.rel_err", 2),
+        ("config.report.bar.top_order", 1),
+        ("config.mode", None),
+    ],
+)
+def test_a_value_out_of_range_is_named(lab_sweep, place, wrong):
+    (path,) = lab_sweep[0].glob("hidden-sym-*/record.json")
+    content = json.loads(path.read_bytes())
+    *inner, last = place.split(".")
+    node = content
+    for key in inner:
+        node = node[key]
+    node[last] = wrong
+    with pytest.raises(ValueError, match=rf"^{place} must be"):
         schema.require(record.RecordFile, content)

@@ -14,6 +14,8 @@ import fastjsonschema
 
 SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", type(None): "null"}
 
+STRICT = "http://json-schema.org/draft-04/schema#"  # to later drafts 1e300 is an integer
+
 
 def require(schema: str | type, value: Any) -> None:
     """Raise ValueError, naming the place, unless a value follows a schema.
@@ -33,7 +35,7 @@ def _validator(schema: str | type) -> Callable[[Any], Any]:
         return fastjsonschema.compile(
             json.loads(files(__name__).joinpath(f"{schema}.json").read_text())
         )
-    return fastjsonschema.compile(from_type(schema))
+    return fastjsonschema.compile({"$schema": STRICT} | from_type(schema))
 
 
 def from_type(kind: Any) -> dict[str, Any]:

@@ -50,13 +50,19 @@ class Groups:
     def read(self, first: int, last: int) -> FloatArray:
         """Return the values of groups `first` to `last`, ``(groups, width)``.
 
-        A short group is read by itself. Raises NotFiniteError if a value is NaN or Inf.
+        A short group is read by itself. Raises NotFiniteError as `read_values` does.
         """
-        start, stop = first * self.width, min(last * self.width, self.size)
-        x = self.tensor.block(start, stop).reshape(last - first, -1)
-        x = round_to_type(x, self.dtype)
+        values = self.read_values(first * self.width, min(last * self.width, self.size))
+        return values.reshape(last - first, -1)
+
+    def read_values(self, start: int, stop: int) -> FloatArray:
+        """Return elements `start` to `stop`, as the runtime holds them.
+
+        Raises NotFiniteError if one is NaN or Inf, or becomes it in the type of the runtime.
+        """
+        x = round_to_type(self.tensor.block(start, stop), self.dtype)
         if not np.isfinite(x).all():
-            held = "" if self.dtype is FLOAT32 else f", or beyond {self.dtype.name}"
+            held = "" if self.dtype is FLOAT32 else f", or values beyond {self.dtype.name}"
             raise NotFiniteError(f"tensor '{self.tensor.name}' holds NaN or Inf{held}")
         return x
 

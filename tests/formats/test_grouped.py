@@ -4,7 +4,7 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from quantlab.conf import load_option, option_names
@@ -36,7 +36,8 @@ def draw(shape, seed=0):
 
 
 def test_modes_are_found():
-    assert {"mlx/affine", "mlx/mxfp4"} <= set(MODES)
+    runtimes = {mode.partition("/")[0] for mode in MODES}
+    assert runtimes >= {"mlx", "torchao", "bnb", "onnx"}
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -44,7 +45,11 @@ def test_modes_are_found():
 @given(st.sampled_from(SHAPES), st.data())
 def test_nothing_depends_on_how_a_tensor_is_cut(mode, shape, data):
     x = draw(shape)
-    read = load_mode(mode).open(Tensor("x", x)).read
+    try:
+        read = load_mode(mode).open(Tensor("x", x)).read
+    except UnfitError:  # some take matrices alone
+        assume(len(shape) == 2)
+        raise
     whole = read(0, x.size)
     start = data.draw(st.integers(0, x.size - 1))
     stop = data.draw(st.integers(start + 1, x.size))

@@ -11,6 +11,9 @@ Run by hand, for each runtime in an environment where its packages are, all on a
     pip install numpy==2.4.6 torch==2.15.0 bitsandbytes==0.50.2
     python make_runtimes.py bitsandbytes
 
+    pip install numpy==2.4.6 onnx==1.23.2 onnxruntime==1.32.0 onnx-ir==1.1.0 ml_dtypes==0.6.0
+    python make_runtimes.py onnxruntime
+
 A file holds its input ``x`` (float32), the versions that made it, and what came back, float32,
 under a name that says the settings.
 """
@@ -146,6 +149,51 @@ def bitsandbytes() -> None:
     theirs["int8"] = functional.int8_vectorwise_dequant(codes, stats).numpy()
     theirs["dynamic"] = functional.create_dynamic_map().numpy()
     save("bitsandbytes", ["torch", "bitsandbytes"], x, theirs)
+
+
+def onnxruntime() -> None:
+    """ONNX Runtime's MatMulNBitsQuantizer, of x.T: DTYPE-BITS-BLOCK-sym or -asym.
+
+    Read back by the model itself, which multiplies the identity with the matrix; by NumPy in
+    float16, whose sums of products with zeros are exact too.
+    """
+    from onnx import helper, numpy_helper
+    from onnxruntime import InferenceSession
+    from onnxruntime.quantization.matmul_nbits_quantizer import (
+        DefaultWeightOnlyQuantConfig,
+        MatMulNBitsQuantizer,
+    )
+
+    x, theirs = tensor()[:, :240].copy(), {}  # the last block of 32 is short
+
+    def round_trip(weight: np.ndarray, **settings: object) -> np.ndarray:
+        kind = helper.np_dtype_to_tensor_dtype(weight.dtype)
+        inputs, outputs = weight.shape
+        graph = helper.make_graph(
+            [helper.make_node("MatMul", ["a", "w"], ["y"])],
+            "g",
+            [helper.make_tensor_value_info("a", kind, [inputs, inputs])],
+            [helper.make_tensor_value_info("y", kind, [inputs, outputs])],
+            [numpy_helper.from_array(weight, "w")],
+        )
+        opset = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
+        model = helper.make_model(graph, opset_imports=opset, ir_version=10)
+        quantizer = MatMulNBitsQuantizer(
+            model, algo_config=DefaultWeightOnlyQuantConfig(**settings)
+        )
+        quantizer.process()
+        session = InferenceSession(quantizer.model.model.SerializeToString())
+        (y,) = session.run(None, {"a": np.eye(inputs, dtype=weight.dtype)})
+        return y.T.astype(np.float32)
+
+    for dtype in (np.float32, np.float16):
+        for bits in (2, 4, 8):
+            for block in (32, 128):
+                for symmetric in (True, False):
+                    key = f"{dtype.__name__}-{bits}-{block}-{'' if symmetric else 'a'}sym"
+                    settings = {"bits": bits, "block_size": block, "is_symmetric": symmetric}
+                    theirs[key] = round_trip(x.T.astype(dtype).copy(), **settings)
+    save("onnxruntime", ["onnx", "onnxruntime"], x, theirs)
 
 
 if __name__ == "__main__":

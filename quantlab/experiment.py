@@ -232,7 +232,9 @@ class Experiment:
         if self.importance and "out_sqnr_db" not in result["measured"]:
             result["measured"]["out_sqnr_db"] = None
             result["reasons"]["out_sqnr_db"] = f"{self.importance.name} has no importance of it"
-        predicted = predict(opened, expected) if expected and isinstance(opened, Format) else None
+        predicted = None
+        if expected and isinstance(opened, Format) and not opened.transform:
+            predicted = predict(opened, expected)
         result |= {
             "sha256": tensor.sha256(),
             "predicted": predicted,

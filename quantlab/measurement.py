@@ -74,6 +74,7 @@ def measure(
     metrics: Mapping[str, Metric] | None = None,
     select: str = "weights",
     model: Model | None = None,
+    transform: Any = "none",
 ) -> Any:
     """Measure what it costs to store an array, or each array of a mapping.
 
@@ -102,6 +103,9 @@ def measure(
     model
         Of a mapping, an object with ``answers(weights)``, as docs/answers.md has it, or
         `quantlab.models.onnx.OnnxModel`: it answers with all arrays that are measured replaced.
+    transform
+        ``"none"`` or ``"hadamard"``, or an object of `quantlab.formats.transform`: what rows go
+        through before they are quantized, and back afterwards.
 
     Returns
     -------
@@ -121,7 +125,7 @@ def measure(
     >>> result["scale"], result["max_err"], result["n_codes"]
     (0.5, 0.0, 3)
     """
-    form = form_of(mode, n_bits, block, scale, range)
+    form = form_of(mode, n_bits, block, scale, range, transform)
     if isinstance(x, Mapping):
         import pandas as pd
 
@@ -189,9 +193,12 @@ def form_of(
     block: Any = "tensor",
     scale: str = "float32",
     range: Any = "absmax",
+    transform: Any = "none",
 ) -> Format | Codec:
     """Make the format that `measure` measures; raises ValueError if a choice is unknown."""
-    return compose(load_mode(mode, n_bits), _block(block, scale), _range(range))
+    return compose(
+        load_mode(mode, n_bits), _block(block, scale), _range(range), _transform(transform)
+    )
 
 
 def load_mode(mode: Any, n_bits: int | None = None) -> Any:
@@ -212,6 +219,12 @@ def _block(block: Any, scale: str) -> Any:
 
 def _range(range: Any) -> Any:
     return range if hasattr(range, "choose") else _instantiate_option("range", range)
+
+
+def _transform(transform: Any) -> Any:
+    if not isinstance(transform, str):
+        return transform
+    return _instantiate_option("transform", transform) if transform != "none" else None
 
 
 def _load_option(group: str, option: Any) -> dict[str, Any]:

@@ -8,9 +8,10 @@ from omegaconf import OmegaConf
 import quantlab
 from quantlab import quant
 from quantlab.formats import uniform
-from quantlab.formats.blocks import Group
+from quantlab.formats.blocks import Group, PerChannel
 from quantlab.formats.format import Format
 from quantlab.formats.ranges import Mse, Percentile
+from quantlab.formats.transform import Hadamard
 from tests.conftest import ROOT, measure
 from tests.models.samples import answer_two_layers
 from tests.models.test_figures import compare
@@ -82,6 +83,9 @@ def test_a_format_is_chosen_as_on_the_command_line():
     assert result["bits_per_value"] == 4 + 16 * 40 / X.size  # two groups in each row of 50
     narrower = quantlab.measure(X, n_bits=4, range=Percentile(p=99))
     assert narrower["clip_share"] > 0
+    rotated = quantlab.measure(X, n_bits=4, block="channel", transform="hadamard")
+    form = Format(uniform.Symmetric(4), PerChannel(), transform=Hadamard())
+    assert rotated["sqnr_db"] == measure(X, form)["measured"]["sqnr_db"]
     preset = quantlab.measure(X, mode="mx/fp4")
     assert (preset["n_scales"], preset["scale"]) == (40, None)
     assert "there are 40 scales" in preset["reasons"]

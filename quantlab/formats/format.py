@@ -9,6 +9,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,11 +25,12 @@ from quantlab.formats.element import (
 )
 from quantlab.formats.ranges import AbsMax, Range
 from quantlab.formats.scales import ScaleType, scale_type
+from quantlab.formats.transform import Transform
 from quantlab.formats.uniform import MODES, Params, Uniform, mode_name
 from quantlab.text import as_text
 
 PLAIN = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
-CHOICES = ("mode", "block", "range")  # config groups that make a format
+CHOICES = ("mode", "block", "range", "transform")  # config groups that make a format
 FILE = "mode.path"  # the setting that names a file which is quantized already
 
 
@@ -261,13 +263,15 @@ def as_element(mode: Any) -> Element:
 class Format:
     """An element grid, blocks, a range and the type of the scales.
 
-    `scale` is the type of the scales, that of the block's setting unless a preset has its own.
+    `scale` is the type of the scales, that of the block's setting unless a preset has its own. With
+    a `transform` codes are those of the transformed tensor.
     """
 
     element: Element
     block: Block = field(default_factory=PerTensor)
     range: Range = field(default_factory=AbsMax)
     scale: ScaleType | None = None
+    transform: Transform | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError when the scale's type is unknown or the range makes no difference."""
@@ -285,9 +289,20 @@ class Format:
     def open(self, tensor: NamedTensor) -> "Format":
         """Return the format of a tensor: groups have its axis of inputs; raises UnfitError."""
         self.block.layout(tensor.shape)
-        if not isinstance(self.block, Group) or self.block.axis != INPUT:
-            return self
-        return replace(self, block=self.block.along(tensor.input_axis))
+        opened = self
+        if isinstance(self.block, Group) and self.block.axis == INPUT:
+            opened = replace(self, block=self.block.along(tensor.input_axis))
+        if opened.transform:
+            opened.transform.width(opened.row_length(tensor.shape))
+        return opened
+
+    def row_length(self, shape: Shape) -> int:
+        """Return the length of a row that is transformed: of groups, or from axis 1 on."""
+        if isinstance(self.block, Group) and len(shape) > 1:
+            axis = self.block.moved_axis(shape)
+            if axis is not None or self.block.axis == -1:
+                return shape[-1 if axis is None else axis]
+        return prod(shape[1:] if len(shape) > 1 else shape)
 
     @property
     def n_bits(self) -> int:
@@ -311,6 +326,7 @@ class Format:
             "block_size": self.block.block_size,
             "scale_dtype": self.scale_type.name,
             "range": self.range.name if self.element.accepts_range else None,
+            **({"transform": self.transform.name} if self.transform else {}),
         }
 
     def bits_per_value(self, layout: Layout) -> float:
@@ -324,10 +340,12 @@ def preset(element: Callable[..., Element], block: Block, scale: ScaleType, n_bi
     return Format(element(n_bits=n_bits), block, AbsMax(), scale)
 
 
-def compose(mode: Any, block: Block, range: Range) -> Format | Codec:
-    """Return the format that three choices make; raises ValueError where they contradict."""
+def compose(
+    mode: Any, block: Block, range: Range, transform: Transform | None = None
+) -> Format | Codec:
+    """Return the format that the choices make; raises ValueError where they contradict."""
     if not isinstance(mode, Format | Codec):
-        return Format(as_element(mode), block, range)
+        return Format(as_element(mode), block, range, transform=transform)
     for key, chosen, free in (
         ("block", block.name, "tensor"),
         ("block.scale", block.scale, "float32"),
@@ -338,4 +356,11 @@ def compose(mode: Any, block: Block, range: Range) -> Format | Codec:
                 f"{key}={chosen} does not go with a mode that fixes blocks, scales and range: "
                 "leave it out"
             )
-    return mode
+    if transform is None:
+        return mode
+    if isinstance(mode, Format):
+        return replace(mode, transform=transform)
+    raise ContradictionError(
+        f"transform={transform.name} does not go with a mode that stores tensors by rules of its "
+        "own: leave it out"
+    )

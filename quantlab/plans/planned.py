@@ -115,7 +115,10 @@ def build_format(spec: FormatSpec) -> Format | Codec:
     size = {} if spec.block_size is None else {"size": spec.block_size}
     block = _build_option(spec, "block", spec.block, scale=spec.scale_dtype, **size)
     range_ = _build_option(spec, "range", spec.range) if spec.range else AbsMax()
-    return compose(mode, block, range_)
+    transform = spec.setting("transform")
+    return compose(
+        mode, block, range_, _build_option(spec, "transform", transform) if transform else None
+    )
 
 
 def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: Any) -> Any:

@@ -315,6 +315,8 @@ def format_spec(
     for group in ("block", "range"):  # schema 3 had neither; a codec has none
         if group in config and columns[group]:
             settings |= changed_settings(group, columns[group], config[group])
+    if name := columns.get("transform"):
+        settings |= {"transform": name, **changed_settings("transform", name, config["transform"])}
     settings = {key: value for key, value in settings.items() if key not in COLUMN_SETTINGS}
     fixes_width = "n_bits" in (load_option("mode", option) or {})
     return FormatSpec.of(option, n_bits, columns, settings, fixes_width=fixes_width)

@@ -258,14 +258,15 @@ def _overrides(content: Record) -> dict[str, str]:
 
 
 def setting(content: Record, key: str) -> Any:
-    """Look up a dotted key in a record's config, else among its overrides."""
+    """Look up a dotted key in a record's config, else, as that of an option, in its overrides."""
     node: Any = content["config"]
     for part in key.split("."):
         if not isinstance(node, dict) or part not in node:
             of_other_option = key.startswith(("block.", "range."))
             return None if of_other_option else _overrides(content).get(key)
         node = node[part]
-    return node
+    is_option = isinstance(node, dict) and "_target_" in node
+    return _overrides(content).get(key) if is_option else node
 
 
 NAME = "results.csv"

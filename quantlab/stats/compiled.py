@@ -113,13 +113,16 @@ class CompiledEngine(NumpyEngine):
         table: Table,
     ) -> ChunkSums:
         """Take a block through a grid, and sum it up as `gather` does."""
+        given = NO_FLOATS, NO_CODES, NO_MASK
+        grid_blocks = self._grid_blocks(blocks)
+        return self._gather(start, x, _typed(grid), grid_blocks, given, options, table)
+
+    def _grid_blocks(self, blocks: BlockLayoutParams) -> Any:
         layout, first, params = blocks.layout, blocks.first, blocks.params
         (scales, *_), (zero_points, *_) = _scales(params)
-        grid_blocks = self._loops.GridBlocks(
+        return self._loops.GridBlocks(
             layout.row, layout.width, layout.per_row, int(layout.shared), first, scales, zero_points
         )
-        given = NO_FLOATS, NO_CODES, NO_MASK
-        return self._gather(start, x, _typed(grid), grid_blocks, given, options, table)
 
     def _gather(
         self,
@@ -134,6 +137,20 @@ class CompiledEngine(NumpyEngine):
         sums = np.zeros(-(-x.size // CHUNK), CHUNK_SUMS)
         self._loops.gather(start, _plain(x), grid, blocks, *given, options, sums, table)
         return sums
+
+    def reconstruct(
+        self, start: int, x: FloatArray, grid: CompiledGrid, blocks: BlockLayoutParams
+    ) -> FloatArray:
+        """Reconstruct values of which `x` begins at element `start`."""
+        x_hat = np.empty(x.size, np.float32)
+        self._loops.reconstruct(start, _plain(x), _typed(grid), self._grid_blocks(blocks), x_hat)
+        return x_hat
+
+    def multiply_hadamard(self, x: FloatArray) -> FloatArray:
+        """Multiply rows by Sylvester's matrix."""
+        out = np.empty(x.shape, np.float32)
+        self._loops.multiply_hadamard(_plain(x), out)
+        return out
 
     def histogram(self, errors: FloatArray, upper: float) -> ErrorHistogram:
         """Return the histogram of errors over [0, upper]."""

@@ -25,6 +25,7 @@ log = logging.getLogger("quantlab")
 
 PIECE = 2**13  # values whose scratch fits the second cache
 COLUMNS = 2**10  # values that are tried with several scales, whose scratch fits the first
+LANES = 16  # rows that are transformed at once
 TABLES = 4  # of counts: equal codes in a row do not wait for each other
 FLOAT32_MAX, ZERO = np.float32(np.finfo(np.float32).max), np.float32(0)
 EXPONENT, MAGNITUDE = np.int32(0x7F80_0000), np.int32(0x7FFF_FFFF)  # bits of a float32
@@ -467,6 +468,66 @@ def gather(
             add_row_squares(x[at:stop], abs_err[:n], start + at, width, options.squares)
         keep_sample(abs_err[:n], start + at, options.stride, options.errors)
     return touched
+
+
+@entry(i64, _read(f32), GRID, BLOCKS, f32[::1])
+def reconstruct(start: Any, x: Any, grid: Any, blocks: Any, x_hat: Any) -> Any:
+    """Write what values come back as, of which `x` begins at element `start`."""
+    scales, zero_points = blocks.scales, blocks.zero_points
+    scale, zero_point = np.empty(PIECE, np.float32), np.empty(PIECE, np.float32)
+    codes, clipped = np.empty(PIECE, np.uint16), np.zeros(PIECE, np.bool_)
+    scale[:], zero_point[:] = scales[0], zero_points[0]
+    for at in range(0, x.size, PIECE):
+        stop = min(at + PIECE, x.size)
+        n = stop - at
+        if scales.size > 1:
+            spread(scales, blocks, start + at, scale[:n])
+        if zero_points.size > 1:
+            spread(zero_points, blocks, start + at, zero_point[:n])
+        if grid.kind == UNIFORM:
+            round_to_step(x[at:stop], scale[:n], zero_point[:n], grid, x_hat[at:stop], None, None)
+        else:
+            round_trip(
+                x[at:stop], scale[:n], zero_point[:n], grid, x_hat[at:stop], codes[:n], clipped[:n]
+            )
+
+
+@loop()
+def add_and_subtract(lanes: Any, half: Any) -> Any:
+    """Replace the halves of all rows of `lanes` by their sums and differences, twice."""
+    for start in range(0, lanes.shape[0], 4 * half):
+        for i in range(start, start + half):
+            for lane in range(LANES):
+                a, b = lanes[i, lane], lanes[i + half, lane]
+                c, d = lanes[i + 2 * half, lane], lanes[i + 3 * half, lane]
+                sum_ab, sum_cd, difference_ab, difference_cd = a + b, c + d, a - b, c - d
+                lanes[i, lane] = sum_ab + sum_cd
+                lanes[i + half, lane] = difference_ab + difference_cd
+                lanes[i + 2 * half, lane] = sum_ab - sum_cd
+                lanes[i + 3 * half, lane] = difference_ab - difference_cd
+
+
+@entry(_read(f32, 2), f32[:, ::1])
+def multiply_hadamard(x: Any, out: Any) -> Any:
+    """Multiply rows by Sylvester's matrix, as `transform.multiply_hadamard`: many rows at once."""
+    n, width = x.shape
+    lanes = np.zeros((width, LANES), np.float32)
+    for first in range(0, n, LANES):
+        rows = min(LANES, n - first)
+        for row in range(rows):
+            for i in range(width):
+                lanes[i, row] = x[first + row, i]
+        half = 1
+        while 4 * half <= width:
+            add_and_subtract(lanes, half)
+            half *= 4
+        for i in range(half if half < width else 0):
+            for lane in range(LANES):
+                a, b = lanes[i, lane], lanes[i + half, lane]
+                lanes[i, lane], lanes[i + half, lane] = a + b, a - b
+        for row in range(rows):
+            for i in range(width):
+                out[first + row, i] = lanes[i, row]
 
 
 @loop()

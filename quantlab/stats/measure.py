@@ -44,7 +44,13 @@ from quantlab.stats.survey import (
     new_maxima,
     survey,
 )
-from quantlab.stats.tensor_codec import SingleScale, TensorCodec, needs_survey, open_codec
+from quantlab.stats.tensor_codec import (
+    SingleScale,
+    TensorCodec,
+    needs_survey,
+    open_codec,
+    reconstruct_block,
+)
 from quantlab.text import label
 
 SAMPLE = 2**18  # errors that quantiles are taken of, at most; a longer tensor is strided
@@ -133,7 +139,8 @@ def reconstruct(tensor: Tensor, form: Format | Reconstruction, threads: int = 1)
     x_hat = np.empty(tensor.size, np.float32)
 
     def read(start: int) -> None:
-        x_hat[start : start + CHUNK] = codec.read(start, min(start + CHUNK, tensor.size))
+        stop = min(start + CHUNK, tensor.size)
+        x_hat[start:stop] = reconstruct_block(tensor, codec, engine, start, stop)
 
     parallel.map_on_threads(read, list(range(0, tensor.size, CHUNK)), threads)
     return x_hat.reshape(tensor.shape)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats import transform
 from quantlab.formats.blocks import Read
 from quantlab.formats.element import FloatArray, Quantized
 from quantlab.formats.ranges import NUMPY, Reductions
@@ -163,6 +164,10 @@ class NumpyEngine:
                 for chunk in chunk_slices(x.size)
             ]
         )
+
+    def multiply_hadamard(self, x: FloatArray) -> FloatArray:
+        """Multiply rows by Sylvester's matrix."""
+        return transform.multiply_hadamard(x)
 
     def histogram(self, errors: FloatArray, upper: float) -> "ErrorHistogram":
         """Return the histogram of errors over [0, upper]."""

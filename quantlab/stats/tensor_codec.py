@@ -1,7 +1,9 @@
 """Quantize and reconstruct one tensor: one scale, many, or decoded from a file or library."""
 
 import math
+import threading
 from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,17 +13,21 @@ from quantlab.formats import uniform
 from quantlab.formats.element import (
     CompiledGrid,
     FloatArray,
+    NotFiniteError,
     Quantized,
     compiled_grid_of,
     per_value,
 )
 from quantlab.formats.format import Format, Reconstruction
 from quantlab.formats.quantizer import BlockLayoutParams, BlockQuantizer, ScaleStats
+from quantlab.formats.transform import Transform
 from quantlab.formats.uniform import Params, Uniform
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import parallel
+from quantlab.stats.compiled import CompiledEngine
 from quantlab.stats.reference import NumpyEngine
-from quantlab.stats.survey import Survey
+from quantlab.stats.survey import Survey, survey
+from quantlab.text import label
 
 QuantizeBlock = Callable[[int, FloatArray], Quantized]  # of a flat block and where it begins
 MANY_SCALES = "there are {n} scales"
@@ -242,7 +248,7 @@ class FromFile:
 
 def needs_survey(tensor: Tensor, form: Format | Reconstruction) -> bool:
     """Whether the parameters of a format depend on the range of the whole tensor."""
-    if isinstance(form, Reconstruction):
+    if isinstance(form, Reconstruction) or form.transform:
         return False
     layout = form.block.layout(tensor.shape)
     return layout.chosen_beforehand or form.scale_type.tensor_bits > 0
@@ -261,6 +267,8 @@ def open_codec(
     """
     if isinstance(form, Reconstruction):
         return FromFile(tensor, form)
+    if form.transform:
+        return FromFile(tensor, _open_transformed(tensor, form, form.transform, threads, engine))
     quantizer = BlockQuantizer(
         form,
         form.block.layout(tensor.shape),
@@ -275,3 +283,86 @@ def open_codec(
     if even and quantizer.chosen_scales.smallest:
         return SingleScale(tensor, form, quantizer)
     return Blockwise(form, quantizer)
+
+
+def reconstruct_block(
+    tensor: Tensor, codec: TensorCodec, engine: NumpyEngine, start: int, stop: int
+) -> FloatArray:
+    """Reconstruct elements `start` to `stop` of the tensor of a codec, compiled where it can be."""
+    if codec.grid and isinstance(engine, CompiledEngine):
+        x, blocks = engine.reader(tensor)(start, stop), codec.block_params(start, stop)
+        return engine.reconstruct(start, x, codec.grid, blocks)
+    return codec.read(start, stop)
+
+
+@dataclass(frozen=True)
+class TransformedTensor(Tensor):
+    """The values of an `original` after a transform, float32, `width` of them at a time.
+
+    A thread keeps the stretch that it read last: parameters are chosen of what is then quantized.
+    """
+
+    original: Tensor = field(kw_only=True, repr=False)
+    forward: Callable[[FloatArray], FloatArray] = field(kw_only=True, repr=False)
+    width: int = field(kw_only=True)
+    _last: threading.local = field(default_factory=threading.local, repr=False)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the original."""
+        return self.original.shape
+
+    @property
+    def dtype(self) -> str:
+        """Name of the dtype of what is quantized."""
+        return "float32"
+
+    def stored(self, start: int, stop: int) -> FloatArray:
+        """Return elements `start` to `stop`."""
+        first, last, values = getattr(self._last, "stretch", (0, 0, None))
+        if values is None or start < first or min(stop, self.size) > last:
+            first, last = start - start % self.width, min(stop + -stop % self.width, self.size)
+            x = self.original.block(first, last).reshape(-1, self.width)
+            values = self.forward(x).reshape(-1)
+            self._last.stretch = first, last, values
+        return values[start - first : stop - first]
+
+    def require_finite(self) -> None:
+        """Raise ValueError as the original does, or because sums of its values are not finite."""
+        self.original.require_finite()
+        raise ValueError(
+            f"tensor '{label(self.name)}' has values whose sums are beyond float32: rescale it, or "
+            "leave out transform"
+        )
+
+
+def _open_transformed(
+    tensor: Tensor, form: Format, transform: Transform, threads: int, engine: NumpyEngine
+) -> Reconstruction:
+    """Return what comes back of a tensor that is transformed before it is quantized."""
+    width = transform.width(form.row_length(tensor.shape))
+    transformed = TransformedTensor(
+        tensor.name,
+        tensor.array,
+        None if tensor.state is None else (tensor.state, transform, width),
+        original=tensor,
+        forward=lambda x: transform.forward(x, engine.multiply_hadamard),
+        width=width,
+    )
+    plain = replace(form, transform=None)
+    is_surveyed = needs_survey(transformed, plain)
+    surveyed = survey(transformed, threads, engine) if is_surveyed else None
+    codec = open_codec(transformed, plain, surveyed, threads, engine)
+
+    def read(start: int, stop: int) -> FloatArray:
+        first, last = start - start % width, min(stop + -stop % width, tensor.size)
+        try:
+            y = reconstruct_block(transformed, codec, engine, first, last)
+        except NotFiniteError:
+            transformed.require_finite()
+            raise
+        x_hat = transform.backward(y.reshape(-1, width), engine.multiply_hadamard).reshape(-1)
+        return x_hat[start - first : stop - first]
+
+    bits = round(codec.bits_per_value * tensor.size)
+    return Reconstruction(read, f"transform={transform.name}", bits)

@@ -24,7 +24,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from quantlab.conf import add_folder
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
-from quantlab.formats.format import Codec, Format, compose
+from quantlab.formats.format import CHOICES, Codec, Format, compose
 from quantlab.formats.ggml import Importance
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
@@ -114,7 +114,7 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
 
     Formats never change, but the files that some read may.
     """
-    choices = {key: config[key] for key in ("mode", "block", "range") if key in config}
+    choices = {key: config[key] for key in CHOICES if config.get(key)}
     choices["mode"] = {**choices["mode"], "n_bits": config["n_bits"]}
     files = [choices["mode"][key] for key in ("path", "imatrix") if choices["mode"].get(key)]
     states = [file_state(file) for file in files if Path(file).expanduser().is_file()]
@@ -126,7 +126,9 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
     return _formats[key]
 
 
-def _make_format(mode: dict[str, Any], block: Any = None, range: Any = None) -> Format | Codec:
+def _make_format(
+    mode: dict[str, Any], block: Any = None, range: Any = None, transform: Any = None
+) -> Format | Codec:
     """Make a format; one recorded before there were blocks has one float32 scale a tensor."""
     settings = {key: value for key, value in mode.items() if key != "imatrix"}
     if mode.get("imatrix"):
@@ -137,6 +139,7 @@ def _make_format(mode: dict[str, Any], block: Any = None, range: Any = None) -> 
         grid,
         instantiate(block) if block else PerTensor(),
         instantiate(range) if range else AbsMax(),
+        instantiate(transform) if transform else None,
     )
 
 

@@ -26,6 +26,8 @@ FORMATS = [
     "mode=sym block=channel block.axis=1 range=mse n_bits=4",
     "mode=sym range=percentile range.p=99 n_bits=4",
     "mode=log n_bits=5",
+    "mode=sym transform=hadamard transform.seed=3 n_bits=4",
+    "mode=mx/fp4 transform=hadamard transform.size=16",
     "mode=nf4",
     "mode=mx/fp4",
     "mode=nv/fp4",

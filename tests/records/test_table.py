@@ -14,7 +14,7 @@ from quantlab.formats.uniform import Symmetric
 from quantlab.records.record import Outcome
 from quantlab.records.table import load, read_aggregate
 from quantlab.sources.lab import Hidden
-from tests.conftest import ROOT, aggregate, measure
+from tests.conftest import ROOT, aggregate, measure, run
 from tests.report.test_aggregate import keep
 from tests.report.test_page import many
 
@@ -111,6 +111,18 @@ def test_every_swept_axis_is_one_more_level(tmp_path):
     assert list(nested) == ["8", "4"]  # in the order of the sweep
     assert list(nested["4"]) == ["1", "2"]
     assert json.loads((tmp_path / "manifest.json").read_text())["levels"][-1] == "seed"
+
+
+def test_a_transform_is_a_level_by_its_name(tmp_path):
+    done = run(
+        "-m", "dist=hidden", "transform=none,hadamard", "n_bits=4", f"hydra.sweep.dir={tmp_path}/s"
+    )
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "s" / "results.json").read_bytes())
+    assert list(results["hidden"]["symmetric"]) == ["none", "hadamard"]
+    table = quantlab.load(tmp_path / "s")
+    assert table["format"].tolist() == ["sym 4 bits", "sym 4 bits, transform=hadamard"]
+    assert table["sqnr_db"].nunique() == 2
 
 
 def test_several_tensors_are_a_level(tmp_path):
@@ -219,8 +231,8 @@ def test_a_run_without_figures_has_its_reason(lab_sweep, tmp_path):
         shutil.copy(lab_sweep[0] / name, tmp_path)
     manifest = json.loads((tmp_path / "manifest.json").read_bytes())
     lost = [("failed", "no disk"), ("unreadable", None), ("unreadable", "torn")]
-    for run, (status, error) in zip(manifest["runs"], lost, strict=False):
-        run |= {"status": status, "error": error}
+    for described, (status, error) in zip(manifest["runs"], lost, strict=False):
+        described |= {"status": status, "error": error}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert list(read_aggregate(tmp_path).failures.values()) == ["no disk", "unreadable", "torn"]
 

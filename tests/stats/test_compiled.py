@@ -1,6 +1,7 @@
 import logging
 import subprocess
 import sys
+from dataclasses import replace
 
 import ml_dtypes
 import numpy as np
@@ -16,11 +17,13 @@ from quantlab.formats.format import Format
 from quantlab.formats.log import Log
 from quantlab.formats.ranges import NUMPY, AbsMax, Mse, Percentile
 from quantlab.formats.scales import FLOAT32, PowerOfTwo, TwoLevel
+from quantlab.formats.transform import Hadamard, multiply_hadamard
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled
 from quantlab.stats import measure as module
 from quantlab.stats.compiled import CompiledEngine, engine_for, versions
+from quantlab.stats.measure import reconstruct
 from quantlab.stats.reference import CHUNK, NumpyEngine, combine_sums
 from quantlab.stats.survey import survey
 from tests.conftest import measure
@@ -113,6 +116,30 @@ def test_both_executions_measure_the_same(name, shape, monkeypatch):
 def test_sizes_around_every_boundary(name, size, monkeypatch):
     x = RNG.standard_normal(size).astype(np.float32)
     require_alike(*both(monkeypatch, x, FORMATS[name], threads=2))
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_executions_reconstruct_the_same_bits(name, monkeypatch):
+    tensor, x_hat = Tensor("x", awkward((40, 999))), []
+    for size in (-1, 2**62):
+        monkeypatch.setattr(compiled, "MAX_NUMPY_SIZE", size)
+        x_hat.append(reconstruct(tensor, FORMATS[name], threads=2))
+    assert np.array_equal(*x_hat)
+
+
+@pytest.mark.parametrize("name", ["sym8", "asym4 channel -1", "nf4 group", "log8"])
+def test_both_executions_transform_alike(name, monkeypatch):
+    form = replace(FORMATS[name], transform=Hadamard(64))
+    x = RNG.standard_normal((130, 1024)).astype(np.float32)
+    require_alike(*both(monkeypatch, x, form, threads=2))
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 64, 128, 512])
+@pytest.mark.parametrize("rows", [1, kernel.LANES, kernel.LANES + 1, 100])
+def test_both_executions_multiply_by_the_same_matrix(width, rows):
+    x = RNG.standard_normal((rows, width)).astype(np.float32)
+    fast = CompiledEngine(kernel).multiply_hadamard(x)
+    assert np.array_equal(fast, multiply_hadamard(x))
 
 
 @pytest.mark.parametrize("dtype", [">f4", "<f2", ">f2", "<f8"])
@@ -229,7 +256,9 @@ def test_a_constant_that_both_engines_use_is_changed_in_one_place():
 
 def test_the_fast_engine_has_every_method_of_the_reference():
     methods = {name for name, value in vars(NumpyEngine).items() if callable(value)}
-    assert methods == {"reader", "survey", "new_table", "gather", "histogram"}
+    assert methods == {
+        "reader", "survey", "new_table", "gather", "multiply_hadamard", "histogram",
+    }  # fmt: skip
     assert methods < vars(CompiledEngine).keys()
 
 

@@ -1,5 +1,6 @@
 import math
 import tracemalloc
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,7 +15,9 @@ from quantlab.formats.format import Format
 from quantlab.formats.log import Log
 from quantlab.formats.ranges import AbsMax, BlockValues, Mse, Percentile, bounds
 from quantlab.formats.scales import PowerOfTwo, TwoLevel
+from quantlab.formats.transform import Hadamard, multiply_hadamard
 from quantlab.formats.uniform import Asymmetric, Symmetric
+from quantlab.sources.tensor import Tensor
 from quantlab.stats import measure as module
 from quantlab.stats.reference import CHUNK, NumpyEngine
 from tests.conftest import measure
@@ -229,3 +232,54 @@ def test_memory_does_not_grow_with_the_tensor_in_groups():
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 60 * 2**20  # less than the 64 MiB of its float32 values
+
+
+ROTATED = [replace(form, transform=Hadamard(8)) for form in FORMATS]
+
+
+@pytest.mark.parametrize("form", ROTATED, ids=lambda form: f"{type(form.element).__name__}")
+def test_a_tensor_is_quantized_in_the_basis_of_its_transform(form):
+    hadamard, plain = form.transform, replace(form, transform=None)
+    rows = MATRIX.reshape(-1, 8)
+    y = hadamard.forward(rows, multiply_hadamard).reshape(MATRIX.shape)
+    y_hat = module.reconstruct(Tensor("y", y), plain).reshape(-1, 8)
+    x_hat = hadamard.backward(y_hat, multiply_hadamard).reshape(MATRIX.shape)
+    assert np.array_equal(module.reconstruct(Tensor("x", MATRIX), form, threads=2), x_hat)
+    result = measure(MATRIX, form)
+    error = (x_hat - MATRIX).astype(np.float64)
+    assert result["measured"]["max_err"] == np.abs(error).max()
+    assert result["measured"]["rmse"] == pytest.approx(np.sqrt(np.mean(error**2)), rel=1e-12)
+    bits = measure(MATRIX, plain)["storage"]["bits_per_value"]
+    assert result["storage"]["bits_per_value"] == pytest.approx(bits, rel=1e-6)
+
+
+def test_outliers_cost_less_where_they_are_spread():
+    x = np.random.default_rng(0).standard_normal((64, 512)).astype(np.float32)
+    x[:, 3] *= 100
+    plain = Format(Symmetric(4), PerChannel())
+    with_outlier, spread = (
+        measure(x, form)["measured"]["worst_row_sqnr_db"]
+        for form in (plain, replace(plain, transform=Hadamard()))
+    )
+    assert with_outlier + 10 < spread
+
+
+@pytest.mark.parametrize("form", [ROTATED[0], ROTATED[2], ROTATED[7]])
+@pytest.mark.parametrize("width", [64, 70_000])
+def test_sums_beyond_float32_are_named(form, width):
+    x = np.full((4, 8 * width // 8), 3e38, np.float32)
+    with pytest.raises(ValueError, match="'x' has values whose sums are beyond float32"):
+        measure(x, form)
+    x[1, 1] = np.nan
+    with pytest.raises(ValueError, match="holds 1 NaN or Inf"):
+        measure(x, form)
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_rows_are_those_of_groups_along_an_axis(axis):
+    x = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)
+    form = Format(Symmetric(4), Group(16, axis), transform=Hadamard(16))
+    moved = np.ascontiguousarray(np.moveaxis(x, axis, -1))
+    last = replace(form, block=Group(16, -1))
+    expected = np.moveaxis(module.reconstruct(Tensor("x", moved), last), -1, axis)
+    assert np.array_equal(module.reconstruct(Tensor("x", x), form), expected)

@@ -96,6 +96,7 @@ def test_forced_settings_are_settings(tmp_path):
         (["mode=log", "n_bits=2"], "n_bits must be from 3 to 16 with mode=log, got 2"),
         (["mode=mx/fp4", "block=group"], "block=group does not go with a mode that fixes blocks"),
         (["mode=log", "range=mse"], "range=mse does not go with mode=log: leave it out"),
+        (["transform=hadamard", "transform.size=48"], "transform.size must be a power of two"),
         (["block=group", "block.size=0"], "block.size must be a whole number of 1 or more, got 0"),
         (["block.scale=int8"], "block.scale must be one of float32, float16, bfloat16, got 'int8'"),
         (

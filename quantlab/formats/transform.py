@@ -1,0 +1,115 @@
+"""Transforms of the rows of a tensor before it is quantized, undone afterwards.
+
+Codes and scales are those of the transformed values, every figure is of the values themselves.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Protocol
+
+import numpy as np
+
+from quantlab.formats.blocks import UnfitError
+from quantlab.formats.element import FloatArray
+
+MAX_SIZE = 2**9  # that is chosen where none is given: so many rows of it fit the first cache
+CACHED_VALUES = 2**15  # that are transformed at once: columns of them fit the cache
+
+
+MultiplyHadamard = Callable[[FloatArray], FloatArray]
+
+
+class Transform(Protocol):
+    """A reversible transform of stretches of a row."""
+
+    @property
+    def name(self) -> str:
+        """Name of the option."""
+
+    def width(self, row: int) -> int:
+        """Return how many values of a row of `row` are transformed together; raises UnfitError."""
+
+    def forward(self, x: FloatArray, multiply: MultiplyHadamard) -> FloatArray:
+        """Transform float32 values ``(n, width)``; `multiply` is `multiply_hadamard` or as it."""
+
+    def backward(self, y: FloatArray, multiply: MultiplyHadamard) -> FloatArray:
+        """Undo `forward`."""
+
+
+@dataclass(frozen=True)
+class Hadamard:
+    """A Hadamard rotation with random signs, y = H D x / sqrt(size), as in QuaRot (2024).
+
+    H is Sylvester's matrix, which is its own inverse but for a factor, and D are signs of columns,
+    drawn from `seed`. Any value is spread over all columns, so that outliers vanish. Without a
+    `size` it is the largest power of two that divides a row, `MAX_SIZE` at most. The signs are the
+    same for all tensors, and take no bits.
+    """
+
+    size: int | None = None
+    seed: int = 0
+    name = "hadamard"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `size` is a power of two of 2 or more, or None."""
+        is_power = type(self.size) is int and self.size > 1 and not self.size & (self.size - 1)
+        if self.size is not None and not is_power:
+            raise ValueError(f"transform.size must be a power of two, 2 or more, got {self.size!r}")
+        if type(self.seed) is not int or self.seed < 0:
+            raise ValueError(f"transform.seed must be a whole number from 0 up, got {self.seed!r}")
+
+    def width(self, row: int) -> int:
+        """Return the size; raises UnfitError where it does not divide a row."""
+        largest = min(row & -row, MAX_SIZE)
+        if largest < 2:
+            raise UnfitError(f"no power of two divides its rows of {row} values")
+        if self.size and row % self.size:
+            raise UnfitError(
+                f"transform.size={self.size} does not divide its rows of {row} values: "
+                f"transform.size={largest} does"
+            )
+        return self.size or largest
+
+    def forward(self, x: FloatArray, multiply: MultiplyHadamard) -> FloatArray:
+        """Transform float32 values ``(n, width)``."""
+        return multiply(x * self._signs(x.shape[1]))
+
+    def backward(self, y: FloatArray, multiply: MultiplyHadamard) -> FloatArray:
+        """Undo `forward`."""
+        x_hat = multiply(y)
+        x_hat *= self._signs(y.shape[1])
+        return x_hat
+
+    def _signs(self, width: int) -> FloatArray:
+        return _draw_signs(self.seed, width)
+
+
+@lru_cache
+def _draw_signs(seed: int, width: int) -> FloatArray:
+    """Draw signs, divided by sqrt(width)."""
+    signs = np.random.default_rng(seed).choice(np.array([-1, 1], np.float64), width)
+    return (signs / np.sqrt(width)).astype(np.float32)
+
+
+def multiply_hadamard(x: FloatArray) -> FloatArray:
+    """Multiply rows by Sylvester's matrix: sums and differences of halves, one size after another.
+
+    Each row is computed alone, so that its bits do not depend on others.
+    """
+    rows = max(1, CACHED_VALUES // x.shape[1])
+    parts = [_multiply_part(x[start : start + rows]) for start in range(0, len(x), rows)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def _multiply_part(x: FloatArray) -> FloatArray:
+    n, width = x.shape
+    sums, out = np.ascontiguousarray(x.T), np.empty((width, n), np.float32)
+    half = 1
+    with np.errstate(over="ignore", invalid="ignore"):  # a sum that is not finite is found later
+        while half < width:
+            pairs, results = (values.reshape(-1, 2, half * n) for values in (sums, out))
+            np.add(pairs[:, 0], pairs[:, 1], out=results[:, 0])
+            np.subtract(pairs[:, 0], pairs[:, 1], out=results[:, 1])
+            sums, out, half = out, sums, 2 * half
+    return np.ascontiguousarray(sums.T)

@@ -12,7 +12,7 @@ from threading import Lock
 from typing import Any, cast
 
 from quantlab.conf import load_option
-from quantlab.formats.blocks import Group, UnfitError
+from quantlab.formats.blocks import Group, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, Format, FormatSpec, NamedTensor, Reconstruction, compose
 from quantlab.formats.ranges import AbsMax
@@ -110,15 +110,14 @@ def build_format(spec: FormatSpec) -> Format | Codec:
     Raises ValueError where there is no such option.
     """
     mode = _build_option(spec, "mode", spec.mode, n_bits=spec.n_bits)
+    name = spec.setting("transform")
+    transform = _build_option(spec, "transform", name) if name else None
     if isinstance(mode, Format | Codec):
-        return mode
+        return compose(mode, PerTensor(), AbsMax(), transform)
     size = {} if spec.block_size is None else {"size": spec.block_size}
     block = _build_option(spec, "block", spec.block, scale=spec.scale_dtype, **size)
     range_ = _build_option(spec, "range", spec.range) if spec.range else AbsMax()
-    transform = spec.setting("transform")
-    return compose(
-        mode, block, range_, _build_option(spec, "transform", transform) if transform else None
-    )
+    return compose(mode, block, range_, transform)
 
 
 def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: Any) -> Any:
@@ -134,7 +133,7 @@ def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: 
     own = dict(config.get(group, config))
     for key, value in spec.settings:
         node, *keys = key.split(".")
-        if node == group:
+        if node == group and keys:  # without keys it is the name of the option
             _set_nested(own, keys, value)
     imatrix = own.pop("imatrix", None)
     if imatrix:  # an object in a config would become one itself

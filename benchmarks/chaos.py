@@ -15,7 +15,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor
 from functools import partial
 from importlib import import_module
 from multiprocessing import get_context
@@ -43,30 +43,30 @@ class Kind(NamedTuple):
 
 KINDS = {
     "kill-sweep": Kind(signals.kill_sweep, 20),
-    "kill-joblib": Kind(signals.kill_joblib, 8),
+    "kill-joblib": Kind(signals.kill_joblib, 6),
     "kill-imports": Kind(signals.signal_imports, 6),
     "aggregate": Kind(signals.signal_aggregate, 20),
     "report": Kind(signals.signal_report, 10),
-    "plan": Kind(signals.signal_plan, 8),
+    "plan": Kind(signals.signal_plan, 6),
     "sigterm": Kind(signals.terminate_sweep, 10),
     "sigterm-joblib": Kind(signals.terminate_joblib, 4),
     "ctrl-c": Kind(signals.interrupt_sweep, 10),
     "ctrl-c-twice": Kind(signals.interrupt_sweep_twice, 10),
     "two-sweeps": Kind(directories.two_sweeps, 6),
-    "two-aggregates": Kind(directories.two_aggregates, 8),
+    "two-aggregates": Kind(directories.two_aggregates, 6),
     "reading": Kind(directories.read_while_aggregated, 4),
     "stale-lock": Kind(directories.stale_lock, 4),
-    "hostile-file": Kind(directories.hostile_file, 30),
-    "full-disk": Kind(limits.full_disk, 16, limits.find_mount_obstacle),
-    "no-permission": Kind(limits.no_permission, 12),
-    "few-resources": Kind(limits.few_resources, 24),
-    "wrong-clock": Kind(limits.wrong_clock, 6),
-    "changed-input": Kind(inputs.changed_input, 12),
-    "hostile-names": Kind(inputs.hostile_names, 8),
-    "hostile-paths": Kind(inputs.hostile_paths, 8),
-    "hostile-input": Kind(inputs.hostile_input, 60),
-    "terminal": Kind(terminals.odd_terminal, 10),
-    "streams": Kind(terminals.closed_stream, 10),
+    "hostile-file": Kind(directories.hostile_file, 24),
+    "full-disk": Kind(limits.full_disk, 12, limits.find_mount_obstacle),
+    "no-permission": Kind(limits.no_permission, 10),
+    "few-resources": Kind(limits.few_resources, 16),
+    "wrong-clock": Kind(limits.wrong_clock, 4),
+    "changed-input": Kind(inputs.changed_input, 8),
+    "hostile-names": Kind(inputs.hostile_names, 6),
+    "hostile-paths": Kind(inputs.hostile_paths, 6),
+    "hostile-input": Kind(inputs.hostile_input, 40),
+    "terminal": Kind(terminals.odd_terminal, 8),
+    "streams": Kind(terminals.closed_stream, 8),
 }
 
 
@@ -82,9 +82,11 @@ def main() -> None:
             stories += _try_runs(arguments, many.leave_alone(folder / "reference"), pool)
         else:
             reference = Reference(folder / "reference")
+            names = [arguments.kind] if arguments.kind else [*KINDS]
+            attempts = {name: _start_trials(name, arguments, reference, pool) for name in names}
             print(HEADER, flush=True)
-            for name in [arguments.kind] if arguments.kind else KINDS:
-                stories += _try_kind(name, arguments, reference, pool)
+            for name, started in attempts.items():
+                stories += _print_line(name, [attempt.result() for attempt in started])
     for story in stories[:MAX_STORIES]:
         print(f"\n{story}")
     if stories:
@@ -102,20 +104,18 @@ def _parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _try_kind(
+def _start_trials(
     name: str, arguments: argparse.Namespace, reference: Reference, pool: ProcessPoolExecutor
-) -> list[str]:
-    """Try a kind of fault, print its line, and return the stories of what was found."""
-    kind, start = KINDS[name], time.monotonic()
-    obstacle = kind.find_obstacle()
-    if obstacle:
-        print(f"{name:<20}not tried: {obstacle}", flush=True)
-        return []
+) -> list[Future[Trial]]:
+    """Start the trials of a kind of fault; none where the machine has not what it takes."""
+    kind, folder = KINDS[name], reference.folder.parent
     n_trials = arguments.trials or max(1, round(arguments.share * kind.n_trials))
-    folder = reference.folder.parent
-    folders = [folder / f"{name}-{n}" for n in range(n_trials)]
-    trials = list(pool.map(partial(_attempt, name, arguments.seed, reference), folders))
-    return _print_line(name, n_trials, trials, start)
+    if kind.find_obstacle():
+        return []
+    return [
+        pool.submit(_attempt, name, arguments.seed, reference, folder / f"{name}-{n}")
+        for n in range(n_trials)
+    ]
 
 
 def _attempt(name: str, seed: int, reference: Reference, folder: Path) -> Trial:
@@ -127,12 +127,12 @@ def _try_runs(
     arguments: argparse.Namespace, undisturbed: Path, pool: ProcessPoolExecutor
 ) -> list[str]:
     """Disturb sweeps of so many runs together, print a line, and return the stories."""
-    start = time.monotonic()
-    n_trials = math.ceil(arguments.runs / many.N_RUNS)
-    folders = [undisturbed.parent / f"runs-{n}" for n in range(n_trials)]
+    folders = [
+        undisturbed.parent / f"runs-{n}" for n in range(math.ceil(arguments.runs / many.N_RUNS))
+    ]
     trials = list(pool.map(partial(_attempt_runs, arguments.seed, undisturbed), folders))
-    print(HEADER.replace("trials", "  runs"))
-    return _print_line("mixture", n_trials * many.N_RUNS, trials, start)
+    print(HEADER)
+    return _print_line(f"{many.N_RUNS} runs each", trials)
 
 
 def _attempt_runs(seed: int, undisturbed: Path, folder: Path) -> Trial:
@@ -141,22 +141,29 @@ def _attempt_runs(seed: int, undisturbed: Path, folder: Path) -> Trial:
 
 
 def _try(trial: Trial, attempt: Callable[[], None]) -> Trial:
+    start = time.monotonic()
     try:
         attempt()
     except Exception:  # such as a file that should be there: a trial costs none of the others
         trial.losses.append(traceback.format_exc())
     if not trial.faults:
         shutil.rmtree(trial.folder)
+    trial.seconds = time.monotonic() - start
     return trial
 
 
-def _print_line(name: str, n_tried: int, trials: Sequence[Trial], start: float) -> list[str]:
+def _print_line(name: str, trials: Sequence[Trial]) -> list[str]:
+    """Print the counts of a kind of fault; return the stories of what was found."""
+    if not trials:
+        print(f"{name:<20}not tried: {KINDS[name].find_obstacle()}", flush=True)
+        return []
     counts = [
         sum(bool(getattr(trial, what)) for trial in trials)
         for what in ("losses", "hangs", "tracebacks", "left")
     ]
-    cells = "{:8}{:9}{:8}{:13}{:7}".format(n_tried, *counts)
-    print(f"{name:<20}{cells}{time.monotonic() - start:7.0f}", flush=True)
+    seconds = sum(trial.seconds for trial in trials)
+    cells = "{:8}{:9}{:8}{:13}{:7}{:7.0f}".format(len(trials), *counts, seconds)
+    print(f"{name:<20}{cells}", flush=True)
     return [
         "\n  ".join([f"{trial.folder} {trial.story}", *trial.faults])
         for trial in trials

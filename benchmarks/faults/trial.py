@@ -52,6 +52,7 @@ class Trial:
     n_runs: int = N_RUNS
     limit_seconds: float = LIMIT_SECONDS
     n_commands: int = 0
+    seconds: float = 0
 
     def __post_init__(self) -> None:
         """Make the directory, with an input of two tensors."""

@@ -101,7 +101,14 @@ class MlxFp4(GroupCodec):
         exponent = np.ceil(np.log2((absmax / FP4_MAX).astype(np.float64)).astype(np.float32))
         exponent = np.where(absmax > 0, np.maximum(exponent, MIN_EXPONENT), 0)
         scale = np.ldexp(np.float32(1), exponent.astype(np.int32))
-        magnitude = np.abs(x) / scale
-        step = np.where(magnitude < 2, np.float32(0.5), np.where(magnitude < 4, 1, 2)).astype("f4")
-        rounded = np.ceil(magnitude / step - np.float32(0.5)) * step
-        return np.copysign(rounded * scale, x)
+        magnitude = np.abs(x)
+        magnitude /= scale
+        step = np.full(x.shape, np.float32(0.5))  # of e2m1, which doubles from 2 on and from 4 on
+        step[magnitude >= 2] = 1
+        step[magnitude >= 4] = 2
+        magnitude /= step
+        magnitude -= np.float32(0.5)
+        rounded = np.ceil(magnitude, out=magnitude)
+        rounded *= step
+        rounded *= scale
+        return np.copysign(rounded, x, out=rounded)

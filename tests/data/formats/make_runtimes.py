@@ -14,6 +14,9 @@ Run by hand, for each runtime in an environment where its packages are, all on a
     pip install numpy==2.4.6 onnx==1.23.2 onnxruntime==1.32.0 onnx-ir==1.1.0 ml_dtypes==0.6.0
     python make_runtimes.py onnxruntime
 
+    pip install numpy==2.4.6 torch==2.15.0 hqq==0.2.8.post1
+    python make_runtimes.py hqq
+
 A file holds its input ``x`` (float32), the versions that made it, and what came back, float32,
 under a name that says the settings.
 """
@@ -194,6 +197,34 @@ def onnxruntime() -> None:
                     settings = {"bits": bits, "block_size": block, "is_symmetric": symmetric}
                     theirs[key] = round_trip(x.T.astype(dtype).copy(), **settings)
     save("onnxruntime", ["onnx", "onnxruntime"], x, theirs)
+
+
+def hqq() -> None:
+    """hqq's Quantizer in float32 on a CPU, as HQQLinear calls it: DTYPE-BITS-GROUP_SIZE.
+
+    `x` has small values, whose errors shrink to 0; ``large-`` are of 8 x. ``-zero`` are the zeros.
+    """
+    import torch
+    from hqq.core.quantize import Quantizer, hqq_base_quant_config
+
+    x, theirs = tensor() * np.float32(0.05), {}
+
+    def round_trip(key: str, array: np.ndarray, bits: int, group: int, dtype: torch.dtype) -> None:
+        settings = hqq_base_quant_config(bits, group)["weight_quant_params"]
+        codes, meta = Quantizer.quantize(
+            torch.from_numpy(array), **settings, compute_dtype=dtype, device="cpu"
+        )
+        theirs[f"{key}-zero"] = meta["zero"].numpy()
+        meta |= {"scale": meta["scale"].to(dtype), "zero": meta["zero"].to(dtype)}
+        meta["compute_dtype"] = dtype
+        theirs[key] = Quantizer.dequantize(codes, meta).float().numpy()
+
+    for bits, group in ((1, 64), (2, 64), (3, 128), (4, 64), (4, 32), (5, 64), (8, 128)):
+        round_trip(f"float32-{bits}-{group}", x, bits, group, torch.float32)
+    for dtype in (torch.float16, torch.bfloat16):
+        round_trip(f"{str(dtype).rpartition('.')[2]}-4-64", x, 4, 64, dtype)
+    round_trip("large-2-64", x * np.float32(8), 2, 64, torch.float32)
+    save("hqq", ["torch", "hqq"], x, theirs)
 
 
 if __name__ == "__main__":

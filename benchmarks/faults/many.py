@@ -48,9 +48,9 @@ def disturb(trial: Trial, undisturbed: Path) -> None:
     trial.story = ", ".join(names)
     earlier: dict[str, bytes] = {}
     for name in names:
-        FAULTS[name](trial)
+        altered = FAULTS[name](trial) or ()
         now = trial.records()
-        lost = [path for path in earlier if now.get(path) != earlier[path]]
+        lost = [path for path in earlier.keys() - altered if now.get(path) != earlier[path]]
         trial.require(not lost, f"{name}: complete records were lost or measured again: {lost}")
         earlier = now
     trial.require_recovery(undisturbed, earlier)
@@ -92,25 +92,33 @@ def _forbid(trial: Trial) -> None:
         folder.chmod(0o755)
 
 
-def _damage(trial: Trial) -> None:
-    """Damage some records, as a disk might, after a part of the sweep."""
+def _damage(trial: Trial) -> set[str]:
+    """Damage some records, as a disk might, after a part of the sweep; return their names."""
     _signal(trial, [signal.SIGKILL])
-    for path in sorted(trial.sweep.glob("*/record.json")):
-        if trial.rng.random() < 0.1:
-            path.write_bytes(trial.rng.choice(HOSTILE))
+    paths = _choose_records(trial)
+    for path in paths:
+        path.write_bytes(trial.rng.choice(HOSTILE))
+    return {path.relative_to(trial.sweep).as_posix() for path in paths}
 
 
-def _shift_clock(trial: Trial) -> None:
-    """Date some records into the future or the past, after a part of the sweep."""
+def _shift_clock(trial: Trial) -> set[str]:
+    """Date some records wrongly after a part of the sweep; return their names."""
     _signal(trial, [signal.SIGTERM])
-    for path in sorted(trial.sweep.glob("*/record.json")):
-        if trial.rng.random() < 0.1:
-            record = json.loads(path.read_bytes())
-            record["started"] = f"{trial.rng.randint(1970, 2999)}-01-01T00:00:00+00:00"
-            path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    paths = _choose_records(trial)
+    for path in paths:
+        record = json.loads(path.read_bytes())
+        record["started"] = f"{trial.rng.randint(1970, 2999)}-01-01T00:00:00+00:00"
+        path.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n")
+    return {path.relative_to(trial.sweep).as_posix() for path in paths}
 
 
-FAULTS: dict[str, Callable[[Trial], None]] = {
+def _choose_records(trial: Trial) -> list[Path]:
+    paths = sorted(trial.sweep / name for name in trial.records())
+    return [path for path in paths if trial.rng.random() < 0.1]
+
+
+# Each returns the records that it alters itself, if any.
+FAULTS: dict[str, Callable[[Trial], set[str] | None]] = {
     "SIGKILL": lambda trial: _signal(trial, [signal.SIGKILL]),
     "SIGTERM": lambda trial: _signal(trial, [signal.SIGTERM]),
     "Ctrl-C": lambda trial: _signal(trial, [signal.SIGINT]),

@@ -160,10 +160,21 @@ class FixedPoint(ScaledGrid):
     own_bits: int
     fraction_bits: int
     scales_ends: ClassVar[bool] = True
+    reach: ClassVar[float] = 1.0
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is another width than that of the grid."""
         require_width(self.n_bits, self.own_bits, f"int{self.own_bits}")
+
+    @property
+    def largest(self) -> float:
+        """The greatest number."""
+        return float((2 ** (self.n_bits - 1) - 1) / 2**self.fraction_bits)
+
+    @property
+    def mantissa_bits(self) -> int:
+        """The bits of the numbers from 1 on."""
+        return self.fraction_bits
 
     def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Map the largest magnitude to 1, or to what a power of two leaves of it."""

@@ -24,7 +24,7 @@ from quantlab.formats.element import (
     RoundScale,
 )
 from quantlab.formats.ranges import AbsMax, Range
-from quantlab.formats.scales import ScaleType, scale_type
+from quantlab.formats.scales import SCALE_RULES, PowerOfTwo, ScaleType, scale_type
 from quantlab.formats.transform import Transform
 from quantlab.formats.uniform import MODES, Params, Uniform, mode_name
 from quantlab.text import as_text
@@ -335,9 +335,22 @@ class Format:
         return self.n_bits + (of_blocks + self.scale_type.tensor_bits) / layout.size
 
 
-def preset(element: Callable[..., Element], block: Block, scale: ScaleType, n_bits: int) -> Format:
-    """Return a format that fixes all four choices; `element` takes the width."""
-    return Format(element(n_bits=n_bits), block, AbsMax(), scale)
+def preset(
+    element: Callable[..., Element],
+    block: Block,
+    scale: ScaleType,
+    n_bits: int,
+    scale_rule: str = SCALE_RULES[0],
+) -> Format:
+    """Return a format that fixes all four choices; `element` takes the width.
+
+    `scale_rule` is that of a power of two, see `PowerOfTwo`.
+    """
+    grid: Any = element(n_bits=n_bits)
+    if isinstance(scale, PowerOfTwo):
+        headroom = grid.largest / (grid.reach or grid.largest)
+        scale = PowerOfTwo(scale_rule, headroom, grid.mantissa_bits)
+    return Format(grid, block, AbsMax(), scale)
 
 
 def compose(

@@ -83,31 +83,74 @@ SCALE_TYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
 
 @dataclass(frozen=True)
 class PowerOfTwo:
-    """The power of two that is not above the scale, from 2^-127 to 2^127 (OCP MX 1.0, E8M0)."""
+    """A power of two near the scale, from 2^-127 to 2^127 (E8M0), by one of the rules in use.
 
+    floor   not above it; the largest values of a block may saturate (OCP MX 1.0)
+    rceil   not below ``absmax / largest``, so that nothing does (cuBLAS, Transformer Engine)
+    even    floor, of a largest magnitude rounded to the mantissa of the elements
+
+    `headroom` is the largest number of the elements over the power of two below it, and
+    `mantissa_bits` those of the elements.
+    """
+
+    rule: str = "floor"
+    headroom: float = 1.0
+    mantissa_bits: int = 0
     name: ClassVar[str] = "e8m0"
     bits: ClassVar[int] = 8
     tensor_bits: ClassVar[int] = 0
 
+    def __post_init__(self) -> None:
+        """Raise ValueError unless the rule is known."""
+        if self.rule not in SCALE_RULES:
+            raise ValueError(
+                f"mode.scale_rule must be one of {', '.join(SCALE_RULES)}, got {self.rule!r}"
+            )
+
     def store(self, scale: ArrayLike, absmax: float = 0.0) -> RoundedScale:  # noqa: ARG002 ScaleType
-        """Round down; a block of zeros takes the least scale."""
-        _, exponent = np.frexp(np.asarray(scale, np.float64))
-        exponent = np.where(np.asarray(scale) > 0, exponent - 1, -127)
+        """Round by the rule; a block of zeros takes the least scale."""
+        exact = np.asarray(scale, np.float64)
+        exponent = np.where(exact > 0, self._exponent(exact), -127)
         stored = np.ldexp(1.0, np.clip(exponent, -127, 127)).astype(np.float32)
         return RoundedScale(stored, exponent > 127, np.zeros(stored.shape, bool))
+
+    def _exponent(self, scale: Array64) -> Any:
+        if self.rule == "rceil":
+            # In float32, as torchao and MLX take it: next to a power of two that decides.
+            ratio = np.where(scale > 0, scale / self.headroom, 1).astype(np.float32)
+            return np.ceil(np.log2(ratio.astype(np.float64)).astype(np.float32)).astype(np.int64)
+        mantissa, exponent = np.frexp(scale)
+        rolls_over = mantissa >= 1 - 2.0 ** -(self.mantissa_bits + 2)
+        return exponent - 1 + (rolls_over if self.rule == "even" else 0)
+
+
+SCALE_RULES = ("floor", "rceil", "even")
 
 
 @dataclass(frozen=True)
 class TwoLevel:
     """A float8_e4m3 scale a block, in units of a float32 scale of the tensor (NVFP4).
 
-    `element_max` is the largest value of the elements: 6 for e2m1.
+    `element_max` is the largest value of the elements: 6 for e2m1. Block scales are at least
+    `clamp` units, if there is one; without it, as in Model-Optimizer, small ones vanish.
     """
 
     element_max: float = 6.0
+    clamp: float | None = None
     name: ClassVar[str] = "float8_e4m3"
     bits: ClassVar[int] = 8
     tensor_bits: ClassVar[int] = 32
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `clamp` is a number that a block scale can be."""
+        is_number = isinstance(self.clamp, int | float) and not isinstance(self.clamp, bool)
+        if self.clamp is None:
+            return
+        if not is_number or self.clamp <= 0 or FLOAT8_E4M3.store(self.clamp).scale != self.clamp:
+            raise ValueError(
+                "mode.scale.clamp must be a number of float8_e4m3 above 0, such as 0.015625, or "
+                f"null, got {self.clamp!r}"
+            )
 
     def store(self, scale: ArrayLike, absmax: float) -> RoundedScale:
         """Round to multiples of the tensor's scale, ``float32(absmax / (element_max * 448))``."""
@@ -115,7 +158,7 @@ class TwoLevel:
         unit = np.float32(absmax / (self.element_max * FLOAT8_E4M3.largest))
         if not unit:
             return RoundedScale(np.zeros(exact.shape, np.float32), exact < 0, exact > 0)
-        stored = FLOAT8_E4M3.store(exact / np.float64(unit))
+        stored = FLOAT8_E4M3.store(np.maximum(exact / np.float64(unit), self.clamp or 0.0))
         return stored._replace(scale=stored.scale * unit)
 
 

@@ -64,13 +64,18 @@ DEFAULTS = {  # of the groups that schema 3 did not have
 def oldest_config(config: dict[str, Any]) -> dict[str, Any]:
     """Rewrite a config as the oldest version that had its settings would have written it.
 
-    Classes get their oldest names. Newer groups are left out where they have their defaults, and so
-    are expectations in words, which change no figure.
+    Classes get their oldest names. Newer groups and settings are left out where they have their
+    defaults, and so are expectations in words, which change no figure.
     """
     older = {key: value for key, value in config.items() if DEFAULTS.get(key) != value}
     if isinstance(metrics := older.get("metrics"), dict):
         defaults = [{"imatrix": None}, {"inputs": None}, {"extra": {}}]
         older["metrics"] = {k: v for k, v in metrics.items() if {k: v} not in defaults}
+    if isinstance(mode := older.get("mode"), dict):
+        mode = {k: v for k, v in mode.items() if (k, v) != ("scale_rule", "floor")}
+        if isinstance(scale := mode.get("scale"), dict):
+            mode["scale"] = {k: v for k, v in scale.items() if (k, v) != ("clamp", None)}
+        older["mode"] = mode
     renamed = _renamed(older, ORIGINAL)
     dist = renamed.get("dist")
     if isinstance(dist, dict) and dist.get("select") == "all":  # what was measured before it was

@@ -1,10 +1,13 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from quantlab.conf import load_option
 from quantlab.formats.blocks import Group, PerTensor
 from quantlab.formats.element import Scaled
 from quantlab.formats.floats import NF4, FixedPoint, Float, NormalFloat4
@@ -142,6 +145,40 @@ def test_torchao_makes_the_same_of_mx(name):
     assert (scales.smallest, scales.largest) == (2 ** exponents.min(), 2 ** exponents.max())
 
 
+@pytest.mark.parametrize("rule", ["rceil", "even"])
+@pytest.mark.parametrize("name", EMAX)
+def test_torchao_makes_the_same_by_its_other_rules(name, rule):
+    theirs = oracle.vectors("mx_rules")
+    form = build_format("mx", name, scale_rule=rule)
+    _, x_hat, _, scales = oracle.round_trip(form, theirs["x"])
+    oracle.assert_same_bits(x_hat, theirs[f"{name}-{rule}"].ravel())
+    exponents = theirs[f"{name}-{rule}-scale"].astype(float) - 127
+    assert (scales.smallest, scales.largest) == (2 ** exponents.min(), 2 ** exponents.max())
+
+
+def build_format(family, name, **settings):
+    """Instantiate a preset as its yaml has it, but for some settings."""
+    config = load_option("mode", f"{family}/{name}")
+    return instantiate({**config["mode"], "n_bits": config["n_bits"], **settings})
+
+
+def test_nothing_saturates_by_rceil_nor_fp4_by_even():
+    x = np.random.default_rng(8).standard_normal((64, 32)).astype(np.float32)
+    shares = {}
+    for rule in ("floor", "rceil", "even"):
+        form = build_format("mx", "fp4", scale_rule=rule)
+        _, _, clipped, _ = oracle.round_trip(form, x)
+        shares[rule] = clipped.mean()
+    assert shares["rceil"] == shares["even"] == 0 < shares["floor"]
+    int8 = build_format("mx", "int8", scale_rule="rceil")
+    assert not oracle.round_trip(int8, x)[2].any()
+
+
+def test_a_rule_that_there_is_not_is_refused():
+    with pytest.raises(InstantiationException, match="must be one of floor, rceil, even, got 'up'"):
+        build_format("mx", "fp4", scale_rule="up")
+
+
 @pytest.mark.parametrize("name", [*EMAX, "int8"])
 @given(whole)
 def test_mx_leaves_alone_what_it_made(name, x):
@@ -213,6 +250,20 @@ def test_torchao_makes_the_same_of_nvfp4():
     assert scales.largest == theirs["scale"].max() * theirs["unit"]
     zeros = ~x.reshape(-1, 16).any(1)
     assert not blocks[zeros].any()
+
+
+def test_a_clamp_gives_the_small_blocks_of_torchao_too():
+    theirs = oracle.vectors("torchao_nvfp4")
+    form = Format(Float(4, 2, 1, 6.0), Group(16), scale=TwoLevel(clamp=2.0**-6))
+    _, x_hat, _, scales = oracle.round_trip(form, theirs["x"])
+    oracle.assert_same_bits(x_hat, theirs["x_hat"].ravel())
+    assert (scales.vanished, scales.smallest) == (0, np.float32(2.0**-6) * theirs["unit"])
+
+
+@pytest.mark.parametrize("clamp", [0, -1, 0.3, "small", True, 1000])
+def test_a_clamp_that_no_scale_can_be_is_refused(clamp):
+    with pytest.raises(ValueError, match=r"^mode\.scale\.clamp must be a number of float8_e4m3"):
+        TwoLevel(clamp=clamp)
 
 
 @pytest.mark.parametrize("name", [*DTYPES, "int8_fixed"])

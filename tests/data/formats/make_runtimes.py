@@ -6,7 +6,7 @@ Run by hand, for each runtime in an environment where its packages are, all on a
     python make_runtimes.py mlx
 
     pip install numpy==2.4.6 torch==2.15.0 torchao==0.18.0
-    python make_runtimes.py torchao
+    python make_runtimes.py torchao mx_rules
 
     pip install numpy==2.4.6 torch==2.15.0 bitsandbytes==0.50.2
     python make_runtimes.py bitsandbytes
@@ -108,6 +108,30 @@ def torchao() -> None:
                 key = f"intx-{name}-{bits}-{mapping.name.lower()}-{group}"
                 theirs[key] = stored.dequantize().float().numpy()
     save("torchao", ["torch", "torchao"], x, theirs)
+
+
+def mx_rules() -> None:
+    """torchao's MXTensor by its other scale rules: KIND-RULE, and KIND-RULE-scale."""
+    import torch
+    from torchao.prototype.mx_formats.config import ScaleCalculationMode as Rule
+    from torchao.prototype.mx_formats.constants import DTYPE_FP6_E2M3, DTYPE_FP6_E3M2
+    from torchao.prototype.mx_formats.mx_tensor import MXTensor
+
+    x, theirs = tensor(), {}
+    kinds = {
+        "fp8_e4m3": torch.float8_e4m3fn,
+        "fp8_e5m2": torch.float8_e5m2,
+        "fp6_e2m3": DTYPE_FP6_E2M3,
+        "fp6_e3m2": DTYPE_FP6_E3M2,
+        "fp4": torch.float4_e2m1fn_x2,
+    }
+    for name, kind in kinds.items():
+        for rule in (Rule.RCEIL, Rule.EVEN):
+            stored = MXTensor.to_mx(torch.from_numpy(x), kind, 32, scaling_mode=rule)
+            key = f"{name}-{rule.value}"
+            theirs[f"{key}-scale"] = stored.scale.view(torch.uint8).numpy()
+            theirs[key] = stored.dequantize(torch.float32).numpy()
+    save("mx_rules", ["torch", "torchao"], x, theirs)
 
 
 def bitsandbytes() -> None:

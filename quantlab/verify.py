@@ -5,8 +5,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from quantlab.plans.plan import plan_faults, plan_files
 from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
@@ -62,13 +60,13 @@ def find_faults(directory: Path) -> Iterator[str]:
 def _read(path: Path, name: str) -> Any:
     """Read JSON that follows the schema of this name; raises ValueError, naming the file."""
     try:
-        content = json.loads(path.read_bytes())
+        content = disk.parse_json(disk.read_file(path))
         schema.require(name, content)
     except OSError as reason:
         sweep = any(record.find(path.parent))
         hint = f"quantlab aggregate {path.parent} writes it" if sweep else "this is no sweep"
         raise ValueError(f"{path}: {reason.strerror}; {hint}") from None
-    except (ValueError, RecursionError) as reason:
+    except ValueError as reason:
         raise ValueError(f"{path} does not follow its schema: {reason}") from None
     return content
 
@@ -169,7 +167,8 @@ def reproduce(directory: Path) -> tuple[list[str], list[str]]:
     recorded = record.read(directory / record.NAME)
     composed = directory / ".hydra" / "hydra.yaml"
     if composed.exists():
-        add_import_path(OmegaConf.load(composed).hydra)
+        with disk.reading_config(composed):
+            add_import_path(disk.read_yaml(composed).hydra)
     config = recorded["config"]
     build(config)  # files that are gone are a mistake, not another outcome
     mode, n_bits = recorded["mode"], recorded["n_bits"]

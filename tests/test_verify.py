@@ -195,7 +195,7 @@ def test_a_manifest_may_name_nothing_outside(sweep, tmp_path):
     ("content", "why"),
     [
         (None, "No such file or directory; quantlab aggregate"),
-        ("[" * 100_000, "does not follow its schema: maximum recursion"),
+        ("[" * 100_000, "does not follow its schema: it is nested more than 100 deep"),
         ("{", "does not follow its schema: Expecting"),
         ("[]", "does not follow its schema: it must be object"),
         ('{"schema": 9}', "does not follow its schema: it must contain"),

@@ -1,7 +1,6 @@
 """A plan for a sweep: ``quantlab.plan(DIR, bits=4.5)``, and the command ``quantlab plan``."""
 
 import hashlib
-import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -281,7 +280,7 @@ def plan_files(directory: Path) -> dict[str, str]:
     """Return the sha256 of each file that plan.json lists; none if it cannot be read."""
     path = directory / PLAN_JSON
     try:
-        files = json.loads(path.read_bytes())["files"].items() if path.is_file() else ()
+        files = disk.read_json(path)["files"].items() if path.is_file() else ()
         return {name: sha256 for name, sha256 in files if Path(name).name == name}
     except DAMAGE:
         return {}
@@ -293,7 +292,7 @@ def plan_faults(directory: Path) -> Iterator[str]:
     if not path.is_file():
         return
     try:
-        plan = json.loads(path.read_bytes())
+        plan = disk.read_json(path)
         hashes = {"results.json": plan["results_sha256"]}
         hashes |= {name: plan[key] for key, name in TABLES.items() if key in plan}
     except DAMAGE:

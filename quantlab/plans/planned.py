@@ -16,6 +16,7 @@ from quantlab.formats.blocks import Group, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, Format, FormatSpec, NamedTensor, Reconstruction, compose
 from quantlab.formats.ranges import AbsMax
+from quantlab.records import disk
 from quantlab.sources.file import existing_path, file_sha256
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.tensor import Tensor
@@ -39,7 +40,7 @@ class Planned(Codec):
             )
         self.path, self.n_bits = existing_path(path, "plan"), None
         try:
-            content = json.loads(Path(self.path).read_bytes())
+            content = disk.read_json(Path(self.path))
             rows = {str(row["tensor"]): row for row in content["tensors"]}
             self._specs = {name: _read_spec(row) for name, row in rows.items()}
             self._stored = {name: (row["dtype"], row["n_elements"]) for name, row in rows.items()}

@@ -147,6 +147,8 @@ def lock_directory(directory: Path, otherwise: str = "") -> Iterator[None]:
     from filelock import FileLock, Timeout  # takes 0.2 s to import, and no run needs it
 
     path = directory / LOCK_NAME
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise ValueError(f"{path} is no regular file: remove it")
     try:
         with FileLock(path, timeout=0):
             path.write_text(f"process {os.getpid()} on {platform.node()}")
@@ -260,6 +262,17 @@ def read_yaml(path: Path, inside: Path | None = None) -> "DictConfig":
     if not isinstance(config, DictConfig):
         raise ValueError(f"{path} is no config: it is no mapping")
     return config
+
+
+@contextmanager
+def reading_config(path: Path) -> Iterator[None]:
+    """Raise ValueError, naming the file, where a config has values of other types than Hydra's."""
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        yield
+    except (AttributeError, KeyError, TypeError, OmegaConfBaseException):
+        raise ValueError(f"{path} is no config of a sweep, as Hydra writes it") from None
 
 
 def _require_flat_yaml(text: str) -> None:

@@ -142,7 +142,8 @@ def _command(directory: Path, records: Sequence[Record]) -> str | None:
     """Find the command line of a sweep, or of a run that stands alone."""
     for path in (directory / SWEEP_CONFIG, directory / ".hydra" / "hydra.yaml"):
         if path.exists():  # as Hydra noted it
-            return _command_of(OmegaConf.load(path).hydra)
+            with disk.reading_config(path):
+                return _command_of(disk.read_yaml(path, directory).hydra)
     if len(records) == 1:
         return shlex.join(["python", "run.py", *records[0]["overrides"]])
     return None

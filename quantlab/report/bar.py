@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from quantlab.records import disk
 from quantlab.records.record import BAR_PREFIX, LATER_CRITERIA, Row
 from quantlab.report.texts import Texts
 
@@ -209,9 +210,11 @@ def read_settings(directory: Path, settings: Sequence[str] = ()) -> ReportSettin
     config = OmegaConf.create({"report": {"lang": "en", "bar": asdict(Bar())}})
     OmegaConf.set_struct(config, True)
     for name in CONFIG_FILES:
-        if (directory / name).exists():
-            report = OmegaConf.select(OmegaConf.load(directory / name), "report") or {}
-            config.report.lang = report.get("lang", config.report.lang)
+        path = directory / name
+        if path.exists():
+            with disk.reading_config(path):
+                report = disk.read_yaml(path).get("report") or {}
+                config.report.lang = report.get("lang", config.report.lang)
     config.merge_with_dotlist(list(settings))
     _, texts = run_settings(config)
     given = OmegaConf.to_container(OmegaConf.from_dotlist(list(settings)))
@@ -225,7 +228,8 @@ def typed_settings(directory: Path) -> list[str]:
     from omegaconf import OmegaConf
 
     path = directory / CONFIG_FILES[0]
-    command = OmegaConf.load(path) if path.exists() else OmegaConf.create()
+    command = disk.read_yaml(path) if path.exists() else OmegaConf.create()
     typed: Any = OmegaConf.to_container(command)  # to read an override with ${...} would resolve it
-    overrides = typed.get("hydra", {}).get("overrides", {}).get("task", [])
-    return [text for text in overrides if text.startswith("report.")]
+    with disk.reading_config(path):
+        overrides = typed.get("hydra", {}).get("overrides", {}).get("task", [])
+        return [text for text in overrides if text.startswith("report.")]

@@ -32,11 +32,21 @@ FORMS: dict[
     "nf4, group 64": ({"mode": "nf4", "block": 64}, 5),
     "log": ({"mode": "log"}, 5),
     "log, group 32": ({"mode": "log", "block": 32}, 5),
+    "mlx/affine": ({"mode": "mlx/affine", "n_bits": 4}, 3),
+    "mlx/mxfp4": ({"mode": "mlx/mxfp4"}, 5),
+    "torchao/int4": ({"mode": "torchao/int4"}, 3),
+    "torchao/int8": ({"mode": "torchao/int8"}, 3),
+    "torchao/intx": ({"mode": "torchao/intx", "n_bits": 4}, 3),
+    "bnb/nf4": ({"mode": "bnb/nf4"}, 3),
+    "bnb/int8": ({"mode": "bnb/int8"}, 3),
+    "onnx/matmulnbits": ({"mode": "onnx/matmulnbits", "n_bits": 4}, 5),
+    "hqq/affine": ({"mode": "hqq/affine", "n_bits": 4}, 40),
     "sym 4 bits, mse": ({"n_bits": 4, "range": "mse"}, 15),
     "sym 4 bits, group 32, mse": ({"n_bits": 4, "block": 32, "range": "mse"}, 15),
 }
 ROUNDS = 9
 SIZE = 2**25
+WEIGHT_SCALE = np.float32(0.02)  # of the weights of a layer; HQQ takes longer over large errors
 MEMORY_SIZE = 2**26
 
 
@@ -48,6 +58,7 @@ def form(name: str) -> Format | Codec:
 def speed() -> None:
     """Print ns a value and the ratio to the first row, the best of some rounds in turns."""
     x = np.random.default_rng(0).standard_normal((SIZE // 4096, 4096), np.float32)
+    x *= WEIGHT_SCALE
     seconds = dict.fromkeys(FORMS, float("inf"))
     for _ in range(ROUNDS):
         for name in FORMS:

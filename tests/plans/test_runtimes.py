@@ -206,3 +206,52 @@ def test_experts_whose_rows_no_group_divides_are_no_format_of_mlx():
     for shape, is_taken in (((4, 48, 64), True), ((4, 64, 48), False)):
         assigned_ = assigned(rows[0], tensor("w.weight", shape))
         assert (RUNTIMES["mlx"].config(assigned_) is not None) == is_taken
+
+
+def own(name, mode, n_bits, block_size=None, **settings):
+    """A format by a runtime's own rule, in its terms."""
+    change = {
+        "mode": mode, "n_bits": n_bits, "block": block_size and "group", "block_size": block_size,
+        "scale_dtype": None, "range": None,
+        "settings": json.dumps(settings) if settings else None,
+    }  # fmt: skip
+    return config(name, "mx/fp4", **change)
+
+
+def test_formats_by_mlx_s_own_rule_are_its_arguments():
+    settings = {"mode.group_size": 32, "mode.dtype": "bfloat16"}
+    affine = {"group_size": 32, "bits": 3, "mode": "affine"}
+    assert own("mlx", "mlx/affine", 3, 32, **settings) == affine
+    assert own("mlx", "mlx/mxfp4", 4, 32) == {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    assert own("mlx", "mlx/affine", 3, 32, **{"transform.size": 64}) is None
+    assert own("torchao", "mlx/affine", 3, 32) is None
+    change = {"mode": "mlx/affine", "block_size": 64, "scale_dtype": None}
+    exact = row("w", "asym 4 bits, group 64", 4.5, 20, 6400, **change)
+    assert RUNTIMES["mlx"].stored_bits(assigned(exact)) == 6400 * 4.5
+
+
+def test_formats_by_torchao_s_own_rule_are_its_configs():
+    int4 = own("torchao", "torchao/int4", 4, 64)
+    assert int4 == {
+        "_type": "Int4WeightOnlyConfig",
+        "_version": 2,
+        "_data": {
+            "group_size": 64,
+            "int4_packing_format": {"_type": "Int4PackingFormat", "_data": "TILE_PACKED_TO_4D"},
+        },
+    }
+    int8 = own("torchao", "torchao/int8", 8)
+    rows = {"_type": "PerRow", "_version": 1, "_data": {"dim": -1}}
+    assert int8 == {
+        "_type": "Int8WeightOnlyConfig", "_version": 2, "_data": {"granularity": rows},
+    }  # fmt: skip
+    intx = own("torchao", "torchao/intx", 3, 32)["_data"]
+    assert intx["weight_dtype"] == {"_type": "torch.dtype", "_data": "int3"}
+    assert intx["granularity"]["_data"] == {"group_size": 32}
+    assert intx["mapping_type"]["_data"] == "SYMMETRIC"
+    assert intx["scale_dtype"] is None
+    settings = {"mode.mapping": "asymmetric", "mode.group_size": None, "mode.dtype": "bfloat16"}
+    intx = own("torchao", "torchao/intx", 3, **settings)["_data"]
+    assert intx["granularity"]["_type"] == "PerAxis"
+    assert intx["mapping_type"]["_data"] == "ASYMMETRIC"
+    assert intx["scale_dtype"] == {"_type": "torch.dtype", "_data": "bfloat16"}

@@ -1,19 +1,21 @@
 """MLX: for each module the arguments that `quant_predicate` of ``mlx_lm.utils`` returns, as JSON.
 
-MLX's affine codes have a bias in the type of the scale where asymmetric ones have a zero point of
-`n_bits`: a plan counts the bias, in the type of the sweep's scales, which should be the model's.
-Its rounding differs: figures of 4 bits are within 0.04 dB of the sweep's, of 2 bits within 1.
+``mode=mlx/...`` is MLX's own rule, and its figures those of the result. Of ``mode=asym`` rounding
+differs, in 4 bits by up to 0.04 dB and in 2 bits by 1; and MLX has a bias in the type of the scale
+where that has a zero point of `n_bits`: a plan counts the bias, in the type of the sweep's scales.
 `q_group_size` is 32 as mlx_lm leaves rows as they are that are no multiple of it.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
+from quantlab.formats.format import FormatSpec
+from quantlab.formats.mlx import AFFINE_BITS, AFFINE_GROUPS, MlxAffine, MlxFp4
 from quantlab.plans.options import Assignment, float_width
-from quantlab.plans.runtimes.runtime import Runtime, standard_spec
+from quantlab.plans.runtimes.runtime import Runtime, own_spec, standard_spec
 from quantlab.records import disk
 
-AFFINE_BITS, GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
+OWN_MODES = {MlxAffine.mode: "affine", MlxFp4.mode: "mxfp4"}
 PRESETS = {"mx/fp4": "mxfp4", "mx/fp8_e4m3": "mxfp8"}
 
 
@@ -22,26 +24,31 @@ class Mlx(Runtime):
 
     name = "mlx"
     file = "plan.mlx.json"
-    hint = "mode=asym block=group block.size=32,64,128 block.scale=bfloat16"
+    hint = "mode=glob(mlx/*) n_bits=4,8"
     scope = "a checkpoint of mlx_lm, whose layers have matrices named *.weight"
     axes = range(2, 9)  # stacked experts included
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return the arguments of a format, None if MLX has none with the same groups and codes."""
+        own = own_spec(assignment, OWN_MODES)
+        if own:
+            return _arguments(own, OWN_MODES[own.mode])
         spec = standard_spec(assignment)
         if spec is None:
             return None
         mode = "affine" if spec.mode == "asym" else PRESETS.get(spec.mode)
-        if mode == "affine" and not (spec.n_bits in AFFINE_BITS and spec.block_size in GROUPS):
+        if mode == "affine" and not (
+            spec.n_bits in AFFINE_BITS and spec.block_size in AFFINE_GROUPS
+        ):
             return None
         if mode is None or spec.block != "group":
             return None
-        return {"group_size": spec.block_size, "bits": spec.n_bits, "mode": mode}
+        return _arguments(spec, mode)
 
     def stored_bits(self, assignment: Assignment) -> int:
         """Return the size with the biases of affine codes."""
         spec, size = assignment.spec, assignment.tensor.size
-        if not spec or spec.mode in PRESETS:
+        if not spec or spec.mode in PRESETS or spec.mode in OWN_MODES:
             return assignment.bits
         per_group = 2 * float_width(str(spec.scale_dtype))
         return (spec.n_bits or 0) * size + per_group * (size // (spec.block_size or size))
@@ -57,3 +64,8 @@ class Mlx(Runtime):
             f"plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, "
             "q_group_size=32, quant_predicate=lambda path, module: plan.get(path, False))"
         )
+
+
+def _arguments(spec: FormatSpec, mode: str) -> dict[str, Any]:
+    """Return the arguments of ``mlx.nn.quantize`` for a module."""
+    return {"group_size": spec.block_size, "bits": spec.n_bits, "mode": mode}

@@ -1,7 +1,7 @@
 """The interface of a runtime: which tensors it quantizes, which formats it has, and its recipe."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 from quantlab.formats.format import FormatSpec
@@ -104,3 +104,14 @@ def standard_spec(assignment: Assignment) -> FormatSpec | None:
         return None
     is_divided = spec.block != "group" or assignment.tensor.shape[-1] % (spec.block_size or 1) == 0
     return spec if is_divided else None
+
+
+def own_spec(assignment: Assignment, modes: Collection[str]) -> FormatSpec | None:
+    """Return the format of an assignment if it is of a mode by the runtime's own rule.
+
+    None if it is of another mode, or has settings beside those of its mode.
+    """
+    spec = assignment.spec
+    if spec is None or spec.mode not in modes:
+        return None
+    return spec if all(key.startswith("mode.") for key, _ in spec.settings) else None

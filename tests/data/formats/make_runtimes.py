@@ -17,6 +17,9 @@ Run by hand, for each runtime in an environment where its packages are, all on a
     pip install numpy==2.4.6 torch==2.15.0 hqq==0.2.8.post1
     python make_runtimes.py hqq
 
+    pip install numpy==2.4.6 torch==2.15.0 optimum-quanto==0.2.7
+    python make_runtimes.py quanto
+
 A file holds its input ``x`` (float32), the versions that made it, and what came back, float32,
 under a name that says the settings.
 """
@@ -249,6 +252,21 @@ def hqq() -> None:
         round_trip(f"{str(dtype).rpartition('.')[2]}-4-64", x, 4, 64, dtype)
     round_trip("large-2-64", x * np.float32(8), 2, 64, torch.float32)
     save("hqq", ["torch", "hqq"], x, theirs)
+
+
+def quanto() -> None:
+    """optimum-quanto's qint2 and qint4 by its MaxOptimizer: DTYPE-BITS-GROUP_SIZE."""
+    import torch
+    from optimum.quanto import MaxOptimizer, qint2, qint4, quantize_weight
+
+    x, theirs = tensor(), {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        array, name = torch.from_numpy(x).to(dtype), str(dtype).rpartition(".")[2]
+        for kind, group in ((qint2, 64), (qint4, 32), (qint4, 128)):
+            scale, shift = MaxOptimizer()(array, kind, 0, group)
+            stored = quantize_weight(array, kind, 0, scale, shift, group, optimized=False)
+            theirs[f"{name}-{kind.bits}-{group}"] = stored.dequantize().float().numpy()
+    save("quanto", ["torch", "optimum-quanto"], x, theirs)
 
 
 if __name__ == "__main__":

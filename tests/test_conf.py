@@ -2,12 +2,12 @@ import numpy as np
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.errors import InstantiationException
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 
 from quantlab.conf import CONF, load_option, needs_setting
 from quantlab.formats.format import Codec
 from quantlab.formats.ggml import NUMBERS
-from quantlab.measurement import load_mode
 from quantlab.sweep import job
 
 
@@ -21,7 +21,9 @@ def options(group):
 
 def is_codec(name):
     """Test whether a mode stores whole tensors: those of the lab have rows that few of them fit."""
-    return isinstance(load_mode(name), Codec)
+    config = load_option("mode", name)
+    target = get_object(config.get("mode", config)["_target_"])
+    return isinstance(target, type) and issubclass(target, Codec)
 
 
 def built(*overrides):

@@ -74,7 +74,7 @@ mutants: .venv/dev ## change the numerics in small ways, and print the share tha
 	@$(BIN)/python -c 'import json; it = json.load(open("mutants/mutmut-cicd-stats.json")); \
 		print("{killed} of {total} mutants killed, {survived} survived".format(**it))'
 
-chaos: .venv/dev ## kill, starve and mislead small sweeps in every way, and count what is lost (10 minutes)
+chaos: .venv/dev ## kill, starve and mislead small sweeps in every way, and count what is lost (15 minutes)
 	@$(BIN)/python benchmarks/chaos.py
 
 chaos-long: .venv/dev ## the same of 10,000 runs (20 minutes)

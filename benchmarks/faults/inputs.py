@@ -35,10 +35,10 @@ NAMES = (
     "?", "\u202egnp", "\ufeffa", "e\u0301", "\U0001f600", "a|b", "# a", "](javascript:1)",
     "</title>", "&lt;", "$x$", "_^{", "\\frac{",
 )  # fmt: skip
+# Without "${a}", which Hydra resolves as often as it meets it: refused in a sentence.
 FILE_NAMES = (
     "a b", "a'b", 'a"b', "a\nb", "a\\b", "a=b", "a,b", "[a]", "{a}", "(a)", "a:b", "~a", "-a",
-    "%(a)s",
-    "${a}", "$a", "*", "?", "é\u0301", "\U0001f600", "x" * 255, "a#b", "a;b", "a|b", "null", "a\tb",
+    "%(a)s", "$a", "*", "?", "é\u0301", "\U0001f600", "x" * 255, "a#b", "a;b", "a|b", "null", "a\tb",
 )  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from quantlab.models.model import Arrays
 from quantlab.sources.file import (
     existing_path,
+    expand_home,
     file_sha256,
     readable,
     require_packages,
@@ -117,7 +118,7 @@ class OnnxModel:
 
     def input_files(self) -> list[str]:
         """List the files of inputs; raises ValueError where there is none."""
-        path = Path(str(self.inputs)).expanduser()
+        path = expand_home(str(self.inputs))
         files = sorted(path.glob("*.npz")) if path.is_dir() else [path]
         if not files:
             raise ValueError(f"{self.inputs} holds no npz file")

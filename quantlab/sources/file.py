@@ -318,9 +318,21 @@ def require_unique(names: Iterable[str], things: str = "tensors") -> None:
         raise BadFileError(f"holds two {things} of the name '{label(repeated[0])}'")
 
 
+def expand_home(path: str | Path) -> Path:
+    """Expand ``~`` in a path as shells do: a name of no user, as in ``~a.npy``, stays.
+
+    >>> expand_home("~a.npy").name
+    '~a.npy'
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        return Path(path)
+
+
 def existing_path(path: str | Path, kind: str = "tensor") -> str:
     """Expand ``~`` in a path; raises ValueError unless it is a file with content to read."""
-    expanded = Path(path).expanduser()
+    expanded = expand_home(path)
     try:
         if expanded.is_dir():
             raise ValueError(f"{path} is a directory: name the {kind} file in it")
@@ -380,7 +392,7 @@ def _whole_file(state: FileState) -> Any:
 
 def file_state(path: str) -> FileState:
     """Return path, size and time of change, which identify the content of a file."""
-    expanded = Path(path).expanduser()
+    expanded = expand_home(path)
     stat = expanded.stat()
     return str(expanded.resolve()), stat.st_size, stat.st_mtime_ns
 

@@ -36,7 +36,7 @@ from quantlab.records.journal import Journal, remove_journal
 from quantlab.records.older import current_name, with_current_names
 from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
 from quantlab.report.bar import run_settings
-from quantlab.sources.file import file_state
+from quantlab.sources.file import expand_home, file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.onnx import Onnx
 from quantlab.stats.parallel import usable_cores
@@ -117,7 +117,7 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
     choices = {key: config[key] for key in CHOICES if config.get(key)}
     choices["mode"] = {**choices["mode"], "n_bits": config["n_bits"]}
     files = [choices["mode"][key] for key in ("path", "imatrix") if choices["mode"].get(key)]
-    states = [file_state(file) for file in files if Path(file).expanduser().is_file()]
+    states = [file_state(file) for file in files if expand_home(file).is_file()]
     key = json.dumps([choices, states], default=str)
     if key not in _formats:
         if len(_formats) == MAX_FORMATS:

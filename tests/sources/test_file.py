@@ -240,6 +240,15 @@ def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
     assert file.file_state("~/w.npy") == file.file_state(source.path)
 
 
+def test_a_tilde_that_names_no_user_is_of_the_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    np.save("~a.npy", X)
+    (tensor,) = Npy("~a.npy").tensors()
+    assert tensor.n_bytes == X.nbytes
+    with pytest.raises(ValueError, match=r"~b\.npy: no such file"):
+        Npy("~b.npy")
+
+
 def test_a_file_without_permission_does_exist(tmp_path, monkeypatch):
     path = write_safetensors(tmp_path / "w.safetensors", w=X)
 

@@ -38,7 +38,8 @@ NAMES = (
 # Without "${a}", which Hydra resolves as often as it meets it: refused in a sentence.
 FILE_NAMES = (
     "a b", "a'b", 'a"b', "a\nb", "a\\b", "a=b", "a,b", "[a]", "{a}", "(a)", "a:b", "~a", "-a",
-    "%(a)s", "$a", "*", "?", "é\u0301", "\U0001f600", "x" * 255, "a#b", "a;b", "a|b", "null", "a\tb",
+    "%(a)s", "$a", "*", "?", "é\u0301", "\U0001f600", "x" * 255, "a#b", "a;b", "a|b", "null",
+    "a\tb",
 )  # fmt: skip
 
 

@@ -3,7 +3,7 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13
-FAST := $(addprefix tests/,formats stats records test_conf.py test_architecture.py)
+FAST := $(addprefix tests/,formats stats/test_measure.py records test_conf.py test_architecture.py)
 SLOW := tests/formats/test_ggml.py
 ANSWERS := dist=file/onnx dist.path=.venv/demo/magika/models/standard_v3_3/model.onnx \
 	model=onnx model.inputs=.venv/demo/inputs.npz hydra.sweep.dir=multirun/answers

@@ -283,7 +283,7 @@ def _require_flat_yaml(text: str) -> None:
     import yaml
 
     depth = 0
-    for event in yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    for event in yaml.parse(text, yaml.SafeLoader):  # libyaml refuses names that are no Unicode
         if isinstance(event, yaml.AliasEvent):
             raise yaml.YAMLError("it holds an alias")
         depth += isinstance(event, yaml.CollectionStartEvent)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 VARIABLE = "QUANTLAB_SWEEP"  # in the environment of workers: PID/fd/NUMBER of the pipe
 PROC = Path("/proc")
 LOOK_SECONDS = 1.0  # between two looks whether the sweep is alive, on systems without /proc
+# How long an agent of Ray looks for its server, which is gone with the sweep: a minute if not said.
+RAY_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
 LOCAL_LAUNCHERS = ("JoblibLauncher", "LocalLauncher", "RayLauncher")  # on this machine
 
 
@@ -36,6 +38,8 @@ class Workers:
         if type(launcher).__name__ in LOCAL_LAUNCHERS:
             self.pipe = os.pipe()
             os.environ[VARIABLE] = f"{os.getpid()}/fd/{self.pipe[0]}"
+        if type(launcher).__name__ == "RayLauncher":
+            os.environ.setdefault(RAY_PATIENCE, "5")
         if self.pool:  # some of whose workers may never have a run
             vars(launcher)["joblib"]["initializer"] = end_with_sweep
 

@@ -1,7 +1,9 @@
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from uuid import uuid4
@@ -123,6 +125,8 @@ def test_nothing_is_left_running(tmp_path, monkeypatch, launcher, how):
         pytest.skip("there is no Ray: `make ray` installs it")
     mark = uuid4().hex
     monkeypatch.setenv(MARK, mark)
+    ray_folder = tempfile.mkdtemp(prefix="ray")  # else Ray joins the cluster of another test
+    monkeypatch.setenv("RAY_TMPDIR", ray_folder)
     python = RAY if launcher == "ray" else sys.executable
     sweep = [*LONG_RUNS, f"hydra/launcher={launcher}", f"hydra.sweep.dir={tmp_path}"]
     with subprocess.Popen([python, RUN[1], *sweep], cwd=ROOT, **QUIET) as process:
@@ -137,3 +141,4 @@ def test_nothing_is_left_running(tmp_path, monkeypatch, launcher, how):
     assert not marked(mark)
     for path in tmp_path.glob("*/record.json"):
         record.read(path)  # whole, or not there
+    shutil.rmtree(ray_folder)

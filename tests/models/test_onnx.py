@@ -32,13 +32,14 @@ def answers_of(model, weights=None):
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
-@pytest.fixture(params=["given to a session", "written into the model"], autouse=True)
-def _replacing(request, monkeypatch):
+@pytest.fixture(params=["given to a session", "written into the model"])
+def _replaced(request, monkeypatch):
     is_given = request.param == "given to a session"
     monkeypatch.setattr("quantlab.models.onnx.MIN_GIVEN_BYTES", 0 if is_given else 2**31)
 
 
 @pytest.mark.parametrize("constants", [False, True])
+@pytest.mark.usefixtures("_replaced")
 def test_weights_are_replaced_wherever_they_stand(tmp_path, constants):
     path, inputs, weights, x = two_layers(tmp_path, constants=constants)
     model = OnnxModel(path, inputs)
@@ -48,6 +49,7 @@ def test_weights_are_replaced_wherever_they_stand(tmp_path, constants):
     assert replaced == pytest.approx(answer_two_layers(x, others), abs=1e-6)
 
 
+@pytest.mark.usefixtures("_replaced")
 def test_a_weight_that_an_optimization_folds_is_replaced(tmp_path):
     channels = {name: draw(4, seed=n) for n, name in enumerate(("scale", "bias", "mean"))}
     weights = {"w": draw(4, 2, 3, 3), **channels, "var": np.abs(draw(4, seed=7)) + 1}
@@ -81,6 +83,7 @@ def test_a_graph_without_an_axis_of_samples_answers_one_at_a_time(tmp_path):
     assert answers_of(model)["y"] == pytest.approx(x @ w, abs=1e-5)
 
 
+@pytest.mark.usefixtures("_replaced")
 def test_rows_that_are_looked_up_are_replaced_and_every_output_answers(tmp_path):
     nodes = [
         helper.make_node("Gather", ["table", "places"], ["y"]),
@@ -104,6 +107,7 @@ def test_rows_that_are_looked_up_are_replaced_and_every_output_answers(tmp_path)
     assert np.array_equal(found["z"], 2 * other)
 
 
+@pytest.mark.usefixtures("_replaced")
 def test_weights_in_a_file_beside_the_model_are_replaced(tmp_path):
     path, inputs, weights, x = two_layers(tmp_path)
     model = onnx.load(path)
@@ -115,6 +119,7 @@ def test_weights_in_a_file_beside_the_model_are_replaced(tmp_path):
     assert found == pytest.approx(answer_two_layers(x, others), abs=1e-6)
 
 
+@pytest.mark.usefixtures("_replaced")
 def test_a_model_behind_a_link_as_a_cache_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr("quantlab.sources.onnx_proto.MIN_MAPPED_BYTES", 0)
     path, inputs, weights, x = two_layers(tmp_path)

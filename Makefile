@@ -77,7 +77,7 @@ mutants: .venv/dev ## change the numerics in small ways, and print the share tha
 chaos: .venv/dev ## kill, starve and mislead small sweeps in every way, and count what is lost (15 minutes)
 	@$(BIN)/python benchmarks/chaos.py
 
-chaos-long: .venv/dev ## the same of 10,000 runs (20 minutes)
+chaos-long: .venv/dev ## the same of 10,000 runs (33 minutes)
 	@$(BIN)/python benchmarks/chaos.py --runs 10000
 
 bench: .venv/dev ## print the benchmark tables (torch joins in where it is installed)

@@ -8,14 +8,12 @@ of a process, mapped files apart, on a network of 84 million weights.
 import subprocess
 import sys
 import tempfile
-import threading
-import time
-from collections.abc import Callable
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+from meters import least_seconds, peak_mib
 from onnx import TensorProto, helper, numpy_helper
 
 from quantlab.experiment import Experiment
@@ -55,16 +53,6 @@ def write_model(folder: Path, width: int, samples: int) -> tuple[str, str]:
     return str(folder / "m.onnx"), str(folder / "i.npz")
 
 
-def least(work: Callable[[], object]) -> float:
-    """Return the least time of some rounds, in seconds."""
-    times = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
 def infer(path: str, inputs: str) -> None:
     """Answer all samples once with ONNX Runtime alone, in batches as quantlab's."""
     options = onnxruntime.SessionOptions()
@@ -93,10 +81,10 @@ def answer(path: str, inputs: str, *, each: bool) -> None:
 def print_times(name: str, path: str, inputs: str) -> None:
     """Print what answers take beside what they cannot do without."""
     n_weights = len(list(Onnx(path).tensors()))
-    measuring = least(lambda: experiment(path, inputs, each=None).run())
-    inference = least(lambda: infer(path, inputs))
-    whole = least(lambda: answer(path, inputs, each=False))
-    with_each = least(lambda: answer(path, inputs, each=True))
+    measuring = least_seconds(lambda: experiment(path, inputs, each=None).run(), ROUNDS)
+    inference = least_seconds(lambda: infer(path, inputs), ROUNDS)
+    whole = least_seconds(lambda: answer(path, inputs, each=False), ROUNDS)
+    with_each = least_seconds(lambda: answer(path, inputs, each=True), ROUNDS)
     alone = (with_each - whole) / n_weights / inference
     print(
         f"{name:14s} {1e3 * measuring:9.0f} {1e3 * inference:12.0f} "
@@ -112,20 +100,12 @@ def peak(work: str, path: str, inputs: str) -> float:
 
 def print_peak(work: str, path: str, inputs: str) -> None:
     """Do some work, and print the most memory held, mapped files apart."""
-    peaks, ended = [0.0], threading.Event()
-
-    def watch() -> None:
-        while not ended.wait(0.002):
-            lines = Path("/proc/self/status").read_text().splitlines()
-            anonymous = next(line for line in lines if line.startswith("RssAnon"))
-            peaks.append(int(anonymous.split()[1]) / 1024)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    infer(path, inputs) if work == "infer" else answer(path, inputs, each=work == "each")
-    ended.set()
-    watcher.join()
-    print(max(peaks))
+    each = work == "each"
+    print(
+        peak_mib(
+            lambda: infer(path, inputs) if work == "infer" else answer(path, inputs, each=each)
+        )
+    )
 
 
 def main() -> None:

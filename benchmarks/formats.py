@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from meters import anonymous_mib, peak_mib
 
 from quantlab.formats.format import Codec, Format
 from quantlab.measurement import form_of
@@ -72,30 +73,13 @@ def speed() -> None:
         print(f"{name:28}{1e9 * seconds[name] / x.size:12.2f}{ratio:8.2f}{most:9}")
 
 
-def anonymous() -> float:
-    """Return the MiB of this process that no file backs."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon"))
-
-
 def peak(name: str, path: str) -> None:
     """Print the peak of memory beyond the mapped file while a tensor is measured."""
-    import threading
-
     (tensor,) = Npy(path).tensors()
     engine_for(tensor.size)  # Numba is no memory of a tensor
-    before, most, over = anonymous(), [anonymous()], threading.Event()
-
-    def watch() -> None:
-        while not over.wait(0.002):
-            most[0] = max(most[0], anonymous())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    measure(tensor, form(name).open(tensor), threads=2)
-    over.set()
-    watcher.join()
-    print(f"{name:28}{most[0] - before:12.0f}")
+    before = anonymous_mib()
+    most = peak_mib(lambda: measure(tensor, form(name).open(tensor), threads=2))
+    print(f"{name:28}{most - before:12.0f}")
 
 
 def memory() -> None:

@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import gguf
 import ml_dtypes
 import numpy as np
+from meters import anonymous_mib, least_seconds, peak_mib
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
@@ -38,16 +38,6 @@ PART = 2**18
 WEIGHTS = 30_000  # of a mixture of experts, each with a scale
 
 
-def best(function: Callable[[], object]) -> float:
-    """Return the least seconds of some rounds."""
-    seconds = []
-    for _ in range(ROUNDS):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
-
-
 def library(ggml: Ggml, x: NDArray[np.float32]) -> None:
     """Quantize and dequantize by the library alone, on the threads that a measurement has."""
     rows = PART // WIDTH
@@ -65,12 +55,12 @@ def types() -> None:
     """Print the time of each type beside the bound."""
     x = np.random.default_rng(0).standard_normal((SIZE // WIDTH, WIDTH), np.float32)
     tensor = Tensor("x", x)
-    sym = best(partial(timed, tensor, form_of("sym")))
+    sym = least_seconds(partial(timed, tensor, form_of("sym")), ROUNDS)
     print(f"{'2^24 values, ns a value':28}{'measured':>10}{'library':>10}{'sym':>8}{'ratio':>8}")
     for name in TYPES:
         ggml = load_mode(f"ggml/{name}", None)
-        taken = best(partial(timed, tensor, ggml))
-        alone = best(partial(library, ggml, x))
+        taken = least_seconds(partial(timed, tensor, ggml), ROUNDS)
+        alone = least_seconds(partial(library, ggml, x), ROUNDS)
         figures = (1e9 * each / SIZE for each in (taken, alone, sym))
         print(f"ggml/{name:23}", *(f"{each:9.2f}" for each in figures), end="")
         print(f"{taken / (alone + sym):8.2f}")
@@ -121,25 +111,10 @@ def kind(name: str, folder: str) -> None:
     (tensor,) = Safetensors(f"{folder}/original.safetensors").tensors()
     stored = SafetensorsFile(f"{folder}/packed.safetensors").open(tensor)
     engine_for(tensor.size)  # to load Numba takes the time and memory of no tensor
-    before, start = anonymous("self"), time.perf_counter()
-    with ThreadPoolExecutor(1) as pool:
-        done = pool.submit(measure, tensor, stored, threads=THREADS)
-        peak = before
-        while not done.done():
-            peak = max(peak, anonymous("self"))
-            time.sleep(0.002)
-    done.result()
+    before, start = anonymous_mib(), time.perf_counter()
+    peak = peak_mib(lambda: measure(tensor, stored, threads=THREADS))
     seconds = time.perf_counter() - start
     print(f"{name:28}{1e9 * seconds / tensor.size:12.2f}{peak - before:12.0f}", flush=True)
-
-
-def anonymous(pid: str) -> float:
-    """Return the MiB of a process that no file backs; 0 where it has ended."""
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:
-        return 0
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon")), 0)
 
 
 def run_peak(*arguments: str) -> tuple[float, float]:
@@ -148,7 +123,7 @@ def run_peak(*arguments: str) -> tuple[float, float]:
     command = [sys.executable, str(ROOT / "run.py"), *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
         while process.poll() is None:
-            peak = max(peak, anonymous(str(process.pid)))
+            peak = max(peak, anonymous_mib(str(process.pid)))
             time.sleep(0.005)
     if process.returncode:
         raise SystemExit(process.returncode)
@@ -192,9 +167,9 @@ def lists() -> None:
         save_file({f"{name}.weight": codes.astype(np.float16) for name in names}, original)
         scaled = {f"{name}.weight_scale_inv": np.ones((1, 1), np.float32) for name in names}
         save_file({f"{name}.weight": codes for name in names} | scaled, stored)
-        listing = best(lambda: SafetensorsFile(str(stored)))
+        listing = least_seconds(lambda: SafetensorsFile(str(stored)), ROUNDS)
         source, file = Safetensors(str(original)), SafetensorsFile(str(stored))
-        pairing = best(lambda: file.bind(source))
+        pairing = least_seconds(lambda: file.bind(source), ROUNDS)
         print(f"\n{2 * WEIGHTS} tensors: listed in {listing:.2f} s, paired in {pairing:.2f} s")
 
 

@@ -15,7 +15,7 @@ from math import prod
 
 import numpy as np
 
-from quantlab.formats.blocks import Shape, UnfitError
+from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
 from quantlab.formats.floats import NF4
 from quantlab.formats.grouped import (
@@ -60,8 +60,7 @@ class BitsandbytesLevels(GroupCodec):
 
     def group_width(self, shape: Shape) -> int:
         """Return the size of a block of the flat tensor."""
-        if len(shape) < 2:
-            raise UnfitError("it has one dimension, which bitsandbytes leaves as it is")
+        self.require_matrix(shape)
         return min(int(self.group_size or 1), prod(shape))
 
     def count_bits(self, groups: Groups) -> int:

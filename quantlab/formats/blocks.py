@@ -284,17 +284,23 @@ class Group(BlockSettings):
         axis = find_axis(self.axis, shape)
         return None if axis == len(shape) - 1 else axis
 
+    def row_length(self, shape: Shape) -> int:
+        """Return the number of values in a row; raises UnfitError where the axis is none."""
+        if len(shape) < 2 or self.axis in (None, INPUT):
+            return row_length(shape)
+        return shape[find_axis(self.axis, shape)]
+
     def layout(self, shape: Shape) -> Layout:
         """Return the groups of each row, in the order of the tensor with the axis moved."""
-        if len(shape) < 2:
-            row = prod(shape)
-        elif self.axis in (None, INPUT):
-            row = prod(shape[1:])
-        else:
-            row = shape[find_axis(self.axis, shape)]
+        row = self.row_length(shape)
         if row % self.size:
             return Layout(prod(shape), row, min(self.size, row))
         return _contiguous(prod(shape), self.size)
+
+
+def row_length(shape: Shape) -> int:
+    """Return the length of a row of a tensor, which is flattened from axis 1 on."""
+    return prod(shape[1:] if len(shape) > 1 else shape)
 
 
 def find_axis(axis: Any, shape: Shape) -> int:

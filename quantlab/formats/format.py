@@ -9,12 +9,11 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
-from quantlab.formats.blocks import INPUT, Block, Group, Layout, PerTensor, Read, Shape
+from quantlab.formats.blocks import INPUT, Block, Group, Layout, PerTensor, Read, Shape, row_length
 from quantlab.formats.element import (
     BlockParams,
     Bounds,
@@ -298,11 +297,9 @@ class Format:
 
     def row_length(self, shape: Shape) -> int:
         """Return the length of a row that is transformed: of groups, or from axis 1 on."""
-        if isinstance(self.block, Group) and len(shape) > 1:
-            axis = self.block.moved_axis(shape)
-            if axis is not None or self.block.axis == -1:
-                return shape[-1 if axis is None else axis]
-        return prod(shape[1:] if len(shape) > 1 else shape)
+        if isinstance(self.block, Group):
+            return self.block.row_length(shape)
+        return row_length(shape)
 
     @property
     def n_bits(self) -> int:

@@ -101,14 +101,17 @@ class GroupCodec(Codec):
         """Choose what `reconstruct` needs of the whole tensor, once and before the first group.
 
         An array has one entry a group, of which `reconstruct` gets those of its groups. Most rules
-        need nothing, and get 0.
+        need nothing.
         """
-        return 0 * groups.n_groups
+
+    def require_matrix(self, shape: Shape) -> None:
+        """Raise UnfitError unless a shape has two dimensions or more."""
+        if len(shape) < 2:
+            raise UnfitError(f"it has one dimension, which {self.runtime} leaves as it is")
 
     def group_width(self, shape: Shape) -> int:
         """Return the number of values in a group; raises UnfitError where groups do not fit."""
-        if len(shape) < 2:
-            raise UnfitError(f"it has one dimension, which {self.runtime} leaves as it is")
+        self.require_matrix(shape)
         width = self.group_size or shape[-1]
         if shape[-1] % width:
             raise UnfitError(

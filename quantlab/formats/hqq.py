@@ -59,8 +59,7 @@ class HalfQuadratic(GroupCodec):
 
     def group_width(self, shape: Shape) -> int:
         """Return the size of a group; raises UnfitError unless groups divide the flat tensor."""
-        if len(shape) < 2:
-            raise UnfitError(f"it has one dimension, which {self.runtime} leaves as it is")
+        self.require_matrix(shape)
         width = int(self.group_size or 1)
         if prod(shape) % width:
             raise UnfitError(

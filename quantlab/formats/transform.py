@@ -73,16 +73,13 @@ class Hadamard:
 
     def forward(self, x: FloatArray, multiply: MultiplyHadamard) -> FloatArray:
         """Transform float32 values ``(n, width)``."""
-        return multiply(x * self._signs(x.shape[1]))
+        return multiply(x * _draw_signs(self.seed, x.shape[1]))
 
     def backward(self, y: FloatArray, multiply: MultiplyHadamard) -> FloatArray:
         """Undo `forward`."""
         x_hat = multiply(y)
-        x_hat *= self._signs(y.shape[1])
+        x_hat *= _draw_signs(self.seed, y.shape[1])
         return x_hat
-
-    def _signs(self, width: int) -> FloatArray:
-        return _draw_signs(self.seed, width)
 
 
 @lru_cache

@@ -317,11 +317,15 @@ class TransformedTensor(Tensor):
         """Name of the dtype of what is quantized."""
         return "float32"
 
+    def whole(self, start: int, stop: int) -> tuple[int, int]:
+        """Return the ends of what is transformed together with elements `start` to `stop`."""
+        return start - start % self.width, min(stop + -stop % self.width, self.size)
+
     def stored(self, start: int, stop: int) -> FloatArray:
         """Return elements `start` to `stop`."""
         first, last, values = getattr(self._last, "stretch", (0, 0, None))
         if values is None or start < first or min(stop, self.size) > last:
-            first, last = start - start % self.width, min(stop + -stop % self.width, self.size)
+            first, last = self.whole(start, stop)
             x = self.original.block(first, last).reshape(-1, self.width)
             values = self.forward(x).reshape(-1)
             self._last.stretch = first, last, values
@@ -355,7 +359,7 @@ def _open_transformed(
     codec = open_codec(transformed, plain, surveyed, threads, engine)
 
     def read(start: int, stop: int) -> FloatArray:
-        first, last = start - start % width, min(stop + -stop % width, tensor.size)
+        first, last = transformed.whole(start, stop)
         try:
             y = reconstruct_block(transformed, codec, engine, first, last)
         except NotFiniteError:

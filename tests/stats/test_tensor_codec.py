@@ -275,6 +275,14 @@ def test_sums_beyond_float32_are_named(form, width):
         measure(x, form)
 
 
+@pytest.mark.parametrize("axis", [1, 2])
+def test_an_axis_counts_from_either_end(axis):
+    x = Tensor("x", np.random.default_rng(0).standard_normal((6, 8, 24)).astype(np.float32))
+    forms = [Format(Symmetric(4), Group(8, n), transform=Hadamard()) for n in (axis, axis - 3)]
+    assert len({form.row_length(x.shape) for form in forms}) == 1
+    assert np.array_equal(*(module.reconstruct(x, form) for form in forms))
+
+
 @pytest.mark.parametrize("axis", [0, 1, -1])
 def test_rows_are_those_of_groups_along_an_axis(axis):
     x = np.random.default_rng(0).standard_normal((64, 48)).astype(np.float32)

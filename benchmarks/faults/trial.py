@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 import shutil
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -90,6 +91,8 @@ class Trial:
         if "Traceback" in ended.stderr or "Exception ignored" in ended.stderr:
             last = "\n".join(ended.stderr.splitlines()[-STORY_LINES:])
             self.tracebacks.append(f"{what} ends in a traceback:\n{last}")
+        if ended.code == -signal.SIGBUS:
+            self.tracebacks.append(f"{what} is ended by the system: SIGBUS")
         self.left += [f"{what} leaves a process: {line}" for line in ended.left]
         return ended
 

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantlab.sources.mapping import FileState, map_values
 from quantlab.sources.names import Architecture
 from quantlab.sources.source import Expected, Source
 from quantlab.sources.tensor import Tensor, dtype_name
@@ -44,7 +45,6 @@ SUFFIXES = {
 }
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 ON_INDEX = {"ml_dtypes": "ml-dtypes"}  # modules whose package has another name
-FileState = tuple[str, int, int]  # path, size and time of change
 SELECTIONS = ("weights", "all")
 NO_WEIGHT = "no weight, which dist.select=all measures"
 NOT_INCLUDED, EXCLUDED = "not in dist.include", "in dist.exclude"
@@ -374,20 +374,6 @@ def readable(path: str, kind: str) -> Iterator[None]:
 def map_tensor(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
     """Map values that lie as they are in a file."""
     return map_values(name, dtype, shape, file_state(path), offset)
-
-
-def map_values(
-    name: str, dtype: Any, shape: tuple[int, ...], file: FileState, offset: int
-) -> Tensor:
-    """Map values that lie as they are in a file of a known state."""
-    values = np.ndarray(shape, dtype, buffer=_whole_file(file), offset=offset)
-    return Tensor(name, values, (*file, offset, shape, dtype_name(values.dtype)))
-
-
-@lru_cache(maxsize=16)
-def _whole_file(state: FileState) -> Any:
-    """Map a file as a whole: a process has a thousand descriptors, a checkpoint more tensors."""
-    return np.memmap(state[0], dtype=np.uint8, mode="r")
 
 
 def file_state(path: str) -> FileState:

@@ -11,15 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantlab.formats.element import FloatArray
-from quantlab.sources.file import (
-    BadFileError,
-    File,
-    FileEntry,
-    FileState,
-    MappedArray,
-    file_state,
-    map_values,
-)
+from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state
 from quantlab.sources.kinds.decoding import (
     StoredTensor,
     dense_tensor,
@@ -27,6 +19,7 @@ from quantlab.sources.kinds.decoding import (
     row_width,
     rows_of,
 )
+from quantlab.sources.mapping import FileState, map_values
 from quantlab.sources.names import Architecture
 from quantlab.sources.pairing import StoredFile
 from quantlab.sources.tensor import Tensor

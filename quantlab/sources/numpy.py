@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from quantlab.sources.file import BadFileError, File, FileEntry, file_state
+from quantlab.sources.mapping import expect_truncation
 from quantlab.sources.tensor import Tensor
 
 MAX_HEADER_BYTES = 2**16  # of one array; a longer text was not written by NumPy
@@ -35,8 +36,10 @@ class Npy(File):
         yield array_entry(Path(self.path).stem, shape, dtype, self._open_array)
 
     def _open_array(self, name: str) -> Tensor:
+        state = file_state(self.path)
+        expect_truncation(state)
         values = npy_format.open_memmap(self.path, mode="r")
-        return Tensor(name, np.asarray(values), file_state(self.path))
+        return Tensor(name, np.asarray(values), state)
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from quantlab.sources.file import (
 )
 from quantlab.sources.kinds.decoding import MisfitError
 from quantlab.sources.kinds.onnx import EIGHT_BIT_FLOATS, PACKED, Operand, Quantization, kind_bits
+from quantlab.sources.mapping import FileState, expect_truncation
 from quantlab.sources.onnx_proto import read_model
 from quantlab.sources.tensor import Tensor
 
@@ -310,9 +311,10 @@ def read_graph(path: str) -> Graph:
 
 
 @lru_cache(maxsize=2)
-def _read_graph(path: str, state: tuple[str, int, int]) -> Graph:
+def _read_graph(path: str, state: FileState) -> Graph:
     """Read a graph once per state of its file."""
     scopes: list[Scope] = []
+    expect_truncation(state)  # of what read_model maps
     model = read_model(path)
     for body, protos in _qualified_protos(model.graph):
         require_unique((name for name, _, _ in protos), "initializers")

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
-from quantlab.sources.file import MappedArray, map_values
+from quantlab.sources.file import MappedArray
 from quantlab.sources.kinds.decoding import (
     EXPONENTS,
     FLOATS,
@@ -30,6 +30,7 @@ from quantlab.sources.kinds.decoding import (
     rows_of,
     unpack_codes,
 )
+from quantlab.sources.mapping import map_values
 from quantlab.sources.tensor import Tensor
 
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}

@@ -8,8 +8,12 @@ when the thread ends that started a worker, and some launchers start them in a t
 """
 
 import os
+import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import suppress
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -23,8 +27,7 @@ if TYPE_CHECKING:
 VARIABLE = "QUANTLAB_SWEEP"  # in the environment of workers: PID/fd/NUMBER of the pipe
 PROC = Path("/proc")
 LOOK_SECONDS = 1.0  # between two looks whether the sweep is alive, on systems without /proc
-# How long an agent of Ray looks for its server, which is gone with the sweep: a minute if not said.
-RAY_PATIENCE = "RAY_gcs_rpc_server_reconnect_timeout_s"
+SHUTDOWN_SECONDS = 5.0  # that processes of a cluster have to end by themselves
 LOCAL_LAUNCHERS = ("JoblibLauncher", "LocalLauncher", "RayLauncher")  # on this machine
 
 
@@ -38,8 +41,8 @@ class Workers:
         if type(launcher).__name__ in LOCAL_LAUNCHERS:
             self.pipe = os.pipe()
             os.environ[VARIABLE] = f"{os.getpid()}/fd/{self.pipe[0]}"
-        if type(launcher).__name__ == "RayLauncher":
-            os.environ.setdefault(RAY_PATIENCE, "5")
+            if type(launcher).__name__ == "RayLauncher":
+                _start_reaper(self.pipe[0])
         if self.pool:  # some of whose workers may never have a run
             vars(launcher)["joblib"]["initializer"] = end_with_sweep
 
@@ -51,6 +54,46 @@ class Workers:
         if self.pipe:  # whose read end stays, for workers that have yet to open it
             os.close(self.pipe[1])
             self.pipe = None
+
+
+def _start_reaper(pipe: int) -> None:
+    """Start a process that ends those of a Ray cluster after the sweep, the end of a pipe.
+
+    They are none of ours: some look for their servers for a minute after these are gone.
+    """
+    command = f"import sys; sys.path = {sys.path}; from quantlab.sweep.workers import reap; reap()"
+    subprocess.Popen(
+        [sys.executable, "-c", command],
+        stdin=pipe,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+def reap() -> None:
+    """Wait for the end of a pipe, standard input, then end all processes that inherited its name.
+
+    Only Linux tells the environment of other processes.
+    """
+    os.read(sys.stdin.fileno(), 1)
+    deadline = time.monotonic() + SHUTDOWN_SECONDS
+    while _inheritors() and time.monotonic() < deadline:
+        time.sleep(LOOK_SECONDS / 5)
+    for process in _inheritors():
+        with suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+
+
+def _inheritors() -> list[int]:
+    """List the other processes that have the name of the pipe in their environment."""
+    mark = f"{VARIABLE}={os.environ[VARIABLE]}".encode()
+    processes = []
+    for path in PROC.glob("[0-9]*/environ"):
+        with suppress(OSError):  # it has ended, or is somebody else's
+            if mark in path.read_bytes().split(b"\0"):
+                processes.append(int(path.parent.name))
+    return [process for process in processes if process != os.getpid()]
 
 
 def end_with_sweep() -> None:

@@ -105,6 +105,17 @@ def test_workers_on_other_machines_know_of_no_pipe(monkeypatch):
     assert VARIABLE not in os.environ
 
 
+def test_what_a_cluster_leaves_is_ended(monkeypatch):
+    monkeypatch.setattr(workers, "SHUTDOWN_SECONDS", 0.1)
+    monkeypatch.setenv(VARIABLE, uuid4().hex)
+    read_end, write_end = os.pipe()
+    os.close(write_end)
+    with os.fdopen(read_end) as pipe, subprocess.Popen(["sleep", "60"]) as process:
+        monkeypatch.setattr(sys, "stdin", pipe)
+        workers.reap()
+        assert process.wait(10) == -signal.SIGKILL
+
+
 def marked(mark):
     """List the processes that have a mark in their environment."""
     processes = []
@@ -135,7 +146,7 @@ def test_nothing_is_left_running(tmp_path, monkeypatch, launcher, how):
             assert len(marked(mark)) > 1
         finally:
             process.send_signal(how)
-    deadline = time.monotonic() + 40  # Ray gives its own processes some seconds
+    deadline = time.monotonic() + 40  # those of Ray have some seconds to end
     while marked(mark) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not marked(mark)

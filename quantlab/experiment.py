@@ -12,6 +12,7 @@ from quantlab.formats.blocks import INPUT, Group, UnfitError
 from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
+from quantlab.formats.gram import LayerInputs
 from quantlab.models.model import Evaluation, Model
 from quantlab.models.onnx import OnnxModel
 from quantlab.plans.planned import Planned
@@ -37,7 +38,8 @@ class Experiment:
     """One combination of tensors and format, and the settings of its measurement.
 
     `rel_threshold` is the magnitude below which a value has no relative error; `threads` changes
-    the time and no figure; `importance` is that of the columns of tensors; `extra_metrics` are
+    the time and no figure; `importance` is that of the columns of tensors, `inputs` are those of
+    their layers; `extra_metrics` are
     functions of `quantlab.stats.metrics.Evidence`, by the names of their figures; `evaluation` has
     the model that answers with the stored tensors.
     """
@@ -48,6 +50,7 @@ class Experiment:
     rel_threshold: float
     threads: int
     importance: Importance | None = None
+    inputs: LayerInputs | None = None
     extra_metrics: Mapping[str, Metric] = field(default_factory=dict)
     evaluation: Evaluation | None = None
 
@@ -228,10 +231,11 @@ class Experiment:
             landmark=expected.landmark if expected else None,
             importance=self._importance(tensor),
             extra_metrics=self.extra_metrics,
+            gram=self.inputs.gram(tensor) if self.inputs else None,
         )
-        if self.importance and "out_sqnr_db" not in result["measured"]:
+        if (self.importance or self.inputs) and "out_sqnr_db" not in result["measured"]:
             result["measured"]["out_sqnr_db"] = None
-            result["reasons"]["out_sqnr_db"] = f"{self.importance.name} has no importance of it"
+            result["reasons"]["out_sqnr_db"] = self._why_no_output()
         predicted = None
         if expected and isinstance(opened, Format) and not opened.transform:
             predicted = predict(opened, expected)
@@ -250,6 +254,12 @@ class Experiment:
             result["remark"] = "; ".join(filter(None, (result.get("remark"), zeros)))
         return result
 
+    def _why_no_output(self) -> str:
+        """Say why there is no error of the output of a tensor's layer."""
+        if self.importance:
+            return f"{self.importance.name} has no importance of it"
+        return f"{cast('LayerInputs', self.inputs).name} has no inputs of it"
+
     def _stored(self, tensor: Tensor, opened: Format | Reconstruction) -> dict[str, Any]:
         """Identify what figures depend on beside the tensor and the settings."""
         identity: dict[str, Any] = {}
@@ -263,6 +273,8 @@ class Experiment:
         weights = self._importance(tensor)
         if weights is not None:
             identity["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()
+        if self.inputs and (inputs := self.inputs.identity(tensor)):
+            identity["inputs_sha256"] = inputs
         return identity
 
     def _importance(self, tensor: Tensor) -> FloatArray | None:

@@ -16,6 +16,7 @@ from quantlab.records import record
 from quantlab.report.bar import Bar
 from quantlab.report.terminal import run_summary
 from quantlab.report.texts import Texts
+from quantlab.sources.captured import ArrayInputs
 from quantlab.sources.file import require_select, select_weights
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure as measure_tensor
@@ -75,6 +76,7 @@ def measure(
     select: str = "weights",
     model: Model | None = None,
     transform: Any = "none",
+    inputs: Any = None,
 ) -> Any:
     """Measure what it costs to store an array, or each array of a mapping.
 
@@ -106,6 +108,9 @@ def measure(
     transform
         ``"none"`` or ``"hadamard"``, or an object of `quantlab.formats.transform`: what rows go
         through before they are quantized, and back afterwards.
+    inputs
+        What flows into the layer of which `x` is the weight, an array ``(tokens, in)``, or a
+        mapping of the names in `x` to such arrays: ``out_sqnr_db`` is then the SQNR of its output.
 
     Returns
     -------
@@ -133,18 +138,31 @@ def measure(
         shapes = {name: np.shape(a) for name, a in x.items()}
         chosen = x.keys() if select == "all" else select_weights(shapes)
         arrays = {name: array for name, array in x.items() if name in chosen}
-        results = {name: _measure(a, mode, form, name, metrics) for name, a in arrays.items()}
+        of_layers = _layer_inputs(inputs if inputs is not None else {})
+        results = {
+            name: _measure(a, mode, form, name, metrics, of_layers) for name, a in arrays.items()
+        }
         table = pd.DataFrame([{"tensor": name, **result} for name, result in results.items()])
         if model is not None:
             table.attrs["answers"] = pd.DataFrame(_answers(model, form, arrays))
         return table
     if model is not None:
         raise ValueError("model answers with a mapping of names to arrays: give its weights as x")
-    return _measure(x, mode, form, NAME, metrics)
+    of_layer = _layer_inputs({} if inputs is None else {NAME: inputs})
+    return _measure(x, mode, form, NAME, metrics, of_layer)
+
+
+def _layer_inputs(inputs: Mapping[str, Any]) -> ArrayInputs:
+    return ArrayInputs({name: Tensor(name, as_array(x, "inputs")) for name, x in inputs.items()})
 
 
 def _measure(
-    x: Any, mode: Any, form: Format | Codec, name: str, metrics: Mapping[str, Metric] | None
+    x: Any,
+    mode: Any,
+    form: Format | Codec,
+    name: str,
+    metrics: Mapping[str, Metric] | None,
+    inputs: ArrayInputs,
 ) -> Measurement:
     mode = mode if isinstance(mode, str) else type(mode).__name__
     array = Tensor(name, as_array(x, name))
@@ -152,7 +170,13 @@ def _measure(
         opened = form.open(array)
     except UnfitError as reason:
         raise ValueError(f"{name} cannot be stored as {mode}: {reason}") from None
-    tensor = measure_tensor(array, opened, threads=usable_cores(), extra_metrics=metrics)
+    tensor = measure_tensor(
+        array,
+        opened,
+        threads=usable_cores(),
+        extra_metrics=metrics,
+        gram=inputs.gram(array),
+    )
     stored = {"stored_dtype": opened.dtype} if isinstance(opened, Reconstruction) else {}
     named = tensor | {"predicted": None} | stored
     return Measurement(named, uniform.mode_name(mode), form.n_bits, name)

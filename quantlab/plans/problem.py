@@ -204,7 +204,7 @@ def build_problem(sweep: Aggregated, request: Request) -> Problem:
     if by != SQNR and not any(_has_figure(assignments, by) for assignments in usable):
         raise ValueError(
             f"{sweep.directory} has no {by}: sweep with metrics.imatrix=FILE, the "
-            "importance matrix of the checkpoint, or of an ONNX model metrics.inputs=FILE"
+            "importance matrix of the checkpoint, or metrics.inputs=FILE, the inputs of its layers"
         )
     slots = [
         [Option.of([Assignment(draft.tensor, draft.tensor.bits)]), *_finite_options(assignments)]

@@ -353,8 +353,8 @@ def load(directory: str | Path) -> pd.DataFrame:
     x_min, x_max
     rel_err, zeroed, clipped                  shares from 0 up; 1 is all, or as large as the value
     landmark_rel_err                          share of the landmark, predicted_landmark
-    sqnr_db, out_sqnr_db                      dB; that of a layer's output, where an importance
-                                              matrix is given
+    sqnr_db, out_sqnr_db                      dB; that of a layer's output, where its inputs or an
+                                              importance matrix are given
     worst_row_sqnr_db, worst_matrix_sqnr_db   dB; the least of the rows (the last axis, or that of
                                               groups; of a vector its blocks), and of the matrices
                                               of a stack, such as experts

@@ -16,9 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.blocks import Group
+from quantlab.formats.blocks import Group, Read
 from quantlab.formats.element import FloatArray, NotFiniteError
 from quantlab.formats.format import Format, Reconstruction
+from quantlab.formats.scales import Array64
 from quantlab.sources.tensor import MovedAxis, Tensor
 from quantlab.stats import metrics, parallel
 from quantlab.stats.compiled import CompiledEngine, engine_for
@@ -53,6 +54,7 @@ from quantlab.stats.tensor_codec import (
 )
 from quantlab.text import label
 
+OUTPUT_BYTES = 2**22  # of rows in float64 whose outputs are computed at once
 SAMPLE = 2**18  # errors that quantiles are taken of, at most; a longer tensor is strided
 NO_MAXIMA = np.empty(0, np.float32)
 
@@ -69,11 +71,13 @@ def measure(
     landmark: float | None = None,
     importance: FloatArray | None = None,
     extra_metrics: Mapping[str, Metric] | None = None,
+    gram: Array64 | None = None,
 ) -> dict[str, Any]:
     """Measure the round trip of a tensor, as plain JSON values.
 
     The relative error of a value, `landmark`, is among the figures where one is given, and the
-    error of the output where the `importance` of columns is, an array ``(matrices, columns)``.
+    error of the output where the `importance` of columns is, an array ``(matrices, columns)``, or
+    the Gram matrix of the inputs, ``(in, in)``, which lie along the tensor's `input_axis`.
     `extra_metrics` are functions of `Evidence` by the names of their figures.
     `advance` is called, from any thread, with the number of elements that have just been measured.
     Raises ValueError, naming the tensor, when it is empty or holds a value that is no finite
@@ -84,7 +88,7 @@ def measure(
     if along := _along_axis(tensor, form):
         axis, rows = along
         moved, importance = MovedAxis.of(tensor, axis), _move_importance(tensor, axis, importance)
-        settings = k, rel_threshold, threads, advance, landmark, importance, extra_metrics
+        settings = k, rel_threshold, threads, advance, landmark, importance, extra_metrics, gram
         return _place_in_original(measure(moved, rows, *settings), moved)
     engine = engine_for(tensor.size)
     needed = needs_survey(tensor, form)
@@ -96,6 +100,8 @@ def measure(
     columns = None if importance is None else ColumnImportance(importance, tensor.size)
     trip = _run(tensor, codec, surveyed, engine, options, columns, threads, advance)
     surveyed, evidence = trip.surveyed, trip.evidence()
+    if gram is not None:
+        evidence = evidence._replace(powers=trip.output_powers(gram, threads))
     measured, reasons = _compute_figures(trip, evidence, landmark, extra_metrics)
     measured |= row_powers.figures(measured["sqnr_db"])
     params, unknown = codec.params_json()
@@ -236,6 +242,10 @@ def _sample_stride(size: int) -> int:
     return 1 if size <= SAMPLE else -(-size // SAMPLE) | 1
 
 
+def _read_flat(values: FloatArray) -> Read:
+    return lambda start, stop: values[start:stop]
+
+
 class Accumulator:
     """Sums up the blocks of one thread, each as soon as it has been through the codec."""
 
@@ -350,6 +360,36 @@ class _RoundTrip:
             divergence=self._divergence() if comparable else math.nan,
             powers=[power for share in self.shares for power in share.powers],
         )
+
+    def output_powers(self, gram: Array64, threads: int) -> list[OutputPower]:
+        """Return the powers of the outputs of stretches of rows, for inputs with a Gram matrix."""
+        stored, reconstructed = self._rows_of_inputs()
+        width = len(gram)
+        step = max(1, OUTPUT_BYTES // (8 * width)) * width
+
+        def measure_rows(start: int) -> OutputPower:
+            span = start, min(start + step, self.tensor.size)
+            x, x_hat = (read(*span).reshape(-1, width) for read in (stored, reconstructed))
+            return metrics.captured_power(x, x_hat, gram)
+
+        starts = list(range(0, self.tensor.size, step))
+        return parallel.map_on_threads(measure_rows, starts, threads)
+
+    def _rows_of_inputs(self) -> list[Read]:
+        """Return what reads the tensor, and what it comes back as, with its inputs in rows."""
+        tensor = self.tensor
+        reads: list[Read] = [tensor.block, self.codec.read]
+        moved = tensor if isinstance(tensor, MovedAxis) else None
+        original = moved.original if moved else tensor
+        axis = original.input_axis
+        if axis == moved.axis if moved else axis in (None, len(tensor.shape) - 1):
+            return reads
+        arrays = [read(0, tensor.size).reshape(tensor.shape) for read in reads]
+        if moved:
+            arrays = [moved.restore(array) for array in arrays]
+        if axis is not None:
+            arrays = [np.moveaxis(array, axis, -1) for array in arrays]
+        return [_read_flat(np.ascontiguousarray(array).reshape(-1)) for array in arrays]
 
     def _divergence(self) -> float:
         starts = range(0, self.tensor.size, CHUNK)

@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Layout, Shape
 from quantlab.formats.element import FloatArray
+from quantlab.formats.gram import row_energies
 from quantlab.formats.quantizer import ScaleStats
+from quantlab.formats.scales import Array64
 from quantlab.stats.reference import CHUNK, CodeCounts, ErrorHistogram, Sums, row_part
 
 OF_SCALES = ("n_scales", "scale_min", "scale_max", "scales_saturated", "scales_vanished")
@@ -326,6 +328,15 @@ class ColumnImportance:
     def _weights(self, start: int, stop: int) -> NDArray[np.float64]:
         places = np.arange(start, stop)
         return self._importance[places // self._matrix, places % self._importance.shape[1]]
+
+
+def captured_power(x: FloatArray, x_hat: FloatArray, gram: Array64) -> OutputPower:
+    """Return the power of the outputs of rows of weights ``(rows, in)``, for captured inputs X.
+
+    It is exact: the sum of |X w|^2 over rows w, which the Gram matrix X^T X has.
+    """
+    w, err = x.astype(np.float64), (x_hat - x).astype(np.float64)
+    return OutputPower(*(math.fsum(row_energies(rows, gram)) for rows in (w, err)))
 
 
 def out_sqnr_db(powers: Sequence[OutputPower]) -> float | None:

@@ -70,7 +70,8 @@ class Result(TypedDict):
     `range` is the least and the greatest value, `underflowed` counts the values that are not 0 but
     are as float32, `error_budget` has shares of the squared error. `predicted` is null where
     nothing is expected of the tensor. Of a tensor in a codec there are its type, its file, the
-    sha256 of all that is stored, and a `remark` on what is wrong with it; `place` is which tensor
+    sha256 of all that is stored, and a `remark` on what is wrong with it; of what is weighed by the
+    inputs of its layer theirs. `place` is which tensor
     of a divided source it is. Of groups along the inputs of layers there is the `input_axis`, null
     where it is not known and groups are those of rows.
     """
@@ -115,6 +116,7 @@ class Result(TypedDict):
     stored_file: NotRequired[str]
     stored_sha256: NotRequired[Sha256]
     importance_sha256: NotRequired[Sha256]
+    inputs_sha256: NotRequired[Sha256]
     input_axis: NotRequired[Count | None]
     remark: NotRequired[str | None]
     place: NotRequired[Count]

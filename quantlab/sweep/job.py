@@ -26,6 +26,7 @@ from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
 from quantlab.formats.format import CHOICES, Codec, Format, compose
 from quantlab.formats.ggml import Importance
+from quantlab.formats.gram import LayerInputs
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.models.inputs import InputPowers
@@ -36,6 +37,7 @@ from quantlab.records.journal import Journal, remove_journal
 from quantlab.records.older import current_name, with_current_names
 from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
 from quantlab.report.bar import run_settings
+from quantlab.sources.captured import CapturedInputs
 from quantlab.sources.file import expand_home, file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.onnx import Onnx
@@ -58,6 +60,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         dist=instantiate(config["dist"]),
         form=_build_format(config),
         importance=_build_importance(config),
+        inputs=_build_inputs(config),
         extra_metrics=instantiate(_find_setting(config, "metrics", "extra") or {}),
         evaluation=_build_evaluation(config),
         k=_find_setting(config, "rank", "k"),
@@ -78,13 +81,20 @@ def _build_importance(config: Mapping[str, Any]) -> Importance | None:
     if imatrix and inputs:
         raise ValueError("metrics.imatrix and metrics.inputs both weigh inputs: leave one out")
     if inputs:
-        if get_class(current_name(config["dist"]["_target_"])) is not Onnx:
-            raise ValueError(
-                "metrics.inputs are those of the model in dist=file/onnx, which it runs"
-            )
-        return InputPowers(config["dist"]["path"], inputs)
+        return InputPowers(config["dist"]["path"], inputs) if _is_model(config) else None
     imatrix = imatrix or config["mode"].get("imatrix")
     return Imatrix(imatrix) if imatrix else None
+
+
+def _build_inputs(config: Mapping[str, Any]) -> LayerInputs | None:
+    """Build what knows the inputs of layers; None where nothing does."""
+    path = _find_setting(config, "metrics", "inputs")
+    return CapturedInputs(path) if path and not _is_model(config) else None
+
+
+def _is_model(config: Mapping[str, Any]) -> bool:
+    """Whether the source is a model that can be run."""
+    return get_class(current_name(config["dist"]["_target_"])) is Onnx
 
 
 def _build_evaluation(config: Mapping[str, Any]) -> Evaluation | None:

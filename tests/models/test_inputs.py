@@ -126,7 +126,6 @@ def test_the_error_of_outputs_is_that_of_the_model_s_own_inputs(tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        (["dist=hidden", "metrics.inputs={inputs}"], "the model in dist=file/onnx"),
         (["metrics.inputs=none.npz"], "none.npz: no such file"),
         (["metrics.inputs={inputs}", "metrics.imatrix=x.gguf"], "leave one out"),
     ],
@@ -134,7 +133,7 @@ def test_the_error_of_outputs_is_that_of_the_model_s_own_inputs(tmp_path):
 def test_inputs_of_nothing_are_refused(tmp_path, overrides, sentence):
     path, inputs, _, _ = two_layers(tmp_path)
     named = [text.format(inputs=inputs) for text in overrides]
-    source = [] if "dist=hidden" in named else ["dist=file/onnx", f"dist.path={path}"]
+    source = ["dist=file/onnx", f"dist.path={path}"]
     done = run(*source, *named, f"hydra.sweep.dir={tmp_path}/s")
     assert done.returncode == 1
     assert sentence in done.stderr

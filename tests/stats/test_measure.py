@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.formats import uniform
-from quantlab.formats.blocks import Group, PerChannel
+from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.format import Format
 from quantlab.formats.log import Log
 from quantlab.formats.uniform import Asymmetric, Symmetric
@@ -356,3 +356,21 @@ def test_groups_along_an_axis_come_back_in_the_shape_of_the_tensor(axis):
     along = Format(Symmetric(3), Group(size=2, axis=axis))
     rows = reconstruct(Tensor("w", moved), Format(Symmetric(3), Group(size=2)))
     assert np.array_equal(reconstruct(Tensor("w", x), along), np.moveaxis(rows, -1, axis))
+
+
+@pytest.mark.parametrize("axis", [None, 0, 1])
+@pytest.mark.parametrize("block", [PerTensor(), PerChannel(), Group(8), Group(8, 0)])
+def test_the_output_error_of_captured_inputs_is_that_of_the_outputs(axis, block, monkeypatch):
+    monkeypatch.setattr(module, "OUTPUT_BYTES", 2**10)  # several stretches
+    w = RNG.standard_normal((24, 40)).astype(np.float32)
+    inputs = RNG.standard_normal((50, 24 if axis == 0 else 40))
+    tensor, form = Tensor("w", w, input_axis=axis), Format(Symmetric(4), block)
+    results = {
+        n: module.measure(tensor, form, threads=n, gram=inputs.T @ inputs)["measured"]
+        for n in (1, 2)
+    }
+    errors = [m.astype(float) for m in (w, reconstruct(tensor, form) - w)]
+    signal, noise = (np.square(inputs @ (m if axis == 0 else m.T)).sum() for m in errors)
+    expected = 10 * np.log10(signal / noise)
+    assert results[1]["out_sqnr_db"] == pytest.approx(expected, abs=1e-9)
+    assert results[1] == results[2]

@@ -9,7 +9,7 @@ ANSWERS := dist=file/onnx dist.path=.venv/demo/magika/models/standard_v3_3/model
 	model=onnx model.inputs=.venv/demo/inputs.npz hydra.sweep.dir=multirun/answers
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab remedies levels demo test test-all pythons lint mutants chaos chaos-long bench bench-sweep slurm llama chromium ray lock clean
+.PHONY: help lab remedies levels demo test test-all pythons lint mutants chaos chaos-long bench bench-sweep slurm llama chromium ray recipes lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -59,6 +59,8 @@ llama: .venv/lab ## build llama.cpp's llama-quantize for the tests (2 minutes, n
 
 chromium: ## install the browser of the tests (Debian's package, needs root)
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; }
+
+recipes: .venv/recipes ## install the packages that recipes are for, in an environment of their own (6 GB)
 
 ray: .venv/ray ## install Ray for the tests, in an environment of its own
 
@@ -133,6 +135,11 @@ clean: ## remove the environment and every cache
 	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv/dist .
 	@$(PYTHON) -m venv $@
 	@$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock "$$(ls .venv/dist/*.whl)[joblib,slurm]"
+	@touch $@
+
+.venv/recipes: tests/data/recipes/load_recipes.py
+	@$(PYTHON) -m venv $@
+	@$@/bin/pip install --quiet --disable-pip-version-check $$(sed -n 's/^    pip install \(.*\)/\1/p' $<)
 	@touch $@
 
 .venv/ray: .venv/lab requirements-ray.lock

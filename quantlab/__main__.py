@@ -124,7 +124,7 @@ def _take_plan_options(command: argparse.ArgumentParser) -> None:
         "--bar", action="store_true", help="for each tensor the cheapest format that meets the bar"
     )
     command.add_argument(
-        "--recipe", metavar="RUNTIME", help="in terms of llama.cpp, torchao, mlx, or as json"
+        "--recipe", metavar="RUNTIME", help="in terms of llama.cpp, torchao, mlx, onnxruntime, ..."
     )
     command.add_argument(
         "--by", metavar="FIGURE", help="sqnr_db (default), out_sqnr_db, or kl of a model's answers"

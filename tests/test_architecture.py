@@ -52,7 +52,19 @@ APART = {  # modules with one user, one of their room, and why they stand alone
         )
     },
     **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "safetensors")},
-    **{f"plans/runtimes/{name}.py": RUNTIME for name in ("llama_cpp", "mlx", "torchao")},
+    **{
+        f"plans/runtimes/{name}.py": RUNTIME
+        for name in (
+            "auto_round",
+            "compressed_tensors",
+            "gptqmodel",
+            "llama_cpp",
+            "mlx",
+            "modelopt",
+            "onnxruntime",
+            "torchao",
+        )
+    },
     "formats/floats.py": "grids that modes name; bitsandbytes has its levels of NF4",
     "sources/companions.py": "faults of scales that are of no weight, beside how files are read",
     "sources/experts.py": "how each writer names and stacks the experts of a mixture",

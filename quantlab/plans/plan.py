@@ -57,7 +57,8 @@ def plan(
         True for the cheapest formats that meet the bars of the sweep, or criteria of another, such
         as ``{"sqnr_db": 25}``.
     recipe
-        A runtime, to choose among the formats that it has: llama.cpp, torchao, mlx or json.
+        A runtime, to choose among the formats that it has: llama.cpp, torchao, mlx, onnxruntime,
+        llm-compressor, gptqmodel, auto-round, modelopt, or json.
     by
         What is minimised: the noise by ``sqnr_db``, the default, or ``out_sqnr_db``, or the ``kl``
         of a model's answers.

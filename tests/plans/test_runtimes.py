@@ -1,14 +1,23 @@
 import json
+import subprocess
 
+import numpy as np
 import pytest
+import yaml
 
 from quantlab.formats.format import FormatSpec
 from quantlab.formats.ggml import NUMBERS
+from quantlab.formats.matmul_nbits import OnnxMatMulNBits
 from quantlab.plans.options import Assignment, Original, float_width
 from quantlab.plans.runtimes import RUNTIMES, find_runtime
 from quantlab.plans.runtimes.runtime import table_bits
 from quantlab.report.choices import FormatResult
+from quantlab.sources.onnx import Onnx, OnnxFile
+from tests.conftest import ROOT
 from tests.plans.samples import FORMATS, row
+
+RECIPES = ROOT / "tests" / "data" / "recipes"
+PACKAGES = ROOT / ".venv" / "recipes" / "bin" / "python"  # make recipes
 
 HAS = {
     "llama.cpp": ["ggml/q4_k", "ggml/q8_0"],
@@ -16,6 +25,18 @@ HAS = {
         "sym 4 bits, group 32", "asym 4 bits, group 64", "sym 8 bits, channel", "fp8_e4m3, channel",
     ],
     "mlx": ["asym 4 bits, group 64", "mx/fp4"],
+    "onnxruntime": [],
+    "llm-compressor": [
+        "sym 4 bits, group 32", "asym 4 bits, group 64", "sym 8 bits, channel",
+        "fp8_e4m3, channel", "mx/fp4",
+    ],
+    "gptqmodel": ["sym 4 bits, group 32", "asym 4 bits, group 64", "sym 8 bits, channel"],
+    "auto-round": [
+        "sym 4 bits, group 32", "asym 4 bits, group 64", "sym 8 bits, channel", "mx/fp4",
+    ],
+    "modelopt": [
+        "sym 4 bits, group 32", "sym 8 bits, channel", "sym 8 bits", "fp8_e4m3, channel", "mx/fp4",
+    ],
     "json": list(FORMATS),
 }  # fmt: skip
 
@@ -47,11 +68,13 @@ def recipe(name, *pairs):
 def test_a_runtime_has_these_formats_and_no_other(name):
     known = [form for form in FORMATS if config(name, form) is not None]
     assert known == HAS[name]
-    with pytest.raises(ValueError, match=r"recipe takes one of llama.cpp, torchao, mlx, json"):
+    with pytest.raises(
+        ValueError, match=r"recipe takes one of llama.cpp, torchao, mlx, onnx.*json"
+    ):
         find_runtime("onnx")
 
 
-@pytest.mark.parametrize("name", ["torchao", "mlx"])
+@pytest.mark.parametrize("name", [name for name in HAS if name not in ("llama.cpp", "json")])
 def test_a_range_that_is_searched_is_no_runtime_s(name):
     assert config(name, "asym 4 bits, group 64", range="mse") is None
 
@@ -195,7 +218,7 @@ def test_a_format_just_beyond_what_a_runtime_has_is_refused(name, form, change):
     ],
 )
 def test_only_json_takes_what_is_no_runtime_s_own(form, change):
-    for name in ("torchao", "mlx", "llama.cpp"):
+    for name in RUNTIMES.keys() - {"json"}:
         assert config(name, form, **{"stored_dtype": None, **change}) is None
     settings = json.loads(change["settings"]) if "settings" in change else change
     assert settings.items() <= config("json", form, **change).items()
@@ -255,3 +278,126 @@ def test_formats_by_torchao_s_own_rule_are_its_configs():
     assert intx["granularity"]["_type"] == "PerAxis"
     assert intx["mapping_type"]["_data"] == "ASYMMETRIC"
     assert intx["scale_dtype"] == {"_type": "torch.dtype", "_data": "bfloat16"}
+
+
+LAYER = "model.layers.0.{}.weight"
+PLANNED = {  # a format, or None as it is stored, of each matrix of load_recipes.py
+    "model.embed_tokens.weight": None,
+    LAYER.format("q"): "sym 4 bits, group 32",
+    LAYER.format("k"): "asym 4 bits, group 64",
+    LAYER.format("v"): None,
+    LAYER.format("o"): "fp8_e4m3, channel",
+    "lm_head.weight": "mx/fp4",
+}
+OF_PACKAGES = ["llm-compressor", "gptqmodel", "auto-round", "modelopt"]
+
+
+def planned(name):
+    """The assignments of `PLANNED` to formats that a runtime has."""
+    for weight, form in PLANNED.items():
+        matrix = tensor(weight, (64, 64), "file/safetensors")
+        has = form and form in HAS[name] and RUNTIMES[name].refuse_tensor(matrix) is None
+        yield assigned(row("w", form, 4, 20, 4096) if has else None, matrix)
+
+
+@pytest.mark.parametrize("name", OF_PACKAGES)
+def test_a_recipe_is_the_one_that_the_package_has_read(name):
+    runtime = RUNTIMES[name]
+    assert runtime.recipe(list(planned(name))) == (RECIPES / runtime.file).read_bytes()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PACKAGES.exists(), reason="the packages are not installed: make recipes")
+def test_the_packages_read_their_recipes():
+    done = subprocess.run(
+        [PACKAGES, RECIPES / "load_recipes.py"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PACKAGES.exists(), reason="the packages are not installed: make recipes")
+def test_onnx_runtime_quantizes_as_planned(tmp_path):
+    onnx = pytest.importorskip("onnx")
+    rng = np.random.default_rng(0)
+    weights = {name: rng.standard_normal((128, 64)).astype(np.float32) for name in "abcd"}
+    nodes = [onnx.helper.make_node("MatMul", ["x", name], [f"y_{name}"]) for name in "abc"]
+    nodes.append(onnx.helper.make_node("Gemm", ["x", "d"], ["y_d"]))
+    graph = onnx.helper.make_graph(
+        nodes, "g",
+        [onnx.helper.make_tensor_value_info("x", 1, [1, 128])],
+        [onnx.helper.make_tensor_value_info(f"y_{name}", 1, [1, 64]) for name in weights],
+        [onnx.numpy_helper.from_array(x, name) for name, x in weights.items()],
+    )  # fmt: skip
+    onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
+    settings = {"a": (4, 32, False), "b": (8, 64, True), "c": None, "d": (4, 32, False)}
+    parts = [
+        assigned(
+            change and row("w", "mx/fp4", 4, 20, 8192, mode="onnx/matmulnbits", n_bits=change[0],
+                           block_size=change[1], scale_dtype=None, range=None,
+                           settings=json.dumps({"mode.symmetric": change[2]})),
+            tensor(name, (128, 64), "file/onnx", "float32"),
+        )
+        for name, change in settings.items()
+    ]  # fmt: skip
+    script = tmp_path / "plan.py"
+    script.write_bytes(RUNTIMES["onnxruntime"].recipe(parts))
+    for form in ([], ["QDQ"]):
+        out = tmp_path / f"out{len(form)}.onnx"
+        command = [PACKAGES, script, tmp_path / "model.onnx", out, *form]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert "no MatMul multiplies by d, which stays as it is" in done.stderr
+        source = Onnx(str(tmp_path / "model.onnx"))
+        stored = OnnxFile(str(out)).bind(source)
+        originals = {each.name: each for each in source.tensors()}
+        for name in "ab":
+            n_bits, group_size, symmetric = settings[name]
+            mode = OnnxMatMulNBits(n_bits, group_size, symmetric)
+            x_hat = mode.open(originals[name]).read(0, 8192)
+            np.testing.assert_array_equal(stored.open(originals[name]).read(0, 8192), x_hat)
+        values = stored.open(originals["c"]).read(0, 8192)
+        np.testing.assert_array_equal(values, weights["c"].reshape(-1))
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "bits"),
+    [
+        ("llm-compressor", "sym 4 bits, group 32", 4 * 4096 + 128 * 16),
+        ("llm-compressor", "asym 4 bits, group 64", 4 * 4096 + 64 * (16 + 4)),
+        ("gptqmodel", "sym 4 bits, group 32", 4 * 4096 + 128 * (16 + 4) + 64 * 32),
+        ("auto-round", "sym 4 bits, group 32", 4 * 4096 + 128 * (16 + 4)),
+        ("modelopt", "sym 4 bits, group 32", 4 * 4096 + 128 * 16),
+        ("modelopt", "mx/fp4", 4 * 4096),
+    ],
+)
+def test_sizes_are_those_of_the_package(name, form, bits):
+    part = assigned(row("w", form, 4, 20, 4096), tensor("w.weight"))
+    assert RUNTIMES[name].stored_bits(part) == bits
+
+
+@pytest.mark.parametrize(
+    ("name", "weight", "shape", "reason"),
+    [
+        ("gptqmodel", "lm_head.weight", (64, 64), "rule"),
+        ("gptqmodel", "model.layers.0.q.weight", (64, 64), None),
+        ("gptqmodel", "model.layers.0.norm.weight", (64,), "layer"),
+        ("auto-round", "model.embed_tokens.weight", (64, 64), "rule"),
+        ("auto-round", "model.layers.0.q.weight", (64, 48), "rule"),
+        ("modelopt", "model.embed_tokens.weight", (64, 64), "rule"),
+        ("onnxruntime", "conv", (8, 4, 3, 3), "layer"),
+        ("onnxruntime", "onnx::MatMul_7", (64, 64), None),
+    ],
+)
+def test_tensors_that_a_package_leaves_have_a_reason(name, weight, shape, reason):
+    assert RUNTIMES[name].refuse_tensor(tensor(weight, shape)) == reason
+
+
+def test_a_plan_that_quantizes_nothing_has_a_recipe():
+    stored = [assigned(None, tensor(LAYER.format("q")))]
+    assert json.loads(RUNTIMES["gptqmodel"].recipe(stored)) == {
+        "dynamic": {r"-:^model\.layers\.0\.q$": {}}
+    }
+    text = RUNTIMES["llm-compressor"].recipe(stored)
+    assert yaml.safe_load(text)["plan_stage"]["plan_modifiers"] == {
+        "QuantizationModifier": {"config_groups": {}}
+    }

@@ -4,14 +4,23 @@ A runtime knows assignments of formats to tensors and says them in its own terms
 nothing. To add one: a module with a subclass of `Runtime`, and its instance in `RUNTIMES`.
 """
 
+from quantlab.plans.runtimes.auto_round import AutoRound
+from quantlab.plans.runtimes.compressed_tensors import CompressedTensors
+from quantlab.plans.runtimes.gptqmodel import GptqModel
 from quantlab.plans.runtimes.llama_cpp import LlamaCpp
 from quantlab.plans.runtimes.mlx import Mlx
+from quantlab.plans.runtimes.modelopt import ModelOpt
+from quantlab.plans.runtimes.onnxruntime import OnnxRuntime
 from quantlab.plans.runtimes.runtime import Generic, Runtime
 from quantlab.plans.runtimes.torchao import Torchao
 
 RUNTIMES: dict[str, Runtime] = {
-    runtime.name: runtime for runtime in (LlamaCpp(), Torchao(), Mlx(), Generic())
-}
+    runtime.name: runtime
+    for runtime in (
+        LlamaCpp(), Torchao(), Mlx(), OnnxRuntime(), CompressedTensors(), GptqModel(), AutoRound(),
+        ModelOpt(), Generic(),
+    )
+}  # fmt: skip
 
 
 def find_runtime(name: str, option: str = "recipe") -> Runtime:

@@ -12,16 +12,15 @@ from typing import Any
 
 from quantlab.conf import load_option
 from quantlab.formats.format import FormatSpec
-from quantlab.formats.torchao import TorchaoInt4, TorchaoInt8, TorchaoIntx
+from quantlab.formats.torchao import INTX_BITS, TorchaoInt4, TorchaoInt8, TorchaoIntx
 from quantlab.plans.options import Assignment, float_width
-from quantlab.plans.runtimes.runtime import Runtime, own_spec, standard_spec
+from quantlab.plans.runtimes.runtime import Runtime, integer_spec, own_spec, standard_spec
 from quantlab.records import disk
 
 INTEGERS = {"sym": "SYMMETRIC", "asym": "ASYMMETRIC"}
 FLOATS = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
 OWN_MODES = (TorchaoInt4.mode, TorchaoInt8.mode, TorchaoIntx.mode)
 BLOCKS = ("channel", "group")  # that integers may have; floats may also have one scale a tensor
-MAX_INTEGER_BITS = 8
 
 
 class Torchao(Runtime):
@@ -46,8 +45,7 @@ class Torchao(Runtime):
                 "granularity": _granularity(spec, "PerRow", {"dim": -1}),
             }
             return _typed("Float8WeightOnlyConfig", data, version=2)
-        is_integer = spec.mode in INTEGERS and (spec.n_bits or 0) <= MAX_INTEGER_BITS
-        if not is_integer or spec.block not in BLOCKS:
+        if integer_spec(assignment, INTX_BITS, BLOCKS) is None:
             return None
         return _intx_config(spec, INTEGERS[spec.mode], spec.scale_dtype)
 

@@ -14,7 +14,8 @@ from quantlab.formats.blocks import Shape
 from quantlab.formats.format import NamedTensor
 from quantlab.formats.gram import compute_gram, require_inputs
 from quantlab.formats.scales import Array64
-from quantlab.sources.file import FileEntry, FileState, existing_path, file_state
+from quantlab.sources.file import FileEntry, existing_path, file_state
+from quantlab.sources.mapping import FileState
 from quantlab.sources.readers import reader_of
 from quantlab.sources.tensor import Tensor
 from quantlab.text import label

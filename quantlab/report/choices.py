@@ -408,7 +408,7 @@ class Findings:
         """The widths tried on each tensor and mode, those that need most bits first."""
         return find_widths(self.rows, self.levels)
 
-    @property
+    @cached_property
     def n_bits(self) -> list[int]:
         """The widths of rows, the narrowest first; rows of files have none."""
         return sorted({row["n_bits"] for row in self.rows if row["n_bits"] is not None})

@@ -1,4 +1,7 @@
-"""The lab's sweep through every launcher, for real: the aggregate is the basic launcher's."""
+"""The lab's sweep through launchers, for real: the aggregate is the basic launcher's.
+
+Those of submitit and Ray are in ``test_installed.py``.
+"""
 
 import os
 import subprocess
@@ -45,13 +48,6 @@ def test_joblib(lab_sweep, tmp_path):
 
 
 @pytest.mark.slow
-def test_submitit_on_this_machine(lab_sweep, tmp_path):
-    done = sweep(tmp_path, "submitit_local")
-    require_equal(done, tmp_path, lab_sweep[0])
-    assert done.stderr == ""
-
-
-@pytest.mark.slow
 def test_slurm(lab_sweep, tmp_path):
     if not slurm_answers():  # it takes root and Debian's packages, which CI has
         pytest.skip("there is no Slurm: `make slurm` starts one where it can be installed")
@@ -59,13 +55,6 @@ def test_slurm(lab_sweep, tmp_path):
     require_equal(done, tmp_path, lab_sweep[0])
     assert done.stderr == ""  # sacct, which this Slurm has not, complains at each poll
     assert list(Path(tmp_path, ".submitit").glob("*_0/*.pkl"))  # it did not run elsewhere
-
-
-@pytest.mark.slow
-def test_ray(lab_sweep, tmp_path):
-    if not RAY.exists():  # a download of 70 MB, which CI makes
-        pytest.skip("there is no Ray: `make ray` installs it")
-    require_equal(sweep(tmp_path, "ray", python=RAY), tmp_path, lab_sweep[0])
 
 
 @pytest.mark.slow

@@ -16,6 +16,7 @@ with interrupt.exit_during_imports():
     from quantlab.report.listing import listing, listing_json
     from quantlab.report.terminal import sweep_summary
     from quantlab.sources.file import SELECTIONS
+    from quantlab.sources.headers import without_values
     from quantlab.sources.readers import DECODERS, reader_of
     from quantlab.sweep import app
     from quantlab.sweep.launch import count_missing_runs
@@ -33,6 +34,7 @@ examples:
   quantlab verify multirun/mine                   does every file match the manifest?
   quantlab reproduce multirun/mine/RUN            the same figures, bit for bit?
   quantlab tensors model.safetensors              names, shapes, and what is measured
+  quantlab tensors hf://ORG/MODEL/FILE            the same of the hub, from the header alone
 """
 
 
@@ -153,7 +155,7 @@ def _take_plan_options(command: argparse.ArgumentParser) -> None:
 
 def _take_file(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "path", type=Path, metavar="PATH", help="npy, npz, safetensors, gguf or onnx"
+        "path", metavar="PATH", help="npy, npz, safetensors, gguf or onnx; hf://ORG/MODEL/FILE"
     )
     command.add_argument(
         "--include", action="append", metavar="PATTERN", help="choose these names, e.g. '*weight'"
@@ -258,17 +260,17 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _tensors(arguments: argparse.Namespace) -> None:
-    read = reader_of(arguments.path)
-    source = read(
-        str(arguments.path), arguments.include, arguments.exclude, select=arguments.select
-    )
-    source.require_matches()
-    if arguments.json:
-        print(listing_json(source.entries))
-        return
-    decoder = DECODERS.get(source.format)
-    stored = decoder(source.path) if decoder else None
-    print(listing(source.entries, stored, whole=not sys.stdout.isatty()))
+    with without_values(arguments.path) as path:
+        read = reader_of(path)
+        source = read(str(path), arguments.include, arguments.exclude, select=arguments.select)
+        source.require_matches()
+        if arguments.json:
+            print(listing_json(source.entries))
+            return
+        decoder = DECODERS.get(source.format)
+        stored = decoder(source.path) if decoder else None
+        whole = not sys.stdout.isatty()
+        print(listing(source.entries, stored, arguments.path, whole=whole))
 
 
 if __name__ == "__main__":

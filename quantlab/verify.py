@@ -11,6 +11,7 @@ from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
 from quantlab.records.older import common_figures, without_new
 from quantlab.records.table import TABLES, collect, nest, require_directory, tabulate
+from quantlab.sources.hub import pin_ids
 from quantlab.sweep.job import add_import_path, build
 
 OUTSIDE = "is outside the sweep: the manifest should not name it, it was not read"
@@ -170,9 +171,12 @@ def reproduce(directory: Path) -> tuple[list[str], list[str]]:
         with disk.reading_config(composed):
             add_import_path(disk.read_yaml(composed).hydra)
     config = recorded["config"]
-    build(config)  # files that are gone are a mistake, not another outcome
+    pinned = pin_ids(
+        config, {key: about["commit"] for key, about in recorded.get("hub", {}).items()}
+    )
+    build(pinned)  # files that are gone are a mistake, not another outcome
     mode, n_bits = recorded["mode"], recorded["n_bits"]
-    repeated = record.run_outcome(lambda: build(config).run(), config, mode, n_bits)
+    repeated = record.run_outcome(lambda: build(pinned).run(), config, mode, n_bits)
     outcome = json.loads(disk.to_json({key: repeated.get(key) for key in OUTCOME}))
     expected = {key: recorded.get(key) for key in OUTCOME}
     outcome, expected = (without_new(side, recorded["schema"]) for side in (outcome, expected))

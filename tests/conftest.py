@@ -14,8 +14,10 @@ from quantlab.report import aggregate as aggregation
 from quantlab.report.bar import ReportSettings
 from quantlab.report.terminal import sweep_summary
 from quantlab.report.texts import Texts
+from quantlab.sources import hub as hubs
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure as measure_tensor
+from tests.hub import serve, set_endpoint
 from tests.in_process import run_app, run_command
 
 ROOT = Path(__file__).parents[1]
@@ -99,6 +101,19 @@ def require_same(directory, reference):
     """Require the aggregates of two sweeps to be the same bytes."""
     for name in ("results.json", "results.csv", "error_histogram.png"):
         assert (directory / name).read_bytes() == (reference / name).read_bytes(), name
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """An empty hub, where huggingface_hub finds it, with an empty cache."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda _: None)  # between attempts
+    monkeypatch.setattr(hubs, "_located", {})
+    with serve() as (hub, address):
+        set_endpoint(monkeypatch, address)
+        yield hub
 
 
 def _draw_nothing(monkeypatch):

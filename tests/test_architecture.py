@@ -51,7 +51,7 @@ APART = {  # modules with one user, one of their room, and why they stand alone
             "torchao",
         )
     },
-    **{f"sources/{name}.py": READER for name in ("gguf", "numpy", "safetensors")},
+    "sources/numpy.py": READER,
     **{
         f"plans/runtimes/{name}.py": RUNTIME
         for name in (

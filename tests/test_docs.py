@@ -5,6 +5,7 @@ import re
 import shlex
 import shutil
 
+import gguf
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from quantlab.report import terminal
 from quantlab.report.bar import Bar
 from quantlab.report.texts import Texts
 from tests.conftest import ROOT, run, run_python, run_quantlab
+from tests.sources.samples import write_gguf, write_safetensors
 
 PAGES = {
     path.name: path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))
@@ -255,6 +257,23 @@ def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
         "symmetric": ["4", "8"],
     }
     assert all("crest" in figures for widths in modes.values() for figures in widths.values())
+
+
+def test_files_of_the_hub_are_read_as_shown(hub, tmp_path):
+    x = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
+    write_safetensors(tmp_path / "model.safetensors", w=x)
+    codes = gguf.quants.quantize(x, gguf.GGMLQuantizationType.Q8_0)
+    write_gguf(tmp_path / "q8_0.gguf", w=(codes, gguf.GGMLQuantizationType.Q8_0))
+    for repo, name in (("org/model", "model.safetensors"), ("org/model-gguf", "q8_0.gguf")):
+        hub.commit(repo, {name: (tmp_path / name).read_bytes()})
+    commands = re.findall(r"^quantlab (.* hf:.*|.*=hf:.*)$", CHECKPOINTS, re.MULTILINE)
+    printed = []
+    for command in commands:
+        done = run_quantlab(*shlex.split(command, comments=True), cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+        printed.append(done.stdout)
+    assert "[4, 32]" in printed[0]
+    assert "sqnr_db" in printed[1]
 
 
 @pytest.mark.slow

@@ -76,7 +76,7 @@ class OnnxModel:
         require_packages(("onnx", "onnxruntime"), self.path)
         object.__setattr__(self, "path", existing_path(self.path, "onnx"))  # it is frozen
         with readable(str(self.path), "onnx"):
-            read_graph(str(self.path))
+            model_files(str(self.path))
         self.input_files()
 
     @property

@@ -69,11 +69,13 @@ def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) 
     records = [run.record for run in runs if run.record]
     whole = [run.record for run in parts.join_parts(runs) if run.record]
     missing = parts.missing_part_advice(runs)
+    hub = _hub_commits(records)
     return {
         "command": _command(directory, records),
         "levels": list(levels),
         "runs": [_describe(run) for run in runs],
         **({"missing": missing} if missing else {}),
+        **({"hub": hub} if hub else {}),
         "tensors": list(_tensors(whole)),
         "start": min((content["started"] for content in records), default=None),
         "end": max((_end(content) for content in records), default=None),
@@ -174,6 +176,17 @@ def _describe(run: Run) -> dict[str, Any]:
         "record_sha256": run.sha256,
         **({"unmeasured": [*run.record["failed"]]} if run.record and run.is_incomplete else {}),
     }
+
+
+def _hub_commits(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
+    """List the commits that each id of the hub was; a branch may have moved between runs."""
+    commits: dict[str, list[dict[str, Any]]] = {}
+    for content in records:
+        for key, commit in content.get("hub", {}).items():
+            listed = commits.setdefault(key, [])
+            if commit not in listed:
+                listed.append(commit)
+    return commits
 
 
 def _tensors(records: Sequence[Record]) -> Iterator[dict[str, Any]]:

@@ -20,6 +20,8 @@ from quantlab.conf import changed_settings, load_option
 from quantlab.formats.format import MODE_OPTIONS, FormatSpec
 from quantlab.records import disk, schema
 from quantlab.records.older import OLDEST, oldest_config, upgraded, with_current_names
+from quantlab.sources import hub
+from quantlab.sources.file import file_sha256
 from quantlab.stats.result import Count, Figures, Result, Sha256
 from quantlab.text import as_text, first_few, printable
 
@@ -133,6 +135,13 @@ class AnswerJson(TypedDict):
     predicted_kl: NotRequired[float]
 
 
+class HubJson(TypedDict):
+    """The commit that an id of the hub was at the time of a run, and the sha256 of its files."""
+
+    commit: str
+    files: dict[str, Sha256]
+
+
 class RecordFile(TypedDict):
     """The record of one run.
 
@@ -141,7 +150,7 @@ class RecordFile(TypedDict):
     are tensors that could not be measured, `skipped` those that were left out, each with the
     reason; `unmeasured` says how both are stored. `listing` is the sha256 of the names, types,
     shapes and sizes in a file of which a part was measured. `model` identifies
-    the model that gave the `answers`.
+    the model that gave the `answers`; `hub` has the commits that ids of the hub were.
     """
 
     schema: Literal[3, 4, 5, 6, 7, 8, 9]
@@ -163,6 +172,7 @@ class RecordFile(TypedDict):
     coverage: NotRequired[CoverageJson]
     model: NotRequired[dict[str, Any]]
     answers: NotRequired[list[AnswerJson]]
+    hub: NotRequired[dict[str, HubJson]]
     versions: dict[str, str]
     started: Annotated[str, ("format", "date-time")]
     seconds: Annotated[float, ("minimum", 0), ("maximum", MAX_SECONDS)]
@@ -238,9 +248,23 @@ def run_outcome(
         **({"listing": outcome.listing} if outcome.listing else {}),
         **({"coverage": outcome.coverage} if outcome.coverage else {}),
         **({"model": outcome.model, "answers": outcome.answers} if outcome.model else {}),
+        **({"hub": files} if (files := _hub_files(config)) else {}),
         "versions": versions() | dict(outcome.versions),
         "started": started.isoformat(),
         "seconds": time.perf_counter() - clock,
+    }
+
+
+def _hub_files(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Describe the files that the ids in a config were resolved to, each a `HubJson`."""
+    located = {key: hub.find_located(key) for key in hub.find_ids(config)}
+    return {
+        key: {
+            "commit": files[0].commit,
+            "files": {file.name: file_sha256(file.path) for file in files},
+        }
+        for key, files in located.items()
+        if files
     }
 
 

@@ -17,10 +17,13 @@ HEADS = ("tensor", "shape", "dtype", "elements", "")
 STORED_HEADS = ("tensor", "shape", "stored as", "bits per value")
 
 
-def listing(entries: Sequence[FileEntry], stored: StoredFile | None, *, whole: bool) -> str:
+def listing(
+    entries: Sequence[FileEntry], stored: StoredFile | None, path: str, *, whole: bool
+) -> str:
     """List the tensors of a file, a line each, chosen or the reason why not, then the totals.
 
-    The quantized ones of a `stored` file follow. With `whole` no name is cut and no line broken.
+    The quantized ones of a `stored` file follow, and how the file of this `path` is compared. With
+    `whole` no name is cut and no line broken.
     """
     rows = [
         (
@@ -35,10 +38,10 @@ def listing(entries: Sequence[FileEntry], stored: StoredFile | None, *, whole: b
     chosen = [entry for entry in entries if not entry.skip_reason]
     totals = f"{_totals_text(entries)}; chosen: {_totals_text(chosen)}"
     parts = [_lay_out(Table(HEADS, rows), whole), totals]
-    return "\n\n".join([*parts, *(_stored_parts(stored, whole) if stored else ())])
+    return "\n\n".join([*parts, *(_stored_parts(stored, path, whole) if stored else ())])
 
 
-def _stored_parts(file: StoredFile, whole: bool) -> Iterator[str]:
+def _stored_parts(file: StoredFile, path: str, whole: bool) -> Iterator[str]:
     """List the quantized tensors of a file and their cost, if there are any."""
     stored = list(file.tensors.values())
     rows = [
@@ -54,7 +57,7 @@ def _stored_parts(file: StoredFile, whole: bool) -> Iterator[str]:
     if not rows:
         return
     bits, size = sum(tensor.bits for tensor in stored), sum(tensor.size for tensor in stored)
-    yield f"quantized: compare it with mode=file/{file.format} mode.path={file.path}"
+    yield f"quantized: compare it with mode=file/{file.format} mode.path={path}"
     yield _lay_out(Table(STORED_HEADS, rows), whole)
     yield (
         f"{len(stored)} tensors in all, {bits / max(size, 1):.4g} bits per value, "

@@ -21,6 +21,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from quantlab.sources import hub
 from quantlab.sources.mapping import FileState, map_values
 from quantlab.sources.names import Architecture
 from quantlab.sources.source import Expected, Source
@@ -331,7 +332,14 @@ def expand_home(path: str | Path) -> Path:
 
 
 def existing_path(path: str | Path, kind: str = "tensor") -> str:
-    """Expand ``~`` in a path; raises ValueError unless it is a file with content to read."""
+    """Expand ``~`` in a path; raises ValueError unless it is a file with content to read.
+
+    A file of the hub, ``hf://org/model/file``, is downloaded, and has its path in the cache.
+    """
+    if hub.is_hub_id(path):
+        require_unpickled(path)
+        suffixes = [end for end, name in SUFFIXES.items() if kind in (name, "tensor")]
+        path = hub.locate(path, suffixes)
     expanded = expand_home(path)
     try:
         if expanded.is_dir():
@@ -340,15 +348,20 @@ def existing_path(path: str | Path, kind: str = "tensor") -> str:
             raise ValueError(f"{path}: no such file")
         if not expanded.stat().st_size:
             raise ValueError(f"{path} is empty (0 bytes)")
-        if expanded.suffix in PICKLED:
-            raise ValueError(
-                f"{path} holds pickled objects, which run code when they are loaded: convert it to "
-                "safetensors"
-            )
+        require_unpickled(path)
         expanded.open("rb").close()  # packages report a file without permission as a missing one
     except OSError as reason:
         raise ValueError(f"{path} cannot be read: {reason.strerror or reason}") from None
     return str(expanded)
+
+
+def require_unpickled(path: str | Path) -> None:
+    """Raise ValueError where the suffix of a file is that of pickled objects."""
+    if Path(path).suffix in PICKLED:
+        raise ValueError(
+            f"{path} holds pickled objects, which run code when they are loaded: convert it to "
+            "safetensors"
+        )
 
 
 @contextmanager

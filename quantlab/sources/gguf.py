@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantlab.formats.element import FloatArray
+from quantlab.sources import hub
 from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state
 from quantlab.sources.kinds.decoding import (
     StoredTensor,
@@ -142,23 +143,29 @@ def read_contents(path: str) -> GgufContents:
     return _read_contents(tuple(file_state(shard) for shard in _find_shards(path)))
 
 
-def _find_shards(path: str) -> list[str]:
+def list_shards(path: str) -> list[str]:
     """List the files of a split one, of which any stands for all."""
     match = SHARD.fullmatch(Path(path).name)
     if not match:
         return [path]
-    count = int(match["count"])
-    names = [f"{match['stem']}-{n:05}-of-{match['count']}.gguf" for n in range(1, count + 1)]
-    shards = [Path(path).with_name(name) for name in names]
-    missing = [shard.name for shard in shards if not shard.is_file()]
-    if missing:
-        raise BadFileError(f"is one of {count} files, of which {missing[0]} does not exist")
-    return [str(shard) for shard in shards]
+    numbers = range(1, int(match["count"]) + 1)
+    names = [f"{match['stem']}-{n:05}-of-{match['count']}.gguf" for n in numbers]
+    return [str(Path(path).with_name(name)) for name in names]
+
+
+def _find_shards(path: str) -> list[str]:
+    shards = list_shards(path)
+    for shard in shards:
+        hub.fetch_beside(shard)
+    missing = [Path(shard).name for shard in shards if not Path(shard).is_file()]
+    if missing and len(shards) > 1:
+        raise BadFileError(f"is one of {len(shards)} files, of which {missing[0]} does not exist")
+    return shards
 
 
 @lru_cache  # the reader takes seconds where there is a vocabulary
 def _read_contents(shards: tuple[FileState, ...]) -> GgufContents:
-    readers = [_open_reader(shard[0]) for shard in shards]
+    readers = [open_reader(shard[0]) for shard in shards]
     tensors = [
         _describe(file, reader, info)
         for file, reader in zip(shards, readers, strict=True)
@@ -167,7 +174,8 @@ def _read_contents(shards: tuple[FileState, ...]) -> GgufContents:
     return GgufContents(_attach_scales(tensors), _read_architecture(readers[0]))
 
 
-def _open_reader(path: str) -> Any:
+def open_reader(path: str) -> Any:
+    """Open a file with the package gguf; raises what it raises, or ValueError at an early end."""
     import gguf
 
     class Reader(gguf.GGUFReader):

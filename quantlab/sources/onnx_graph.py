@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.sources import hub
 from quantlab.sources.file import (
     BadFileError,
     file_state,
@@ -129,6 +130,7 @@ class Constant:
         path = Path(self.path)
         # A cache has links to files side by side: the directory of the link or of its target.
         directories = path.parent.resolve(), path.resolve().parent
+        hub.fetch_beside(path.parent / about.get("location", ""))
         places = [directory / about.get("location", "") for directory in directories]
         location = next((place for place in places if place.is_file()), places[0])
         if not any(location.resolve().is_relative_to(directory) for directory in directories):
@@ -302,7 +304,10 @@ def model_files(path: str) -> list[str]:
         for entry in constant.proto.external_data
         if entry.key == "location" and entry.value != own
     }
-    return [path, *sorted(str(Path(path).parent / name) for name in beside)]
+    paths = sorted(str(Path(path).parent / name) for name in beside)
+    for other in paths:
+        hub.fetch_beside(other)
+    return [path, *paths]
 
 
 def read_graph(path: str) -> Graph:

@@ -17,7 +17,7 @@ import numpy as np
 from quantlab.formats.blocks import Read, Shape, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
-from quantlab.sources import views
+from quantlab.sources import hub, views
 from quantlab.sources.experts import Experts, parse_name
 from quantlab.sources.file import (
     File,
@@ -119,7 +119,8 @@ class StoredFile(Codec):
     @property
     def file_name(self) -> str:
         """Name of the file and its directory: many are called model.safetensors."""
-        return "/".join(Path(self.path).parts[-2:])
+        origin = hub.find_origin(self.path)
+        return f"{origin.repo}/{origin.name}" if origin else "/".join(Path(self.path).parts[-2:])
 
     def bind(self, source: Any) -> "Bound":
         """Return the codec of a source: each of its tensors with the stored one."""

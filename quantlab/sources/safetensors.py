@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from quantlab.formats.format import NamedTensor, Reconstruction
+from quantlab.sources import hub
 from quantlab.sources.companions import Companions
 from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state, readable
 from quantlab.sources.kinds import (
@@ -222,7 +223,7 @@ def _dtypes() -> dict[str, np.dtype[Any]]:
     }
 
 
-def _read_shards(index: str) -> dict[str, list[str]]:
+def list_shards(index: str) -> dict[str, list[str]]:
     """Return the names of the tensors in each file of a sharded checkpoint."""
     content = json.loads(Path(index).read_bytes())
     if not isinstance(content, dict) or not isinstance(content.get("weight_map"), dict):
@@ -232,6 +233,14 @@ def _read_shards(index: str) -> dict[str, list[str]]:
         if not isinstance(file, str) or Path(file).name != file:
             raise BadFileError(f"puts {name} into {file}, outside its own directory")
         shards.setdefault(str(Path(index).with_name(file)), []).append(name)
+    return shards
+
+
+def _read_shards(index: str) -> dict[str, list[str]]:
+    """List the shards, which have to be there."""
+    shards = list_shards(index)
+    for shard in shards:
+        hub.fetch_beside(shard)
     missing = [shard for shard in shards if not Path(shard).is_file()]
     if missing:
         raise BadFileError(f"needs {missing[0]}, which does not exist")
@@ -246,6 +255,7 @@ def _read_config(path: Path) -> Config:
     A method that it names refuses nothing: what the tensors hold decides. Raises BadFileError when
     it cannot be read.
     """
+    hub.fetch_beside(path)
     if not path.is_file():
         return {}
     if path.stat().st_size > MAX_CONFIG_BYTES:

@@ -23,6 +23,7 @@ from quantlab.records import disk, record
 from quantlab.records.manifest import SWEEP_CONFIG, require_one_sweep
 from quantlab.records.parts import MissingParts, without_part_overrides
 from quantlab.report.bar import read_settings, typed_settings
+from quantlab.sources.hub import find_located, has_located
 from quantlab.sweep.job import format_program, make_directory
 from quantlab.sweep.jobs import (
     STATES,
@@ -36,6 +37,7 @@ from quantlab.sweep.workers import Workers
 
 ELSEWHERE = ", or sweep into another directory with hydra.sweep.dir=..."
 BATCH_RUNS = 1000  # launched at once: Hydra keeps 0.1 MB of each, and Slurm's arrays end there
+COMMIT_CHARS = 10  # of a commit in a sentence
 LOOK_SECONDS = 0.5  # between two looks at the disk, at least
 LINE_SECONDS = 10.0  # between two lines of progress in a log
 
@@ -80,7 +82,22 @@ def _pending_jobs(jobs: Sequence[Job], directory: Path, config: DictConfig) -> S
     summary = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     pending = [job for job, state in zip(jobs, states, strict=True) if state != "complete"]
     print(f"resuming: {summary}; {len(pending)} to do (resume=false repeats all)")
+    for sentence in _moved_revisions(directory):
+        print(sentence)
     return pending
+
+
+def _moved_revisions(directory: Path) -> list[str]:
+    """Describe the ids of the hub that name another commit than when runs were recorded."""
+    sentences = {}
+    for path in record.find(directory) if has_located() else ():
+        with suppress(ValueError):
+            for key, about in record.read(path, directory).get("hub", {}).items():
+                before, now = about["commit"], find_located(key)
+                if now and now[0].commit != before:
+                    commits = before[:COMMIT_CHARS], now[0].commit[:COMMIT_CHARS]
+                    sentences[key] = f"{key} has moved from commit {' to '.join(commits)}"
+    return [*sentences.values()]
 
 
 def _launch(jobs: Sequence[Job], directory: Path, launcher: Launcher) -> BaseException | None:

@@ -16,13 +16,13 @@ ENTRIES = [
 
 def test_long_names_are_folded_on_a_terminal():
     entry = FileEntry("w" * 48, (2, 3), "float32", lambda: None, skip_reason="because " * 20)
-    lines = listing([entry], None, whole=False).splitlines()
+    lines = listing([entry], None, "a.npz", whole=False).splitlines()
     assert max(map(len, lines)) <= MAX_COLUMNS
     assert "".join(lines).count("because") == 20
 
 
 def test_lines_and_names_are_whole_in_a_pipe():
-    text = listing(ENTRIES, None, whole=True)
+    text = listing(ENTRIES, None, "a.npz", whole=True)
     head, *rows, _, totals = text.splitlines()
     assert head.split() == ["tensor", "shape", "dtype", "elements"]
     assert rows == [
@@ -30,7 +30,7 @@ def test_lines_and_names_are_whole_in_a_pipe():
         f"{'ids':<{len(NAME)}} [1]    int64          1 left out: int64 is no type",
     ]
     assert totals == "2 tensors, 7 values, 32 B; chosen: 1 tensor, 6 values, 24 B"
-    assert listing([], None, whole=True).endswith(
+    assert listing([], None, "a.npz", whole=True).endswith(
         "0 tensors, 0 values, 0 B; chosen: 0 tensors, 0 values, 0 B"
     )
 

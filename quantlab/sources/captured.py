@@ -50,6 +50,11 @@ class CapturedInputs:
         entry = self._find_entry(tensor)
         return None if entry is None else entry.open()
 
+    def width(self, tensor: NamedTensor) -> int | None:
+        """Return the number of inputs of a weight; None where unknown. Raises as `open` does."""
+        entry = self._find_entry(tensor)
+        return None if entry is None else entry.shape[-1]
+
     def gram(self, tensor: NamedTensor) -> Array64 | None:
         """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown.
 
@@ -83,15 +88,25 @@ class ArrayInputs:
     name = "inputs"
     _latest: dict[str, Array64] = field(default_factory=dict, repr=False)
 
-    def gram(self, tensor: NamedTensor) -> Array64 | None:
-        """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown.
+    def width(self, tensor: NamedTensor) -> int | None:
+        """Return the number of inputs of a weight; None where unknown.
 
-        Raises ValueError where they are not those of a weight of this shape, or not finite.
+        Raises ValueError where they are not those of a weight of this shape.
         """
         inputs = self.arrays.get(tensor.name)
         if inputs is None:
             return None
         require_inputs(_width(inputs.shape), tensor, self.name)
+        return inputs.shape[-1]
+
+    def gram(self, tensor: NamedTensor) -> Array64 | None:
+        """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown.
+
+        Raises ValueError as `width` does, and where an input is no finite float32.
+        """
+        inputs = self.arrays.get(tensor.name)
+        if inputs is None or self.width(tensor) is None:
+            return None
         if tensor.name not in self._latest:
             self._latest.clear()
             self._latest[tensor.name] = _gram_of(inputs)

@@ -56,6 +56,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path.startswith(BLOBS):
             return self._send_blob(self.path.removeprefix(BLOBS), with_body)
         match = RESOLVE.match(self.path) or TREE.match(self.path)
+        if not match:
+            return self._send(404, b"", with_body)
         about = match.groupdict()
         repo = about["repo"]
         if repo in self.hub.gated and "Authorization" not in self.headers:

@@ -246,10 +246,8 @@ class Session:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1  # more change sums
         options.log_severity_level = 3
-        path = Path(self.path)  # perhaps a link: values in the model itself are behind it
-        folder = path.parent if model_files(self.path)[1:] else path.resolve().parent
         options.add_session_config_entry(
-            "session.model_external_initializers_file_folder_path", str(folder)
+            "session.model_external_initializers_file_folder_path", str(_values_folder(self.path))
         )
         try:
             model, given = _edited(self.path, self._weights, self._outputs)
@@ -313,12 +311,18 @@ class Session:
         )
 
 
+def _values_folder(path: str) -> Path:
+    """Return the directory of a model's values: a cache has links to files side by side."""
+    folders = {Path(file).resolve().parent for file in model_files(path)}
+    return folders.pop() if len(folders) == 1 else Path(path).parent
+
+
 def _edited(path: str, weights: Arrays, outputs: Sequence[str]) -> tuple[str | bytes, Arrays]:
     """Return a model with further outputs that takes replaced weights, and those to give it.
 
     Small ones and those of Constant nodes and bodies are written into it.
     """
-    if not weights and not outputs:
+    if not weights and not outputs and not Path(path).is_symlink():
         return path, {}
     import onnx
 
@@ -329,6 +333,11 @@ def _edited(path: str, weights: Arrays, outputs: Sequence[str]) -> tuple[str | b
     further = [name for name in outputs if name not in known]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in further)
     protos, given = constant_protos(model.graph), {}
+    folder = _values_folder(path)
+    for entry in (entry for proto in protos.values() for entry in proto.external_data):
+        target = (Path(path).parent / entry.value).resolve()
+        if entry.key == "location" and target.parent == folder:  # no link is followed out of it
+            entry.value = target.name
     for name, values in weights.items():
         if name not in protos:
             misses = near_misses(name, list(protos))

@@ -119,6 +119,19 @@ def test_weights_in_a_file_beside_the_model_are_replaced(tmp_path):
     assert found == pytest.approx(answer_two_layers(x, others), abs=1e-6)
 
 
+def test_a_model_of_the_hub_answers_with_values_beside_it(hub, tmp_path):
+    path, inputs, weights, x = two_layers(tmp_path)
+    beside = tmp_path / "e.onnx"
+    settings = {"save_as_external_data": True, "location": "w.data", "size_threshold": 0}
+    onnx.save_model(onnx.load(path), beside, **settings)
+    files = {f"onnx/{name}": (tmp_path / name).read_bytes() for name in ("e.onnx", "w.data")}
+    hub.commit("org/model", files)
+    model = OnnxModel("hf://org/model", inputs)
+    for replaced in ({}, {"w2": draw(20, 5, seed=9)}):
+        answers = answers_of(model, replaced)["probs"]
+        assert answers == pytest.approx(answer_two_layers(x, weights | replaced), abs=1e-6)
+
+
 @pytest.mark.usefixtures("_replaced")
 def test_a_model_behind_a_link_as_a_cache_has_it(tmp_path, monkeypatch):
     monkeypatch.setattr("quantlab.sources.onnx_proto.MIN_MAPPED_BYTES", 0)

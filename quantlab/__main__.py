@@ -17,6 +17,7 @@ with interrupt.exit_during_imports():
     from quantlab.report.terminal import sweep_summary
     from quantlab.sources.file import SELECTIONS
     from quantlab.sources.headers import without_values
+    from quantlab.sources.hub import is_hub_id
     from quantlab.sources.readers import DECODERS, reader_of
     from quantlab.sweep import app
     from quantlab.sweep.launch import count_missing_runs
@@ -31,6 +32,7 @@ examples:
   quantlab plan multirun/mine --size 4GB --recipe llama.cpp
   quantlab check multirun/mine report.bar.sqnr_db=25   exit code 1 where a tensor misses it
   quantlab diff multirun/before multirun/after    exit code 1 where a figure became worse
+  quantlab diff Q4_K_M.gguf Q5_K_M.gguf           two files, tensor by tensor
   quantlab verify multirun/mine                   does every file match the manifest?
   quantlab reproduce multirun/mine/RUN            the same figures, bit for bit?
   quantlab tensors model.safetensors              names, shapes, and what is measured
@@ -85,8 +87,9 @@ def _make_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("check", help="fail where a tensor misses the bar, for CI")
     _take_directory(command, _check, exit_code=2)
     _take_settings(command, "report.bar.sqnr_db=25")
-    command = commands.add_parser("diff", help="what became better or worse between two sweeps")
-    command.add_argument("directories", type=Path, nargs=2, metavar="DIR", help="before and after")
+    command = commands.add_parser("diff", help="what differs between two sweeps, or two files")
+    command.add_argument("paths", nargs=2, metavar="PATH", help="before and after")
+    command.add_argument("--json", action="store_true", help="of two files: as JSON")
     _take_settings(command, "report.bar.rel_err=null")
     command.add_argument(
         "--tolerance", type=float, default=0.1, metavar="DB", help="of what counts as worse (0.1)"
@@ -222,11 +225,33 @@ def _check(arguments: argparse.Namespace) -> None:
 
 
 def _diff(arguments: argparse.Namespace) -> None:
+    are_files = [is_hub_id(path) or Path(path).is_file() for path in arguments.paths]
+    if any(are_files) and not all(are_files):
+        raise ValueError("a diff is of two sweeps or of two files: give two of a kind")
+    if all(are_files):
+        before, after = arguments.paths
+        _diff_files(before, after, as_json=arguments.json)
+    elif arguments.json:
+        raise ValueError("--json is of two files: results.json has the figures of a sweep")
+    else:
+        _diff_sweeps(arguments)
+
+
+def _diff_files(before: str, after: str, *, as_json: bool) -> None:
+    from quantlab.report.file_diff import diff_files, file_diff_summary
+
+    compared = diff_files(before, after)
+    print(compared.to_json() if as_json else file_diff_summary(compared))
+    if not compared.is_whole:
+        raise SystemExit(1)
+
+
+def _diff_sweeps(arguments: argparse.Namespace) -> None:
     from quantlab.records.answers import read_rows
     from quantlab.records.table import read_aggregate
     from quantlab.report.diff import diff, diff_summary, require_tolerance
 
-    sweeps = [read_aggregate(directory) for directory in arguments.directories]
+    sweeps = [read_aggregate(Path(path)) for path in arguments.paths]
     settings = read_settings(sweeps[1].directory, arguments.settings)
     before, after = (sweep._replace(rows=settings.judged(sweep.rows)) for sweep in sweeps)
     tolerance = require_tolerance(arguments.tolerance)

@@ -1,0 +1,184 @@
+"""Two files of one model side by side, tensor by tensor: types, bits, and the noise between them.
+
+The noise is that of the second beside the first, whatever each stores: the SQNR of a tensor is
+10 log10(sum x^2 / sum (x - y)^2) over its values x in the first and y in the second file.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from statistics import median
+from typing import Any
+
+from tqdm import tqdm
+
+from quantlab.report.tables import MAX_ROWS, Table
+from quantlab.report.terminal import render
+from quantlab.sources.pairing import Bound, StoredFile
+from quantlab.sources.readers import DecodedFile, open_stored
+from quantlab.sources.tensor import Tensor
+from quantlab.stats.measure import measure
+from quantlab.stats.parallel import usable_cores
+from quantlab.text import NULL, first_few, format_number, format_size, label
+
+NAMED_TENSORS = 5  # of a list, in a sentence
+NAME_CHARS, TYPE_CHARS = 40, 24
+HEADS = ("tensor", "stored as", "bits per value", "values", "SQNR, dB")
+
+
+@dataclass(frozen=True)
+class StoredPair:
+    """A tensor in two files: its types, bits per value, and what the second changes.
+
+    `sqnr_db` is None where the values are equal, or where there is no signal and `max_err` is above
+    0. `zeroed` is the share of values that are 0 in the second file alone.
+    """
+
+    name: str
+    n_elements: int
+    dtypes: tuple[str, str]
+    bits_per_value: tuple[float, float]
+    sqnr_db: float | None
+    max_err: float
+    zeroed: float
+    remark: str | None
+
+    @property
+    def is_equal(self) -> bool:
+        """True where all values are equal."""
+        return not self.max_err
+
+
+@dataclass(frozen=True)
+class FileDiff:
+    """Two files, as the user calls them; `pairs` are worst first.
+
+    `failed` are tensors that cannot be compared, by the reason; `only` those that one file has
+    alone. `n_bytes` are of all tensors of real numbers.
+    """
+
+    paths: tuple[str, str]
+    pairs: list[StoredPair]
+    failed: dict[str, str]
+    only: tuple[list[str], list[str]]
+    n_bytes: tuple[int, int]
+
+    @property
+    def is_equal(self) -> bool:
+        """True where both files hold the same tensors, with the same values."""
+        return self.is_whole and all(pair.is_equal for pair in self.pairs)
+
+    @property
+    def is_whole(self) -> bool:
+        """True where each tensor of one file was compared with one of the other."""
+        return not (self.failed or any(self.only))
+
+    def to_json(self) -> str:
+        """Return all of it as JSON, numbers unrounded."""
+        return json.dumps({**asdict(self), "equal": self.is_equal}, indent=2)
+
+
+def diff_files(before: str, after: str) -> FileDiff:
+    """Compare two files of one model; raises ValueError where no tensor pairs."""
+    original, stored = DecodedFile(before, select="all"), open_stored(after)
+    bound = Bound(stored, original)
+    pairs, failed = [], {}
+    tensors = {tensor.name: tensor for tensor in original.tensors()}
+    for name, tensor in tqdm(tensors.items(), unit="tensor", delay=1, disable=None, leave=False):
+        if name in bound.pairs:
+            try:
+                pairs.append(_compare(tensor, bound, original.stored))
+            except ValueError as reason:
+                failed[name] = str(reason)
+    if not pairs and not failed:
+        raise ValueError(f"{before} and {after} have no tensor in common: name files of one model")
+    unpaired = [name for name in original.stored.tensors if name not in bound.pairs]
+    pairs.sort(key=lambda pair: (pair.is_equal, pair.sqnr_db or 0.0))
+    n_bytes = tuple(
+        sum(tensor.bits for tensor in file.tensors.values()) // 8
+        for file in (original.stored, stored)
+    )
+    only = unpaired, [*bound.unmatched()]
+    return FileDiff((before, after), pairs, failed, only, (n_bytes[0], n_bytes[1]))
+
+
+def _compare(tensor: Tensor, bound: Bound, original: StoredFile) -> StoredPair:
+    opened = bound.open(tensor)
+    result = measure(tensor, opened, threads=usable_cores())
+    before, measured = original.tensors[tensor.name], result["measured"]
+    return StoredPair(
+        tensor.name,
+        tensor.size,
+        (before.dtype, opened.dtype),
+        (before.bits / tensor.size, opened.bits / tensor.size),
+        measured["sqnr_db"],
+        measured["max_err"],
+        measured["zeroed"] or 0.0,
+        opened.remark,
+    )
+
+
+def file_diff_summary(diff: FileDiff) -> str:
+    """Return one sentence where the values are equal, else a table and what it comes to."""
+    if diff.is_equal:
+        return _equal_sentence(diff)
+    rows = [_cells(pair) for pair in diff.pairs if not pair.is_equal]
+    more = [f"and {len(rows) - MAX_ROWS} more"] if len(rows) > MAX_ROWS else []
+    table = [Table(HEADS, rows[:MAX_ROWS], words=(1, 2))] if rows else []
+    return render(*table, *more, "\n".join(_sentences(diff)))
+
+
+def _equal_sentence(diff: FileDiff) -> str:
+    n_values = sum(pair.n_elements for pair in diff.pairs)
+    retyped = sum(len(set(pair.dtypes)) > 1 for pair in diff.pairs)
+    types = f", {retyped} tensors in another type" if retyped else ", in the same types"
+    before, after = diff.paths
+    return (
+        f"{before} and {after} hold the same values: {len(diff.pairs)} tensors, "
+        f"{n_values:,} values{types}"
+    )
+
+
+def _cells(pair: StoredPair) -> tuple[str, ...]:
+    dtypes = (label(dtype, TYPE_CHARS) for dtype in dict.fromkeys(pair.dtypes))
+    bits = (format_number(bits, ".4g") for bits in dict.fromkeys(pair.bits_per_value))
+    sqnr = format_number(pair.sqnr_db, ".2f")
+    name = label(pair.name, NAME_CHARS)
+    return name, " → ".join(dtypes), " → ".join(bits), f"{pair.n_elements:,}", sqnr
+
+
+def _sentences(diff: FileDiff) -> Iterator[str]:
+    yield total_sentence(diff)
+    for remark, names in _by_remark(diff.pairs).items():
+        yield f"{_list_names(names)}: {remark}"
+    for name, reason in [*diff.failed.items()][:NAMED_TENSORS]:
+        yield reason if name in reason else f"{label(name)}: {reason}"
+    for path, names in zip(diff.paths, diff.only, strict=True):
+        if names:
+            yield f"only {path} has {_list_names(names)}"
+
+
+def total_sentence(diff: FileDiff) -> str:
+    """Return the sizes of both files and the SQNR of the tensors that differ, in one sentence."""
+    figures = [pair.sqnr_db for pair in diff.pairs if pair.sqnr_db is not None]
+    equal = sum(pair.is_equal for pair in diff.pairs)
+    sizes = " → ".join(format_size(n) for n in diff.n_bytes)
+    noise = (
+        f"; SQNR of the others {min(figures):.2f} dB at least, median {median(figures):.2f}"
+        if figures
+        else ""
+    )
+    return f"{len(diff.pairs)} tensors compared, {equal} equal; {sizes}{noise or f'; SQNR {NULL}'}"
+
+
+def _by_remark(pairs: Sequence[StoredPair]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for pair in pairs:
+        if pair.remark:
+            names.setdefault(pair.remark, []).append(pair.name)
+    return names
+
+
+def _list_names(names: Sequence[Any]) -> str:
+    labels = [label(name, NAME_CHARS) for name in names]
+    return ", ".join(first_few(labels, NAMED_TENSORS, lambda n: f"and {n} more"))

@@ -5,6 +5,7 @@ They stand beside the package in a clone, inside it in a wheel; a ``--config-dir
 
 from collections.abc import Iterator, Mapping
 from functools import cache
+from inspect import Parameter, signature
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,11 @@ def load_option(group: str, option: str) -> dict[str, Any] | None:
 def needs_setting(group: str, option: str) -> bool:
     """Test whether an option has a setting without a value, such as the path of a plan."""
     config = load_option(group, option) or {}
-    return any(value == MISSING for _, value in _leaves(group, config.get(group, config)))
+    if any(value == MISSING for _, value in _leaves(group, config.get(group, config))):
+        return True
+    shared = _shared_settings(group)
+    unset = {key for key in shared if config.get(key) is None}
+    return bool(unset) and bool(unset & _required(_parameters(config), shared))
 
 
 def changed_settings(group: str, option: str, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -57,6 +62,44 @@ def changed_settings(group: str, option: str, config: Mapping[str, Any]) -> dict
         for key, value in _leaves(group, config)
         if key not in defaults or defaults[key] != value
     }
+
+
+def own_settings(group: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Drop the settings that all options of a group share and the class of this one lacks.
+
+    ``conf/base/GROUP.yaml`` has what is shared, so that a sweep can set ``block.size`` whatever the
+    block. One that is null is not set: groups had no axis before they could have one. Raises
+    ValueError where the class takes one that is not set.
+    """
+    shared = _shared_settings(group)
+    if not shared:
+        return dict(config)
+    parameters = _parameters(config)
+    own = {
+        key: value
+        for key, value in config.items()
+        if key not in shared or (key in parameters and value is not None)
+    }
+    for key in _required(parameters, shared) - own.keys():
+        option = config["_target_"].rpartition(".")[2].lower()
+        raise ValueError(f"{group}={option} takes a setting of its own: add {group}.{key}=...")
+    return own
+
+
+def _shared_settings(group: str) -> set[str]:
+    base = CONF / "base" / f"{group}.yaml"
+    return {*_load(base)} if base.is_file() else set()
+
+
+def _parameters(config: Mapping[str, Any]) -> Mapping[str, Parameter]:
+    """Return the parameters of the class that a config names."""
+    from hydra.utils import get_class  # which importing this module does without
+
+    return signature(get_class(config["_target_"])).parameters
+
+
+def _required(parameters: Mapping[str, Parameter], shared: set[str]) -> set[str]:
+    return {key for key in shared & parameters.keys() if parameters[key].default is Parameter.empty}
 
 
 def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:

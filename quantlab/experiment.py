@@ -18,6 +18,7 @@ from quantlab.models.onnx import OnnxModel
 from quantlab.plans.planned import Planned
 from quantlab.records.journal import Journal
 from quantlab.records.record import Outcome
+from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.file import File
 from quantlab.sources.onnx import OnnxFile
 from quantlab.sources.pairing import Bound
@@ -237,7 +238,7 @@ class Experiment:
             result["measured"]["out_sqnr_db"] = None
             result["reasons"]["out_sqnr_db"] = self._why_no_output()
         predicted = None
-        if expected and isinstance(opened, Format) and not opened.transform:
+        if expected and isinstance(opened, Format) and _is_predictable(opened):
             predicted = predict(opened, expected)
         result |= {
             "sha256": tensor.sha256(),
@@ -270,6 +271,8 @@ class Experiment:
             identity["stored_dtype"] = opened.dtype
             if opened.sha256:
                 identity |= {"stored_sha256": opened.sha256, "stored_file": opened.source}
+        if isinstance(opened, Format) and isinstance(opened.range, CalibratedRange):
+            identity["calibration_sha256"] = opened.range.tensor.sha256()
         weights = self._importance(tensor)
         if weights is not None:
             identity["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()
@@ -279,6 +282,11 @@ class Experiment:
 
     def _importance(self, tensor: Tensor) -> FloatArray | None:
         return self.importance.of(tensor.name, tensor.shape) if self.importance else None
+
+
+def _is_predictable(form: Format) -> bool:
+    """Whether what is quantized is the tensor itself, and its own values choose the range."""
+    return not form.transform and not isinstance(form.range, CalibratedRange)
 
 
 def _locate_in_file(outcome: Outcome, file: File) -> None:

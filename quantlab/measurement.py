@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.conf import load_option, needs_setting, option_names
+from quantlab.conf import load_option, needs_setting, option_names, own_settings
 from quantlab.formats import uniform
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.format import Codec, Format, Reconstruction, compose
@@ -265,7 +265,8 @@ def _instantiate_option(group: str, option: str, **settings: Any) -> Any:
     from hydra.utils import instantiate
 
     config = _load_option(group, option)
+    own = {**config.get(group, config), **settings}
     try:
-        return instantiate(config.get(group, config), **settings)
+        return instantiate(own_settings(group, own))
     except InstantiationException as error:
         raise ValueError(*(error.__cause__ or error).args) from None

@@ -5,7 +5,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import OmegaConf
 
-from quantlab.conf import CONF, load_option, needs_setting
+from quantlab.conf import CONF, load_option, needs_setting, own_settings
 from quantlab.formats.format import Codec
 from quantlab.formats.ggml import NUMBERS
 from quantlab.sweep import job
@@ -86,6 +86,28 @@ def test_all_options_of_a_group_have_the_same_keys(group):
     # Hydra holds block.size=32 against the default option before it takes the one chosen.
     keys = {frozenset(load_option(group, path.stem)) for path in (CONF / group).glob("*.yaml")}
     assert len(keys) == 1
+
+
+class OwnRange:
+    name = "own"
+
+    def __init__(self, p, q=3):
+        self.p, self.q = p, q
+
+
+def test_an_option_of_one_s_own_takes_the_shared_settings_that_it_has():
+    shared = load_option("range", "absmax") | {"_target_": f"{__name__}.OwnRange"}
+    assert own_settings("range", shared | {"q": 4}) == {
+        "_target_": f"{__name__}.OwnRange",
+        "p": 99.9,
+        "q": 4,
+    }
+
+
+def test_a_setting_that_an_option_takes_and_has_not_is_asked_for():
+    with pytest.raises(ValueError, match=r"^range=calibrated .*: add range\.path=\.\.\.$"):
+        own_settings("range", load_option("range", "calibrated"))
+    assert needs_setting("range", "calibrated")
 
 
 def test_every_file_can_be_divided():

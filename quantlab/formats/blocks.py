@@ -4,7 +4,7 @@ To add a way to share scales: a class with `layout` here, and a yaml in ``conf/b
 """
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -198,14 +198,11 @@ class Block(Protocol):
 
 
 @dataclass(frozen=True)
-class BlockSettings:
-    """The settings of a block, the same for all options of the group; `uses` names its own."""
+class ScaledBlock:
+    """What every block here has: the type that scales are stored in."""
 
-    size: int = 32
-    axis: int | str | None = 0
-    scale: str = "float32"
+    scale: str = field(default="float32", kw_only=True)
     name: ClassVar[str]
-    uses: ClassVar[tuple[str, ...]] = ("scale",)
 
     @property
     def block_size(self) -> int | None:
@@ -213,10 +210,10 @@ class BlockSettings:
         return None
 
 
-class PerTensor(BlockSettings):
+class PerTensor(ScaledBlock):
     """One scale a tensor."""
 
-    name = "tensor"
+    name: ClassVar[str] = "tensor"
 
     def layout(self, shape: Shape) -> Layout:
         """Return the one block."""
@@ -224,11 +221,11 @@ class PerTensor(BlockSettings):
 
 
 @dataclass(frozen=True)
-class PerChannel(BlockSettings):
+class PerChannel(ScaledBlock):
     """One scale for each index of an axis; a tensor of fewer than two dimensions is one block."""
 
-    name = "channel"
-    uses = ("axis", "scale")
+    axis: int = 0
+    name: ClassVar[str] = "channel"
 
     def __post_init__(self) -> None:
         """Raise ValueError unless `axis` is a whole number."""
@@ -247,7 +244,7 @@ class PerChannel(BlockSettings):
 
 
 @dataclass(frozen=True)
-class Group(BlockSettings):
+class Group(ScaledBlock):
     """One scale for `size` consecutive values of a row, a tensor flattened from axis 1 on.
 
     With an `axis` a row is what lies along it, as of the tensor with this axis moved to the end.
@@ -255,9 +252,9 @@ class Group(BlockSettings):
     row.
     """
 
+    size: int = 32
     axis: int | str | None = None
-    name = "group"
-    uses = ("size", "axis", "scale")
+    name: ClassVar[str] = "group"
 
     def __post_init__(self) -> None:
         """Raise ValueError unless `size` is a whole number of 1 or more, and `axis` is known."""

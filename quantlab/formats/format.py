@@ -22,7 +22,7 @@ from quantlab.formats.element import (
     FloatArray,
     RoundScale,
 )
-from quantlab.formats.ranges import AbsMax, Range
+from quantlab.formats.ranges import AbsMax, BlockValues, Range
 from quantlab.formats.scales import SCALE_RULES, PowerOfTwo, ScaleType, scale_type
 from quantlab.formats.transform import Transform
 from quantlab.formats.uniform import MODES, Params, Uniform, mode_name
@@ -187,6 +187,20 @@ class Reconstruction:
     slow: bool = False
 
 
+class TensorRange(Range, ABC):
+    """A range that is known for a tensor by its name, before any of its values are."""
+
+    def choose(
+        self, bounds: Bounds, values: BlockValues, element: Element, store: RoundScale
+    ) -> Bounds:
+        """Raise NotImplementedError: `open` returns the range that chooses."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def open(self, tensor: NamedTensor, block: Block) -> Range:
+        """Return the range of the blocks of a tensor; raises UnfitError where there is none."""
+
+
 class Codec(ABC):
     """Stores whole tensors; `versions` are those of the packages that its values depend on."""
 
@@ -279,6 +293,11 @@ class Format:
             raise ContradictionError(
                 f"range={self.range.name} does not go with mode=log: leave it out"
             )
+        if isinstance(self.range, TensorRange) and isinstance(self.block, Group):
+            raise ContradictionError(
+                f"range={self.range.name} does not go with block=group, of which there are more "
+                "the more tokens there are: take block=tensor, channel or head"
+            )
         if not self.element.accepts_range and self.scale_type.name != "float32":
             raise ContradictionError(
                 f"block.scale={self.scale_type.name} does not go with mode=log, which stores two "
@@ -289,6 +308,8 @@ class Format:
         """Return the format of a tensor: groups have its axis of inputs; raises UnfitError."""
         self.block.layout(tensor.shape)
         opened = self
+        if isinstance(self.range, TensorRange):
+            opened = replace(self, range=self.range.open(tensor, self.block))
         if isinstance(self.block, Group) and self.block.axis == INPUT:
             opened = replace(self, block=self.block.along(tensor.input_axis))
         if opened.transform:

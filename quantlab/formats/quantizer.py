@@ -91,19 +91,25 @@ class BlockQuantizer:
         bounds: Bounds | None = None,
         map_fn: MapFn = map_in_order,
         reductions: Reductions = NUMPY,
+        static: BlockParams | None = None,
     ) -> None:
         """Choose the parameters of blocks that are not read whole.
 
         `read` returns elements of the tensor, of which `absmax` is the largest magnitude; types of
         scales that store nothing of the tensor do without. `bounds` are those of a tensor of one
-        block, if they are known.
+        block, if they are known; `static` are parameters that were chosen for another tensor.
         """
         self.form, self.layout, self.read, self.reductions = form, layout, read, reductions
         self._bounds = None if form.element.needs_min_magnitude else bounds  # which lack it
         self.store = lambda scale: form.scale_type.store(scale, absmax)
-        self._chosen = self._choose_all(map_fn) if layout.chosen_beforehand else None
+        self._chosen = static
+        if static is None and layout.chosen_beforehand:
+            self._chosen = self.choose_all(map_fn)
 
-    def _choose_all(self, map_fn: MapFn) -> BlockParams:
+    def choose_all(self, map_fn: MapFn) -> BlockParams:
+        """Choose the parameters of all blocks, unless they have been."""
+        if self._chosen is not None:
+            return self._chosen
         batches = list(self.layout.batches())
         if len(batches) == 1:
             return self._choose_batch(batches[0], map_fn)

@@ -79,18 +79,10 @@ class Range(Protocol):
 
 
 @dataclass(frozen=True)
-class RangeSettings:
-    """The settings of a range, the same for all options of the group; `uses` names its own."""
-
-    p: float = 99.9
-    name: ClassVar[str]
-    uses: ClassVar[tuple[str, ...]] = ()
-
-
-class AbsMax(RangeSettings):
+class AbsMax:
     """From the least to the greatest value: the lab's rule."""
 
-    name = "absmax"
+    name: ClassVar[str] = "absmax"
 
     def choose(
         self,
@@ -103,13 +95,14 @@ class AbsMax(RangeSettings):
         return bounds
 
 
-class Mse(RangeSettings):
+@dataclass(frozen=True)
+class Mse:
     """The multiple ``f`` of the whole range with the least sum of squared errors.
 
     ``f = 1 - i / 100`` for i from 0 to 79; of equals the widest.
     """
 
-    name = "mse"
+    name: ClassVar[str] = "mse"
 
     def choose(
         self, bounds: Bounds, values: BlockValues, element: Element, store: RoundScale
@@ -245,14 +238,14 @@ def _unit_ends(element: Element, params: Any) -> Array64 | None:
 
 
 @dataclass(frozen=True)
-class Percentile(RangeSettings):
+class Percentile:
     """The p-th percentile of the magnitudes; of an asymmetric grid the (100 - p)-th and the p-th.
 
     Percentiles are interpolated linearly, as NumPy does by default.
     """
 
-    name = "percentile"
-    uses = ("p",)
+    p: float = 99.9
+    name: ClassVar[str] = "percentile"
 
     def __post_init__(self) -> None:
         """Raise ValueError unless `p` is above 50 and at most 100."""

@@ -11,12 +11,13 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, cast
 
-from quantlab.conf import load_option
+from quantlab.conf import load_option, own_settings
 from quantlab.formats.blocks import Group, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, Format, FormatSpec, NamedTensor, Reconstruction, compose
 from quantlab.formats.ranges import AbsMax
 from quantlab.records import disk
+from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.file import existing_path, file_sha256
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.tensor import Tensor
@@ -79,8 +80,10 @@ class Planned(Codec):
             raise UnfitError(f"the plan leaves it in {dtype}")
         opened = self._formats[spec].open(tensor)
         if isinstance(opened, Format):
-            axis = opened.block.axis if isinstance(opened.block, Group) else None
-            opened = replace(_as_reconstruction(tensor, opened), sha256=str(axis))
+            identity = str(opened.block.axis if isinstance(opened.block, Group) else None)
+            if isinstance(opened.range, CalibratedRange):
+                identity += opened.range.tensor.sha256()
+            opened = replace(_as_reconstruction(tensor, opened), sha256=identity)
         imatrix = spec.setting("mode.imatrix")
         content = [spec.to_json(), opened.sha256, file_sha256(imatrix) if imatrix else None]
         identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -131,15 +134,15 @@ def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: 
             f"the plan has a format of {group}={option}, which does not exist: --config-dir=DIR "
             "names the directory of your own options"
         )
-    own = dict(config.get(group, config))
+    own = dict(config.get(group, config)) | settings
     for key, value in spec.settings:
         node, *keys = key.split(".")
         if node == group and keys:  # without keys it is the name of the option
             _set_nested(own, keys, value)
     imatrix = own.pop("imatrix", None)
     if imatrix:  # an object in a config would become one itself
-        return instantiate(own, _partial_=True, **settings)(imatrix=Imatrix(imatrix))
-    return instantiate(own, **settings)
+        return instantiate(own, _partial_=True)(imatrix=Imatrix(imatrix))
+    return instantiate(own_settings(group, own))
 
 
 def _set_nested(config: dict[str, Any], keys: list[str], value: Any) -> None:

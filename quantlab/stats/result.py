@@ -117,6 +117,7 @@ class Result(TypedDict):
     stored_sha256: NotRequired[Sha256]
     importance_sha256: NotRequired[Sha256]
     inputs_sha256: NotRequired[Sha256]
+    calibration_sha256: NotRequired[Sha256]
     input_axis: NotRequired[Count | None]
     remark: NotRequired[str | None]
     place: NotRequired[Count]

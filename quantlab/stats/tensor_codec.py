@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats import uniform
 from quantlab.formats.element import (
+    BlockParams,
     CompiledGrid,
     FloatArray,
     NotFiniteError,
@@ -19,9 +20,10 @@ from quantlab.formats.element import (
     per_value,
 )
 from quantlab.formats.format import Format, Reconstruction
-from quantlab.formats.quantizer import BlockLayoutParams, BlockQuantizer, ScaleStats
+from quantlab.formats.quantizer import BlockLayoutParams, BlockQuantizer, MapFn, ScaleStats
 from quantlab.formats.transform import Transform
 from quantlab.formats.uniform import Params, Uniform
+from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import parallel
 from quantlab.stats.compiled import CompiledEngine
@@ -251,7 +253,8 @@ def needs_survey(tensor: Tensor, form: Format | Reconstruction) -> bool:
     if isinstance(form, Reconstruction) or form.transform:
         return False
     layout = form.block.layout(tensor.shape)
-    return layout.chosen_beforehand or form.scale_type.tensor_bits > 0
+    is_static = isinstance(form.range, CalibratedRange)
+    return layout.chosen_beforehand or is_static or form.scale_type.tensor_bits > 0
 
 
 def open_codec(
@@ -269,20 +272,50 @@ def open_codec(
         return FromFile(tensor, form)
     if form.transform:
         return FromFile(tensor, _open_transformed(tensor, form, form.transform, threads, engine))
-    quantizer = BlockQuantizer(
-        form,
-        form.block.layout(tensor.shape),
-        engine.reader(tensor),
-        surveyed.absmax if surveyed else math.nan,
-        surveyed.bounds if surveyed else None,
-        lambda function, items: parallel.map_on_threads(function, items, threads),
-        engine.reductions,
-    )
+    static = None
+    if isinstance(form.range, CalibratedRange):
+        static = _choose_static(form.range.tensor, form, threads, engine)
+    quantizer = _new_quantizer(tensor, form, surveyed, threads, engine, static)
     even = isinstance(form.element, Uniform) and quantizer.layout.n_blocks == 1
     # A scale that vanished is no step to count in.
     if even and quantizer.chosen_scales.smallest:
         return SingleScale(tensor, form, quantizer)
     return Blockwise(form, quantizer)
+
+
+def _new_quantizer(
+    tensor: Tensor,
+    form: Format,
+    surveyed: Survey | None,
+    threads: int,
+    engine: NumpyEngine,
+    static: BlockParams | None = None,
+) -> BlockQuantizer:
+    return BlockQuantizer(
+        form,
+        form.block.layout(tensor.shape),
+        engine.reader(tensor),
+        surveyed.absmax if surveyed else math.nan,
+        surveyed.bounds if surveyed else None,
+        _map_on(threads),
+        engine.reductions,
+        static,
+    )
+
+
+def _map_on(threads: int) -> MapFn:
+    return lambda function, items: parallel.map_on_threads(function, items, threads)
+
+
+def _choose_static(
+    calibration: Tensor, form: Format, threads: int, engine: NumpyEngine
+) -> BlockParams:
+    """Choose the parameters of the blocks of a calibration tensor."""
+    if not calibration.size:
+        calibration.require_finite()
+    surveyed = survey(calibration, threads, engine)
+    quantizer = _new_quantizer(calibration, form, surveyed, threads, engine)
+    return quantizer.choose_all(_map_on(threads))
 
 
 def reconstruct_block(
@@ -345,15 +378,21 @@ def _open_transformed(
 ) -> Reconstruction:
     """Return what comes back of a tensor that is transformed before it is quantized."""
     width = transform.width(form.row_length(tensor.shape))
-    transformed = TransformedTensor(
-        tensor.name,
-        tensor.array,
-        None if tensor.state is None else (tensor.state, transform, width),
-        original=tensor,
-        forward=lambda x: transform.forward(x, engine.multiply_hadamard),
-        width=width,
-    )
-    plain = replace(form, transform=None)
+
+    def transform_rows(original: Tensor) -> TransformedTensor:
+        return TransformedTensor(
+            original.name,
+            original.array,
+            None if original.state is None else (original.state, transform, width),
+            original=original,
+            forward=lambda x: transform.forward(x, engine.multiply_hadamard),
+            width=width,
+        )
+
+    transformed, plain = transform_rows(tensor), replace(form, transform=None)
+    if isinstance(form.range, CalibratedRange):
+        calibration = transform_rows(form.range.tensor)
+        plain = replace(plain, range=replace(form.range, tensor=calibration))
     is_surveyed = needs_survey(transformed, plain)
     surveyed = survey(transformed, threads, engine) if is_surveyed else None
     codec = open_codec(transformed, plain, surveyed, threads, engine)

@@ -21,7 +21,7 @@ from hydra.core.utils import env_override
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from quantlab.conf import add_folder
+from quantlab.conf import add_folder, own_settings
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
 from quantlab.formats.format import CHOICES, Codec, Format, compose
@@ -44,6 +44,8 @@ from quantlab.sources.onnx import Onnx
 from quantlab.stats.parallel import usable_cores
 from quantlab.sweep.workers import end_with_sweep
 
+SHARED = ("block", "range")  # groups whose options share their settings
+FILE_KEYS = ("path", "imatrix")  # of a mode or a range
 EVALUATION_KEYS = ("outputs", "labels", "each")  # of a model, whatever its class
 MAX_FORMATS = 64  # in the cache: a sweep alternates between a few
 _formats: dict[str, Format | Codec] = {}
@@ -126,7 +128,7 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
     """
     choices = {key: config[key] for key in CHOICES if config.get(key)}
     choices["mode"] = {**choices["mode"], "n_bits": config["n_bits"]}
-    files = [choices["mode"][key] for key in ("path", "imatrix") if choices["mode"].get(key)]
+    files = [option[key] for option in choices.values() for key in FILE_KEYS if option.get(key)]
     states = [file_state(file) for file in files if expand_home(file).is_file()]
     key = json.dumps([choices, states], default=str)
     if key not in _formats:
@@ -147,8 +149,8 @@ def _make_format(
         grid = instantiate(settings)
     return compose(
         grid,
-        instantiate(block) if block else PerTensor(),
-        instantiate(range) if range else AbsMax(),
+        instantiate(own_settings("block", block)) if block else PerTensor(),
+        instantiate(own_settings("range", range)) if range else AbsMax(),
         instantiate(transform) if transform else None,
     )
 
@@ -229,17 +231,9 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     config = cast("dict[str, Any]", content)
     if read_division(config.get("dist")) == WHOLE:
         config = whole_config(config)
-    return config | {key: _drop_unused(config[key]) for key in ("block", "range") if key in config}
-
-
-def _drop_unused(option: dict[str, Any]) -> dict[str, Any]:
-    """Drop the settings of an option that change nothing, where its class lists what it uses.
-
-    One that is null is not set: groups had no axis before they could have one.
-    """
-    uses = getattr(get_class(current_name(option["_target_"])), "uses", option)
-    used = {key: value for key, value in option.items() if key == "_target_" or key in uses}
-    return {key: value for key, value in used.items() if value is not None}
+    return config | {
+        key: own_settings(key, with_current_names(config[key])) for key in SHARED if key in config
+    }
 
 
 def as_typed(overrides: Sequence[str]) -> list[str]:

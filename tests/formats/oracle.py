@@ -53,17 +53,18 @@ def round_trip(form, x, cuts=()):
     return *(np.concatenate(each) for each in zip(*found, strict=True)), scales
 
 
-def blocks_of(shape, kind, size=32, axis=0):
+def blocks_of(shape, block):
     """Return the flat indices of each block, in the order of their first values."""
     n = math.prod(shape)
     row = math.prod(shape[1:]) if len(shape) > 1 else n
     members = {}
     for i in range(n):
         key = 0
-        if kind == "channel" and len(shape) > 1:
-            key = i // math.prod(shape[axis % len(shape) + 1 :]) % shape[axis]
-        elif kind == "group":
-            key = i // row, i % row // size
+        if block.name == "channel" and len(shape) > 1:
+            axis = block.axis % len(shape)
+            key = i // math.prod(shape[axis + 1 :]) % shape[axis]
+        elif block.name == "group":
+            key = i // row, i % row // block.size
         members.setdefault(key, []).append(i)
     return list(members.values())
 
@@ -284,7 +285,7 @@ def check(form, x, element, store, kind="absmax", p=99.9):
     flat = np.ravel(x).tolist()
     stored, saturated, vanished = [], 0, 0
     block = form.block
-    for members in blocks_of(x.shape, block.name, block.size, block.axis):
+    for members in blocks_of(x.shape, block):
         values = [flat[i] for i in members]
         results = block_results(values, element, store, kind, p)
         ours = codes[members].tolist(), x_hat[members].tolist()

@@ -33,7 +33,7 @@ def stretches(draw):
 
 
 def members_of(shape, block):
-    return oracle.blocks_of(shape, block.name, block.size, block.axis)
+    return oracle.blocks_of(shape, block)
 
 
 def elements_of(layout, piece):

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -24,7 +25,7 @@ UNIFORM = [name for name in oracle.ELEMENTS if "sym" in name]
 
 
 def with_scale(block, scale):
-    return type(block)(size=block.size, axis=block.axis, scale=scale)
+    return replace(block, scale=scale)
 
 
 def formats():
@@ -49,7 +50,7 @@ matrices = arrays(np.float32, st.tuples(st.integers(1, 4), st.integers(1, 40)), 
 
 
 def members_of(form, shape):
-    return oracle.blocks_of(shape, form.block.name, form.block.size, form.block.axis)
+    return oracle.blocks_of(shape, form.block)
 
 
 @pytest.mark.parametrize("scale", SCALE_NAMES)

@@ -59,7 +59,7 @@ def test_blocks_have_parameters_of_their_own(block, shape):
     x = np.asarray(oracle.awkward(np.random.default_rng(1), shape))
     codes, x_hat, _, _ = oracle.round_trip(Format(Log(5), block), x)
     flat = x.ravel()
-    for members in oracle.blocks_of(shape, block.name, block.size, block.axis):
+    for members in oracle.blocks_of(shape, block):
         check_block(flat[members].tolist(), codes[members].tolist(), x_hat[members].tolist(), 5)
 
 

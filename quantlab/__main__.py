@@ -122,7 +122,9 @@ def _take_settings(command: argparse.ArgumentParser, example: str) -> None:
 
 def _take_plan_options(command: argparse.ArgumentParser) -> None:
     budget = command.add_mutually_exclusive_group(required=True)
-    budget.add_argument("--bits", type=float, metavar="N", help="at most so many bits per value")
+    budget.add_argument(
+        "--bits", metavar="N", help="at most so many bits per value; several, 4,5,6, for a table"
+    )
     budget.add_argument("--size", metavar="SIZE", help="at most so large, e.g. 60MB or 4GiB")
     budget.add_argument("--kl", type=float, metavar="BITS", help="that the answers lose at most")
     budget.add_argument(
@@ -130,6 +132,9 @@ def _take_plan_options(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--recipe", metavar="RUNTIME", help="in terms of llama.cpp, torchao, mlx, onnxruntime, ..."
+    )
+    command.add_argument(
+        "--out", type=Path, metavar="DIR", help="directory of the files, else that of the sweep"
     )
     command.add_argument(
         "--by", metavar="FIGURE", help="sqnr_db (default), out_sqnr_db, or kl of a model's answers"

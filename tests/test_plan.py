@@ -196,7 +196,7 @@ def test_a_diff_fails_a_pipeline(remedies, tmp_path):
             "0.5 bits per value (102 B) is below what there is: plans of",
         ),
         (["--size", "4.5XB"], "--size takes a number and one of B, kB, MB, GB, TB, KiB"),
-        (["--bits", "nan"], "--bits takes a number of bits per value above 0, got nan"),
+        (["--bits", "nan"], "--bits takes a number of bits per value above 0, got 'nan'"),
         (["--bits", "9", "--by", "mae"], "--by takes sqnr_db or out_sqnr_db or kl, got 'mae'"),
         (["--bits", "9", "--by", "out_sqnr_db"], "has no out_sqnr_db: sweep with metrics.imatrix"),
         (["--bits", "9", "--keep", "x*=nf4"], "--keep x* matches none of the 3 tensors measured"),

@@ -43,8 +43,10 @@ HATCHES = ("", "////", "xxxx", "----")
 LINE_COLOUR, POINT_COLOUR = COLOURS[1], COLOURS[0]
 
 
-def render_page(plan: Plan, command: str, results_sha256: str, texts: Texts) -> bytes:
-    """Return plan.html."""
+def render_page(
+    plan: Plan, command: str, results_sha256: str, texts: Texts, source: str = ""
+) -> bytes:
+    """Return plan.html; `source` is the name of the checkpoint, empty where it is not known."""
     texts = Texts(texts.lang, plan.problem.minimised)
     with plots.plot_style():
         curve = plots.svg(draw_curve(plan, texts), salt="plan_curve")
@@ -54,6 +56,7 @@ def render_page(plan: Plan, command: str, results_sha256: str, texts: Texts) -> 
     html = template("plan.html.j2").render(
         t=texts,
         subtitle=texts("plan_subtitle", dists=dists, **size),
+        shrinkage=describe_shrinkage(plan, source, texts),
         answer=plan_answer(plan, texts),
         sentences=list(plan_sentences(plan, texts)),
         curve=Markup(plots.inline(curve, _describe_curve(plan, texts))),
@@ -169,6 +172,39 @@ ANSWER_TENSORS = 5  # that the first line names
 TERMINAL_FORMATS = 40  # rows
 FORMAT_CHARS = 40  # of a name in the terminal
 MIN_SHARE = 1e-6  # that is worth a sentence
+
+
+def describe_shrinkage(plan: Plan, source: str, texts: Texts) -> str:
+    """Return the size of the checkpoint `source` before and after; empty where it has no name."""
+    if not source:
+        return ""
+    before, after = sum(tensor.bits for tensor in plan.problem.tensors), plan.total.bits
+    sizes = {"before": format_size(before / 8), "after": format_size(after / 8)}
+    name = printable(source)
+    if after >= before:
+        return texts("plan_as_large", name=name, **sizes)
+    return texts("plan_smaller", name=name, ratio=f"{before / after:.3g}", **sizes)
+
+
+def budget_table(plans: Sequence[Plan], texts: Texts) -> Table:
+    """Lay out plans for several budgets, a row each, beside the best single format."""
+    texts = Texts(texts.lang, plans[0].problem.minimised)
+    before = sum(tensor.bits for tensor in plans[0].problem.tensors)
+    rows = []
+    for plan in plans:
+        total, best = plan.total, plan.best_uniform
+        rows.append(
+            [
+                format_number(total.bits_per_value, BITS_SPEC),
+                format_size(total.bits / 8),
+                f"{before / total.bits:.3g}" if total.bits else NULL,
+                f"{total.noise:.3g}",
+                best.format if best else NULL,
+                f"{best.noise:.3g}" if best else NULL,
+            ]
+        )
+    keys = ("bits", "size", "smaller_times", "sum", "best", "best_sum")
+    return Table([texts(f"plan_{key}") for key in keys], rows)
 
 
 def plan_answer(plan: Plan, texts: Texts) -> str:
@@ -293,10 +329,13 @@ def format_table(plan: Plan, texts: Texts) -> Table:
 
 
 def tensor_table(plan: Plan, texts: Texts) -> Table:
-    """Lay out the tensors of a plan in the order of the checkpoint, a row each."""
+    """Lay out the tensors of a plan, a row each: those that were measured first, by size."""
     keys = ("tensor", "format", "bits", "size", "sqnr", "noise", "reason")
     rows = []
-    for part in plan.assignments:
+    largest_first = sorted(
+        plan.assignments, key=lambda part: (part.tensor.reason is not None, -part.tensor.bits)
+    )
+    for part in largest_first:
         bits, size, noise = _size_cells(part, plan, texts)
         sqnr = metric_text(part.row, "sqnr_db", SQNR_SPEC, texts) if part.row else texts("exact")
         reason = part.tensor.reason or NULL
@@ -313,13 +352,18 @@ def _size_cells(part: Assignment | Option, plan: Plan, texts: Texts) -> tuple[st
     )
 
 
-def plan_summary(plan: Plan, texts: Texts) -> str:
-    """Return the text of the terminal: the plan in one line, its formats, how it compares."""
+def plan_summary(plan: Plan, texts: Texts, source: str = "") -> str:
+    """Return the text of the terminal: sizes, the plan in one line, its formats, how it compares.
+
+    `source` is the name of the checkpoint.
+    """
     texts = Texts(texts.lang, plan.problem.minimised)
     formats = format_table(plan, texts)
     rows = [[label(row[0], FORMAT_CHARS), *row[1:]] for row in formats.rows[:TERMINAL_FORMATS]]
     return render(
-        plan_answer(plan, texts),
+        "\n".join(
+            filter(None, [describe_shrinkage(plan, source, texts), plan_answer(plan, texts)])
+        ),
         formats._replace(rows=rows),
         "\n".join(plan_sentences(plan, texts)),
     )

@@ -14,6 +14,7 @@ from quantlab.plans.runtimes import RUNTIMES
 from quantlab.plans.runtimes.runtime import FORMAT_COLUMNS, Runtime
 from quantlab.records import disk
 from quantlab.records.answers import NAME as ANSWERS
+from quantlab.records.manifest import find_source
 from quantlab.records.older import UNKNOWN
 from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar, read_settings, row_bars
@@ -22,6 +23,7 @@ from quantlab.report.texts import Texts
 from quantlab.text import label
 
 OPTIONS = ("bits", "size", "kl", "bar", "recipe", "by", "weights", "keep", "same")
+BUDGETS = ("bits", "size")  # of which a command takes several, with commas between
 COUNTS = ("n_elements", "n_bytes", "n_bits", "block_size")
 NUMBERS = ("bits_per_value", "sqnr_db", "noise")
 
@@ -126,30 +128,60 @@ def run_command(
 ) -> Iterator[str]:
     """Yield the plan of a sweep as text, write its files, then yield their paths.
 
-    `options` are those of the command line, by their names; nothing is written if one is wrong.
+    `options` are those of the command line, by their names; nothing is written if one is wrong, nor
+    of several budgets, which are a row each of one table. Files go into the directory `out`, that
+    of the sweep where there is none.
     """
-    from quantlab.plans.page import plan_summary  # matplotlib, which quantlab.plan does without
+    from quantlab.plans.page import budget_table, plan_summary  # matplotlib, which plan() lacks
 
-    sweep = read_aggregate(directory)
-    disk.require_writable(directory, "copy it and give the copy")
+    sweep, out = read_aggregate(directory), options.get("out") or directory
     report = read_settings(directory, settings)
     sweep, texts = sweep._replace(rows=report.judged(sweep.rows)), report.texts
     formats = format_names(sweep)
     typed = {name: options.get(name) for name in OPTIONS}
     parsed = typed | {"keep": [parse_keep(text, formats) for text in typed["keep"] or ()]}
-    request = Request.parse(parsed, tensor_names(sweep), dashes="--")
+    requests = [
+        Request.parse(parsed | budget, tensor_names(sweep), dashes="--")
+        for budget in split_budgets(typed)
+    ]
+    if len(requests) > 1:
+        yield render(budget_table([make_plan(sweep, request) for request in requests], texts))
+        return
+    (request,) = requests
+    _make_writable(out)
     plan = make_plan(sweep, request)
+    typed["bits"] = request.bits
     notes = {name: value for name, value in typed.items() if value}
     notes |= {"weights": str(typed["weights"])} if typed["weights"] else {}
     if typed["bar"]:
         bars = [bar.criteria for bar in row_bars(sweep.rows)]
         notes["bar"] = bars if len(bars) > 1 else bars[0]
-    files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts)
-    yield plan_summary(plan, texts)
-    write_files(directory, files)
-    paths = "\n".join(str(directory / name) for name in files)
+    source = Path(find_source(directory)).name
+    files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts, source)
+    yield plan_summary(plan, texts, source)
+    write_files(out, files)
+    paths = "\n".join(str(out / name) for name in files)
     runtime = request.runtime
-    yield "\n" + render(paths, runtime.usage(str(directory / runtime.file)) if runtime else "")
+    yield "\n" + render(paths, runtime.usage(str(out / runtime.file)) if runtime else "")
+
+
+def split_budgets(typed: Mapping[str, Any]) -> list[dict[str, str]]:
+    """Split budgets at their commas; one that is empty leaves all as typed.
+
+    >>> split_budgets({"bits": "4,5", "size": None})
+    [{'bits': '4'}, {'bits': '5'}]
+    """
+    budgets = [(key, str(typed[key]).split(",")) for key in BUDGETS if typed.get(key) is not None]
+    return [{key: value} for key, values in budgets for value in values] or [{}]
+
+
+def _make_writable(directory: Path) -> None:
+    """Make the directory of a plan; raises ValueError where it cannot be written."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise ValueError(f"{directory} cannot be made: {reason.strerror}") from None
+    disk.require_writable(directory, "name another directory with --out DIR")
 
 
 def parse_keep(text: str, formats: Collection[str]) -> tuple[str, str]:
@@ -173,15 +205,23 @@ def format_names(sweep: Aggregated) -> set[str]:
 
 
 def plan_artefacts(
-    plan: Plan, sweep: Aggregated, typed: Mapping[str, Any], command: str, texts: Texts
+    plan: Plan,
+    sweep: Aggregated,
+    typed: Mapping[str, Any],
+    command: str,
+    texts: Texts,
+    source: str = "",
 ) -> dict[str, bytes]:
-    """Return the files of a plan by their names, with the recipe of its runtime."""
+    """Return the files of a plan by their names, with the recipe of its runtime.
+
+    `source` is the name of the checkpoint, empty where it is not known.
+    """
     from quantlab.plans.page import render_page
 
     runtime = plan.problem.runtime
     files = {
         "plan.csv": table_csv(plan_table(plan)),
-        "plan.html": render_page(plan, command, sweep.artefacts["results.json"], texts),
+        "plan.html": render_page(plan, command, sweep.artefacts["results.json"], texts, source),
         **({runtime.file: recipe_bytes(plan, runtime)} if runtime else {}),
     }
     return {**files, PLAN_JSON: plan_json(plan, typed, sweep.artefacts, files)}

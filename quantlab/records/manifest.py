@@ -24,6 +24,7 @@ from quantlab.records.record import Record, Run
 SCHEMA = 4
 NAME = "manifest.json"
 MAX_TABLE_BYTES = 2**34  # a million rows take a sixteenth of it
+RUN_CONFIG = ".hydra/config.yaml"
 SWEEP_CONFIG = "multirun.yaml"
 SIZE = ("dtype", "shape", "n_bytes")  # of a tensor without figures
 
@@ -95,6 +96,20 @@ def read_manifest(directory: Path) -> dict[str, Any] | None:
         again = f"quantlab aggregate {directory} writes it again"
         raise ValueError(f"{path} cannot be read ({why}): {again}") from None
     return content
+
+
+def find_source(directory: Path) -> str:
+    """Return the path of the file that the first run of a sweep measured, empty without one.
+
+    A sweep that is copied without its runs does not have it.
+    """
+    manifest = read_manifest(directory) or {"runs": []}
+    for run in manifest["runs"][:1]:
+        path = directory / run["directory"] / RUN_CONFIG
+        if path.is_file():
+            source = disk.read_yaml(path, directory).get("dist")
+            return str(source.get("path") or "") if isinstance(source, Mapping) else ""
+    return ""
 
 
 def read_artefact_hashes(directory: Path) -> Mapping[str, str] | None:

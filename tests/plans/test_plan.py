@@ -201,6 +201,31 @@ def test_the_answer_comes_first_and_the_files_last(directory):
     assert all((directory / f"plan.{each}").is_file() for each in ("csv", "html", "json"))
 
 
+def test_files_may_go_elsewhere(directory, tmp_path_factory):
+    before = sorted(directory.iterdir())
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    out = elsewhere / "new" / "out"
+    assert f"{out}/plan.json" in ask(directory, bits=6.6, out=out)
+    assert sorted(directory.iterdir()) == before
+    assert {path.name for path in out.iterdir()} == {"plan.csv", "plan.html", "plan.json"}
+    (elsewhere / "file").touch()
+    with pytest.raises(ValueError, match=r"file/out cannot be made: Not a directory"):
+        ask(directory, bits=6.6, out=elsewhere / "file" / "out")
+
+
+def test_several_budgets_are_rows_of_one_table_and_write_nothing(directory):
+    before = sorted(directory.iterdir())
+    head, *lines = ask(directory, bits="6.6,32").splitlines()
+    assert (head[:14], head[-9:]) == ("bits per value", "its noise")
+    assert [line.split()[0] for line in lines] == ["6.439", "32"]
+    assert len(ask(directory, size="1.7kB,2kB,8kB").splitlines()) == 4
+    assert sorted(directory.iterdir()) == before
+    with pytest.raises(
+        ValueError, match=r"--bits takes a number of bits per value above 0, got ''"
+    ):
+        ask(directory, bits="6,")
+
+
 def test_what_was_asked_is_noted(directory):
     (directory / "w.csv").write_text("tensor,alpha\nb.weight,2\n")
     ask(directory, bits=6.6, weights=directory / "w.csv", keep=["a*=sym 8 bits"])
@@ -249,7 +274,10 @@ def test_arguments_are_taken_as_people_write_them(directory):
         ({"bits": 9, "keep": ["a*=nf4"]}, "keep takes a mapping from patterns to formats, got ["),
         ({"bits": 9, "keep": {"a*": "nf5"}}, "keep a*=nf5: 'a.weight' has no such format, only fl"),
         ({"bits": 9, "same": "lstm*"}, "same lstm* matches none of the 2 tensors measured"),
-        ({"bits": 9, "recipe": "onnx"}, "recipe takes one of llama.cpp, torchao, mlx, json, got"),
+        (
+            {"bits": 9, "recipe": "onnx"},
+            "recipe takes one of llama.cpp, torchao, mlx, onnxruntime, ",
+        ),
         ({"bits": 9, "by": "mae"}, "by takes sqnr_db or out_sqnr_db or kl, got 'mae'"),
         ({"bits": "0.5"}, "0.5 bits per value (125 B) is below what there is"),
         ({"size": "12 B"}, "12 B (0.0478803 bits per value) is below what there is"),

@@ -316,7 +316,7 @@ def test_a_plan_that_cannot_be_written_is_named_before_the_work(tmp_path):
         done = run_without_privileges("-m", "quantlab", "plan", tmp_path, "--bits", "9")
     finally:
         tmp_path.chmod(0o755)
-    why = f"{tmp_path} cannot be written: copy it and give the copy"
+    why = f"{tmp_path} cannot be written: name another directory with --out DIR"
     assert (done.returncode, done.stdout, done.stderr) == (2, "", f"quantlab: {why}\n")
 
 

@@ -35,6 +35,8 @@ examples:
   quantlab diff Q4_K_M.gguf Q5_K_M.gguf           two files, tensor by tensor
   quantlab verify multirun/mine                   does every file match the manifest?
   quantlab reproduce multirun/mine/RUN            the same figures, bit for bit?
+  quantlab look Q4_K_M.gguf F16.gguf              what did this file lose?
+  quantlab doctor                                 what is installed, and what is not?
   quantlab tensors model.safetensors              names, shapes, and what is measured
   quantlab tensors hf://ORG/MODEL/FILE            the same of the hub, from the header alone
 """
@@ -99,6 +101,12 @@ def _make_parser() -> argparse.ArgumentParser:
     _take_directory(command, _verify)
     command = commands.add_parser("reproduce", help="repeat one run and compare bit for bit")
     _take_directory(command, _reproduce, "where record.json is", metavar="RUN_DIR")
+    command = commands.add_parser("look", help="what a file is, and what it lost, in ten lines")
+    command.add_argument("path", metavar="FILE", help="gguf, safetensors or onnx; hf://ORG/MODEL")
+    command.add_argument("original", nargs="?", metavar="ORIGINAL", help="what it was made from")
+    command.set_defaults(command=_look, exit_code=1)
+    command = commands.add_parser("doctor", help="which packages are here, and what is missing")
+    command.set_defaults(command=_doctor, exit_code=1)
     command = commands.add_parser("tensors", help="list what a file of tensors holds")
     _take_file(command)
     return parser
@@ -287,6 +295,19 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         print(f"{arguments.directory} was not reproduced{reason}")
         raise SystemExit(1)
     print(f"{arguments.directory}: reproduced, every figure bit for bit")
+
+
+def _look(arguments: argparse.Namespace) -> None:
+    from quantlab.report.file_summary import summarize_file, summarize_loss
+
+    path, original = arguments.path, arguments.original
+    print(summarize_loss(path, original) if original else summarize_file(path))
+
+
+def _doctor(_: argparse.Namespace) -> None:
+    from quantlab.report.doctor import diagnose
+
+    print(diagnose())
 
 
 def _tensors(arguments: argparse.Namespace) -> None:

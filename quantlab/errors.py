@@ -2,7 +2,6 @@
 
 import io
 import os
-import re
 import sys
 import traceback
 from collections import Counter
@@ -26,6 +25,7 @@ from omegaconf.errors import (
 from quantlab import interrupt
 from quantlab.conf import option_names
 from quantlab.sources.file import SUFFIXES
+from quantlab.text import as_setting
 
 QUOTED = """"key='a value'\""""
 USER_ERRORS = (HydraException, OmegaConfBaseException, ValueError, OSError)
@@ -149,8 +149,8 @@ def _suggest_file(path: str) -> str | None:
     """Format the overrides that measure a file of tensors; None if its suffix is of no such."""
     path = path.strip("'\"")
     option = SUFFIXES.get(Path(path).suffix)
-    is_plain = re.fullmatch(r"[\w./-]+", path)
-    setting = f"dist.path={path}" if is_plain else f"\"dist.path='{path}'\""
+    typed = as_setting("dist.path", path)
+    setting = f'"{typed}"' if "'" in typed else typed
     return f"to measure a file: dist=file/{option} {setting}" if option else None
 
 

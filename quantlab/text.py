@@ -13,6 +13,7 @@ NULL = "–"  # what stands for a figure that does not exist
 SIZE_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
 }
+PLAIN_PATH = re.compile(r"[\w./:@-]+")  # that Hydra takes without quotes
 SIZE_TEXT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z]+)")
 
 
@@ -44,6 +45,15 @@ def first_few(items: Sequence[str], limit: int, more: Callable[[int], str]) -> l
 def as_text(value: Any) -> str:
     """Format a setting: a string as it is, anything else as JSON."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def as_setting(key: str, path: str) -> str:
+    """Format the override that sets a path, quoted where it has characters of Hydra's grammar.
+
+    >>> as_setting("dist.path", "a b.npy")
+    "dist.path='a b.npy'"
+    """
+    return f"{key}={path}" if PLAIN_PATH.fullmatch(path) else f"{key}='{path}'"
 
 
 def format_number(value: Any, spec: str) -> str:

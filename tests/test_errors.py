@@ -94,7 +94,7 @@ def test_a_home_directory_is_expanded_as_a_shell_would(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("arguments", "names"),
-    [(["check"], "DIR"), (["report"], "DIR"), (["plan", "--bar"], "DIR"), (["diff", "x"], "DIR")],
+    [(["check"], "DIR"), (["report"], "DIR"), (["plan", "--bar"], "DIR"), (["diff", "x"], "PATH")],
 )
 def test_settings_are_not_required(arguments, names):
     done = run_quantlab(*arguments)

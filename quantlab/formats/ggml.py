@@ -68,7 +68,7 @@ class Ggml(Codec):
         require_width(n_bits, _width(type), f"mode=ggml/{type}")
         self.type, self.n_bits, self.imatrix = type, n_bits, imatrix
         self._number = NUMBERS[type]
-        self._ggml = _library()
+        self._ggml = load_library()
         self._ggml.ggml_quantize_init(self._number)
         self._traits = self._ggml.ggml_get_type_traits(self._number).contents
         self.versions = {PACKAGE: version(PACKAGE)}
@@ -205,7 +205,7 @@ class _Traits(ctypes.Structure):
 
 
 @cache
-def _library() -> Any:
+def load_library() -> Any:
     """Return the functions of ggml that are called, without the Python module around them."""
     spec = find_spec(PACKAGE)
     if spec is None or spec.origin is None:

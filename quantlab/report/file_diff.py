@@ -54,7 +54,7 @@ class FileDiff:
     """Two files, as the user calls them; `pairs` are worst first.
 
     `failed` are tensors that cannot be compared, by the reason; `only` those that one file has
-    alone. `n_bytes` are of all tensors of real numbers.
+    alone. `n_bytes` are of all tensors of real numbers, `formats` those of ``conf/dist/file``.
     """
 
     paths: tuple[str, str]
@@ -62,6 +62,7 @@ class FileDiff:
     failed: dict[str, str]
     only: tuple[list[str], list[str]]
     n_bytes: tuple[int, int]
+    formats: tuple[str, str]
 
     @property
     def is_equal(self) -> bool:
@@ -99,7 +100,8 @@ def diff_files(before: str, after: str) -> FileDiff:
         for file in (original.stored, stored)
     )
     only = unpaired, [*bound.unmatched()]
-    return FileDiff((before, after), pairs, failed, only, (n_bytes[0], n_bytes[1]))
+    formats = original.stored.format, stored.format
+    return FileDiff((before, after), pairs, failed, only, (n_bytes[0], n_bytes[1]), formats)
 
 
 def _compare(tensor: Tensor, bound: Bound, original: StoredFile) -> StoredPair:
@@ -150,12 +152,12 @@ def _cells(pair: StoredPair) -> tuple[str, ...]:
 def _sentences(diff: FileDiff) -> Iterator[str]:
     yield total_sentence(diff)
     for remark, names in _by_remark(diff.pairs).items():
-        yield f"{_list_names(names)}: {remark}"
+        yield f"{list_names(names)}: {remark}"
     for name, reason in [*diff.failed.items()][:NAMED_TENSORS]:
         yield reason if name in reason else f"{label(name)}: {reason}"
     for path, names in zip(diff.paths, diff.only, strict=True):
         if names:
-            yield f"only {path} has {_list_names(names)}"
+            yield f"only {path} has {list_names(names)}"
 
 
 def total_sentence(diff: FileDiff) -> str:
@@ -179,6 +181,7 @@ def _by_remark(pairs: Sequence[StoredPair]) -> dict[str, list[str]]:
     return names
 
 
-def _list_names(names: Sequence[Any]) -> str:
+def list_names(names: Sequence[Any]) -> str:
+    """List the first few names of tensors."""
     labels = [label(name, NAME_CHARS) for name in names]
     return ", ".join(first_few(labels, NAMED_TENSORS, lambda n: f"and {n} more"))

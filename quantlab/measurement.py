@@ -96,7 +96,8 @@ def measure(
     scale
         The type that scales are stored in: ``"float32"``, ``"float16"`` or ``"bfloat16"``.
     range
-        ``"absmax"``, ``"mse"`` or ``"percentile"``, or an object of `quantlab.formats.ranges`.
+        ``"absmax"``, ``"mse"``, ``"percentile"`` or ``"entropy"``, or an object of
+        `quantlab.formats.ranges`, or a `quantlab.sources.calibration.Calibrated`.
     metrics
         Further metrics by their names: functions of `quantlab.stats.metrics.Evidence`.
     select

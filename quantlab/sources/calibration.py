@@ -11,13 +11,13 @@ from typing import ClassVar
 from quantlab.formats.blocks import Block, Shape, UnfitError
 from quantlab.formats.element import Bounds, Element, RoundScale
 from quantlab.formats.format import NamedTensor, TensorRange
-from quantlab.formats.ranges import AbsMax, BlockValues, Mse, Percentile, Range
+from quantlab.formats.ranges import AbsMax, BlockValues, Entropy, Mse, Percentile, Range
 from quantlab.sources.file import FileEntry, expand_home
 from quantlab.sources.readers import reader_of
 from quantlab.sources.tensor import Tensor
 from quantlab.text import label
 
-RULES = ("absmax", "percentile", "mse")
+RULES: dict[str, Range] = {rule.name: rule for rule in (AbsMax(), Percentile(), Mse(), Entropy())}
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,9 @@ class Calibrated(TensorRange):
 
     @cached_property
     def _rule(self) -> Range:
-        rules: dict[str, Range] = {
-            "absmax": AbsMax(),
-            "percentile": Percentile(self.p),
-            "mse": Mse(),
-        }
-        if self.rule not in rules:
-            raise ValueError(f"range.rule must be one of {', '.join(rules)}, got {self.rule!r}")
-        return rules[self.rule]
+        if self.rule not in RULES:
+            raise ValueError(f"range.rule must be one of {', '.join(RULES)}, got {self.rule!r}")
+        return Percentile(self.p) if self.rule == Percentile.name else RULES[self.rule]
 
     @cached_property
     def _entries(self) -> dict[str, FileEntry]:

@@ -3,13 +3,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from scipy.stats import entropy
 
 from quantlab.formats import blocks, quantizer, ranges
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import Bounds, Quantized, ScaledGrid, fit_scale, per_value
 from quantlab.formats.floats import Float
 from quantlab.formats.format import Format
-from quantlab.formats.ranges import AbsMax, BlockValues, Mse, Percentile
+from quantlab.formats.ranges import (
+    AbsMax,
+    BlockValues,
+    Entropy,
+    Mse,
+    Percentile,
+    find_entropy_slice,
+)
 from quantlab.formats.scales import FLOAT16, FLOAT32
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from tests.formats import oracle
@@ -150,6 +158,69 @@ def test_least_squares_are_never_worse_than_the_whole_range(x, name):
         error = (x_hat.reshape(x.shape) - x).astype(np.float64)
         squares.append(np.square(error).reshape(len(x), -1).sum(1))
     assert (squares[0] <= squares[1] * (1 + 1e-12)).all()
+
+
+def float64_smoothing(counts, eps=1e-4):
+    """Do what ONNX Runtime's `smooth_distribution` does, which rounds to float32."""
+    if not counts.any():
+        return None
+    empty = counts == 0
+    return np.where(empty, eps, counts - eps * empty.sum() / (~empty).sum())
+
+
+def draw_values(rng, kind, n):
+    x = {
+        "normal": rng.standard_normal,
+        "t": lambda n: rng.standard_t(3, n),
+        "laplace": lambda n: rng.laplace(size=n),
+        "one-sided": lambda n: np.maximum(rng.standard_normal(n), 0),
+        "uniform": lambda n: rng.uniform(-1, 1, n),
+        "skewed": lambda n: rng.exponential(size=n) ** 2,
+        "zeros": np.zeros,
+    }[kind](n)
+    return x.astype(np.float32)
+
+
+@pytest.mark.parametrize("kind", ["normal", "t", "laplace", "one-sided", "uniform", "skewed"])
+@pytest.mark.parametrize(
+    ("n", "bins", "levels"), [(30, 257, 16), (3000, 257, 16), (9000, 513, 64), (20_000, 513, 256)]
+)
+def test_the_entropy_range_is_the_one_of_onnx_runtime(kind, n, bins, levels, monkeypatch):
+    calibrate = pytest.importorskip("onnxruntime.quantization.calibrate")
+    monkeypatch.setattr(calibrate, "smooth_distribution", float64_smoothing)
+    monkeypatch.setattr(calibrate, "entropy", entropy)
+    x = draw_values(np.random.default_rng(n), kind, n)
+    counts, edges = np.histogram(x, bins, (-np.abs(x).max(), np.abs(x).max()))
+    collector = object.__new__(calibrate.HistogramCollector)
+    ends = np.float64(-np.inf), np.float64(np.inf)
+    _, threshold = collector.get_entropy_threshold((counts, edges, *ends), levels)
+    assert edges[bins // 2 + 1 + find_entropy_slice(counts, levels)] == threshold
+
+
+@pytest.mark.parametrize("kind", ["normal", "t", "one-sided", "zeros"])
+@pytest.mark.parametrize("element", [Symmetric(4), Asymmetric(8)])
+def test_an_entropy_range_lies_in_its_block_and_depends_on_no_part(kind, element, monkeypatch):
+    x = draw_values(np.random.default_rng(0), kind, 4000).reshape(1, -1)
+    together, in_parts = (chosen(Entropy(), x, element, parts) for parts in (1, 7))
+    monkeypatch.setattr(ranges, "BATCH", 64)
+    too_large = chosen(Entropy(), x, element, 7)
+    assert together.lo == in_parts.lo == too_large.lo >= x.min()
+    assert together.hi == in_parts.hi == too_large.hi <= x.max()
+
+
+def test_an_entropy_range_leaves_out_a_lone_outlier():
+    x = np.random.default_rng(0).standard_normal((2, 4000)).astype(np.float32)
+    x[1, 7] = 100
+    bounds = chosen(Entropy(), x, Symmetric(8))
+    assert bounds.hi[0] > 2
+    assert 2 < bounds.hi[1] < 15
+
+
+@pytest.mark.parametrize("n_bits", [12, 16])
+def test_with_as_many_codes_as_bins_the_entropy_range_is_the_whole(n_bits):
+    x = np.random.default_rng(0).standard_t(3, (1, 500)).astype(np.float32)
+    bounds = chosen(Entropy(), x, Symmetric(n_bits))
+    assert (bounds.lo, bounds.hi) == (x.min(), x.max())
 
 
 @pytest.mark.parametrize("p", [101, 50, 49.9, -1, float("nan"), "99", True, None])

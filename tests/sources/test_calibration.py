@@ -8,7 +8,7 @@ from quantlab.formats.blocks import PerChannel, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError
 from quantlab.formats.floats import Float
 from quantlab.formats.format import Format
-from quantlab.formats.ranges import AbsMax, Mse, Percentile
+from quantlab.formats.ranges import AbsMax, Entropy, Mse, Percentile
 from quantlab.formats.transform import Hadamard
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.records import record
@@ -19,7 +19,7 @@ from quantlab.sweep import job
 
 RNG = np.random.default_rng(0)
 X, CALIBRATION = (RNG.standard_normal((n, 16, 24)).astype(np.float32) for n in (5, 40))
-OWN_RANGES = {"absmax": AbsMax(), "percentile": Percentile(p=99), "mse": Mse()}
+OWN_RANGES = {rule.name: rule for rule in (AbsMax(), Percentile(p=99), Mse(), Entropy())}
 
 
 @pytest.fixture
@@ -32,9 +32,19 @@ def opened(form, x=X):
     return form.open(Tensor("x", x))
 
 
-@pytest.mark.parametrize("rule", RULES)
+BLOCKS = [PerTensor(), PerChannel(axis=1), PerChannel(axis=-1)]
+
+
 @pytest.mark.parametrize("element", [Symmetric(4), Asymmetric(4), Float(8, 4, 3, 448.0)])
-@pytest.mark.parametrize("block", [PerTensor(), PerChannel(axis=1), PerChannel(axis=-1)])
+@pytest.mark.parametrize(
+    ("block", "rule"),
+    [
+        (block, rule)
+        for block in BLOCKS
+        for rule in RULES
+        if block in BLOCKS[:1] or rule != "entropy"
+    ],
+)
 def test_what_is_calibrated_is_stored_with_the_scales_that_the_calibration_tensor_has(
     path, rule, element, block
 ):

@@ -244,6 +244,34 @@ class PerChannel(ScaledBlock):
 
 
 @dataclass(frozen=True)
+class Head(ScaledBlock):
+    """One scale for each of `heads` equal parts of the last axis, as of a cache of K or V.
+
+    Of four axes the second is that of heads if it is as long, ``(batch, heads, tokens, dim)``, else
+    the third, ``(batch, tokens, heads, dim)``.
+    """
+
+    heads: int
+    name: ClassVar[str] = "head"
+
+    def __post_init__(self) -> None:
+        """Raise ValueError unless `heads` is a whole number of 1 or more."""
+        if type(self.heads) is not int or self.heads < 1:
+            raise ValueError(f"block.heads must be a whole number of 1 or more, got {self.heads!r}")
+
+    def layout(self, shape: Shape) -> Layout:
+        """Return a block for each head; raises UnfitError where they do not divide the axis."""
+        if len(shape) == 4 and self.heads in shape[1:3]:
+            return PerChannel(axis=1 + shape[1:3].index(self.heads)).layout(shape)
+        width = shape[-1] if shape else 1
+        if width % self.heads:
+            raise UnfitError(
+                f"block.heads={self.heads} does not divide the last axis of its shape {list(shape)}"
+            )
+        return Layout(prod(shape), width, width // self.heads, shared=True)
+
+
+@dataclass(frozen=True)
 class Group(ScaledBlock):
     """One scale for `size` consecutive values of a row, a tensor flattened from axis 1 on.
 

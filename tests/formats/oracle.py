@@ -60,6 +60,11 @@ def blocks_of(shape, block):
     members = {}
     for i in range(n):
         key = 0
+        if block.name == "head" and shape:
+            place = [int(k) for k in np.unravel_index(i, shape)]
+            of_heads = [k for k in (1, 2) if len(shape) == 4 and shape[k] == block.heads]
+            part = shape[-1] // block.heads
+            key = place[of_heads[0]] if of_heads else place[-1] // part
         if block.name == "channel" and len(shape) > 1:
             axis = block.axis % len(shape)
             key = i // math.prod(shape[axis + 1 :]) % shape[axis]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab.formats import blocks
-from quantlab.formats.blocks import Group, PerChannel, PerTensor
+from quantlab.formats.blocks import Group, Head, PerChannel, PerTensor
 from tests.formats import oracle
 
 shapes = st.lists(st.integers(1, 9), max_size=4).map(tuple) | st.sampled_from(
@@ -20,7 +20,9 @@ def kinds(draw):
     shape = draw(shapes)
     axis = draw(st.integers(-len(shape), len(shape) - 1)) if shape else 0
     size = draw(st.sampled_from([1, 2, 3, 7, 32, 1000]))
-    block = draw(st.sampled_from([PerTensor(), PerChannel(axis=axis), Group(size)]))
+    width = shape[-1] if shape else 1
+    heads = draw(st.sampled_from([n for n in range(1, width + 1) if width % n == 0]))
+    block = draw(st.sampled_from([PerTensor(), PerChannel(axis=axis), Group(size), Head(heads)]))
     return shape, block
 
 
@@ -140,6 +142,27 @@ def test_groups_do_not_cross_rows_and_the_last_may_be_short():
 
 def test_the_last_group_of_a_tensor_of_one_dimension_may_be_short():
     assert Group(32).layout((33,)).n_blocks == 2
+
+
+def test_heads_lie_along_an_axis_of_their_own_or_share_the_last():
+    x = np.arange(2 * 3 * 5 * 6).reshape(2, 3, 5, 6)
+    own = x[:, 1].ravel().tolist()
+    assert members_of(x.shape, Head(3))[1] == own
+    turned = np.moveaxis(x, 1, 2)  # as (batch, tokens, heads, dim)
+    assert np.sort(np.ravel(turned)[members_of(turned.shape, Head(3))[1]]).tolist() == own
+    joined = turned.reshape(2, 5, 18)
+    assert np.sort(np.ravel(joined)[members_of(joined.shape, Head(3))[1]]).tolist() == own
+
+
+def test_heads_that_do_not_divide_are_named():
+    with pytest.raises(
+        blocks.UnfitError, match=r"^block\.heads=4 does not divide the last axis of "
+    ):
+        Head(4).layout((2, 3, 6))
+    with pytest.raises(
+        ValueError, match=r"^block\.heads must be a whole number of 1 or more, got "
+    ):
+        Head("4")
 
 
 @pytest.mark.parametrize("size", [0, -1, 1.5, "32", True, None])

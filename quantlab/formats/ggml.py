@@ -69,14 +69,14 @@ class Ggml(Codec):
         self.type, self.n_bits, self.imatrix = type, n_bits, imatrix
         self._number = NUMBERS[type]
         self._ggml = load_library()
-        self._ggml.ggml_quantize_init(self._number)
-        self._traits = self._ggml.ggml_get_type_traits(self._number).contents
-        self.versions = {PACKAGE: version(PACKAGE)}
-        self.largest = np.inf if type == "mxfp4" else MAX_MAGNITUDE
         if self._takes_imatrix and imatrix is None:
             raise ContradictionError(
                 f"mode=ggml/{type} takes an importance matrix: add mode.imatrix=FILE"
             )
+        self._ggml.ggml_quantize_init(self._number)  # seconds, of the smallest types
+        self._traits = self._ggml.ggml_get_type_traits(self._number).contents
+        self.versions = {PACKAGE: version(PACKAGE)}
+        self.largest = np.inf if type == "mxfp4" else MAX_MAGNITUDE
 
     @property
     def _takes_imatrix(self) -> bool:

@@ -88,7 +88,10 @@ class Experiment:
         """Measure each tensor; one that cannot be measured costs none of the others.
 
         With a `journal`, answers with each tensor alone are kept there as soon as they are done.
+        Raises ValueError if the model does not answer as it is, before anything is measured.
         """
+        if self.evaluation:
+            _require_answers(self.evaluation)
         versions = dict(self.form.versions) if isinstance(self.form, Codec) else {}
         outcome = Outcome(
             skipped=self._skipped(),
@@ -134,8 +137,7 @@ class Experiment:
             for answer in self._answers(outcome, evaluation, done):
                 answers.append(answer)
         except Exception as reason:  # whatever a model raises costs no tensor that was measured
-            text = str(reason) if isinstance(reason, ValueError) else repr(reason)
-            return replace(outcome, answers=answers, fault=f"the model did not answer: {text}")
+            return replace(outcome, answers=answers, fault=_model_fault(reason))
         return replace(outcome, answers=answers)
 
     def _answers(
@@ -297,6 +299,20 @@ def _locate_in_file(outcome: Outcome, file: File) -> None:
     for name, place in file.places().items():
         if name in outcome.tensors:
             outcome.tensors[name]["place"] = place
+
+
+def _require_answers(evaluation: Evaluation) -> None:
+    """Raise ValueError unless the model answers as it is."""
+    try:
+        evaluation.require_answers()
+    except Exception as reason:
+        raise ValueError(_model_fault(reason)) from None
+
+
+def _model_fault(reason: Exception) -> str:
+    """Describe what a model raised, which may be anything."""
+    text = str(reason) if isinstance(reason, ValueError) else repr(reason)
+    return f"the model did not answer: {text}"
 
 
 def _check_same_tensor(

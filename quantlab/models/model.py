@@ -88,6 +88,10 @@ class Evaluation:
         labels = {"labels_sha256": file_sha256(self.labels)} if self.labels else {}
         return self._model_identity | labels
 
+    def require_answers(self) -> None:
+        """Raise whatever the model raises as it is, such as ValueError where inputs do not fit."""
+        next(self._original(), None)
+
     def compare(self, weights: Arrays, stored: Model | None = None) -> list[dict[str, Any]]:
         """Compare the answers with the original's: with replaced weights, or of a `stored` model.
 

@@ -3,9 +3,13 @@ import json
 import numpy as np
 import pytest
 
+from quantlab.experiment import Experiment
+from quantlab.formats.format import Format
+from quantlab.formats.uniform import Symmetric
 from quantlab.models import model as module
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
+from quantlab.sources.lab import TenseLogits
 from tests.models.samples import answer_two_layers, draw, two_layers
 from tests.models.test_figures import compare
 
@@ -175,3 +179,20 @@ def test_a_label_that_is_no_place_is_named(tmp_path):
     np.save(tmp_path / "l.npy", np.full(30, 5))
     with pytest.raises(ValueError, match="label 5 is no place of output 'probs'"):
         Evaluation(TwoLayers(), 3, labels=str(tmp_path / "l.npy")).compare({})
+
+
+class BreaksDown(TwoLayers):
+    """A model that answers as it is alone."""
+
+    def answers(self, weights):
+        if weights:
+            raise RuntimeError("no memory")
+        return super().answers(weights)
+
+
+def test_a_model_that_breaks_down_costs_no_tensor():
+    evaluation = Evaluation(BreaksDown(), k=3)
+    form = Format(Symmetric(8))
+    outcome = Experiment(TenseLogits(42, None), form, 10, 1e-8, 1, evaluation=evaluation).run()
+    assert outcome.fault == "the model did not answer: RuntimeError('no memory')"
+    assert len(outcome.tensors) == 1

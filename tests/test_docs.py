@@ -337,6 +337,19 @@ def test_the_answers_are_those_shown(tmp_path, monkeypatch):
     text = PAGES["answers.md"]
     monkeypatch.chdir(tmp_path)
     write_own_files(text, tmp_path)
+    printed = run_fences(text, tmp_path)
+    assert "kinds_logits, 500 answers, from the best format to the smallest: sym 8 bits" in printed
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_keys_and_values_are_stored_as_shown(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, _, sections = PAGES["activations.md"].partition("## K and V")
+    assert run_fences(sections.partition("## What an error")[0], tmp_path)
+
+
+def run_fences(text, tmp_path):
+    """Run the commands of a text, look for what is shown of each; return what the last prints."""
     fences = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     blocks = [block for language, block in fences if not language]
     printed = []
@@ -359,6 +372,4 @@ def test_the_answers_are_those_shown(tmp_path, monkeypatch):
                 done = run_python(ROOT / command[1], *command[2:], cwd=tmp_path)
             assert (done.returncode, done.stderr) == (int("exit code 1" in line), ""), line
             printed.append(done.stdout)
-    assert (
-        "kinds_logits, 500 answers, from the best format to the smallest: sym 8 bits" in printed[-1]
-    )
+    return printed[-1]

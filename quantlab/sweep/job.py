@@ -41,6 +41,7 @@ from quantlab.sources.captured import CapturedInputs
 from quantlab.sources.file import expand_home, file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.onnx import Onnx
+from quantlab.stats.metrics import Metric
 from quantlab.stats.parallel import usable_cores
 from quantlab.sweep.workers import end_with_sweep
 
@@ -63,7 +64,7 @@ def build(config: Mapping[str, Any]) -> Experiment:
         form=_build_format(config),
         importance=_build_importance(config),
         inputs=_build_inputs(config),
-        extra_metrics=instantiate(_find_setting(config, "metrics", "extra") or {}),
+        extra_metrics=_build_metrics(config),
         evaluation=_build_evaluation(config),
         k=_find_setting(config, "rank", "k"),
         rel_threshold=_find_setting(config, "metrics", "rel_threshold"),
@@ -75,6 +76,17 @@ def _find_setting(config: Mapping[str, Any], section: str, key: str) -> Any:
     """Look up a setting; None if there is no such section, as in a config of an older version."""
     values = config.get(section)
     return values.get(key) if isinstance(values, Mapping) else None
+
+
+def _build_metrics(config: Mapping[str, Any]) -> dict[str, Metric]:
+    """Build the metrics of one's own; raises ValueError where a yaml does not name its place."""
+    if config.get("metric"):
+        raise ValueError(
+            "metric=[...] names a yaml that adds nothing to metrics.extra: begin it with "
+            "'# @package metrics.extra.NAME'"
+        )
+    metrics: dict[str, Metric] = instantiate(_find_setting(config, "metrics", "extra") or {})
+    return metrics
 
 
 def _build_importance(config: Mapping[str, Any]) -> Importance | None:

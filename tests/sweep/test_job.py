@@ -38,3 +38,11 @@ def test_two_sweeps_that_start_together_do_not_meet(tmp_path):
     both = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
     assert [process.wait() for process in both] == [0, 0]
     assert len(list(tmp_path.glob("multirun/*/results.json"))) == 2
+
+
+def test_a_metric_that_does_not_name_its_place_is_refused(tmp_path):
+    (tmp_path / "metric").mkdir()
+    (tmp_path / "metric" / "zeros.yaml").write_text("_target_: numpy.count_nonzero\n")
+    done = run("--config-dir", str(tmp_path), "dist=hidden", "metric=[zeros]")
+    assert done.returncode == 1
+    assert "begin it with '# @package metrics.extra.NAME'" in done.stderr

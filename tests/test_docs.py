@@ -257,6 +257,7 @@ def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
         "symmetric": ["4", "8"],
     }
     assert all("crest" in figures for widths in modes.values() for figures in widths.values())
+    assert "| crest |" in (results.parent / "report.md").read_text()
 
 
 @pytest.mark.skipif(not DEMO.exists(), reason=f"{DEMO} is missing: make .venv/demo fetches it")

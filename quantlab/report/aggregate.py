@@ -11,8 +11,8 @@ from typing import Any, NamedTuple, cast
 from quantlab.records import disk, manifest, parts, record
 from quantlab.records.answers import NAME as ANSWERS
 from quantlab.records.answers import answer_rows, answers_csv
-from quantlab.records.record import Row, Run, group_rows
-from quantlab.records.table import collect, run_directories, tables, tabulate
+from quantlab.records.record import Record, Row, Run, group_rows
+from quantlab.records.table import collect, run_directories, setting, tables, tabulate
 from quantlab.report import page, verdict
 from quantlab.report.answers import find_outputs
 from quantlab.report.bar import Bar, ReportSettings
@@ -106,7 +106,13 @@ def _findings(
         unmeasured=list(dict.fromkeys(name for content in records for name in content["failed"])),
         provenance=provenance,
         incomplete=incomplete,
+        own_metrics=list(dict.fromkeys(name for content in records for name in _extra(content))),
     )
+
+
+def _extra(content: Record) -> Mapping[str, Any]:
+    """Return the metrics that a config adds to those of every run."""
+    return setting(content, "metrics.extra") or {}
 
 
 def _entries(

@@ -370,7 +370,7 @@ class Findings:
     answers.csv likewise; `details` are looked at closely, `histogram` is the lab's; `failures` and
     `skipped` map a run or a tensor to the reason, `incomplete` a run of which some tensors could
     not be measured; all that could not are `unmeasured`; `provenance` maps a text's key to what
-    stands beside it.
+    stands beside it; `own_metrics` are columns that functions of one's own compute.
     """
 
     rows: Sequence[Row]
@@ -383,6 +383,7 @@ class Findings:
     provenance: Mapping[str, str]
     incomplete: Mapping[str, str] = field(default_factory=dict)
     answers: Sequence[Row] = ()
+    own_metrics: Sequence[str] = ()
 
     @property
     def underflows(self) -> dict[str, int]:

@@ -235,7 +235,7 @@ def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "predicted": PREDICTED,
         "first_predictions": PREDICTION_ROWS,
         "predictions": prediction_table(findings.rows, findings.levels, texts),
-        "table": metrics_table(findings.rows, findings.levels, texts),
+        "table": metrics_table(findings.rows, findings.levels, texts, findings.own_metrics),
         "glossary": _glossary(findings, texts),
         "bits_caption": _bits_caption(findings, texts),
     }
@@ -258,7 +258,7 @@ def _worst_metrics(findings: Findings, texts: Texts) -> Table:
     rows = findings.rows
     if len(rows) > MAX_ROWS:
         rows = sorted(rows, key=quality)[:MAX_ROWS]
-    return metrics_table(rows, findings.levels, texts)
+    return metrics_table(rows, findings.levels, texts, findings.own_metrics)
 
 
 def _bits_caption(findings: Findings, texts: Texts) -> str:

@@ -47,6 +47,7 @@ SPECIAL = {  # of some rows alone
     "worst_row_sqnr_db": ".2f",
     "worst_matrix_sqnr_db": ".2f",
 }
+OWN_SPEC = ".4g"  # of a metric of one's own
 SPECS = METRICS | PARAMS | STORAGE | BUDGET | SPECIAL
 # As a terminal shows them, whose columns have one width.
 MEASURED = METRICS | {"mae": ".2e", "max_err": ".2e", "rel_err": ".1%", "zeroed": ".1%"}
@@ -88,11 +89,16 @@ class Table(NamedTuple):
     words: Sequence[int] = (1,)
 
 
-def metrics_table(rows: Sequence[Row], levels: Sequence[str], texts: Texts) -> Table:
-    """Lay out the figures that decide and those they come from, a row a tensor and run."""
+def metrics_table(
+    rows: Sequence[Row], levels: Sequence[str], texts: Texts, own_metrics: Sequence[str] = ()
+) -> Table:
+    """Lay out the figures that decide and those they come from, a row a tensor and run.
+
+    Metrics of one's own come last.
+    """
     tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
-    columns = figure_keys(rows)
+    columns = (*figure_keys(rows), *own_metrics)
     heads = [*keys, *columns]
     worded = {*keys, "top_k", "bar", "stored_dtype", "remark"} - {"n_bits", "block_size"}
     cells = [
@@ -123,7 +129,9 @@ def level_text(row: Row, level: str) -> str:
 def _figure(row: Row, key: str, texts: Texts) -> str:
     if key == "bar":
         return " ".join(Bar.from_row(row).missed(row)) or texts("bar_met")
-    return rank_text(row, texts) if key == "top_k" else metric_text(row, key, SPECS[key], texts)
+    if key == "top_k":
+        return rank_text(row, texts)
+    return metric_text(row, key, SPECS.get(key, OWN_SPEC), texts)
 
 
 def heat_table(findings: Findings, texts: Texts) -> Table:

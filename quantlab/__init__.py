@@ -1,8 +1,9 @@
 """Measure what it costs to store a tensor in n bits.
 
-``measure(x)`` takes an array through a quantizer and back, ``load(DIR)`` reads the table of a
-sweep, ``answers(DIR)`` what its model lost and ``verdict(DIR)`` what meets the bar,
-``plan(DIR, bits=4.5)`` chooses a format for each tensor, ``quant`` holds the quantizers of the lab.
+``measure(x)`` takes an array through a quantizer and back, and ``roundtrip(x)`` returns it.
+``load(DIR)`` reads the table of a sweep, ``answers(DIR)`` what its model lost and ``verdict(DIR)``
+what meets the bar; ``plan(DIR, bits=4.5)`` chooses a format for each tensor. ``quant`` holds the
+quantizers of the lab.
 
 The rooms: ``formats`` quantizes, ``sources`` yields named tensors, ``stats`` measures a round trip,
 ``models`` answer with stored weights, ``records`` reads and writes what is on disk, ``report``
@@ -15,14 +16,14 @@ from importlib import import_module
 TYPE_CHECKING = False  # a checker takes it as true; typing takes most of the time that comes before
 if TYPE_CHECKING:
     from quantlab import quant
-    from quantlab.measurement import measure
+    from quantlab.measurement import measure, roundtrip
     from quantlab.plans.plan import plan
     from quantlab.records.answers import answers
     from quantlab.records.table import load
     from quantlab.report.verdict import verdict
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "answers", "load", "measure", "plan", "quant", "verdict"]
+__all__ = ["__version__", "answers", "load", "measure", "plan", "quant", "roundtrip", "verdict"]
 
 _MODULES = {
     "answers": "records.answers",
@@ -30,6 +31,7 @@ _MODULES = {
     "measure": "measurement",
     "plan": "plans.plan",
     "quant": "quant",
+    "roundtrip": "measurement",
     "verdict": "report.verdict",
 }
 

@@ -30,6 +30,7 @@ examples:
   quantlab report multirun/mine report.lang=es    the report, with another bar or language
   quantlab plan multirun/mine --bits 4.5          which format for which tensor?
   quantlab plan multirun/mine --size 4GB --recipe llama.cpp
+  quantlab apply multirun/mine model.safetensors planned.safetensors    to evaluate a plan
   quantlab check multirun/mine report.bar.sqnr_db=25   exit code 1 where a tensor misses it
   quantlab diff multirun/before multirun/after    exit code 1 where a figure became worse
   quantlab diff Q4_K_M.gguf Q5_K_M.gguf           two files, tensor by tensor
@@ -86,6 +87,11 @@ def _make_parser() -> argparse.ArgumentParser:
     _take_directory(command, _plan, exit_code=2)
     _take_settings(command, "report.bar.sqnr_db=25")
     _take_plan_options(command)
+    command = commands.add_parser("apply", help="write a checkpoint as a plan brings it back")
+    command.add_argument("plan", type=Path, metavar="PLAN", help="plan.json, or its directory")
+    command.add_argument("model", type=Path, metavar="MODEL", help="the checkpoint")
+    command.add_argument("out", type=Path, metavar="OUT", help="the file to write")
+    command.set_defaults(command=_apply, exit_code=1)
     command = commands.add_parser("check", help="fail where a tensor misses the bar, for CI")
     _take_directory(command, _check, exit_code=2)
     _take_settings(command, "report.bar.sqnr_db=25")
@@ -211,6 +217,17 @@ def _plan(arguments: argparse.Namespace) -> None:
     command = shlex.join(sys.argv[1:])
     for text in run_command(arguments.directory, arguments.settings, vars(arguments), command):
         print(text, flush=True)  # the plan before its files, which may not be writable
+
+
+def _apply(arguments: argparse.Namespace) -> None:
+    from quantlab.plans.apply import apply_plan
+
+    done = apply_plan(arguments.plan, arguments.model, arguments.out)
+    print(
+        f"{done.n_replaced} tensors as the plan brings them back, {done.n_copied} as they were:",
+        *done.files,
+        sep="\n",
+    )
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from quantlab.conf import load_option, needs_setting, option_names, own_settings
 from quantlab.formats import uniform
 from quantlab.formats.blocks import UnfitError
+from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction, compose
 from quantlab.models.model import Evaluation, Model
 from quantlab.records import record
@@ -157,6 +158,38 @@ def _layer_inputs(inputs: Mapping[str, Any]) -> ArrayInputs:
     return ArrayInputs({name: Tensor(name, as_array(x, "inputs")) for name, x in inputs.items()})
 
 
+def roundtrip(
+    x: Any,
+    mode: Any = "sym",
+    n_bits: int | None = None,
+    block: Any = "tensor",
+    scale: str = "float32",
+    range: Any = "absmax",
+    transform: Any = "none",
+) -> FloatArray:
+    """Reconstruct an array from its codes: the float32 values whose figures `measure` returns.
+
+    Parameters, and what is raised, are those of `measure`.
+
+    Examples
+    --------
+    >>> roundtrip([0.0, 0.6, -3.5], n_bits=4)
+    array([ 0. ,  0.5, -3.5], dtype=float32)
+    """
+    tensor = Tensor(NAME, as_array(x))
+    opened = _open(form_of(mode, n_bits, block, scale, range, transform), tensor, mode)
+    return reconstruct(tensor, opened, usable_cores())
+
+
+def _open(form: Format | Codec, tensor: Tensor, mode: Any) -> Format | Reconstruction:
+    """Open the format of a tensor; raises ValueError, with the reason, where it does not fit."""
+    try:
+        return form.open(tensor)
+    except UnfitError as reason:
+        name = mode if isinstance(mode, str) else type(mode).__name__
+        raise ValueError(f"{tensor.name} cannot be stored as {name}: {reason}") from None
+
+
 def _measure(
     x: Any,
     mode: Any,
@@ -167,10 +200,7 @@ def _measure(
 ) -> Measurement:
     mode = mode if isinstance(mode, str) else type(mode).__name__
     array = Tensor(name, as_array(x, name))
-    try:
-        opened = form.open(array)
-    except UnfitError as reason:
-        raise ValueError(f"{name} cannot be stored as {mode}: {reason}") from None
+    opened = _open(form, array, mode)
     tensor = measure_tensor(
         array,
         opened,

@@ -36,6 +36,25 @@ def test_whatever_holds_the_numbers(x):
     assert quantlab.measure(x)["sqnr_db"] == quantlab.measure(X)["sqnr_db"]
 
 
+@pytest.mark.parametrize(
+    "how",
+    [{"n_bits": 4}, {"mode": "asym", "block": 10, "scale": "float16"}, {"mode": "ggml/q8_0"},
+     {"mode": "mx/fp4", "transform": "hadamard"}, {"mode": "log", "block": "channel"}],
+)  # fmt: skip
+def test_what_comes_back_has_the_figures_that_are_measured(how):
+    x = np.random.default_rng(0).standard_normal((20, 64)).astype(np.float16)
+    x_hat = quantlab.roundtrip(x, **how)
+    assert (x_hat.dtype, x_hat.shape) == (np.float32, x.shape)
+    error, result = x_hat - x.astype(np.float64), quantlab.measure(x, **how)
+    assert result["rmse"] == pytest.approx(np.sqrt(np.square(error).mean()), rel=1e-12)
+    assert result["max_err"] == np.float32(np.abs(error).max())
+
+
+def test_what_comes_back_is_refused_as_what_is_measured():
+    with pytest.raises(ValueError, match=r"x cannot be stored as ggml/q8_0: its rows of 50 values"):
+        quantlab.roundtrip(X, mode="ggml/q8_0")
+
+
 def test_whole_numbers_are_numbers():
     assert quantlab.measure(range(-127, 128))["max_err"] == 0
     assert quantlab.measure(np.arange(5).astype(ml_dtypes.bfloat16))["n_codes"] == 5

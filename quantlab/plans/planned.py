@@ -43,7 +43,7 @@ class Planned(Codec):
         try:
             content = disk.read_json(Path(self.path))
             rows = {str(row["tensor"]): row for row in content["tensors"]}
-            self._specs = {name: _read_spec(row) for name, row in rows.items()}
+            self.specs = {name: _read_spec(row) for name, row in rows.items()}
             self._stored = {name: (row["dtype"], row["n_elements"]) for name, row in rows.items()}
             kl = content.get("predicted_kl")
             self._predicted_kl = None if kl is None else float(kl)
@@ -52,7 +52,7 @@ class Planned(Codec):
         if len(rows) != len(content["tensors"]):
             raise ValueError(f"{path} has two tensors of one name: a plan is of one checkpoint")
         self._formats: Formats = {
-            spec: build_format(spec) for spec in dict.fromkeys(self._specs.values()) if spec
+            spec: build_format(spec) for spec in dict.fromkeys(self.specs.values()) if spec
         }
         codecs = [form for form in self._formats.values() if isinstance(form, Codec)]
         self.versions = {name: v for codec in codecs for name, v in codec.versions.items()}
@@ -66,11 +66,11 @@ class Planned(Codec):
         }
         return bound
 
-    def open(self, tensor: NamedTensor) -> Reconstruction:
-        """Return a tensor in its format; raises UnfitError where the plan leaves it as it is."""
-        if tensor.name not in self._specs:
+    def open_format(self, tensor: NamedTensor) -> Format | Reconstruction:
+        """Open the format of a tensor; raises UnfitError where the plan leaves it as it is."""
+        if tensor.name not in self.specs:
             raise UnfitError(f"{self.path} does not name it")
-        spec, (dtype, size) = self._specs[tensor.name], self._stored[tensor.name]
+        spec, (dtype, size) = self.specs[tensor.name], self._stored[tensor.name]
         if size != prod(tensor.shape):
             raise ValueError(
                 f"{self.path} has '{label(tensor.name)}' with {size} values, not "
@@ -78,7 +78,11 @@ class Planned(Codec):
             )
         if spec is None:
             raise UnfitError(f"the plan leaves it in {dtype}")
-        opened = self._formats[spec].open(tensor)
+        return self._formats[spec].open(tensor)
+
+    def open(self, tensor: NamedTensor) -> Reconstruction:
+        """Return a tensor in its format; raises UnfitError where the plan leaves it as it is."""
+        opened, spec = self.open_format(tensor), cast("FormatSpec", self.specs[tensor.name])
         if isinstance(opened, Format):
             identity = str(opened.block.axis if isinstance(opened.block, Group) else None)
             if isinstance(opened.range, CalibratedRange):
@@ -94,7 +98,7 @@ class Planned(Codec):
 
         There is no prediction unless all tensors that it stores in a format were replaced.
         """
-        planned = {name for name, spec in self._specs.items() if spec}
+        planned = {name for name, spec in self.specs.items() if spec}
         ranked = [answer for answer in answers if answer["figures"]["kl"] is not None]
         if self._predicted_kl is not None and ranked and planned <= set(replaced):
             worst = max(ranked, key=lambda answer: answer["figures"]["kl"])

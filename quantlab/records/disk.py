@@ -71,6 +71,23 @@ def write_together(
         _sync(folder)
 
 
+@contextmanager
+def publish_together(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Yield temporary paths to write, whose files become those at `paths` when the block ends.
+
+    On an error in it there is none of them. Each is synced first.
+    """
+    with _drafts(paths):
+        yield [_draft(path) for path in paths]
+        for path in paths:
+            with _named(path), _draft(path).open("rb") as file:
+                os.fsync(file.fileno())
+        for path in paths:
+            _publish(path)
+    for folder in {path.parent for path in paths}:
+        _sync(folder)
+
+
 def _draft(path: Path) -> Path:
     """Name the temporary file that becomes `path`; its process is told apart from others."""
     return path.with_name(f".{path.name}.{os.getpid()}.{TEMPORARY}")

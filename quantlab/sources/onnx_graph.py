@@ -24,7 +24,7 @@ from quantlab.sources.file import (
 from quantlab.sources.kinds.decoding import MisfitError
 from quantlab.sources.kinds.onnx import EIGHT_BIT_FLOATS, PACKED, Operand, Quantization, kind_bits
 from quantlab.sources.mapping import FileState, expect_truncation
-from quantlab.sources.onnx_proto import read_model
+from quantlab.sources.onnx_proto import MIN_MAPPED_BYTES, read_model
 from quantlab.sources.tensor import Tensor
 
 VALUES = ("float16", "bfloat16", "float32", "float64", *EIGHT_BIT_FLOATS)
@@ -310,17 +310,20 @@ def model_files(path: str) -> list[str]:
     return [path, *paths]
 
 
-def read_graph(path: str) -> Graph:
-    """Return the constants and nodes of a model; no values are read."""
-    return _read_graph(path, file_state(path))
+def read_graph(path: str, min_mapped_bytes: int = MIN_MAPPED_BYTES) -> Graph:
+    """Return the constants and nodes of a model; no values are read.
+
+    Constants of at least `min_mapped_bytes` are mapped when they are opened.
+    """
+    return _read_graph(path, file_state(path), min_mapped_bytes)
 
 
 @lru_cache(maxsize=2)
-def _read_graph(path: str, state: FileState) -> Graph:
+def _read_graph(path: str, state: FileState, min_mapped_bytes: int) -> Graph:
     """Read a graph once per state of its file."""
     scopes: list[Scope] = []
     expect_truncation(state)  # of what read_model maps
-    model = read_model(path)
+    model = read_model(path, min_mapped_bytes)
     for body, protos in _qualified_protos(model.graph):
         require_unique((name for name, _, _ in protos), "initializers")
         constants = {

@@ -8,7 +8,7 @@ See https://protobuf.dev/programming-guides/encoding for how a message is writte
 from collections.abc import Iterable, Sequence
 from mmap import ACCESS_READ, mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 MIN_MAPPED_BYTES = 2**12
 FIELDS = {  # by type of message, those that lead to tensors: their number and type, of onnx.proto
@@ -18,7 +18,8 @@ FIELDS = {  # by type of message, those that lead to tensors: their number and t
     "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph"},
     "tensor": {},
 }
-RAW_DATA = 9  # of a tensor
+RAW_DATA, FLOAT_DATA, DOUBLE_DATA = 9, 4, 10  # of a tensor
+PLAIN_DATA = (RAW_DATA, FLOAT_DATA, DOUBLE_DATA)  # fields whose bytes are those of the values
 VARINT, FIXED_64, BYTES, FIXED_32 = 0, 1, 2, 5  # types on the wire
 FIXED_SIZES = {FIXED_64: 8, FIXED_32: 4}
 
@@ -27,10 +28,11 @@ class _DamagedError(Exception):
     """What was read is no message."""
 
 
-def read_model(path: str) -> Any:
+def read_model(path: str, min_mapped_bytes: int = MIN_MAPPED_BYTES) -> Any:
     """Read an ONNX model; large values are external data in the file of the model itself.
 
-    Raises protobuf's DecodeError where the file is no model, OSError where it cannot be read.
+    Large are those of `min_mapped_bytes` or more. Raises protobuf's DecodeError where the file is
+    no model, OSError where it cannot be read.
     """
     import onnx
 
@@ -39,14 +41,22 @@ def read_model(path: str) -> Any:
     location = Path(path).resolve().name  # a cache has links to files of other names
     with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         try:
-            message = b"".join(_without_values(content, 0, len(content), "model", location))
+            values = _Values(location, min_mapped_bytes)
+            message = b"".join(_without_values(content, 0, len(content), "model", values))
         except (_DamagedError, IndexError):
             message = content[:]  # protobuf says what is wrong with it
     return onnx.ModelProto.FromString(message)
 
 
+class _Values(NamedTuple):
+    """Where values stay: the name of their file, and the least number of bytes of a tensor's."""
+
+    location: str
+    min_bytes: int
+
+
 def _without_values(
-    content: mmap, start: int, stop: int, kind: str, location: str
+    content: mmap, start: int, stop: int, kind: str, values: _Values
 ) -> Sequence[bytes]:
     """Return a message, in pieces, without the large values of its tensors."""
     pieces, copied, position = [], start, start
@@ -60,12 +70,12 @@ def _without_values(
         if end > stop or wire not in (VARINT, BYTES, *FIXED_SIZES):
             raise _DamagedError
         inner: Iterable[bytes] = ()
-        if wire == BYTES and length >= MIN_MAPPED_BYTES:
+        if wire == BYTES and length >= values.min_bytes:
             if field in FIELDS[kind]:
-                values = _without_values(content, place, end, FIELDS[kind][field], location)
-                inner = (_varint(tag), _varint(sum(map(len, values))), *values)
-            elif kind == "tensor" and field == RAW_DATA:
-                inner = (_external_data(location, place, length),)
+                message = _without_values(content, place, end, FIELDS[kind][field], values)
+                inner = (_varint(tag), _varint(sum(map(len, message))), *message)
+            elif kind == "tensor" and field in PLAIN_DATA:
+                inner = (_external_data(values.location, place, length),)
         if inner:
             pieces += [content[copied:position], *inner]
             copied = end

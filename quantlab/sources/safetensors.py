@@ -236,6 +236,11 @@ def list_shards(index: str) -> dict[str, list[str]]:
     return shards
 
 
+def list_files(path: str) -> list[str]:
+    """List the files of a checkpoint, that which was named first."""
+    return [path, *(_read_shards(path) if path.endswith(".json") else ())]
+
+
 def _read_shards(index: str) -> dict[str, list[str]]:
     """List the shards, which have to be there."""
     shards = list_shards(index)

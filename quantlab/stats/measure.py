@@ -135,21 +135,39 @@ def reconstruct(tensor: Tensor, form: Format | Reconstruction, threads: int = 1)
 
     Raises ValueError as `measure` does.
     """
+    x_hat = np.empty(tensor.shape, np.float32)
+    reconstruct_into(tensor, form, x_hat, threads)
+    return x_hat
+
+
+def reconstruct_into(
+    tensor: Tensor, form: Format | Reconstruction, out: NDArray[Any], threads: int = 1
+) -> bool:
+    """Quantize a tensor and write what comes back into an array of its shape, in the array's dtype.
+
+    Needs no memory but that of some blocks. Returns False where a value is beyond the dtype, and
+    raises ValueError as `measure` does.
+    """
     if along := _along_axis(tensor, form):
         axis, rows = along
         moved = MovedAxis.of(tensor, axis)
-        return moved.restore(reconstruct(moved, rows, threads))
+        return reconstruct_into(moved, rows, np.moveaxis(out, axis, -1), threads)
     engine = engine_for(tensor.size)
     surveyed = survey(tensor, threads, engine) if needs_survey(tensor, form) else None
     codec = open_codec(tensor, form, surveyed, threads, engine)
-    x_hat = np.empty(tensor.size, np.float32)
+    flat = out.reshape(-1) if out.flags.c_contiguous else None
 
-    def read(start: int) -> None:
+    def write(start: int) -> bool:
         stop = min(start + CHUNK, tensor.size)
-        x_hat[start:stop] = reconstruct_block(tensor, codec, engine, start, stop)
+        with np.errstate(over="ignore"):
+            x_hat = reconstruct_block(tensor, codec, engine, start, stop).astype(out.dtype)
+        if flat is not None:
+            flat[start:stop] = x_hat
+        else:
+            out.flat[start:stop] = x_hat
+        return bool(np.isfinite(x_hat).all())
 
-    parallel.map_on_threads(read, list(range(0, tensor.size, CHUNK)), threads)
-    return x_hat.reshape(tensor.shape)
+    return all(parallel.map_on_threads(write, list(range(0, tensor.size, CHUNK)), threads))
 
 
 def _along_axis(tensor: Tensor, form: Format | Reconstruction) -> tuple[int, Format] | None:

@@ -1,5 +1,6 @@
 import json
 import re
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
+from quantlab.sources.onnx_graph import read_graph
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import reconstruct
 from tests.conftest import run
@@ -134,7 +136,8 @@ def test_a_model_of_the_hub_answers_with_values_beside_it(hub, tmp_path):
 
 @pytest.mark.usefixtures("_replaced")
 def test_a_model_behind_a_link_as_a_cache_has_it(tmp_path, monkeypatch):
-    monkeypatch.setattr("quantlab.sources.onnx_proto.MIN_MAPPED_BYTES", 0)
+    mapped = partial(read_graph, min_mapped_bytes=0)
+    monkeypatch.setattr("quantlab.models.onnx.read_graph", mapped)
     path, inputs, weights, x = two_layers(tmp_path)
     (tmp_path / "snapshot").mkdir()
     link = tmp_path / "snapshot" / "linked.onnx"

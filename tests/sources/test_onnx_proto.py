@@ -56,10 +56,9 @@ def test_a_file_that_is_cut_is_read_as_protobuf_reads_it(tmp_path, keep):
         read_model(str(path))
 
 
-def test_onnx_runtime_finds_the_values_in_the_file_of_the_model(tmp_path, monkeypatch):
-    monkeypatch.setattr(onnx_proto, "MIN_MAPPED_BYTES", 0)
+def test_onnx_runtime_finds_the_values_in_the_file_of_the_model(tmp_path):
     path, _, weights, x = two_layers(tmp_path)
-    model = read_model(path)
+    model = read_model(path, min_mapped_bytes=0)
     assert all(t.data_location == TensorProto.EXTERNAL for t in model.graph.initializer)
     options = onnxruntime.SessionOptions()
     key = "session.model_external_initializers_file_folder_path"

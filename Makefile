@@ -96,7 +96,7 @@ bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app, and 
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
 	@$(BIN)/pip install --quiet uv
-	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --extra hub --group dev \
+	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --extra hub --extra mlflow --extra parquet --group dev \
 		--output-file requirements.lock
 	@$(LOCK) --extra ray --output-file requirements-ray.lock
 
@@ -118,7 +118,7 @@ clean: ## remove the environment and every cache
 
 .venv/dev: .venv/lab
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
-	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub]' --group dev
+	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev
 	@touch $@
 
 .venv/python%: pyproject.toml requirements.lock
@@ -126,7 +126,7 @@ clean: ## remove the environment and every cache
 		"$$python" -m venv $@ 2>/dev/null && break; done; \
 	if test -x $@/bin/pip; then \
 		$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip && \
-		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub]' --group dev && \
+		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev && \
 		touch $@; \
 	else echo "there is no Python $* here"; fi
 

@@ -34,6 +34,7 @@ examples:
   quantlab check multirun/mine report.bar.sqnr_db=25   exit code 1 where a tensor misses it
   quantlab diff multirun/before multirun/after    exit code 1 where a figure became worse
   quantlab diff Q4_K_M.gguf Q5_K_M.gguf           two files, tensor by tensor
+  quantlab export multirun/mine --to card         Markdown for a model card; or parquet, mlflow
   quantlab verify multirun/mine                   does every file match the manifest?
   quantlab reproduce multirun/mine/RUN            the same figures, bit for bit?
   quantlab look Q4_K_M.gguf F16.gguf              what did this file lose?
@@ -103,6 +104,12 @@ def _make_parser() -> argparse.ArgumentParser:
         "--tolerance", type=float, default=0.1, metavar="DB", help="of what counts as worse (0.1)"
     )
     command.set_defaults(command=_diff, exit_code=2)
+    command = commands.add_parser("export", help="write a sweep for other tools")
+    _take_directory(command, _export)
+    command.add_argument("--to", required=True, metavar="FORM", help="card, parquet or mlflow")
+    command.add_argument(
+        "--output", metavar="PLACE", help="the file, or MLflow's tracking URI; a card is printed"
+    )
     command = commands.add_parser("verify", help="check a sweep against its manifest and schemas")
     _take_directory(command, _verify)
     command = commands.add_parser("reproduce", help="repeat one run and compare bit for bit")
@@ -319,6 +326,12 @@ def _look(arguments: argparse.Namespace) -> None:
 
     path, original = arguments.path, arguments.original
     print(summarize_loss(path, original) if original else summarize_file(path))
+
+
+def _export(arguments: argparse.Namespace) -> None:
+    from quantlab.report.export import export  # pandas
+
+    print(export(arguments.directory, arguments.to, arguments.output))
 
 
 def _doctor(_: argparse.Namespace) -> None:

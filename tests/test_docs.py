@@ -8,6 +8,7 @@ import shutil
 import gguf
 import numpy as np
 import pytest
+import yaml
 
 import quantlab
 from quantlab.report import terminal
@@ -273,6 +274,35 @@ def test_two_files_are_compared_as_shown(tmp_path):
         assert done.returncode == 0
         assert f"{shown}\n" in done.stdout.replace(str(tmp_path), ".venv/demo")
     assert len(examples) == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_the_workflow_follows_its_schema_and_its_commands_run(tmp_path):
+    text = re.search(r"```yaml\n(name: weights\n.*?)```", PAGES["sweeps.md"], re.DOTALL)[1]
+    (tmp_path / "check.yml").write_text(text)
+    schema = ["--builtin-schema", "vendor.github-workflows"]
+    done = run_python("-m", "check_jsonschema", *schema, tmp_path / "check.yml")
+    assert done.returncode == 0, done.stdout
+    x = np.random.default_rng(0).standard_normal((64, 64)).astype(np.float32)
+    write_safetensors(tmp_path / "model.safetensors", w=x)
+    steps = yaml.safe_load(text)["jobs"]["check"]["steps"]
+    commands = [step["run"] for step in steps if step.get("run", "").startswith("quantlab")]
+    for command in commands:
+        done = run_quantlab(*shlex.split(command)[1:], cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "sweep" / "report.md").exists()
+    assert len(commands) == 2
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_sweep_is_exported_as_shown(tmp_path):
+    commands = re.findall(r"^quantlab (export .*)$", PAGES["sweeps.md"], re.MULTILINE)
+    run("-m", "dist=hidden", "n_bits=4,8", "hydra.sweep.dir=multirun/mine", cwd=tmp_path)
+    for command in commands[:2]:  # of MLflow tests/report/test_export.py has the server
+        arguments = shlex.split(command.partition(" > ")[0], comments=True)
+        done = run_quantlab(*arguments, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, ""), command
+    assert (tmp_path / "mine.parquet").exists()
 
 
 def test_files_of_the_hub_are_read_as_shown(hub, tmp_path):

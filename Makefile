@@ -9,7 +9,7 @@ ANSWERS := dist=file/onnx dist.path=.venv/demo/magika/models/standard_v3_3/model
 	model=onnx model.inputs=.venv/demo/inputs.npz hydra.sweep.dir=multirun/answers
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: help lab remedies levels demo test test-all pythons lint mutants chaos chaos-long bench bench-sweep slurm llama chromium ray recipes lock clean
+.PHONY: docs help lab remedies levels demo test test-all pythons lint mutants chaos chaos-long bench bench-sweep slurm llama chromium ray recipes lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -69,6 +69,9 @@ lint: .venv/dev ## check style, format and types
 	@$(BIN)/ruff format --check
 	@$(BIN)/mypy
 
+docs: .venv/dev ## build the documentation as a site, into .venv/site; a link that leads nowhere is an error
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 mutants: .venv/dev ## change the numerics in small ways, and print the share that the tests notice (30 minutes)
 	@$(BIN)/mutmut run >/dev/null
 	@$(BIN)/mutmut results
@@ -96,7 +99,7 @@ bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app, and 
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
 	@$(BIN)/pip install --quiet uv
-	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --extra hub --extra mlflow --extra parquet --group dev \
+	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --extra hub --extra mlflow --extra parquet --group dev --group docs \
 		--output-file requirements.lock
 	@$(LOCK) --extra ray --output-file requirements-ray.lock
 
@@ -118,7 +121,7 @@ clean: ## remove the environment and every cache
 
 .venv/dev: .venv/lab
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
-	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev
+	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev --group docs
 	@touch $@
 
 .venv/python%: pyproject.toml requirements.lock
@@ -126,7 +129,7 @@ clean: ## remove the environment and every cache
 		"$$python" -m venv $@ 2>/dev/null && break; done; \
 	if test -x $@/bin/pip; then \
 		$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip && \
-		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev && \
+		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev --group docs && \
 		touch $@; \
 	else echo "there is no Python $* here"; fi
 

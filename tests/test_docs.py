@@ -305,6 +305,23 @@ def test_a_sweep_is_exported_as_shown(tmp_path):
     assert (tmp_path / "mine.parquet").exists()
 
 
+@pytest.mark.slow
+def test_the_site_has_every_page_and_no_link_that_leads_nowhere(tmp_path):
+    pytest.importorskip("mkdocs")
+    pytest.importorskip("mkdocstrings")
+    done = run_python("-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    pages = {path.parent.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("index.html")}
+    names = {name.removesuffix(".md") for name in PAGES if name != "README.md"}
+    assert pages >= {".", "benchmarks", "api/quantlab", "api/formats", *names}
+    api = (tmp_path / "api" / "quantlab" / "index.html").read_text()
+    for name in ("measure", "load", "answers", "verdict", "plan"):
+        assert f".{name}" in api
+    prose = re.sub(r"<(pre|script).*?</\1>", "", api, flags=re.DOTALL)
+    assert "===" not in prose
+    assert "&gt;&gt;&gt;" not in prose
+
+
 def test_files_of_the_hub_are_read_as_shown(hub, tmp_path):
     x = np.random.default_rng(0).standard_normal((4, 32)).astype(np.float32)
     write_safetensors(tmp_path / "model.safetensors", w=x)

@@ -116,7 +116,7 @@ clean: ## remove the environment and every cache
 
 .venv/demo: .venv/lab
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[safetensors,gguf,ggml,onnx]'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ silero-vad==6.2.3 magika==1.0.3
+	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ silero-vad==6.2.3 magika==1.0.3 g2p-en==2.1.0
 	@touch $@
 
 .venv/dev: .venv/lab

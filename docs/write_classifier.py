@@ -1,7 +1,8 @@
 """Write a small classifier, inputs and their labels: ``write_classifier.py DIR``.
 
 Twenty kinds of points around centres in 32 dimensions; three layers, of which the last is fitted to
-other points of the kinds. It answers in probabilities; ``weights.npz`` has its weights apart.
+other points of the kinds. It answers in probabilities; ``weights.npz`` has its weights apart,
+``captured.npz`` the inputs of each for those other points.
 """
 
 import sys
@@ -49,11 +50,13 @@ if __name__ == "__main__":
         for name, shape in shapes.items()
     }
     points, kinds = draw_points(rng, centres, 4000)
-    hidden = np.maximum(np.maximum(points @ weights["w1"], 0) @ weights["w2"], 0)
+    captured = {"w1": points, "w2": np.maximum(points @ weights["w1"], 0)}
+    captured["w3"] = hidden = np.maximum(captured["w2"] @ weights["w2"], 0)
     fitted = np.linalg.lstsq(hidden, SHARPNESS * np.eye(KINDS)[kinds], rcond=None)[0]
     weights["w3"] = fitted.astype(np.float16).astype(np.float32)  # alike whatever library fitted it
     save_classifier(folder / "classifier.onnx", weights)
     np.savez(folder / "weights.npz", **weights)
+    np.savez(folder / "captured.npz", **captured)
     points, kinds = draw_points(rng, centres, SAMPLES)
     np.savez(folder / "inputs.npz", x=points)
     np.save(folder / "labels.npy", kinds)

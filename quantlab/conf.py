@@ -92,10 +92,10 @@ def _shared_settings(group: str) -> set[str]:
 
 
 def _parameters(config: Mapping[str, Any]) -> Mapping[str, Parameter]:
-    """Return the parameters of the class that a config names."""
+    """Return the parameters of the class that a config names, nothing where it names none."""
     from hydra.utils import get_class  # which importing this module does without
 
-    return signature(get_class(config["_target_"])).parameters
+    return signature(get_class(config["_target_"])).parameters if "_target_" in config else {}
 
 
 def _required(parameters: Mapping[str, Parameter], shared: set[str]) -> set[str]:

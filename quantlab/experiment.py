@@ -13,6 +13,7 @@ from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction
 from quantlab.formats.ggml import Importance
 from quantlab.formats.gram import LayerInputs
+from quantlab.formats.transform import FittedTransform
 from quantlab.models.model import Evaluation, Model
 from quantlab.models.onnx import OnnxModel
 from quantlab.plans.planned import Planned
@@ -275,6 +276,8 @@ class Experiment:
                 identity |= {"stored_sha256": opened.sha256, "stored_file": opened.source}
         if isinstance(opened, Format) and isinstance(opened.range, CalibratedRange):
             identity["calibration_sha256"] = opened.range.tensor.sha256()
+        if isinstance(opened, Format) and isinstance(opened.transform, FittedTransform):
+            identity["transform_sha256"] = opened.transform.identity(tensor)
         weights = self._importance(tensor)
         if weights is not None:
             identity["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()

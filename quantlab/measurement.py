@@ -108,8 +108,9 @@ def measure(
         Of a mapping, an object with ``answers(weights)``, as docs/answers.md has it, or
         `quantlab.models.onnx.OnnxModel`: it answers with all arrays that are measured replaced.
     transform
-        ``"none"`` or ``"hadamard"``, or an object of `quantlab.formats.transform`: what rows go
-        through before they are quantized, and back afterwards.
+        ``"none"`` or ``"hadamard"``, or an object of `quantlab.formats.transform` or of
+        `quantlab.sources.input_scaling`: what rows go through before they are quantized, and back
+        afterwards.
     inputs
         What flows into the layer of which `x` is the weight, an array ``(tokens, in)``, or a
         mapping of the names in `x` to such arrays: ``out_sqnr_db`` is then the SQNR of its output.

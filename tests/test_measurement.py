@@ -80,7 +80,7 @@ def test_whole_numbers_are_numbers():
             "block must be one of channel, group, tensor, or a size of groups, got 'row'",
         ),
         (X, {"block": 0}, "block.size must be a whole number of 1 or more, got 0"),
-        (X, {"range": "max"}, "range must be one of absmax, mse, percentile, got 'max'"),
+        (X, {"range": "max"}, "range must be one of absmax, entropy, mse, percentile, got 'max'"),
         (X, {"scale": "int8"}, "block.scale must be one of float32, float16, bfloat16, got 'int8'"),
         (X, {"n_bits": 1}, "n_bits must be a whole number from 2 to 16, got 1"),
         (["a"], {}, "x must hold real numbers, got dtype <U1"),

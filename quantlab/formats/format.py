@@ -9,11 +9,22 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from math import prod
 from typing import Any, Protocol
 
 import numpy as np
 
-from quantlab.formats.blocks import INPUT, Block, Group, Layout, PerTensor, Read, Shape, row_length
+from quantlab.formats.blocks import (
+    INPUT,
+    Block,
+    Group,
+    Layout,
+    PerTensor,
+    Read,
+    Shape,
+    UnfitError,
+    row_length,
+)
 from quantlab.formats.element import (
     BlockParams,
     Bounds,
@@ -24,13 +35,14 @@ from quantlab.formats.element import (
 )
 from quantlab.formats.ranges import AbsMax, BlockValues, Range
 from quantlab.formats.scales import SCALE_RULES, PowerOfTwo, ScaleType, scale_type
-from quantlab.formats.transform import Transform
+from quantlab.formats.transform import FittedTransform, Transform
 from quantlab.formats.uniform import MODES, Params, Uniform, mode_name
 from quantlab.text import as_text
 
 PLAIN = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
 CHOICES = ("mode", "block", "range", "transform")  # config groups that make a format
 FILE = "mode.path"  # the setting that names a file which is quantized already
+BESIDE = ("range.path", "transform.inputs")  # those that name a file beside the tensors
 
 
 @dataclass(frozen=True)
@@ -73,7 +85,9 @@ class FormatSpec:
     def with_element(self, element: str) -> "FormatSpec":
         """Name the spec after what stands for mode and width, such as the name of a file."""
         choices = [] if "/" in self.mode else _choice_names(self.__dict__)
-        changes = [f"{key}={as_text(value)}" for key, value in self.settings if key != FILE]
+        # Files first: where a name is too long for a table its middle is left out.
+        settings = sorted(self.settings, key=lambda setting: setting[0] not in BESIDE)
+        changes = [f"{key}={as_text(value)}" for key, value in settings if key != FILE]
         return replace(self, name=", ".join([element, *choices, *changes]))
 
     @classmethod
@@ -284,7 +298,7 @@ class Format:
     block: Block = field(default_factory=PerTensor)
     range: Range = field(default_factory=AbsMax)
     scale: ScaleType | None = None
-    transform: Transform | None = None
+    transform: Transform | FittedTransform | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError when the scale's type is unknown or the range makes no difference."""
@@ -312,9 +326,24 @@ class Format:
             opened = replace(self, range=self.range.open(tensor, self.block))
         if isinstance(self.block, Group) and self.block.axis == INPUT:
             opened = replace(self, block=self.block.along(tensor.input_axis))
-        if opened.transform:
+        if isinstance(opened.transform, FittedTransform):
+            opened._require_inputs(tensor, opened.transform)
+        elif opened.transform:
             opened.transform.width(opened.row_length(tensor.shape))
         return opened
+
+    def _require_inputs(self, tensor: NamedTensor, transform: FittedTransform) -> None:
+        """Raise UnfitError unless a row has the inputs of a layer, and they are known."""
+        axis, row, moved = tensor.input_axis, self.row_length(tensor.shape), None
+        if isinstance(self.block, Group):
+            moved = self.block.moved_axis(tensor.shape)
+        is_along = prod(tensor.shape[axis:]) == row if moved is None else moved == axis
+        if axis is not None and not is_along:
+            raise UnfitError(
+                f"its inputs lie along axis {axis}, and transform={transform.name} scales columns "
+                "of rows: block=group block.axis=input makes rows of them"
+            )
+        transform.require_inputs(tensor, row)
 
     def row_length(self, shape: Shape) -> int:
         """Return the length of a row that is transformed: of groups, or from axis 1 on."""
@@ -352,6 +381,11 @@ class Format:
         of_blocks = layout.n_blocks * self.element.block_bits(self.scale_type.bits)
         return self.n_bits + (of_blocks + self.scale_type.tensor_bits) / layout.size
 
+    def storage_bits(self, shape: Shape) -> int:
+        """Return the bits of all that a tensor stores, those of a transform included."""
+        bits = round(self.bits_per_value(self.block.layout(shape)) * prod(shape))
+        return bits + (self.transform.tensor_bits(self.row_length(shape)) if self.transform else 0)
+
 
 def preset(
     element: Callable[..., Element],
@@ -372,7 +406,10 @@ def preset(
 
 
 def compose(
-    mode: Any, block: Block, range: Range, transform: Transform | None = None
+    mode: Any,
+    block: Block,
+    range: Range,
+    transform: Transform | FittedTransform | None = None,
 ) -> Format | Codec:
     """Return the format that the choices make; raises ValueError where they contradict."""
     if not isinstance(mode, Format | Codec):

@@ -3,17 +3,20 @@
 Codes and scales are those of the transformed values, every figure is of the values themselves.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Protocol
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from typing import Any, Protocol
 
 import numpy as np
 
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.element import FloatArray
+from quantlab.formats.scales import Array64
 
 MAX_SIZE = 2**9  # that is chosen where none is given: so many rows of it fit the first cache
+LEAST_SCALE, FLOAT16_MAX = 1e-5, 65504.0  # of a column
 CACHED_VALUES = 2**15  # that are transformed at once: columns of them fit the cache
 
 
@@ -35,6 +38,77 @@ class Transform(Protocol):
 
     def backward(self, y: FloatArray, multiply: MultiplyHadamard) -> FloatArray:
         """Undo `forward`."""
+
+    def tensor_bits(self, row: int) -> int:
+        """Return the bits that a tensor with rows of `row` stores of it."""
+
+
+@dataclass(frozen=True)
+class ColumnScales:
+    """Each column times a scale before, and divided by it after; `stored` are float16."""
+
+    name: str
+    stored: bytes = field(repr=False)
+
+    @classmethod
+    def of(cls, name: str, scales: Array64) -> "ColumnScales":
+        """Round the scales of columns, which are positive, to float16."""
+        return cls(name, np.clip(scales, LEAST_SCALE, FLOAT16_MAX).astype(np.float16).tobytes())
+
+    @cached_property
+    def scales(self) -> FloatArray:
+        """The scale of each column as it is stored."""
+        return np.frombuffer(self.stored, np.float16).astype(np.float32)
+
+    def width(self, row: int) -> int:
+        """Return the length of a row."""
+        return row
+
+    def forward(self, x: FloatArray, multiply: MultiplyHadamard) -> FloatArray:  # noqa: ARG002 Transform
+        """Multiply columns by their scales."""
+        with np.errstate(over="ignore"):  # a value that is not finite is found later
+            return x * self.scales
+
+    def backward(self, y: FloatArray, multiply: MultiplyHadamard) -> FloatArray:  # noqa: ARG002
+        """Divide columns by their scales."""
+        with np.errstate(over="ignore"):
+            return y / self.scales
+
+    def tensor_bits(self, row: int) -> int:
+        """Return the bits of a float16 a column."""
+        return 16 * row
+
+
+class FittedTransform(ABC):
+    """A transform that is chosen for each tensor by the inputs of its layer."""
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Name of the option."""
+
+    @abstractmethod
+    def require_inputs(self, tensor: Any, row: int) -> None:
+        """Raise UnfitError where the inputs of a tensor are not known or not those of its rows."""
+
+    @abstractmethod
+    def identity(self, tensor: Any) -> str:
+        """Return the sha256 of the inputs of a tensor."""
+
+    @abstractmethod
+    def gram(self, tensor: Any) -> Array64:
+        """Compute the Gram matrix of the inputs of a tensor, ``(row, row)``."""
+
+    @abstractmethod
+    def fit(self, tensor: Any, absmax: Array64, noise: Callable[[Transform], float]) -> Transform:
+        """Return the transform of a tensor whose columns have some largest magnitudes.
+
+        `noise` measures the error of the layer's output with a transform.
+        """
+
+    @abstractmethod
+    def tensor_bits(self, row: int) -> int:
+        """Return the bits that a tensor with rows of `row` stores of it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +154,10 @@ class Hadamard:
         x_hat = multiply(y)
         x_hat *= _draw_signs(self.seed, y.shape[1])
         return x_hat
+
+    def tensor_bits(self, row: int) -> int:  # noqa: ARG002 Transform
+        """Return 0: signs are drawn."""
+        return 0
 
 
 @lru_cache

@@ -16,6 +16,7 @@ from quantlab.formats.blocks import Group, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, Format, FormatSpec, NamedTensor, Reconstruction, compose
 from quantlab.formats.ranges import AbsMax
+from quantlab.formats.transform import FittedTransform
 from quantlab.records import disk
 from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.file import existing_path, file_sha256
@@ -87,6 +88,8 @@ class Planned(Codec):
             identity = str(opened.block.axis if isinstance(opened.block, Group) else None)
             if isinstance(opened.range, CalibratedRange):
                 identity += opened.range.tensor.sha256()
+            if isinstance(opened.transform, FittedTransform):
+                identity += opened.transform.identity(tensor)
             opened = replace(_as_reconstruction(tensor, opened), sha256=identity)
         imatrix = spec.setting("mode.imatrix")
         content = [spec.to_json(), opened.sha256, file_sha256(imatrix) if imatrix else None]
@@ -176,6 +179,5 @@ class _Quantized:
 
 def _as_reconstruction(tensor: NamedTensor, form: Format) -> Reconstruction:
     """Return a tensor in a format of ours as if a library had stored it."""
-    bits_per_value = form.bits_per_value(form.block.layout(tensor.shape))
-    bits = round(bits_per_value * prod(tensor.shape))
-    return Reconstruction(_Quantized(cast("Tensor", tensor), form).read, "", bits)
+    read = _Quantized(cast("Tensor", tensor), form).read
+    return Reconstruction(read, "", form.storage_bits(tensor.shape))

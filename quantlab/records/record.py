@@ -37,7 +37,7 @@ COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a fo
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = (
     "shape", "dtype", "sha256", "stored_sha256", "importance_sha256", "calibration_sha256",
-    "input_axis", "inputs_sha256",
+    "transform_sha256", "input_axis", "inputs_sha256",
 )  # fmt: skip
 CHANGES = "changes"  # of first answers, as a record has them: a column of no table
 OF_CODES = (

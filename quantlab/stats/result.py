@@ -118,6 +118,7 @@ class Result(TypedDict):
     importance_sha256: NotRequired[Sha256]
     inputs_sha256: NotRequired[Sha256]
     calibration_sha256: NotRequired[Sha256]
+    transform_sha256: NotRequired[Sha256]
     input_axis: NotRequired[Count | None]
     remark: NotRequired[str | None]
     place: NotRequired[Count]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats import uniform
+from quantlab.formats.blocks import Read
 from quantlab.formats.element import (
     BlockParams,
     CompiledGrid,
@@ -20,14 +21,15 @@ from quantlab.formats.element import (
     per_value,
 )
 from quantlab.formats.format import Format, Reconstruction
+from quantlab.formats.gram import row_energies
 from quantlab.formats.quantizer import BlockLayoutParams, BlockQuantizer, MapFn, ScaleStats
-from quantlab.formats.transform import Transform
+from quantlab.formats.transform import FittedTransform, Transform
 from quantlab.formats.uniform import Params, Uniform
 from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import parallel
 from quantlab.stats.compiled import CompiledEngine
-from quantlab.stats.reference import NumpyEngine
+from quantlab.stats.reference import CHUNK, NumpyEngine
 from quantlab.stats.survey import Survey, survey
 from quantlab.text import label
 
@@ -374,9 +376,15 @@ class TransformedTensor(Tensor):
 
 
 def _open_transformed(
-    tensor: Tensor, form: Format, transform: Transform, threads: int, engine: NumpyEngine
+    tensor: Tensor,
+    form: Format,
+    transform: Transform | FittedTransform,
+    threads: int,
+    engine: NumpyEngine,
 ) -> Reconstruction:
     """Return what comes back of a tensor that is transformed before it is quantized."""
+    if isinstance(transform, FittedTransform):
+        transform = _fit_transform(tensor, form, transform, threads, engine)
     width = transform.width(form.row_length(tensor.shape))
 
     def transform_rows(original: Tensor) -> TransformedTensor:
@@ -407,5 +415,31 @@ def _open_transformed(
         x_hat = transform.backward(y.reshape(-1, width), engine.multiply_hadamard).reshape(-1)
         return x_hat[start - first : stop - first]
 
-    bits = round(codec.bits_per_value * tensor.size)
-    return Reconstruction(read, f"transform={transform.name}", bits)
+    return Reconstruction(read, f"transform={transform.name}", form.storage_bits(tensor.shape))
+
+
+def _fit_transform(
+    tensor: Tensor, form: Format, transform: FittedTransform, threads: int, engine: NumpyEngine
+) -> Transform:
+    """Choose the transform by the error of the output of the layer for captured inputs."""
+    gram = transform.gram(tensor)
+    width = len(gram)
+    step = max(1, CHUNK // width) * width
+    starts = list(range(0, tensor.size, step))
+    original = replace(tensor, state=None)  # so that no survey of a candidate is cached
+
+    def read_rows(read: Read, start: int) -> FloatArray:
+        return read(start, min(start + step, tensor.size)).reshape(-1, width)
+
+    def measure_noise(candidate: Transform) -> float:
+        form_of_candidate = replace(form, transform=candidate)
+        x_hat = open_codec(original, form_of_candidate, None, threads, engine).read
+
+        def measure_rows(start: int) -> float:
+            x, rows = read_rows(tensor.block, start), read_rows(x_hat, start)
+            return math.fsum(row_energies((rows - x).astype(np.float64), gram))
+
+        return math.fsum(parallel.map_on_threads(measure_rows, starts, threads))
+
+    maxima = [np.abs(read_rows(tensor.block, start)).max(axis=0) for start in starts]
+    return transform.fit(tensor, np.max(maxima, axis=0).astype(np.float64), measure_noise)

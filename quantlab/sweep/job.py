@@ -45,8 +45,8 @@ from quantlab.stats.metrics import Metric
 from quantlab.stats.parallel import usable_cores
 from quantlab.sweep.workers import end_with_sweep
 
-SHARED = ("block", "range")  # groups whose options share their settings
-FILE_KEYS = ("path", "imatrix")  # of a mode or a range
+SHARED = ("block", "range", "transform")  # groups whose options share their settings
+FILE_KEYS = ("path", "imatrix", "inputs")  # of a mode, a range or a transform
 EVALUATION_KEYS = ("outputs", "labels", "each")  # of a model, whatever its class
 MAX_FORMATS = 64  # in the cache: a sweep alternates between a few
 _formats: dict[str, Format | Codec] = {}
@@ -155,6 +155,7 @@ def _make_format(
 ) -> Format | Codec:
     """Make a format; one recorded before there were blocks has one float32 scale a tensor."""
     settings = {key: value for key, value in mode.items() if key != "imatrix"}
+    transform = own_settings("transform", transform) if transform else None
     if mode.get("imatrix"):
         grid = instantiate(settings, _partial_=True)(imatrix=Imatrix(mode["imatrix"]))
     else:
@@ -243,9 +244,11 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     config = cast("dict[str, Any]", content)
     if read_division(config.get("dist")) == WHOLE:
         config = whole_config(config)
-    return config | {
+    shared = {
         key: own_settings(key, with_current_names(config[key])) for key in SHARED if key in config
     }
+    # transform=none is no transform.
+    return {key: own for key, own in (config | shared).items() if own or key not in SHARED}
 
 
 def as_typed(overrides: Sequence[str]) -> list[str]:

@@ -129,7 +129,7 @@ clean: ## remove the environment and every cache
 		"$$python" -m venv $@ 2>/dev/null && break; done; \
 	if test -x $@/bin/pip; then \
 		$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip && \
-		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev --group docs && \
+		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,safetensors,gguf,onnx,ggml,fast]' --group dev && \
 		touch $@; \
 	else echo "there is no Python $* here"; fi
 

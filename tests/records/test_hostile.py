@@ -97,7 +97,7 @@ def sweep(tmp_path):
 
 @pytest.mark.usefixtures("undrawn")
 @pytest.mark.parametrize(
-    "share", [0.01, pytest.param(0.1, marks=pytest.mark.slow)], ids=["some", "more"]
+    "share", [0.01, pytest.param(0.05, marks=pytest.mark.slow)], ids=["some", "more"]
 )
 def test_whatever_a_value_became_is_a_sentence(sweep, share):
     path = sweep / "hidden-sym-8bit-67aa6335256fa5b6" / record.NAME

@@ -145,8 +145,7 @@ def test_the_filter_keeps_the_rows_with_every_word(visit, lab_sweep, typed, kept
     assert len(cells(page, "dist")) == 6
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [400, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(400, "light"), (1600, "dark")])
 def test_nothing_is_wider_than_the_window_nor_too_small(visit, report, width, scheme):
     page = visit(report, width, scheme)
     assert page.evaluate(TOO_WIDE) == 0
@@ -195,8 +194,7 @@ def formats(request, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [380, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1600, "dark")])
 def test_formats_are_legible_too(visit, formats, width, scheme):
     page = visit(formats, width, scheme)
     assert page.get_by_role("heading", name="Error against storage").is_visible()
@@ -221,8 +219,7 @@ def planned(request, remedies_sweep, tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [380, 1600])
+@pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1600, "dark")])
 def test_a_plan_is_legible_and_complete(visit, planned, width, scheme):
     page = visit(planned, width, scheme, "plan.html")
     assert page.get_by_role("heading", name="Noise over size").is_visible()

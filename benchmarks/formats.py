@@ -11,13 +11,18 @@ import numpy as np
 from meters import anonymous_mib, peak_mib
 
 from quantlab.formats.format import Codec, Format
+from quantlab.formats.ranges import AbsMax
 from quantlab.measurement import form_of
+from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.numpy import Npy
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.compiled import engine_for
 from quantlab.stats.measure import measure
 
+WEIGHT_SCALE = np.float32(0.02)  # of the weights of a layer; HQQ takes longer over large errors
 BASE = "sym"
+CALIBRATION = np.random.default_rng(1).standard_normal((256, 4096), np.float32) * WEIGHT_SCALE
+CALIBRATED = CalibratedRange(AbsMax(), Tensor("calibration", CALIBRATION))
 FORMS: dict[
     str, tuple[dict[str, Any], float]
 ] = {  # how each is asked for, and how many times the time of the first it may take
@@ -39,15 +44,18 @@ FORMS: dict[
     "torchao/int8": ({"mode": "torchao/int8"}, 3),
     "torchao/intx": ({"mode": "torchao/intx", "n_bits": 4}, 3),
     "bnb/nf4": ({"mode": "bnb/nf4"}, 3),
+    "bnb/fp4": ({"mode": "bnb/fp4"}, 3),
     "bnb/int8": ({"mode": "bnb/int8"}, 3),
+    "quanto/qint": ({"mode": "quanto/qint", "n_bits": 4}, 3),
     "onnx/matmulnbits": ({"mode": "onnx/matmulnbits", "n_bits": 4}, 5),
     "hqq/affine": ({"mode": "hqq/affine", "n_bits": 4}, 40),
+    "hadamard": ({"transform": "hadamard"}, 5),
+    "calibrated": ({"range": CALIBRATED}, 1.5),
     "sym 4 bits, mse": ({"n_bits": 4, "range": "mse"}, 15),
     "sym 4 bits, group 32, mse": ({"n_bits": 4, "block": 32, "range": "mse"}, 15),
 }
 ROUNDS = 9
 SIZE = 2**25
-WEIGHT_SCALE = np.float32(0.02)  # of the weights of a layer; HQQ takes longer over large errors
 MEMORY_SIZE = 2**26
 
 

@@ -102,6 +102,17 @@ def _required(parameters: Mapping[str, Parameter], shared: set[str]) -> set[str]
     return {key for key in shared & parameters.keys() if parameters[key].default is Parameter.empty}
 
 
+def instantiate_with(config: Mapping[str, Any], **objects: Any) -> Any:
+    """Instantiate what a config in plain containers names, with objects in place of its settings.
+
+    They are given as they are: Hydra would make a config of a dataclass.
+    """
+    from hydra.utils import instantiate  # which importing this module does without
+
+    settings = {key: value for key, value in config.items() if key not in objects}
+    return instantiate(settings, _partial_=True)(**objects) if objects else instantiate(settings)
+
+
 def _leaves(prefix: str, config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     for key, value in config.items():
         if isinstance(value, Mapping):

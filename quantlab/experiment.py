@@ -283,6 +283,8 @@ class Experiment:
             identity["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()
         if self.inputs and (inputs := self.inputs.identity(tensor)):
             identity["inputs_sha256"] = inputs
+        if isinstance(opened, Format) and opened.rounding:
+            identity["rounding_sha256"] = opened.rounding.identity(tensor)
         return identity
 
     def _importance(self, tensor: Tensor) -> FloatArray | None:

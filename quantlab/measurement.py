@@ -7,11 +7,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.conf import load_option, needs_setting, option_names, own_settings
+from quantlab.conf import (
+    instantiate_with,
+    load_option,
+    needs_setting,
+    option_names,
+    own_settings,
+)
 from quantlab.formats import uniform
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.element import FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction, compose
+from quantlab.formats.gram import LayerInputs
 from quantlab.models.model import Evaluation, Model
 from quantlab.records import record
 from quantlab.report.bar import Bar
@@ -78,6 +85,7 @@ def measure(
     model: Model | None = None,
     transform: Any = "none",
     inputs: Any = None,
+    rounding: Any = "nearest",
 ) -> Any:
     """Measure what it costs to store an array, or each array of a mapping.
 
@@ -114,6 +122,9 @@ def measure(
     inputs
         What flows into the layer of which `x` is the weight, an array ``(tokens, in)``, or a
         mapping of the names in `x` to such arrays: ``out_sqnr_db`` is then the SQNR of its output.
+    rounding
+        ``"nearest"``, ``"gptq"``, which takes `inputs`, or an object of
+        `quantlab.formats.rounding`.
 
     Returns
     -------
@@ -133,7 +144,18 @@ def measure(
     >>> result["scale"], result["max_err"], result["n_codes"]
     (0.5, 0.0, 3)
     """
-    form = form_of(mode, n_bits, block, scale, range, transform)
+    arrays = inputs if isinstance(inputs, Mapping) else {NAME: inputs}
+    of_layers = _layer_inputs({} if inputs is None else arrays)
+    form = form_of(
+        mode,
+        n_bits,
+        block,
+        scale,
+        range,
+        transform,
+        rounding,
+        None if inputs is None else of_layers,
+    )
     if isinstance(x, Mapping):
         import pandas as pd
 
@@ -141,7 +163,6 @@ def measure(
         shapes = {name: np.shape(a) for name, a in x.items()}
         chosen = x.keys() if select == "all" else select_weights(shapes)
         arrays = {name: array for name, array in x.items() if name in chosen}
-        of_layers = _layer_inputs(inputs if inputs is not None else {})
         results = {
             name: _measure(a, mode, form, name, metrics, of_layers) for name, a in arrays.items()
         }
@@ -151,12 +172,13 @@ def measure(
         return table
     if model is not None:
         raise ValueError("model answers with a mapping of names to arrays: give its weights as x")
-    of_layer = _layer_inputs({} if inputs is None else {NAME: inputs})
-    return _measure(x, mode, form, NAME, metrics, of_layer)
+    return _measure(x, mode, form, NAME, metrics, of_layers)
 
 
-def _layer_inputs(inputs: Mapping[str, Any]) -> ArrayInputs:
-    return ArrayInputs({name: Tensor(name, as_array(x, "inputs")) for name, x in inputs.items()})
+def _layer_inputs(inputs: Any) -> ArrayInputs:
+    """Name the inputs of arrays, or of the one that is measured."""
+    arrays = inputs if isinstance(inputs, Mapping) else {NAME: inputs}
+    return ArrayInputs({name: Tensor(name, as_array(x, "inputs")) for name, x in arrays.items()})
 
 
 def roundtrip(
@@ -197,7 +219,7 @@ def _measure(
     form: Format | Codec,
     name: str,
     metrics: Mapping[str, Metric] | None,
-    inputs: ArrayInputs,
+    inputs: ArrayInputs | None,
 ) -> Measurement:
     mode = mode if isinstance(mode, str) else type(mode).__name__
     array = Tensor(name, as_array(x, name))
@@ -207,7 +229,7 @@ def _measure(
         opened,
         threads=usable_cores(),
         extra_metrics=metrics,
-        gram=inputs.gram(array),
+        gram=inputs.gram(array) if inputs else None,
     )
     stored = {"stored_dtype": opened.dtype} if isinstance(opened, Reconstruction) else {}
     named = tensor | {"predicted": None} | stored
@@ -250,10 +272,16 @@ def form_of(
     scale: str = "float32",
     range: Any = "absmax",
     transform: Any = "none",
+    rounding: Any = "nearest",
+    inputs: LayerInputs | None = None,
 ) -> Format | Codec:
     """Make the format that `measure` measures; raises ValueError if a choice is unknown."""
     return compose(
-        load_mode(mode, n_bits), _block(block, scale), _range(range), _transform(transform)
+        load_mode(mode, n_bits),
+        _block(block, scale),
+        _range(range),
+        _transform(transform),
+        _rounding(rounding, inputs),
     )
 
 
@@ -281,6 +309,16 @@ def _transform(transform: Any) -> Any:
     if not isinstance(transform, str):
         return transform
     return _instantiate_option("transform", transform) if transform != "none" else None
+
+
+def _rounding(rounding: Any, inputs: LayerInputs | None) -> Any:
+    if not isinstance(rounding, str):
+        return rounding
+    option = load_option("rounding", rounding)
+    if option is None:
+        names = ", ".join(option_names("rounding"))
+        raise ValueError(f"rounding must be one of {names}, got {rounding!r}")
+    return instantiate_with(option, inputs=inputs) if "_target_" in option else None
 
 
 def _load_option(group: str, option: Any) -> dict[str, Any]:

@@ -451,4 +451,4 @@ def test_every_mode_gives_the_same_bytes_whatever_does_the_work(tmp_path):
     )
     assert one == two
     figures = json.loads((tmp_path / "one" / "results.json").read_text())
-    assert len(figures["file/npz"]) == 16
+    assert len(figures["file/npz"]) == 17

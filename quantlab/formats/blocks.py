@@ -98,8 +98,8 @@ class Layout:
         """
         return self.shared or self.width > MAX_WHOLE_BLOCK or self.n_blocks == 1
 
-    def number(self, element: int) -> int:
-        """Return the number of the block that holds an element."""
+    def number(self, element: Any) -> Any:
+        """Return the number of the block that holds an element, or those of an array of them."""
         row, within = divmod(element, self.row)
         return within // self.width + (0 if self.shared else row * self.per_row)
 

@@ -10,9 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats.blocks import (
     INPUT,
@@ -40,9 +41,10 @@ from quantlab.formats.uniform import MODES, Params, Uniform, mode_name
 from quantlab.text import as_text
 
 PLAIN = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
-CHOICES = ("mode", "block", "range", "transform")  # config groups that make a format
+CHOICES = ("mode", "block", "range", "transform", "rounding")  # config groups that make a format
 FILE = "mode.path"  # the setting that names a file which is quantized already
 BESIDE = ("range.path", "transform.inputs")  # those that name a file beside the tensors
+CALIBRATION = "rounding.inputs"  # the setting that names the inputs that a rounding takes
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,8 @@ class FormatSpec:
         choices = [] if "/" in self.mode else _choice_names(self.__dict__)
         # Files first: where a name is too long for a table its middle is left out.
         settings = sorted(self.settings, key=lambda setting: setting[0] not in BESIDE)
-        changes = [f"{key}={as_text(value)}" for key, value in settings if key != FILE]
-        return replace(self, name=", ".join([element, *choices, *changes]))
+        changes = [_setting_name(*setting) for setting in settings]
+        return replace(self, name=", ".join(filter(None, [element, *choices, *changes])))
 
     @classmethod
     def from_json(cls, spec: Mapping[str, Any]) -> "FormatSpec":
@@ -145,6 +147,13 @@ def _choice_names(columns: Mapping[str, Any]) -> list[str]:
     if size is not None and chosen.get("block") == "group":
         chosen["block"] = f"group {size}"
     return [str(choice) for choice in chosen.values()]
+
+
+def _setting_name(key: str, value: Any) -> str:
+    """Name a setting; a rounding by its value, and files that are of other parts not at all."""
+    if key in (FILE, CALIBRATION):
+        return ""
+    return as_text(value) if key == "rounding" else f"{key}={as_text(value)}"
 
 
 def _hashable(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
@@ -281,6 +290,36 @@ class CustomUniform(Uniform):
         return scale_bits + self.n_bits
 
 
+class Rounded(NamedTuple):
+    """What a tensor comes back as, flat float32, and a remark on how it was rounded."""
+
+    x_hat: FloatArray
+    remark: str | None = None
+
+
+class Rounding(Protocol):
+    """A way to take values to the grid that is not the nearest."""
+
+    @property
+    def name(self) -> str:
+        """Name of the option."""
+
+    def open(self, tensor: NamedTensor, block: Block) -> "Rounding":
+        """Return the rounding of a tensor; raises UnfitError where it has none."""
+
+    def transform(self, matrix: NDArray[np.float64]) -> "Rounding":
+        """Return the rounding of rows whose stretches are multiplied by a matrix afterwards."""
+
+    def identity(self, tensor: NamedTensor) -> str | None:
+        """Return a sha256 of what the rounding of a tensor depends on beside its settings."""
+
+    def index_bits(self, layout: Layout) -> int:
+        """Return the bits that say which group each column is of, if they must be stored."""
+
+    def round_rows(self, tensor: NamedTensor, quantizer: Any, map_fn: Any) -> Rounded:
+        """Round the rows of a tensor that a `BlockQuantizer` reads, with a `MapFn`."""
+
+
 def as_element(mode: Any) -> Element:
     """Return an element grid; a quantizer that has ``choose`` alone is made one."""
     return mode if hasattr(mode, "round_trip") else CustomUniform(mode)
@@ -291,7 +330,8 @@ class Format:
     """An element grid, blocks, a range and the type of the scales.
 
     `scale` is the type of the scales, that of the block's setting unless a preset has its own. With
-    a `transform` codes are those of the transformed tensor.
+    a `transform` codes are those of the transformed tensor. Without a `rounding` values go to the
+    nearest of the grid.
     """
 
     element: Element
@@ -299,6 +339,7 @@ class Format:
     range: Range = field(default_factory=AbsMax)
     scale: ScaleType | None = None
     transform: Transform | FittedTransform | None = None
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         """Raise ValueError when the scale's type is unknown or the range makes no difference."""
@@ -311,6 +352,11 @@ class Format:
             raise ContradictionError(
                 f"range={self.range.name} does not go with block=group, of which there are more "
                 "the more tokens there are: take block=tensor, channel or head"
+            )
+        if isinstance(self.range, TensorRange) and self.rounding:
+            raise ContradictionError(
+                f"range={self.range.name} does not go with rounding={self.rounding.name}, which is "
+                "of weights: leave one out"
             )
         if not self.element.accepts_range and self.scale_type.name != "float32":
             raise ContradictionError(
@@ -330,6 +376,9 @@ class Format:
             opened._require_inputs(tensor, opened.transform)
         elif opened.transform:
             opened.transform.width(opened.row_length(tensor.shape))
+        if opened.rounding:
+            opened = replace(opened, rounding=opened.rounding.open(tensor, opened.block))
+            _require_rows_of_inputs(opened, tensor)
         return opened
 
     def _require_inputs(self, tensor: NamedTensor, transform: FittedTransform) -> None:
@@ -374,17 +423,30 @@ class Format:
             "scale_dtype": self.scale_type.name,
             "range": self.range.name if self.element.accepts_range else None,
             **({"transform": self.transform.name} if self.transform else {}),
+            **({"rounding": self.rounding.name} if self.rounding else {}),
         }
 
     def bits_per_value(self, layout: Layout) -> float:
         """Return the storage cost in bits per value: codes, scales, zero points and constants."""
         of_blocks = layout.n_blocks * self.element.block_bits(self.scale_type.bits)
-        return self.n_bits + (of_blocks + self.scale_type.tensor_bits) / layout.size
+        shared = self.scale_type.tensor_bits
+        shared += self.rounding.index_bits(layout) if self.rounding else 0
+        return self.n_bits + (of_blocks + shared) / layout.size
 
     def storage_bits(self, shape: Shape) -> int:
         """Return the bits of all that a tensor stores, those of a transform included."""
         bits = round(self.bits_per_value(self.block.layout(shape)) * prod(shape))
         return bits + (self.transform.tensor_bits(self.row_length(shape)) if self.transform else 0)
+
+
+def _require_rows_of_inputs(form: Format, tensor: NamedTensor) -> None:
+    """Raise UnfitError where a transform is of other rows than a rounding."""
+    is_last = tensor.input_axis in (None, len(tensor.shape) - 1)
+    if form.transform and form.rounding and not is_last and not isinstance(form.block, Group):
+        raise UnfitError(
+            f"transform={form.transform.name} is not of rows of its inputs, which "
+            f"rounding={form.rounding.name} takes: block=group block.axis=input is"
+        )
 
 
 def preset(
@@ -410,10 +472,11 @@ def compose(
     block: Block,
     range: Range,
     transform: Transform | FittedTransform | None = None,
+    rounding: Rounding | None = None,
 ) -> Format | Codec:
     """Return the format that the choices make; raises ValueError where they contradict."""
     if not isinstance(mode, Format | Codec):
-        return Format(as_element(mode), block, range, transform=transform)
+        return Format(as_element(mode), block, range, transform=transform, rounding=rounding)
     for key, chosen, free in (
         ("block", block.name, "tensor"),
         ("block.scale", block.scale, "float32"),
@@ -424,11 +487,12 @@ def compose(
                 f"{key}={chosen} does not go with a mode that fixes blocks, scales and range: "
                 "leave it out"
             )
-    if transform is None:
-        return mode
     if isinstance(mode, Format):
-        return replace(mode, transform=transform)
-    raise ContradictionError(
-        f"transform={transform.name} does not go with a mode that stores tensors by rules of its "
-        "own: leave it out"
-    )
+        return replace(mode, transform=transform, rounding=rounding)
+    for key, choice in (("transform", transform), ("rounding", rounding)):
+        if choice:
+            raise ContradictionError(
+                f"{key}={choice.name} does not go with a mode that stores tensors by rules of its "
+                "own: leave it out"
+            )
+    return mode

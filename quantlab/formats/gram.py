@@ -5,6 +5,7 @@ energy ``tr(E H E^T)``. Everything is float64. BLAS divides large products among
 bits depend on how many there are; products of tiles of 64 are computed by one, always alike.
 """
 
+from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
@@ -26,6 +27,9 @@ class LayerInputs(Protocol):
     def name(self) -> str:
         """Name of the file."""
 
+    def width(self, tensor: NamedTensor) -> int | None:
+        """Return the number of inputs of a weight; None where unknown. Raises as `gram` does."""
+
     def gram(self, tensor: NamedTensor) -> Array64 | None:
         """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown.
 
@@ -34,6 +38,41 @@ class LayerInputs(Protocol):
 
     def identity(self, tensor: NamedTensor) -> str | None:
         """Return a sha256 of the inputs of a weight; None where unknown."""
+
+
+@dataclass(frozen=True)
+class TransformedInputs:
+    """The inputs of layers as rows of weights meet them after a transform.
+
+    To undo it, stretches of those rows are multiplied by a `matrix` B: H becomes B H B^T.
+    """
+
+    inputs: LayerInputs
+    matrix: Array64
+
+    @property
+    def name(self) -> str:
+        """Name of the file."""
+        return self.inputs.name
+
+    def width(self, tensor: NamedTensor) -> int | None:
+        """Return the number of inputs of a weight; None where unknown."""
+        return self.inputs.width(tensor)
+
+    def gram(self, tensor: NamedTensor) -> Array64 | None:
+        """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown."""
+        gram = self.inputs.gram(tensor)
+        return None if gram is None else self._turn_rows(self._turn_rows(gram))
+
+    def _turn_rows(self, matrix: Array64) -> Array64:
+        """Multiply each stretch of rows by B; return all of it transposed."""
+        stretches = matrix.reshape(-1, len(self.matrix), matrix.shape[1])
+        turned = [multiply(self.matrix, rows) for rows in stretches]
+        return np.ascontiguousarray(np.concatenate(turned).T)
+
+    def identity(self, tensor: NamedTensor) -> str | None:
+        """Return a sha256 of the inputs of a weight; None where unknown."""
+        return self.inputs.identity(tensor)
 
 
 def require_inputs(width: int, tensor: NamedTensor, file: str) -> None:
@@ -77,7 +116,7 @@ def row_energies(rows: Array64, gram: Array64) -> Array64:
     """Compute ``r H r^T`` of each row r, ``(rows,)``: the energy of what it does to the inputs."""
     padded, energies = _pad(rows), np.zeros(len(rows) + -len(rows) % TILE)
     for at in range(0, rows.shape[1], TILE):
-        columns = _pad(gram[: at + TILE, at : at + TILE])
+        columns = _pad(gram[: at + TILE, at : at + TILE].copy())
         columns[:at] *= 2  # H is symmetric
         product = np.zeros((len(padded), TILE))
         _add_product(product, padded[:, : at + TILE], columns)
@@ -85,27 +124,68 @@ def row_energies(rows: Array64, gram: Array64) -> Array64:
     return energies[: len(rows)]
 
 
+def factor_upper(matrix: Array64) -> Array64:
+    """Factor a symmetric matrix, H = R R^T, with R upper triangular.
+
+    The inverse of R is the upper Cholesky factor U of H^-1 = U^T U. Raises np.linalg.LinAlgError
+    unless H is positive definite.
+    """
+    size = len(matrix)
+    factor = _pad(matrix.copy())
+    np.fill_diagonal(factor[size:, size:], 1)
+    for at in reversed(range(0, len(factor), TILE)):
+        end = at + TILE
+        panel, done = factor[:end, at:end], factor[:, end:]
+        _add_product(panel, done[:end], np.ascontiguousarray(-done[at:end].T))
+        panel[at:] = _factor_tile(panel[at:])
+        panel[:at] = multiply(panel[:at], np.ascontiguousarray(invert_upper(panel[at:]).T))
+        factor[end:, at:end] = 0
+    return factor[:size, :size]
+
+
+def _factor_tile(matrix: Array64) -> Array64:
+    """Factor one tile, column by column from the last."""
+    factor = np.triu(matrix)
+    for n in reversed(range(len(factor))):
+        if not factor[n, n] > 0:
+            raise np.linalg.LinAlgError("the matrix is not positive definite")
+        factor[: n + 1, n] /= np.sqrt(factor[n, n])
+        factor[:n, :n] -= np.triu(np.multiply.outer(factor[:n, n], factor[:n, n]))
+    return factor
+
+
+def invert_upper(matrix: Array64) -> Array64:
+    """Invert an upper triangular matrix, row by row from the last."""
+    inverse = np.diag(1 / np.diagonal(matrix))
+    for n in reversed(range(len(matrix) - 1)):
+        sums = np.add.reduce(matrix[n, n + 1 :, None] * inverse[n + 1 :, n + 1 :], axis=0)
+        inverse[n, n + 1 :] = -sums / matrix[n, n]
+    return inverse
+
+
 def _pad(matrix: Array64) -> Array64:
-    """Return a copy of a matrix with zeros up to a multiple of `TILE`; itself where it is one."""
+    """Return a matrix with zeros up to a multiple of `TILE`, itself where it is one."""
     rows, columns = (-n % TILE for n in matrix.shape)
-    return np.pad(matrix, ((0, rows), (0, columns)))
+    return np.pad(matrix, ((0, rows), (0, columns))) if rows or columns else matrix
 
 
 def _add_product(total: Array64, a: Array64, b: Array64) -> None:
     """Add ``a @ b`` to a matrix; all axes are multiples of `TILE`."""
     tiles, a_tiles, b_tiles = _as_tiles(total), _as_tiles(a), _as_tiles(b)
-    for row in range(len(tiles)):
-        for first in range(0, tiles.shape[1], CACHED_TILES):
-            columns = slice(first, first + CACHED_TILES)
-            tiles[row, columns] += _multiply_row(a_tiles[row], b_tiles[:, columns])
+    wide = min(CACHED_TILES, tiles.shape[1])
+    high = CACHED_TILES // max(wide, 1)
+    for row in range(0, len(tiles), max(high, 1)):
+        for column in range(0, tiles.shape[1], wide):
+            rows, columns = slice(row, row + high), slice(column, column + wide)
+            tiles[rows, columns] += _sum_products(a_tiles[rows], b_tiles[:, columns])
 
 
-def _multiply_row(a_tiles: Array64, b_tiles: Array64) -> Array64:
-    """Sum up the products of a row of tiles with columns of tiles, ``(columns, TILE, TILE)``."""
-    total = np.zeros(b_tiles.shape[1:])
+def _sum_products(a_tiles: Array64, b_tiles: Array64) -> Array64:
+    """Sum up the products of rows of tiles with columns of tiles, ``(rows, columns, ...)``."""
+    total = np.zeros((len(a_tiles), b_tiles.shape[1], TILE, TILE))
     product = np.empty_like(total)
-    for a, b in zip(a_tiles, b_tiles, strict=True):
-        np.matmul(a, b, out=product)
+    for inner in range(len(b_tiles)):
+        np.matmul(a_tiles[:, inner, None], b_tiles[None, inner], out=product)
         total += product
     return total
 

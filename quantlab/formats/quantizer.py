@@ -143,6 +143,11 @@ class BlockQuantizer:
         empty = (blocks.params.scale == 0) & (absmax > 0)  # also where the range chosen is 0
         return blocks._replace(vanished=blocks.vanished | empty)
 
+    def choose(self, x: FloatArray) -> BlockParams:
+        """Choose the parameters of blocks ``(..., values)``; raises NotFiniteError."""
+        values = BlockValues(x.shape[-1], lambda function, _=ALL: [function(x)], self.reductions)
+        return self._choose(values)
+
     @property
     def chosen_params(self) -> Any:
         """The parameters that were chosen beforehand, as they are where there is one block."""
@@ -201,10 +206,7 @@ class BlockQuantizer:
         """Return the parameters of a piece's blocks, ``(rows, blocks)``, and its values."""
         x = piece.view(self.read(piece.start, piece.stop))
         if self._chosen is None:
-            values = BlockValues(
-                piece.width, lambda function, _=ALL: [function(x)], self.reductions
-            )
-            return self._choose(values), x
+            return self.choose(x), x
         numbers = piece.first + self._numbers(piece)
         params = select_params(self._chosen.params, numbers)
         return BlockParams(

@@ -11,7 +11,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any, cast
 
-from quantlab.conf import load_option, own_settings
+from quantlab.conf import instantiate_with, load_option, own_settings
 from quantlab.formats.blocks import Group, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, Format, FormatSpec, NamedTensor, Reconstruction, compose
@@ -19,6 +19,7 @@ from quantlab.formats.ranges import AbsMax
 from quantlab.formats.transform import FittedTransform
 from quantlab.records import disk
 from quantlab.sources.calibration import CalibratedRange
+from quantlab.sources.captured import CapturedInputs
 from quantlab.sources.file import existing_path, file_sha256
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.tensor import Tensor
@@ -121,20 +122,20 @@ def build_format(spec: FormatSpec) -> Format | Codec:
     Raises ValueError where there is no such option.
     """
     mode = _build_option(spec, "mode", spec.mode, n_bits=spec.n_bits)
-    name = spec.setting("transform")
-    transform = _build_option(spec, "transform", name) if name else None
+    transform, rounding = (
+        _build_option(spec, group, name) if (name := spec.setting(group)) else None
+        for group in ("transform", "rounding")
+    )
     if isinstance(mode, Format | Codec):
-        return compose(mode, PerTensor(), AbsMax(), transform)
+        return compose(mode, PerTensor(), AbsMax(), transform, rounding)
     size = {} if spec.block_size is None else {"size": spec.block_size}
     block = _build_option(spec, "block", spec.block, scale=spec.scale_dtype, **size)
     range_ = _build_option(spec, "range", spec.range) if spec.range else AbsMax()
-    return compose(mode, block, range_, transform)
+    return compose(mode, block, range_, transform, rounding)
 
 
 def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: Any) -> Any:
     """Instantiate an option of a config group with the settings of a spec."""
-    from hydra.utils import instantiate  # which reading a plan does without
-
     config = load_option(group, option) if option else None
     if config is None:
         raise ValueError(
@@ -146,10 +147,10 @@ def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: 
         node, *keys = key.split(".")
         if node == group and keys:  # without keys it is the name of the option
             _set_nested(own, keys, value)
-    imatrix = own.pop("imatrix", None)
-    if imatrix:  # an object in a config would become one itself
-        return instantiate(own, _partial_=True)(imatrix=Imatrix(imatrix))
-    return instantiate(own_settings(group, own))
+    readers = {"mode": ("imatrix", Imatrix), "rounding": ("inputs", CapturedInputs)}
+    key, read = readers.get(group, ("", str))
+    files = {key: read(own[key])} if own.get(key) else {}
+    return instantiate_with(own if files else own_settings(group, own), **files)
 
 
 def _set_nested(config: dict[str, Any], keys: list[str], value: Any) -> None:

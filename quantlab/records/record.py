@@ -37,7 +37,7 @@ COLUMN_SETTINGS = {"block.size", "block.scale"}  # settings that columns of a fo
 WITHOUT_EFFECT = {"threads", "resume", "report", "bar"}  # settings that change no figure
 KEY_PARTS = (
     "shape", "dtype", "sha256", "stored_sha256", "importance_sha256", "calibration_sha256",
-    "transform_sha256", "input_axis", "inputs_sha256",
+    "transform_sha256", "input_axis", "inputs_sha256", "rounding_sha256",
 )  # fmt: skip
 CHANGES = "changes"  # of first answers, as a record has them: a column of no table
 OF_CODES = (
@@ -342,8 +342,9 @@ def format_spec(
     for group in ("block", "range"):  # schema 3 had neither; a codec has none
         if group in config and columns[group]:
             settings |= changed_settings(group, columns[group], config[group])
-    if name := columns.get("transform"):
-        settings |= {"transform": name, **changed_settings("transform", name, config["transform"])}
+    for group in ("transform", "rounding"):
+        if name := columns.get(group):
+            settings |= {group: name, **changed_settings(group, name, config[group])}
     settings = {key: value for key, value in settings.items() if key not in COLUMN_SETTINGS}
     fixes_width = "n_bits" in (load_option("mode", option) or {})
     return FormatSpec.of(option, n_bits, columns, settings, fixes_width=fixes_width)

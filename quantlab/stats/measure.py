@@ -127,6 +127,7 @@ def measure(
         "error_histogram": evidence.errors.to_dict() | {"stride": options.stride},
         "storage": metrics.storage_figures(codec.bits_per_value, measured["sqnr_db"], scales),
         "error_budget": metrics.error_budget(evidence.sums, evidence.clipped),
+        **({"remark": codec.remark} if isinstance(form, Format) and codec.remark else {}),
     }
 
 

@@ -70,10 +70,10 @@ class Result(TypedDict):
     `range` is the least and the greatest value, `underflowed` counts the values that are not 0 but
     are as float32, `error_budget` has shares of the squared error. `predicted` is null where
     nothing is expected of the tensor. Of a tensor in a codec there are its type, its file, the
-    sha256 of all that is stored, and a `remark` on what is wrong with it; of what is weighed by the
-    inputs of its layer theirs. `place` is which tensor
-    of a divided source it is. Of groups along the inputs of layers there is the `input_axis`, null
-    where it is not known and groups are those of rows.
+    sha256 of all that is stored, and a `remark` on what is wrong with it; of inputs of its layer
+    the sha256 of those that weigh its error, and of those that it is rounded by. `place` is which
+    tensor of a divided source it is. Of groups along the inputs of layers there is the
+    `input_axis`, null where it is not known and groups are those of rows.
     """
 
     shape: list[Count]
@@ -119,6 +119,7 @@ class Result(TypedDict):
     inputs_sha256: NotRequired[Sha256]
     calibration_sha256: NotRequired[Sha256]
     transform_sha256: NotRequired[Sha256]
+    rounding_sha256: NotRequired[Sha256]
     input_axis: NotRequired[Count | None]
     remark: NotRequired[str | None]
     place: NotRequired[Count]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats import uniform
-from quantlab.formats.blocks import Read
+from quantlab.formats.blocks import PerChannel, Read
 from quantlab.formats.element import (
     BlockParams,
     CompiledGrid,
@@ -20,13 +20,13 @@ from quantlab.formats.element import (
     compiled_grid_of,
     per_value,
 )
-from quantlab.formats.format import Format, Reconstruction
+from quantlab.formats.format import Format, Reconstruction, Rounding
 from quantlab.formats.gram import row_energies
 from quantlab.formats.quantizer import BlockLayoutParams, BlockQuantizer, MapFn, ScaleStats
 from quantlab.formats.transform import FittedTransform, Transform
 from quantlab.formats.uniform import Params, Uniform
 from quantlab.sources.calibration import CalibratedRange
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import MovedAxis, Tensor
 from quantlab.stats import parallel
 from quantlab.stats.compiled import CompiledEngine
 from quantlab.stats.reference import CHUNK, NumpyEngine
@@ -44,7 +44,7 @@ class TensorCodec(Protocol):
 
     `n_bits` is the width of its codes, None where they are not ours; `grid` is that of the compiled
     loops, None where they have it not; `step` is that of the grid, None where there is not one, for
-    the reason `why_no_step`; `slow`: a thread pays for few values.
+    the reason `why_no_step`; `slow`: a thread pays for few values; `remark` is on how it is stored.
     """
 
     n_bits: int | None
@@ -53,6 +53,7 @@ class TensorCodec(Protocol):
     step: float | None
     why_no_step: str
     slow: bool
+    remark: str | None
 
     def block_quantizer(self) -> QuantizeBlock:
         """Return the function that quantizes blocks."""
@@ -80,6 +81,7 @@ class SingleScale:
     """A tensor with one scale and even steps: the map is monotone, and a code has one value."""
 
     slow = False
+    remark: str | None = None
     why_no_step = ""
 
     def __init__(self, tensor: Tensor, form: Format, quantizer: BlockQuantizer) -> None:
@@ -132,6 +134,7 @@ class Blockwise:
     """A tensor in blocks, or in a grid whose steps differ."""
 
     slow = False
+    remark: str | None = None
     step: float | None = None
 
     def __init__(self, form: Format, quantizer: BlockQuantizer) -> None:
@@ -208,6 +211,7 @@ class FromFile:
     def __init__(self, tensor: Tensor, stored: Reconstruction) -> None:
         """Take the reconstruction of a tensor."""
         self.tensor, self.stored, self.slow = tensor, stored, stored.slow
+        self.remark = stored.remark
         self.bits_per_value = stored.bits / tensor.size
         self.why_no_step = OTHER_CODES.format(dtype=stored.dtype)
 
@@ -252,7 +256,7 @@ class FromFile:
 
 def needs_survey(tensor: Tensor, form: Format | Reconstruction) -> bool:
     """Whether the parameters of a format depend on the range of the whole tensor."""
-    if isinstance(form, Reconstruction) or form.transform:
+    if isinstance(form, Reconstruction) or form.transform or form.rounding:
         return False
     layout = form.block.layout(tensor.shape)
     is_static = isinstance(form.range, CalibratedRange)
@@ -274,6 +278,8 @@ def open_codec(
         return FromFile(tensor, form)
     if form.transform:
         return FromFile(tensor, _open_transformed(tensor, form, form.transform, threads, engine))
+    if form.rounding:
+        return FromFile(tensor, _open_rounded(tensor, form, form.rounding, threads, engine))
     static = None
     if isinstance(form.range, CalibratedRange):
         static = _choose_static(form.range.tensor, form, threads, engine)
@@ -401,6 +407,10 @@ def _open_transformed(
     if isinstance(form.range, CalibratedRange):
         calibration = transform_rows(form.range.tensor)
         plain = replace(plain, range=replace(form.range, tensor=calibration))
+    if plain.rounding:
+        identity = np.eye(width, dtype=np.float32)
+        matrix = transform.backward(identity, engine.multiply_hadamard).astype(np.float64)
+        plain = replace(plain, rounding=plain.rounding.transform(matrix))
     is_surveyed = needs_survey(transformed, plain)
     surveyed = survey(transformed, threads, engine) if is_surveyed else None
     codec = open_codec(transformed, plain, surveyed, threads, engine)
@@ -415,7 +425,8 @@ def _open_transformed(
         x_hat = transform.backward(y.reshape(-1, width), engine.multiply_hadamard).reshape(-1)
         return x_hat[start - first : stop - first]
 
-    return Reconstruction(read, f"transform={transform.name}", form.storage_bits(tensor.shape))
+    bits, name = form.storage_bits(tensor.shape), f"transform={transform.name}"
+    return Reconstruction(read, name, bits, remark=codec.remark)
 
 
 def _fit_transform(
@@ -432,7 +443,7 @@ def _fit_transform(
         return read(start, min(start + step, tensor.size)).reshape(-1, width)
 
     def measure_noise(candidate: Transform) -> float:
-        form_of_candidate = replace(form, transform=candidate)
+        form_of_candidate = replace(form, transform=candidate, rounding=None)
         x_hat = open_codec(original, form_of_candidate, None, threads, engine).read
 
         def measure_rows(start: int) -> float:
@@ -443,3 +454,27 @@ def _fit_transform(
 
     maxima = [np.abs(read_rows(tensor.block, start)).max(axis=0) for start in starts]
     return transform.fit(tensor, np.max(maxima, axis=0).astype(np.float64), measure_noise)
+
+
+def _open_rounded(
+    tensor: Tensor, form: Format, rounding: Rounding, threads: int, engine: NumpyEngine
+) -> Reconstruction:
+    """Return what comes back of a tensor whose rows are rounded; all of it is held in memory."""
+    axis = tensor.input_axis
+    moved = None if axis in (None, len(tensor.shape) - 1) else MovedAxis.of(tensor, axis)
+    plain, rows = replace(form, rounding=None), moved or tensor
+    if isinstance(plain.block, PerChannel) and moved:  # of a matrix, whose outputs come first now
+        plain = replace(plain, block=replace(plain.block, axis=0))
+    surveyed = survey(rows, threads, engine) if needs_survey(rows, plain) else None
+    try:
+        quantizer = _new_quantizer(rows, plain, surveyed, threads, engine)
+        rounded = rounding.round_rows(rows, quantizer, _map_on(threads))
+    except NotFiniteError:
+        tensor.require_finite()
+        raise
+    x_hat = rounded.x_hat
+    if moved:
+        x_hat = np.ascontiguousarray(moved.restore(x_hat.reshape(moved.shape))).reshape(-1)
+    bits = round(form.bits_per_value(quantizer.layout) * tensor.size)
+    name = f"rounding={rounding.name}"
+    return Reconstruction(lambda start, stop: x_hat[start:stop], name, bits, remark=rounded.remark)

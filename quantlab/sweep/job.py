@@ -21,7 +21,7 @@ from hydra.core.utils import env_override
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from quantlab.conf import add_folder, own_settings
+from quantlab.conf import add_folder, instantiate_with, own_settings
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
 from quantlab.formats.format import CHOICES, Codec, Format, compose
@@ -46,7 +46,7 @@ from quantlab.stats.parallel import usable_cores
 from quantlab.sweep.workers import end_with_sweep
 
 SHARED = ("block", "range", "transform")  # groups whose options share their settings
-FILE_KEYS = ("path", "imatrix", "inputs")  # of a mode, a range or a transform
+FILE_KEYS = ("path", "imatrix", "inputs")  # of a mode, a range, a transform or a rounding
 EVALUATION_KEYS = ("outputs", "labels", "each")  # of a model, whatever its class
 MAX_FORMATS = 64  # in the cache: a sweep alternates between a few
 _formats: dict[str, Format | Codec] = {}
@@ -102,7 +102,8 @@ def _build_importance(config: Mapping[str, Any]) -> Importance | None:
 
 def _build_inputs(config: Mapping[str, Any]) -> LayerInputs | None:
     """Build what knows the inputs of layers; None where nothing does."""
-    path = _find_setting(config, "metrics", "inputs")
+    keys = ("metrics", "inputs"), ("rounding", "inputs")
+    path = next(filter(None, (_find_setting(config, *key) for key in keys)), None)
     return CapturedInputs(path) if path and not _is_model(config) else None
 
 
@@ -151,20 +152,24 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
 
 
 def _make_format(
-    mode: dict[str, Any], block: Any = None, range: Any = None, transform: Any = None
+    mode: dict[str, Any],
+    block: Any = None,
+    range: Any = None,
+    transform: Any = None,
+    rounding: Any = None,
 ) -> Format | Codec:
     """Make a format; one recorded before there were blocks has one float32 scale a tensor."""
-    settings = {key: value for key, value in mode.items() if key != "imatrix"}
+    imatrix = {"imatrix": Imatrix(mode["imatrix"])} if mode.get("imatrix") else {}
+    has_rounding = rounding is not None and "_target_" in rounding
+    path = rounding["inputs"] if has_rounding else None
+    inputs = {"inputs": CapturedInputs(path)} if path else {}
     transform = own_settings("transform", transform) if transform else None
-    if mode.get("imatrix"):
-        grid = instantiate(settings, _partial_=True)(imatrix=Imatrix(mode["imatrix"]))
-    else:
-        grid = instantiate(settings)
     return compose(
-        grid,
+        instantiate_with(mode, **imatrix),
         instantiate(own_settings("block", block)) if block else PerTensor(),
         instantiate(own_settings("range", range)) if range else AbsMax(),
         instantiate(transform) if transform else None,
+        instantiate_with(rounding, **inputs) if has_rounding else None,
     )
 
 
@@ -248,7 +253,23 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
         key: own_settings(key, with_current_names(config[key])) for key in SHARED if key in config
     }
     # transform=none is no transform.
-    return {key: own for key, own in (config | shared).items() if own or key not in SHARED}
+    config = {key: own for key, own in (config | shared).items() if own or key not in SHARED}
+    return _without_nearest(config)
+
+
+def _without_nearest(config: dict[str, Any]) -> dict[str, Any]:
+    """Drop the group of the rounding from a config that rounds to nearest, as before there was one.
+
+    Inputs that other roundings of its sweep take judge it too.
+    """
+    rounding = config.get("rounding")
+    if not isinstance(rounding, dict) or "_target_" in rounding:
+        return config
+    others = {key: value for key, value in config.items() if key != "rounding"}
+    metrics = others.get("metrics")
+    if rounding.get("inputs") and isinstance(metrics, dict) and not metrics.get("inputs"):
+        others["metrics"] = metrics | {"inputs": rounding["inputs"]}
+    return others
 
 
 def as_typed(overrides: Sequence[str]) -> list[str]:

@@ -20,13 +20,14 @@ from tqdm import tqdm
 from quantlab.conf import needs_setting
 from quantlab.errors import USER_ERRORS, error_sentence, options_hint
 from quantlab.formats.element import ContradictionError
+from quantlab.formats.format import CHOICES
 from quantlab.records import parts, record
 from quantlab.records.older import as_recorded
 from quantlab.records.parts import Division, RunIdentity
 from quantlab.sweep.job import build, require_valid, run_environment, settings
 from quantlab.text import as_text
 
-FORMAT_KEYS = {"mode", "block", "range", "n_bits"}  # settings that may contradict each other
+FORMAT_KEYS = {*CHOICES, "n_bits"}  # settings that may contradict each other
 SELECTION = ("include", "exclude", "select")  # settings of a file that select tensors
 MODE_FILES = {"mode.path", "mode.imatrix"}  # files that some modes take
 STATES = ("complete", "failed", "missing", "unreadable", "changed")  # of a job, on disk
@@ -156,7 +157,7 @@ def expand(
     jobs = [Job(run, compose, n) for n, run in enumerate(unique.values())]
     jobs = _drop_contradictory(jobs, config.hydra.runtime.choices)
     sections = {_find_section(key) for job in jobs for key in job.overrides}
-    if len(products) > 1 or sections & {"block", "range"}:
+    if len(products) > 1 or sections & {"block", "range", "rounding"}:
         jobs = _drop_repeated(jobs)
     positions: dict[tuple[str, ...], int] = {}
     return [

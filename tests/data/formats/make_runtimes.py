@@ -20,6 +20,9 @@ Run by hand, for each runtime in an environment where its packages are, all on a
     pip install numpy==2.4.6 torch==2.15.0 optimum-quanto==0.2.7
     python make_runtimes.py quanto
 
+    pip install numpy==2.4.6 torch==2.15.0 torchvision gptqmodel==7.3.4
+    python make_runtimes.py gptq
+
 A file holds its input ``x`` (float32), the versions that made it, and what came back, float32,
 under a name that says the settings.
 """
@@ -267,6 +270,51 @@ def quanto() -> None:
             stored = quantize_weight(array, kind, 0, scale, shift, group, optimized=False)
             theirs[f"{name}-{kind.bits}-{group}"] = stored.dequantize().float().numpy()
     save("quanto", ["torch", "optimum-quanto"], x, theirs)
+
+
+def gptq() -> None:
+    """GPTQModel's GPTQ on a CPU: BITS-sym or -asym-GROUP_SIZE-ORDER, of a group of -1 a row.
+
+    ``h`` is the upper triangle of the Hessian that it made of its inputs. Of each setting there are
+    codes, and with ``-scale``, ``-zero`` and ``-group`` the scales and zero points ``(rows,
+    groups)``, and the group of each column. ``static`` is desc_act with static_groups.
+    """
+    import gptqmodel
+    import torch
+    from gptqmodel.quantization import QuantizeConfig
+    from gptqmodel.quantization.gptq import GPTQ
+
+    rng = np.random.default_rng(42)
+    inputs = rng.standard_normal((500, 160)) @ rng.standard_normal((160, 160))
+    inputs *= np.exp(0.5 * rng.standard_normal(160))  # some channels are larger than others
+    x, theirs = rng.standard_normal((16, 160)).astype(np.float32), {}
+    orders = {
+        "natural": {"desc_act": False, "act_group_aware": False},
+        "desc_act": {"desc_act": True, "act_group_aware": False},
+        "act_group_aware": {"desc_act": False, "act_group_aware": True},
+        "static": {"desc_act": True, "act_group_aware": False, "static_groups": True},
+    }
+
+    def quantize(key: str, **settings: object) -> None:
+        layer = torch.nn.Linear(x.shape[1], len(x), bias=False)
+        layer.weight.data = torch.from_numpy(x.copy())
+        task = GPTQ(layer, QuantizeConfig(**settings))
+        task.quantizer.configure(perchannel=True)
+        task.add_batch(torch.from_numpy(inputs.astype(np.float32))[None], None, 0)
+        theirs["h"] = np.triu(task.finalize_hessian().numpy())
+        x_hat, scale, zero, group, *_ = (part.numpy() for part in task.quantize()[:4])
+        theirs[f"{key}-scale"], theirs[f"{key}-zero"] = scale, zero.astype(np.uint8)
+        theirs[f"{key}-group"] = group.astype(np.uint8)
+        theirs[key] = np.rint(x_hat / scale[:, group] + zero[:, group]).astype(np.uint8)
+
+    for bits, group in ((4, 32), (4, 128), (3, 32), (4, -1)):
+        for sym in (True, False):
+            for order, settings in orders.items():
+                if group > 0 or order in ("natural", "desc_act"):
+                    key = f"{bits}-{'' if sym else 'a'}sym-{group}-{order}"
+                    quantize(key, bits=bits, group_size=group, sym=sym, **settings)
+    theirs["gptqmodel"] = np.array(gptqmodel.__version__)  # it may run from its source
+    save("gptq", ["torch"], x, theirs)
 
 
 if __name__ == "__main__":

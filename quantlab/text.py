@@ -47,6 +47,15 @@ def as_text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
+def count(n: int, noun: str) -> str:
+    """Format a number of things.
+
+    >>> count(1, "tensor"), count(1200, "value")
+    ('1 tensor', '1,200 values')
+    """
+    return f"{n:,} {noun}{'s' * (n != 1)}"
+
+
 def as_setting(key: str, path: str) -> str:
     """Format the override that sets a path, quoted where it has characters of Hydra's grammar.
 

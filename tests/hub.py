@@ -93,9 +93,9 @@ class _Handler(BaseHTTPRequestHandler):
         data = self.hub.repos[f"{owner}/{model}"][commit][name]
         if name in self.hub.forged:
             data = data[:-1] + bytes([data[-1] ^ 1])
-        asked, status, headers = self.headers.get("Range"), 200, {"Accept-Ranges": "bytes"}
-        if asked:
-            first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", asked).groups()
+        span, status, headers = self.headers.get("Range"), 200, {"Accept-Ranges": "bytes"}
+        if span:
+            first, last = re.fullmatch(r"bytes=(\d+)-(\d*)", span).groups()
             start, stop = int(first), min(int(last or len(data)) + 1, len(data))
             headers["Content-Range"] = f"bytes {start}-{stop - 1}/{len(data)}"
             data, status = data[start:stop], 206

@@ -58,12 +58,12 @@ def find_extras() -> Iterator[Extra]:
 def _inspect(extra: str, requirement: Requirement) -> Extra:
     package = requirement.name
     try:
-        found = version(package)
+        installed = version(package)
     except PackageNotFoundError:
         return Extra(extra, package, None, f"missing: pip install {package}")
-    if not requirement.specifier.contains(found):
-        return Extra(extra, package, found, f"takes {requirement.specifier}")
-    return Extra(extra, package, found, _try_load(package))
+    if not requirement.specifier.contains(installed):
+        return Extra(extra, package, installed, f"takes {requirement.specifier}")
+    return Extra(extra, package, installed, _try_load(package))
 
 
 def _try_load(package: str) -> str:

@@ -176,9 +176,9 @@ def _log_sweep(client: Any, sweep: Aggregated, directory: Path) -> str:
     name, digest = directory.resolve().name, sweep.artefacts["results.csv"]
     experiment = client.get_experiment_by_name("quantlab")
     number = experiment.experiment_id if experiment else client.create_experiment("quantlab")
-    known = client.search_runs([number], f"tags.`{MANIFEST_TAG}` = '{digest}'", max_results=1)
-    if known:
-        return f"{name} is logged already, as run {known[0].info.run_id}"
+    logged = client.search_runs([number], f"tags.`{MANIFEST_TAG}` = '{digest}'", max_results=1)
+    if logged:
+        return f"{name} is logged already, as run {logged[0].info.run_id}"
     manifest = read_manifest(directory) or {}
     tags = {"mlflow.runName": name, "mlflow.note.content": str(manifest.get("command"))}
     parent = client.create_run(number, tags=tags).info.run_id

@@ -19,7 +19,7 @@ from quantlab.sources.readers import DecodedFile, open_stored
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure
 from quantlab.stats.parallel import usable_cores
-from quantlab.text import NULL, first_few, format_number, format_size, label
+from quantlab.text import count, first_few, format_number, format_size, label
 
 NAMED_TENSORS = 5  # of a list, in a sentence
 NAME_CHARS, TYPE_CHARS = 40, 24
@@ -133,11 +133,11 @@ def file_diff_summary(diff: FileDiff) -> str:
 def _equal_sentence(diff: FileDiff) -> str:
     n_values = sum(pair.n_elements for pair in diff.pairs)
     retyped = sum(len(set(pair.dtypes)) > 1 for pair in diff.pairs)
-    types = f", {retyped} tensors in another type" if retyped else ", in the same types"
+    types = f"{count(retyped, 'tensor')} in another type" if retyped else "in the same types"
     before, after = diff.paths
     return (
-        f"{before} and {after} hold the same values: {len(diff.pairs)} tensors, "
-        f"{n_values:,} values{types}"
+        f"{before} and {after} hold the same values: {count(len(diff.pairs), 'tensor')}, "
+        f"{count(n_values, 'value')}, {types}"
     )
 
 
@@ -170,7 +170,8 @@ def total_sentence(diff: FileDiff) -> str:
         if figures
         else ""
     )
-    return f"{len(diff.pairs)} tensors compared, {equal} equal; {sizes}{noise or f'; SQNR {NULL}'}"
+    compared = f"{count(len(diff.pairs), 'tensor')} compared, {equal} equal; {sizes}"
+    return f"{compared}{noise}"
 
 
 def _by_remark(pairs: Sequence[StoredPair]) -> dict[str, list[str]]:

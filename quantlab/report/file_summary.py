@@ -15,7 +15,7 @@ from quantlab.sources.headers import without_values
 from quantlab.sources.kinds.decoding import StoredTensor
 from quantlab.sources.pairing import StoredFile
 from quantlab.sources.readers import DecodedFile
-from quantlab.text import as_setting, first_few, format_number, format_size, label
+from quantlab.text import as_setting, count, first_few, format_number, format_size, label
 
 MAX_TYPES = 6  # that have a line of their own
 WORST_TENSORS = 3
@@ -61,7 +61,8 @@ def _describe(path: str, file: DecodedFile) -> str:
     family = stored.architecture.name if stored.architecture else file.model_type
     of_family = f" of {label(family)}" if family else ""
     return (
-        f"{path}: {stored.format}{of_family}, {len(stored.tensors):,} tensors, {size:,} values, "
+        f"{path}: {stored.format}{of_family}, {count(len(stored.tensors), 'tensor')}, "
+        f"{count(size, 'value')}, "
         f"{format_size(bits / 8)}, {bits / max(size, 1):.4g} bits per value"
     )
 

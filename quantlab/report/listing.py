@@ -11,7 +11,7 @@ from quantlab.report.tables import Table
 from quantlab.report.terminal import is_numeric, render
 from quantlab.sources.file import FileEntry
 from quantlab.sources.pairing import StoredFile
-from quantlab.text import format_number, format_size, label, printable
+from quantlab.text import count, format_number, format_size, label, printable
 
 HEADS = ("tensor", "shape", "dtype", "elements", "")
 STORED_HEADS = ("tensor", "shape", "stored as", "bits per value")
@@ -106,7 +106,7 @@ def _totals(entries: Sequence[FileEntry]) -> dict[str, Any]:
 def _totals_text(entries: Sequence[FileEntry]) -> str:
     totals = _totals(entries)
     nouns = {"tensors": "tensor", "n_elements": "value"}
-    counts = [f"{totals[key]:,} {noun}{'s' * (totals[key] != 1)}" for key, noun in nouns.items()]
+    counts = [count(totals[key], noun) for key, noun in nouns.items()]
     return ", ".join([*counts, format_size(totals["n_bytes"])])
 
 

@@ -83,7 +83,7 @@ def test_equal_values_are_one_sentence_whatever_their_types(tmp_path):
     done = run_quantlab("diff", *paths)
     assert done.returncode == 0
     assert done.stdout.count("\n") == 1
-    assert "hold the same values: 1 tensors, 256 values, 1 tensors in another type" in done.stdout
+    assert "hold the same values: 1 tensor, 256 values, 1 tensor in another type" in done.stdout
 
 
 def test_what_is_gone_fails_and_is_named(tmp_path):
@@ -104,7 +104,7 @@ def test_a_tensor_that_cannot_be_compared_costs_no_other(tmp_path):
     after = write_safetensors(tmp_path / "b.safetensors", x=X, y=Y, z=X[:2])
     done = run_quantlab("diff", before, after)
     assert done.returncode == 1
-    assert "1 tensors compared" in done.stdout
+    assert "1 tensor compared" in done.stdout
     assert "'y' has 1 of 256 values that are" in done.stdout or "NaN" in done.stdout
     assert "has the shape [2, 64], the original [4, 64]" in done.stdout
 

@@ -23,8 +23,8 @@ def list_tensors(path, *options):
 
 def n_sent(hub):
     """Count the bytes of ranges that were read."""
-    ranges = (asked for _, path, asked in hub.requests if asked and path.startswith(loopback.BLOBS))
-    spans = (asked.removeprefix("bytes=").split("-") for asked in ranges)
+    ranges = (span for _, path, span in hub.requests if span and path.startswith(loopback.BLOBS))
+    spans = (span.removeprefix("bytes=").split("-") for span in ranges)
     return sum(int(last) + 1 - int(first) for first, last in spans)
 
 

@@ -125,7 +125,7 @@ def test_a_download_that_breaks_goes_on_where_it_broke(hub, files, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 64)
     assert np.array_equal(read(Safetensors("hf://org/model/model.safetensors"))["w"], X)
     size = len(files["model.safetensors"])
-    (resumed,) = (asked for _, _, asked in hub.requests if asked)
+    (resumed,) = (span for _, _, span in hub.requests if span)
     assert 0 < int(resumed.removeprefix("bytes=").removesuffix("-")) <= size // 2
 
 

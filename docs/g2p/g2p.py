@@ -10,6 +10,7 @@ import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -95,4 +96,7 @@ if __name__ == "__main__":
     weights = dict(np.load(Path(package) / "checkpoint20.npz"))
     words = read_words(package)[::2]
     captured = [spell(weights, word, greedy_phonemes(weights, word))[1] for word in words]
-    np.savez(out, **{name: np.concatenate([one[name] for one in captured]) for name in captured[0]})
+    inputs: dict[str, Any] = {
+        name: np.concatenate([of_word[name] for of_word in captured]) for name in captured[0]
+    }
+    np.savez(out, **inputs)

@@ -13,11 +13,11 @@ def format_rows(directory: str) -> Iterator[tuple[str, ...]]:
     figures = quantlab.load(directory).groupby("format")[["sqnr_db", "out_sqnr_db"]].median()
     answers = quantlab.answers(directory).set_index("format").sort_values("kl")
     for name, answer in answers.iterrows():
-        decibels = [f"{value:.2f}" for value in figures.loc[name]]
+        decibels = [f"{value:.2f}" for value in figures.loc[str(name)]]
         kept = f"{answer.kl:.3g}", f"{answer.top1_same:.1%}"
         yield str(name), f"{answer.bits_per_value:.2f}", *decibels, *kept
 
 
 if __name__ == "__main__":
     for cells in (HEADS, ["---"] * len(HEADS), *format_rows(sys.argv[1])):
-        print(f"| {' | '.join(cells)} |")
+        sys.stdout.write(f"| {' | '.join(cells)} |\n")

@@ -54,7 +54,10 @@ pytestmark = pytest.mark.usefixtures("undrawn")
             ["-m", "block=tensor,64"],
             "block=64 names no option; for groups of 64 values: block=group block.size=64",
         ),
-        (["range=2"], "range=2 names no option; choose one of absmax, mse, percentile"),
+        (
+            ["range=2"],
+            "range=2 names no option; choose one of absmax, calibrated, entropy, mse, percentile",
+        ),
         (
             ["mode=mx"],
             "mode=mx does not exist: choose one of asym, fp4, fp6_e2m3, fp6_e3m2, fp8_e4m3, "

@@ -291,8 +291,8 @@ class Entropy:
         """Choose the range of each block by its histogram."""
         absmax = np.ravel(bounds.absmax)
         if values.count > BATCH:  # one block in many parts
-            parts = values.map_parts(lambda x: _count_bins(x, absmax[0]))
-            histograms: Iterable[NDArray[np.intp]] = [np.sum(parts, axis=0)]
+            counts = _sum_parts(values, lambda x: _count_bins(x, absmax[0]))
+            histograms: Iterable[NDArray[np.intp]] = [counts]
         else:
             x = np.concatenate(values.map_parts(np.copy), axis=-1)
             histograms = map(_count_bins, x.reshape(absmax.size, -1), absmax)
@@ -471,7 +471,7 @@ def _select_rank(values: BlockValues, rank: int, magnitudes: bool) -> float:
     def upper(x: FloatArray) -> NDArray[np.intp]:
         return np.bincount(_ordered(x, magnitudes) >> 16, minlength=2**16)
 
-    counts = np.cumsum(np.sum(values.map_parts(upper), axis=0))
+    counts = np.cumsum(_sum_parts(values, upper))
     high = int(np.searchsorted(counts, rank, side="right"))
     before = int(counts[high - 1]) if high else 0
 
@@ -479,11 +479,19 @@ def _select_rank(values: BlockValues, rank: int, magnitudes: bool) -> float:
         keys = _ordered(x, magnitudes)
         return np.bincount(keys[keys >> 16 == high] & 0xFFFF, minlength=2**16)
 
-    counts = np.cumsum(np.sum(values.map_parts(lower), axis=0))
+    counts = np.cumsum(_sum_parts(values, lower))
     low = int(np.searchsorted(counts, rank - before, side="right"))
     key = np.uint32(high << 16 | low)
     bits = key if magnitudes else (key ^ SIGN if key & SIGN else ~key)
     return float(np.array(bits, np.uint32).view(np.float32))
+
+
+def _sum_parts(
+    values: BlockValues, count: Callable[[FloatArray], NDArray[np.intp]]
+) -> NDArray[np.intp]:
+    """Sum up the counts of one block in parts; those of all parts at once may be gigabytes."""
+    rounds = _split_parts(values.parts)
+    return np.sum([np.sum(values.map_parts(count, parts), axis=0) for parts in rounds], axis=0)
 
 
 def _ordered(x: FloatArray, magnitudes: bool) -> NDArray[np.uint32]:

@@ -44,7 +44,9 @@ def chosen(range_, x, element, parts=1, scale_type=FLOAT32):
     """Return what a range chooses for rows that come in some parts."""
     pieces = np.array_split(x, min(parts, x.shape[1]), axis=1)
     rows = BlockValues(
-        x.shape[1], lambda function, _=None: [function(each) for each in pieces], parts=len(pieces)
+        x.shape[1],
+        lambda function, parts=slice(None): [function(piece) for piece in pieces[parts]],
+        parts=len(pieces),
     )
     found = Bounds(x.min(1).astype(float), x.max(1).astype(float), np.full(len(x), np.inf))
     return range_.choose(found, rows, element, scale_type.store)

@@ -288,7 +288,10 @@ class Experiment:
         return identity
 
     def _importance(self, tensor: Tensor) -> FloatArray | None:
-        return self.importance.of(tensor.name, tensor.shape) if self.importance else None
+        """Look up the importance of columns, which inputs that are known make needless."""
+        if not self.importance or (self.inputs and self.inputs.width(tensor) is not None):
+            return None
+        return self.importance.of(tensor.name, tensor.shape)
 
 
 def _is_predictable(form: Format) -> bool:

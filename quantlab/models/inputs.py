@@ -1,10 +1,13 @@
-"""The mean square of each input of the layers of an ONNX model, over samples.
+"""The inputs of the layers of an ONNX model: their Gram matrices, and the mean square of each.
 
-A layer computes ``sum_j w_ij x_j``; E[x_j^2] says how much an error of the weights of input j
-counts in its output. It is an importance matrix as llama.cpp's are, of any MatMul, Gemm and Conv.
+A layer computes ``sum_j w_ij x_j``. What an error of its weights does to that, the Gram matrix of
+its inputs says exactly, of MatMul and Gemm; E[x_j^2] says it for independent inputs, of Conv too,
+and is an importance matrix as llama.cpp's are.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Mapping
+import hashlib
+import json
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from math import prod
@@ -16,11 +19,16 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
+from quantlab.formats.format import NamedTensor
+from quantlab.formats.gram import compute_gram
+from quantlab.formats.scales import Array64
 from quantlab.models.onnx import OnnxModel
 from quantlab.sources.file import file_state, readable
+from quantlab.sources.mapping import FileState
 from quantlab.sources.onnx import find_input_axes
 from quantlab.sources.onnx_graph import Constant, input_name, read_attributes, read_graph
 
+GRAM_BYTES = 2**30  # of the matrices that are in memory at once
 Sums = tuple[NDArray[np.float64], int]  # of squares, (matrices, columns), and of how many each
 
 
@@ -54,38 +62,141 @@ class InputPowers:
         Raises ValueError where the inputs do not fit the model.
         """
         model = self._model
-        state = tuple(file_state(path) for path in (str(model.path), *model.input_files()))
-        importance = _measure_cached(model, state).get(name)
+        importance = _measure_cached(model, _find_state(model)).get(name)
         if importance is None or prod(shape) % importance.size:
             return None
         return importance
 
 
+@dataclass(frozen=True)
+class ModelInputs:
+    """The inputs of each weight of MatMul and Gemm, for the samples of `inputs`.
+
+    Raises ValueError where a file is missing.
+    """
+
+    path: str
+    inputs: str
+
+    def __post_init__(self) -> None:
+        """Look for the files, so that a wrong name is refused before anything runs."""
+        _ = self._model
+
+    @property
+    def _model(self) -> OnnxModel:
+        return OnnxModel(self.path, self.inputs)
+
+    @property
+    def name(self) -> str:
+        """Name of the file of inputs."""
+        return Path(self.inputs).name
+
+    def width(self, tensor: NamedTensor) -> int | None:
+        """Return the number of inputs of a weight; None where unknown."""
+        return dict(_find_widths(str(self._model.path))).get(tensor.name)
+
+    def gram(self, tensor: NamedTensor) -> Array64 | None:
+        """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown.
+
+        The model runs once for as many weights as `GRAM_BYTES` has room for. Raises ValueError
+        where the inputs do not fit the model.
+        """
+        model = self._model
+        for names in _group_weights(_find_widths(str(model.path))):
+            if tensor.name in names:
+                return _compute_grams(model, _find_state(model), names)[tensor.name]
+        return None
+
+    def identity(self, tensor: NamedTensor) -> str | None:
+        """Return a sha256 of the model and its inputs; None of a weight without known inputs."""
+        if self.width(tensor) is None:
+            return None
+        return hashlib.sha256(json.dumps(self._model.identity()).encode()).hexdigest()
+
+
 class _Layer(NamedTuple):
     """A weight, the edge of its inputs, and how to sum up the squares of those.
 
-    An edge that is not computed is an input of the graph.
+    An edge that is not computed is an input of the graph. Of a linear layer there is the axis of
+    the edge along which the `width` inputs lie.
     """
 
     weight: str
     edge: str
     is_computed: bool
     sum_squares: Callable[[NDArray[Any]], Sums]
+    axis: int | None
+    width: int
+
+
+def _find_state(model: OnnxModel) -> Hashable:
+    return tuple(file_state(path) for path in (str(model.path), *model.input_files()))
+
+
+def _find_widths(path: str) -> Sequence[tuple[str, int]]:
+    """Return the weights of linear layers, each once, and how many inputs they have."""
+    layers = _list_layers(file_state(path))
+    return [*{layer.weight: layer.width for layer in layers if layer.axis is not None}.items()]
+
+
+@lru_cache(maxsize=2)
+def _list_layers(state: FileState) -> Sequence[_Layer]:
+    with readable(state[0], "onnx"):
+        return [*_find_layers(state[0])]
+
+
+def _group_weights(widths: Sequence[tuple[str, int]]) -> Iterator[tuple[str, ...]]:
+    """Yield the names of weights whose Gram matrices are in memory at once."""
+    names: list[str] = []
+    n_bytes = 0
+    for name, width in widths:
+        n_bytes += 8 * width * width
+        if names and n_bytes > GRAM_BYTES:
+            yield tuple(names)
+            names, n_bytes = [], 8 * width * width
+        names.append(name)
+    yield tuple(names)
+
+
+@lru_cache(maxsize=1)
+def _compute_grams(
+    model: OnnxModel, state: Hashable, names: tuple[str, ...]
+) -> Mapping[str, Array64]:
+    """Compute the Gram matrices of some weights; `state` is that of the files."""
+    del state
+    layers = [layer for layer in _list_layers(file_state(str(model.path))) if layer.weight in names]
+    grams: dict[str, Array64] = {}
+    for layer, x in _compute_inputs(model, layers):
+        if layer.axis is not None:
+            rows = np.moveaxis(x, layer.axis, -1).astype(np.float32).reshape(-1)
+            gram = compute_gram(partial(_slice, rows), rows.size, layer.width)
+            grams[layer.weight] = grams.get(layer.weight, 0.0) + gram
+    return grams
+
+
+def _slice(values: FloatArray, start: int, stop: int) -> FloatArray:
+    return values[start:stop]
+
+
+def _compute_inputs(
+    model: OnnxModel, layers: Sequence[_Layer]
+) -> Iterator[tuple[_Layer, NDArray[Any]]]:
+    """Yield what flows into layers, batch by batch."""
+    edges = dict.fromkeys(layer.edge for layer in layers if layer.is_computed)
+    for batch, arrays in model.compute_edges([*edges]) if layers else ():
+        for layer in layers:
+            x = arrays.get(layer.edge, batch.feed.get(layer.edge))
+            if x is not None:
+                yield layer, x
 
 
 @lru_cache(maxsize=1)
 def _measure_cached(model: OnnxModel, state: Hashable) -> Mapping[str, FloatArray]:
     """Compute the importance of each weight; `state` is that of the files."""
     del state
-    with readable(str(model.path), "onnx"):
-        layers = list(_find_layers(str(model.path)))
-    edges = dict.fromkeys(layer.edge for layer in layers if layer.is_computed)
     sums: dict[str, Sums] = {}
-    for batch, arrays in model.compute_edges([*edges]) if layers else ():
-        for layer in layers:
-            x = arrays.get(layer.edge, batch.feed.get(layer.edge))
-            if x is not None:
-                _add(sums, layer.weight, layer.sum_squares(x))
+    for layer, x in _compute_inputs(model, _list_layers(file_state(str(model.path)))):
+        _add(sums, layer.weight, layer.sum_squares(x))
     return {name: (total / count).astype(np.float32) for name, (total, count) in sums.items()}
 
 
@@ -104,31 +215,41 @@ def _find_layers(path: str) -> Iterator[_Layer]:
             weight = scope.find_constant(input_name(node, place))
             edge = input_name(node, 1 - place)
             if weight and not scope.find_constant(edge):
-                sum_squares = _choose_sums(node, place, weight, axes.get(weight.name))
+                axis = axes.get(weight.name)
+                edge_axis = _find_edge_axis(node, place, weight, axis)
+                sum_squares = _choose_sums(node, place, weight, axis, edge_axis)
                 if sum_squares:
                     is_computed = scope.find_producer(edge) is not None
-                    yield _Layer(weight.name, edge, is_computed, sum_squares)
+                    width = weight.shape[axis or 0]
+                    yield _Layer(weight.name, edge, is_computed, sum_squares, edge_axis, width)
 
 
-def _choose_sums(
-    node: Any, place: int, weight: Constant, axis: int | None
-) -> Callable[[NDArray[Any]], Sums] | None:
-    """Return how the squares of the inputs of a weight are summed up; None of other operators.
+def _find_edge_axis(node: Any, place: int, weight: Constant, axis: int | None) -> int | None:
+    """Return the axis of an edge along which the inputs of a linear layer lie; None of others.
 
-    `axis` is that of the weight along which inputs lie, None where layers that share it differ.
+    `axis` is that of the weight, None where layers that share it differ.
     """
-    attributes, n_axes = read_attributes(node), len(weight.shape)
-    if node.op_type == "Conv" and place == 1 and n_axes > 2:
-        return partial(_sum_patches, shape=weight.shape, attributes=attributes)
-    if n_axes != 2 or axis is None:
+    attributes = read_attributes(node)
+    if len(weight.shape) != 2 or axis is None:
         return None
     if node.op_type == "MatMul":
-        return partial(_sum_linear, axis=(-2, -1)[place], is_column=axis == 0)
+        return (-2, -1)[place]
     if node.op_type == "Gemm":
         # Of A the inputs lie along axis 1, of B along axis 0, unless they are transposed.
         of_edge = attributes.get("transA", 0) == 0 if place else attributes.get("transB", 0) != 0
-        return partial(_sum_linear, axis=int(of_edge), is_column=axis == 0)
+        return int(of_edge)
     return None
+
+
+def _choose_sums(
+    node: Any, place: int, weight: Constant, axis: int | None, edge_axis: int | None
+) -> Callable[[NDArray[Any]], Sums] | None:
+    """Return how the squares of the inputs of a weight are summed up; None of other operators."""
+    if node.op_type == "Conv" and place == 1 and len(weight.shape) > 2:
+        return partial(_sum_patches, shape=weight.shape, attributes=read_attributes(node))
+    if edge_axis is None:
+        return None
+    return partial(_sum_linear, axis=edge_axis, is_column=axis == 0)
 
 
 def _sum_linear(x: NDArray[Any], axis: int, *, is_column: bool) -> Sums:

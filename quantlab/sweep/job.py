@@ -24,12 +24,12 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from quantlab.conf import add_folder, instantiate_with, own_settings
 from quantlab.experiment import Experiment
 from quantlab.formats.blocks import PerTensor
-from quantlab.formats.format import CHOICES, Codec, Format, compose
+from quantlab.formats.format import CHOICES, Codec, Format, Rounding, compose
 from quantlab.formats.ggml import Importance
 from quantlab.formats.gram import LayerInputs
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
-from quantlab.models.inputs import InputPowers
+from quantlab.models.inputs import InputPowers, ModelInputs
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
 from quantlab.records import record
@@ -102,9 +102,15 @@ def _build_importance(config: Mapping[str, Any]) -> Importance | None:
 
 def _build_inputs(config: Mapping[str, Any]) -> LayerInputs | None:
     """Build what knows the inputs of layers; None where nothing does."""
-    keys = ("metrics", "inputs"), ("rounding", "inputs")
-    path = next(filter(None, (_find_setting(config, *key) for key in keys)), None)
-    return CapturedInputs(path) if path and not _is_model(config) else None
+    path = _find_setting(config, "metrics", "inputs")
+    if not path and not _find_setting(config, "metrics", "imatrix"):
+        path = _find_setting(config, "rounding", "inputs")
+    return _open_inputs(config, path) if path else None
+
+
+def _open_inputs(config: Mapping[str, Any], path: str) -> LayerInputs:
+    """Open captured inputs, or those of a model that is run."""
+    return ModelInputs(config["dist"]["path"], path) if _is_model(config) else CapturedInputs(path)
 
 
 def _is_model(config: Mapping[str, Any]) -> bool:
@@ -143,11 +149,13 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
     choices["mode"] = {**choices["mode"], "n_bits": config["n_bits"]}
     files = [option[key] for option in choices.values() for key in FILE_KEYS if option.get(key)]
     states = [file_state(file) for file in files if expand_home(file).is_file()]
-    key = json.dumps([choices, states], default=str)
+    rounding = choices.pop("rounding", {})
+    of_model = [config["dist"].get("path")] if _is_model(config) and rounding else []
+    key = json.dumps([choices, rounding, states, *of_model], default=str)
     if key not in _formats:
         if len(_formats) == MAX_FORMATS:
             _formats.clear()
-        _formats[key] = _make_format(**choices)
+        _formats[key] = _make_format(**choices, rounding=_build_rounding(config, rounding))
     return _formats[key]
 
 
@@ -156,21 +164,28 @@ def _make_format(
     block: Any = None,
     range: Any = None,
     transform: Any = None,
-    rounding: Any = None,
+    rounding: Rounding | None = None,
 ) -> Format | Codec:
     """Make a format; one recorded before there were blocks has one float32 scale a tensor."""
     imatrix = {"imatrix": Imatrix(mode["imatrix"])} if mode.get("imatrix") else {}
-    has_rounding = rounding is not None and "_target_" in rounding
-    path = rounding["inputs"] if has_rounding else None
-    inputs = {"inputs": CapturedInputs(path)} if path else {}
     transform = own_settings("transform", transform) if transform else None
     return compose(
         instantiate_with(mode, **imatrix),
         instantiate(own_settings("block", block)) if block else PerTensor(),
         instantiate(own_settings("range", range)) if range else AbsMax(),
         instantiate(transform) if transform else None,
-        instantiate_with(rounding, **inputs) if has_rounding else None,
+        rounding,
     )
+
+
+def _build_rounding(config: Mapping[str, Any], option: Mapping[str, Any]) -> Rounding | None:
+    """Build the rounding of an option, with the inputs that it takes; None to nearest."""
+    if "_target_" not in option:
+        return None
+    path = option.get("inputs")
+    inputs = {"inputs": _open_inputs(config, path)} if path else {}
+    rounding: Rounding = instantiate_with(option, **inputs)
+    return rounding
 
 
 @contextmanager

@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -6,7 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
+import quantlab
 from quantlab.formats import rounding as module
 from quantlab.formats.blocks import Group, PerChannel, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError
@@ -19,10 +22,11 @@ from quantlab.formats.rounding import ORDERS, Gptq
 from quantlab.formats.transform import Hadamard, multiply_hadamard
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.measurement import load_mode
+from quantlab.records import record
 from quantlab.sources.captured import ArrayInputs
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure, reconstruct
-from tests.conftest import ROOT
+from tests.conftest import ROOT, run, run_quantlab
 from tests.formats import oracle
 
 VECTORS = oracle.vectors("gptq")
@@ -334,3 +338,89 @@ def test_the_bits_do_not_depend_on_threads():
     ]  # fmt: skip
     assert lines[0] == lines[1] == lines[2]
     assert lines[0][0] == lines[0][1] != lines[0][2] == lines[0][3]
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    weights = {name: draw(*shape).astype(np.float32) for name, shape in SHAPES.items()}
+    save_file(weights, tmp_path / "model.safetensors")
+    inputs = {name: (draw(99, 48) @ draw(48, 48, seed=1)).astype(np.float32) for name in ("a", "b")}
+    np.savez(tmp_path / "x.npz", **inputs)
+    return ["dist=file/safetensors", f"dist.path={tmp_path}/model.safetensors"]
+
+
+SHAPES = {"a.weight": (20, 48), "b.weight": (30, 48), "c.weight": (8, 40)}
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_sweep_compares_roundings(checkpoint, tmp_path):
+    sweep = [
+        "-m", *checkpoint, "rounding=nearest,gptq", f"rounding.inputs={tmp_path}/x.npz",
+        "block=group", "block.size=16", "n_bits=3,4", f"hydra.sweep.dir={tmp_path}/s",
+    ]  # fmt: skip
+    done = run(*sweep)
+    assert done.returncode == 0, done.stderr
+    table = quantlab.load(tmp_path / "s").set_index(["format", "tensor"])
+    decibels = table.out_sqnr_db.unstack("format")
+    for n_bits in (3, 4):
+        plain = f"sym {n_bits} bits, group 16"
+        assert (decibels[f"{plain}, gptq"] > decibels[plain])[["a.weight", "b.weight"]].all()
+    assert "resuming: 4 complete; 0 to do" in run(*sweep).stdout
+    np.savez(tmp_path / "x.npz", a=np.ones((5, 48), np.float32), b=draw(50, 48))
+    assert "resuming: 4 changed; 4 to do" in run(*sweep).stdout
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_nearest_is_what_it_was_before_there_was_another(checkpoint, tmp_path):
+    where = f"hydra.sweep.dir={tmp_path}/s"
+    run("-m", *checkpoint, "mode=sym", where)
+    (path,) = (tmp_path / "s").glob("*/record.json")
+    assert "rounding" not in record.read(path)["config"]
+    inputs = f"rounding.inputs={tmp_path}/x.npz"
+    run("-m", *checkpoint, "mode=sym", "rounding=nearest", inputs, where)
+    configs = [record.read(path)["config"] for path in (tmp_path / "s").glob("*/record.json")]
+    assert [config["metrics"]["inputs"] for config in configs if config["metrics"]["inputs"]] == [
+        f"{tmp_path}/x.npz"
+    ]
+
+
+@pytest.mark.usefixtures("undrawn")
+def test_a_plan_rounds_its_tensors_again(checkpoint, tmp_path):
+    run(
+        "-m", *checkpoint, "rounding=gptq", f"rounding.inputs={tmp_path}/x.npz", "n_bits=3,4",
+        "dist.exclude=c*", "mode=sym", f"hydra.sweep.dir={tmp_path}/s",
+    )  # fmt: skip
+    done = run_quantlab("plan", tmp_path / "s", "--bits", "7.2")
+    assert done.returncode == 0, done.stderr
+    again = run(
+        "-m", *checkpoint, "dist.exclude=c*", "mode=plan", f"mode.path={tmp_path}/s/plan.json",
+        f"hydra.sweep.dir={tmp_path}/p",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    planned = quantlab.load(tmp_path / "p").set_index("tensor").sqnr_db
+    measured = quantlab.load(tmp_path / "s").set_index(["tensor", "n_bits"]).sqnr_db
+    rows = json.loads((tmp_path / "s" / "plan.json").read_bytes())["tensors"]
+    widths = {row["tensor"]: row["n_bits"] for row in rows if "mode" in row}
+    assert planned.to_dict() == {name: measured[name, n] for name, n in widths.items()}
+    assert widths
+    refused = run_quantlab("plan", tmp_path / "s", "--bits", "32", "--recipe", "torchao")
+    assert refused.returncode == 2
+    assert "torchao has none of the formats tried (sym" in refused.stderr
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        ([], "rounding=gptq takes the inputs of layers: add rounding.inputs=FILE"),
+        (["rounding.inputs=none.npz"], "none.npz: no such file"),
+        (["rounding.inputs={x}", "rounding.order=act"], "rounding.order must be one of"),
+        (["rounding.inputs={x}", "mode=torchao/int8"], "rounding=gptq does not go with a mode"),
+        (["rounding.inputs={x}", "block=channel", "block.axis=1"], "not those of rows of inputs"),
+    ],
+)
+def test_a_run_that_cannot_be_says_so_in_a_sentence(checkpoint, tmp_path, overrides, sentence):
+    settings = [text.format(x=tmp_path / "x.npz") for text in overrides]
+    done = run(*checkpoint, "rounding=gptq", *settings, f"hydra.sweep.dir={tmp_path}/s")
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert sentence in done.stderr

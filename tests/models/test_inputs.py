@@ -7,7 +7,7 @@ import quantlab
 from quantlab.formats.blocks import Group
 from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
-from quantlab.models.inputs import InputPowers
+from quantlab.models.inputs import InputPowers, ModelInputs
 from quantlab.sources.onnx import Onnx
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure
@@ -112,8 +112,7 @@ def test_the_error_of_outputs_is_that_of_the_model_s_own_inputs(tmp_path):
     w = weights["w1"].astype(float)
     scale = np.abs(w).max() / 7
     error = np.rint(w / scale) * scale - w
-    columns = np.square(x, dtype=float).mean(axis=0)[:, None]
-    expected = 10 * np.log10((columns * w**2).sum() / (columns * error**2).sum())
+    expected = 10 * np.log10(np.square(x @ w).sum() / np.square(x @ error).sum())
     assert table.out_sqnr_db["w1"] == pytest.approx(expected, abs=1e-3)
     assert table.out_sqnr_db.notna().all()
     again = run("-m", *source, "mode=sym", f"hydra.sweep.dir={tmp_path}/s")
@@ -121,6 +120,42 @@ def test_the_error_of_outputs_is_that_of_the_model_s_own_inputs(tmp_path):
     save_inputs(tmp_path / "inputs.npz", x=x * 2)
     changed = run("-m", *source, "mode=sym", f"hydra.sweep.dir={tmp_path}/s")
     assert "resuming: 1 changed; 1 to do" in changed.stdout
+
+
+@pytest.mark.parametrize("limit", [2**30, 1])
+def test_the_gram_matrix_is_that_of_what_flows_in(tmp_path, monkeypatch, limit):
+    monkeypatch.setattr("quantlab.models.inputs.GRAM_BYTES", limit)  # all at once, or one by one
+    path, inputs, weights, x = two_layers(tmp_path)
+    known = ModelInputs(path, inputs)
+    hidden = np.maximum(x @ weights["w1"], 0)
+    for name, into in (("w1", x), ("w2", hidden)):
+        tensor = Tensor(name, weights[name], input_axis=0)
+        assert known.width(tensor) == into.shape[1]
+        expected = into.T.astype(float) @ into.astype(float)
+        assert known.gram(tensor) == pytest.approx(expected, rel=1e-4, abs=1e-4)
+        assert len(known.identity(tensor)) == 64
+    other = Tensor("w3", weights["w1"])
+    assert known.width(other) is known.gram(other) is known.identity(other) is None
+
+
+@pytest.mark.parametrize(
+    "block", [[], ["block=channel", "block.axis=1"], ["block=group", "block.axis=input"]]
+)
+def test_the_model_s_own_inputs_round_its_weights(tmp_path, block):
+    path, inputs, weights, x = two_layers(tmp_path)
+    done = run(
+        "-m", "dist=file/onnx", f"dist.path={path}", f"rounding.inputs={inputs}", "n_bits=3",
+        "mode=sym", "rounding=nearest,gptq", *block, f"hydra.sweep.dir={tmp_path}/s",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    table = quantlab.load(tmp_path / "s").set_index(["rounding", "tensor"])
+    decibels = table.out_sqnr_db.unstack("rounding")
+    assert (decibels["gptq"] > decibels["nearest"]).all()
+    own = "tensor" if not block else "channel" if "block=channel" in block else 32
+    measured = quantlab.measure(weights["w1"].T, n_bits=3, block=own, rounding="gptq", inputs=x)[
+        "out_sqnr_db"
+    ]
+    assert decibels["gptq"]["w1"] == pytest.approx(measured, abs=1e-6)
 
 
 @pytest.mark.parametrize(

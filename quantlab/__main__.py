@@ -155,6 +155,9 @@ def _take_plan_options(command: argparse.ArgumentParser) -> None:
         "--recipe", metavar="RUNTIME", help="in terms of llama.cpp, torchao, mlx, onnxruntime, ..."
     )
     command.add_argument(
+        "--context", type=int, metavar="N", help="also the size of keys and values of N tokens"
+    )
+    command.add_argument(
         "--out", type=Path, metavar="DIR", help="directory of the files, else that of the sweep"
     )
     command.add_argument(

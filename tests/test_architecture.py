@@ -58,7 +58,6 @@ APART = {  # modules with one user, one of their room, and why they stand alone
             "auto_round",
             "compressed_tensors",
             "gptqmodel",
-            "llama_cpp",
             "mlx",
             "modelopt",
             "onnxruntime",

@@ -101,6 +101,9 @@ def test_llama_cpp_takes_the_recipe_and_keeps_what_the_plan_promised(types, fold
     tool, *arguments = usage.split()
     assert tool == TOOL.name
     subprocess.run([str(TOOL), *arguments], check=True, capture_output=True)
+    if types.name == "gguf":
+        n_bytes = (tmp_path / "planned.gguf").stat().st_size
+        assert f"The file that llama.cpp writes has 1.49 MB ({n_bytes:,} bytes)." in done.stdout
     done = run(
         "-m", "dist=file/gguf", f"dist.path={folder}/tiny-F16.gguf", "mode=file/gguf",
         f"mode.path={planned}", f"hydra.sweep.dir={tmp_path}/kept",

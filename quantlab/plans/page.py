@@ -44,9 +44,17 @@ LINE_COLOUR, POINT_COLOUR = COLOURS[1], COLOURS[0]
 
 
 def render_page(
-    plan: Plan, command: str, results_sha256: str, texts: Texts, source: str = ""
+    plan: Plan,
+    command: str,
+    results_sha256: str,
+    texts: Texts,
+    source: str = "",
+    remarks: Sequence[str] = (),
 ) -> bytes:
-    """Return plan.html; `source` is the name of the checkpoint, empty where it is not known."""
+    """Return plan.html; `source` is the name of the checkpoint, empty where it is not known.
+
+    `remarks` are sentences on its file.
+    """
     texts = Texts(texts.lang, plan.problem.minimised)
     with plots.plot_style():
         curve = plots.svg(draw_curve(plan, texts), salt="plan_curve")
@@ -58,7 +66,7 @@ def render_page(
         subtitle=texts("plan_subtitle", dists=dists, **size),
         shrinkage=describe_shrinkage(plan, source, texts),
         answer=plan_answer(plan, texts),
-        sentences=list(plan_sentences(plan, texts)),
+        sentences=[*plan_sentences(plan, texts), *remarks],
         curve=Markup(plots.inline(curve, _describe_curve(plan, texts))),
         strip=Markup(plots.inline(strip, _describe_strip(plan, texts))),
         counts=format_table(plan, texts),
@@ -352,10 +360,10 @@ def _size_cells(part: Assignment | Option, plan: Plan, texts: Texts) -> tuple[st
     )
 
 
-def plan_summary(plan: Plan, texts: Texts, source: str = "") -> str:
+def plan_summary(plan: Plan, texts: Texts, source: str = "", remarks: Sequence[str] = ()) -> str:
     """Return the text of the terminal: sizes, the plan in one line, its formats, how it compares.
 
-    `source` is the name of the checkpoint.
+    `source` is the name of the checkpoint, `remarks` are sentences on its file.
     """
     texts = Texts(texts.lang, plan.problem.minimised)
     formats = format_table(plan, texts)
@@ -365,5 +373,5 @@ def plan_summary(plan: Plan, texts: Texts, source: str = "") -> str:
             filter(None, [describe_shrinkage(plan, source, texts), plan_answer(plan, texts)])
         ),
         formats._replace(rows=rows),
-        "\n".join(plan_sentences(plan, texts)),
+        "\n".join([*plan_sentences(plan, texts), *remarks]),
     )

@@ -11,6 +11,7 @@ from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget, small
 from quantlab.plans.options import Assignment
 from quantlab.plans.problem import KL, Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
+from quantlab.plans.runtimes.llama_cpp import GGUF_SUFFIX, LlamaCpp
 from quantlab.plans.runtimes.runtime import FORMAT_COLUMNS, Runtime
 from quantlab.records import disk
 from quantlab.records.answers import NAME as ANSWERS
@@ -20,10 +21,12 @@ from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar, read_settings, row_bars
 from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
-from quantlab.text import label
+from quantlab.sources.attention import count_cached_values
+from quantlab.text import format_size, label
 
 OPTIONS = ("bits", "size", "kl", "bar", "recipe", "by", "weights", "keep", "same")
 BUDGETS = ("bits", "size")  # of which a command takes several, with commas between
+CACHE_BYTES = 2  # of a key or value, in float16
 COUNTS = ("n_elements", "n_bytes", "n_bits", "block_size")
 NUMBERS = ("bits_per_value", "sqnr_db", "noise")
 
@@ -156,13 +159,41 @@ def run_command(
     if typed["bar"]:
         bars = [bar.criteria for bar in row_bars(sweep.rows)]
         notes["bar"] = bars if len(bars) > 1 else bars[0]
-    source = Path(find_source(directory)).name
-    files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts, source)
-    yield plan_summary(plan, texts, source)
+    source = find_source(directory)
+    remarks = list(_file_remarks(plan, source, options.get("context"), texts))
+    head = Path(source).name, remarks
+    files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts, head)
+    yield plan_summary(plan, texts, *head)
     write_files(out, files)
     paths = "\n".join(str(out / name) for name in files)
     runtime = request.runtime
     yield "\n" + render(paths, runtime.usage(str(out / runtime.file)) if runtime else "")
+
+
+def _file_remarks(plan: Plan, source: str, context: int | None, texts: Texts) -> Iterator[str]:
+    """Yield what the file of a runtime weighs, and the keys and values of a context of tokens.
+
+    Raises ValueError where the checkpoint does not tell how many those are.
+    """
+    runtime = plan.problem.runtime
+    exists = bool(source) and Path(source).is_file()
+    if isinstance(runtime, LlamaCpp) and exists and source.endswith(GGUF_SUFFIX):
+        n_bytes = runtime.file_bytes(plan.assignments, source)
+        size = format_size(n_bytes)
+        yield texts("plan_file", runtime=runtime.name, size=size, bytes=f"{n_bytes:,}")
+    if context is None:
+        return
+    if context < 1:
+        raise ValueError(f"--context takes a number of tokens above 0, got {context}")
+    n_values = count_cached_values(source) if exists else None
+    if n_values is None:
+        raise ValueError(
+            f"--context {context}: {source or 'the checkpoint'} does not tell its layers, heads of "
+            "keys and values, and their size"
+        )
+    yield texts(
+        "plan_context", n=f"{context:,}", size=format_size(CACHE_BYTES * n_values * context)
+    )
 
 
 def split_budgets(typed: Mapping[str, Any]) -> list[dict[str, str]]:
@@ -210,18 +241,18 @@ def plan_artefacts(
     typed: Mapping[str, Any],
     command: str,
     texts: Texts,
-    source: str = "",
+    head: tuple[str, Sequence[str]] = ("", ()),
 ) -> dict[str, bytes]:
     """Return the files of a plan by their names, with the recipe of its runtime.
 
-    `source` is the name of the checkpoint, empty where it is not known.
+    `head` is the name of the checkpoint, empty where it is not known, and what is remarked of it.
     """
     from quantlab.plans.page import render_page
 
     runtime = plan.problem.runtime
     files = {
         "plan.csv": table_csv(plan_table(plan)),
-        "plan.html": render_page(plan, command, sweep.artefacts["results.json"], texts, source),
+        "plan.html": render_page(plan, command, sweep.artefacts["results.json"], texts, *head),
         **({runtime.file: recipe_bytes(plan, runtime)} if runtime else {}),
     }
     return {**files, PLAN_JSON: plan_json(plan, typed, sweep.artefacts, files)}

@@ -1,7 +1,7 @@
 """Files of llama.cpp, read and decoded by the package gguf."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from math import prod
@@ -27,6 +27,8 @@ from quantlab.sources.tensor import Tensor
 
 INTEGERS = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 UNDECODED = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
+MAX_FIELD_VALUES = 2**12  # of an array; a vocabulary is longer
+FIXED_BYTES, INFO_BYTES = 24, 24  # of a header; of a tensor's description, without name and shape
 SHARD = re.compile(r"(?P<stem>.*)-\d{5}-of-(?P<count>\d{5})\.gguf")
 SCALE, INPUT_SCALE = ".scale", ".input_scale"  # of a weight, and of what is multiplied by it
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # before the name of a tensor that was reshaped
@@ -272,6 +274,51 @@ def _read_architecture(reader: Any) -> Architecture:
         _read_field(reader, f"{name}.attention.{key}") for key in ("head_count", "head_count_kv")
     )
     return Architecture(name, _head_counts(heads), _head_counts(kv_heads))
+
+
+def read_fields(path: str) -> dict[str, Any]:
+    """Read the metadata of a GGUF file, but arrays of more than `MAX_FIELD_VALUES`."""
+    fields = open_reader(path).fields.items()
+    return {key: field.contents() for key, field in fields if len(field.data) <= MAX_FIELD_VALUES}
+
+
+class HeaderSize(NamedTuple):
+    """Bytes of each field of a GGUF file, of its list of tensors, and what values are aligned to.
+
+    `tensors` are the bytes of the values of each tensor.
+    """
+
+    fields: dict[str, int]
+    infos: int
+    alignment: int
+    tensors: dict[str, int]
+
+    def file_size(self, field_bytes: int, tensor_bytes: Iterable[int]) -> int:
+        """Return the size of a file with fields and values of so many bytes, and these names."""
+        header = self.align(FIXED_BYTES + field_bytes + self.infos)
+        return header + sum(map(self.align, tensor_bytes))
+
+    def align(self, n_bytes: int) -> int:
+        """Round a number of bytes up to the alignment."""
+        return -(-n_bytes // self.alignment) * self.alignment
+
+
+def read_header_size(path: str) -> HeaderSize:
+    """Return the sizes of the parts of a GGUF file."""
+    reader = open_reader(path)
+    fields = {
+        key: sum(part.nbytes for part in field.parts)
+        for key, field in reader.fields.items()
+        if not key.startswith("GGUF.")  # of the fixed part
+    }
+    infos = sum(INFO_BYTES + len(info.name.encode()) + 8 * len(info.shape) for info in reader.infos)
+    tensors = {tensor.name: tensor.n_bytes for tensor in read_contents(path).tensors}
+    return HeaderSize(fields, infos, reader.alignment, tensors)
+
+
+def field_bytes(key: str) -> int:
+    """Return the bytes of a field that holds a uint32."""
+    return 8 + len(key.encode()) + 4 + 4
 
 
 def _head_counts(value: Any) -> tuple[int, ...]:

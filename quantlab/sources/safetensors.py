@@ -67,10 +67,7 @@ class Safetensors(File):
 
     @property
     def _model_config(self) -> Config:
-        with readable(self.path, self.format):
-            config = _read_config(Path(self.path).with_name("config.json"))
-        model: Config = config.get("model", {})
-        return model
+        return read_model_config(self.path)
 
     def _entries(self) -> Iterator[FileEntry]:
         arrays = list(read_arrays(self.path))
@@ -252,6 +249,13 @@ def _read_shards(index: str) -> dict[str, list[str]]:
     for shard in shards:
         Path(shard).open("rb").close()  # the package reports one without permission as missing
     return shards
+
+
+def read_model_config(path: str) -> Config:
+    """Return the config.json beside a checkpoint; empty where there is none."""
+    with readable(path, Safetensors.format):
+        model: Config = _read_config(Path(path).with_name("config.json")).get("model", {})
+    return model
 
 
 def _read_config(path: Path) -> Config:

@@ -213,6 +213,14 @@ def test_files_may_go_elsewhere(directory, tmp_path_factory):
         ask(directory, bits=6.6, out=elsewhere / "file" / "out")
 
 
+@pytest.mark.parametrize(("n", "sentence"), [(0, "takes a number of"), (9, "does not tell its")])
+def test_a_context_needs_a_checkpoint_that_tells(directory, n, sentence):
+    with pytest.raises(ValueError, match=rf"--context {n}|got {n}") as caught:
+        ask(directory, bits=6.6, context=n)
+    assert sentence in str(caught.value)
+    assert not (directory / "plan.json").exists()
+
+
 def test_several_budgets_are_rows_of_one_table_and_write_nothing(directory):
     before = sorted(directory.iterdir())
     head, *lines = ask(directory, bits="6.6,32").splitlines()

@@ -280,6 +280,34 @@ def test_formats_by_torchao_s_own_rule_are_its_configs():
     assert intx["scale_dtype"] == {"_type": "torch.dtype", "_data": "bfloat16"}
 
 
+@pytest.mark.parametrize("n_added", [0, 1, 2])
+def test_a_gguf_file_has_the_size_that_is_said(tmp_path, n_added):
+    """Fields that llama-quantize adds are counted once; those of a split are left out."""
+    gguf = pytest.importorskip("gguf")
+    x = np.ones((4, 64), np.float16)
+
+    def write(path, fields, data, **settings):
+        writer = gguf.GGUFWriter(path, "llama")
+        writer.add_name("a name of any length")
+        for key in fields:
+            writer.add_uint32(key, 1)
+        writer.add_tensor("w.weight", data, **settings)
+        writer.add_tensor("norm", np.ones(3, np.float32))
+        for step in (writer.write_header_to_file, writer.write_kv_data_to_file,
+                     writer.write_tensors_to_file, writer.close):  # fmt: skip
+            step()
+        return path
+
+    added = ["general.file_type", "general.quantization_version"]
+    kind = gguf.GGMLQuantizationType.Q8_0
+    codes = gguf.quants.quantize(x.astype(np.float32), kind)
+    whole = write(tmp_path / "q.gguf", added, codes, raw_dtype=kind)
+    source = write(tmp_path / "s.gguf", [*added[:n_added], "split.count"], x)
+    part = assigned(row("w", "ggml/q8_0", 8.5, 40, size=256), tensor("w.weight", (4, 64)))
+    runtime = RUNTIMES["llama.cpp"]
+    assert runtime.file_bytes([part], str(source)) == whole.stat().st_size
+
+
 LAYER = "model.layers.0.{}.weight"
 PLANNED = {  # a format, or None as it is stored, of each matrix of load_recipes.py
     "model.embed_tokens.weight": None,

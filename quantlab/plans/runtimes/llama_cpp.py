@@ -15,11 +15,14 @@ from collections.abc import Iterable
 from quantlab.formats.ggml import NUMBERS
 from quantlab.plans.options import Assignment, Original
 from quantlab.plans.runtimes.runtime import Runtime
+from quantlab.sources.gguf import field_bytes, read_header_size
 from quantlab.sources.names import gguf_name
 from quantlab.text import label
 
 AS_STORED = {"float32": "f32", "float16": "f16", "bfloat16": "bf16"}
 GGUF_FILE = "file/gguf"  # the source and the mode whose names and types are llama.cpp's
+ADDED_FIELDS = ("general.file_type", "general.quantization_version")  # of uint32
+GGUF_SUFFIX = ".gguf"
 MIN_AXES = 2  # of a tensor that is quantized
 NEVER = (
     "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
@@ -82,6 +85,18 @@ class LlamaCpp(Runtime):
         tensor = assignment.tensor
         kind = self.config(assignment) or AS_STORED[tensor.dtype]
         return f"^{_pattern(str(_tensor_name(tensor)))}$={kind}"
+
+    def file_bytes(self, assignments: Iterable[Assignment], path: str) -> int:
+        """Return the size of what llama-quantize writes of a GGUF file, without ``--imatrix``.
+
+        It copies the metadata but those of a split, and adds two where they are missing.
+        """
+        header = read_header_size(path)
+        planned = {part.tensor.name: part.bits // 8 for part in assignments}
+        fields = {key: n for key, n in header.fields.items() if not key.startswith("split.")}
+        fields |= {key: field_bytes(key) for key in ADDED_FIELDS}
+        tensors = (planned.get(name, n_bytes) for name, n_bytes in header.tensors.items())
+        return header.file_size(sum(fields.values()), tensors)
 
     def usage(self, path: str) -> str:
         """Return the command; its last argument is required and decides nothing."""

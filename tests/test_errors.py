@@ -61,7 +61,7 @@ pytestmark = pytest.mark.usefixtures("undrawn")
         (
             ["mode=mx"],
             "mode=mx does not exist: choose one of asym, fp4, fp6_e2m3, fp6_e3m2, fp8_e4m3, "
-            "fp8_e5m2, log, nf4, noise, plan, sym, bnb/fp4, bnb/int8, bnb/nf4, file/gguf, "
+            "fp8_e5m2, gptq, log, nf4, noise, plan, sym, bnb/fp4, bnb/int8, bnb/nf4, file/gguf, "
             "file/onnx, file/safetensors, ggml/..., hqq/affine, mlx/affine, mlx/mxfp4, mx/..., "
             "nv/fp4, onnx/matmulnbits, quanto/qint, torchao/int4, torchao/int8, torchao/intx",
         ),

@@ -371,7 +371,7 @@ class Format:
         if isinstance(self.range, TensorRange):
             opened = replace(self, range=self.range.open(tensor, self.block))
         if isinstance(self.block, Group) and self.block.axis == INPUT:
-            opened = replace(self, block=self.block.along(tensor.input_axis))
+            opened = replace(opened, block=self.block.along(tensor.input_axis))
         if isinstance(opened.transform, FittedTransform):
             opened._require_inputs(tensor, opened.transform)
         elif opened.transform:

@@ -150,3 +150,10 @@ def test_the_help_has_an_example_of_every_command(tmp_path):
     for command in ("run", "aggregate", "report", "verify", "reproduce", "tensors"):
         assert f"  quantlab {command} " in text
     assert "quantlab run dist=hidden" in quantlab("run", "--help", cwd=tmp_path).stdout
+
+
+def test_what_is_missing_is_named_with_what_installs_it(tmp_path):
+    done = quantlab("doctor", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for package in ("safetensors", "gguf", "numba", "huggingface-hub"):
+        assert f"missing: pip install {package}" in done.stdout

@@ -24,6 +24,7 @@ README, WRITE_UP, CHECKPOINTS, FORMATS = (
     PAGES[name] for name in ("README.md", "lab.md", "checkpoints.md", "formats.md")
 )
 DEMO = ROOT / ".venv/demo/silero_vad/data/silero_vad_16k.safetensors"
+G2P = ROOT / ".venv/demo/g2p_en/checkpoint20.npz"
 LAB = json.loads((ROOT / "multirun" / "lab" / "results.json").read_text())
 
 
@@ -259,6 +260,27 @@ def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
     }
     assert all("crest" in figures for widths in modes.values() for figures in widths.values())
     assert "| crest |" in (results.parent / "report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not G2P.exists(), reason=f"{G2P} is missing: make .venv/demo fetches it")
+def test_four_bits_of_a_model_cost_what_is_shown(tmp_path):
+    inputs, sweep = tmp_path / "inputs.npz", tmp_path / "sweep"
+    assert run_python(ROOT / "docs/g2p/g2p.py", G2P.parent, inputs).returncode == 0
+    settings = [
+        "dist=file/npz", f"dist.path={G2P}", "dist.include=*_w*", f"model.path={G2P.parent}",
+        f"metrics.inputs={inputs}", f"rounding.inputs={inputs}", f"hydra.sweep.dir={sweep}",
+        "mode=sym", "n_bits=4", "block=group", "block.scale=float16", "rounding=nearest,gptq",
+    ]  # fmt: skip
+    done = run("--config-dir", str(ROOT / "docs/g2p"), "-m", "model=g2p", *settings)
+    assert done.returncode == 0, done.stderr
+    printed = run_python(ROOT / "docs/g2p/table.py", sweep).stdout.splitlines()
+    assert printed[0] in FORMATS
+    shown = [line.split(" | ") for line in FORMATS.splitlines()]
+    for name, *cells in (line.split(" | ") for line in printed[2:]):
+        (expected,) = ([*numbers] for row, *numbers in shown if row == name)
+        numbers, others = ([float(cell.strip(" %|")) for cell in row] for row in (cells, expected))
+        assert numbers == pytest.approx(others, rel=0.02), name
 
 
 @pytest.mark.skipif(not DEMO.exists(), reason=f"{DEMO} is missing: make .venv/demo fetches it")

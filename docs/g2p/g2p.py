@@ -9,6 +9,7 @@ other half.
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,17 +27,21 @@ class Pronunciation:
     def __init__(self, path: str) -> None:
         """Take the directory of the package."""
         self.weights = dict(np.load(Path(path) / "checkpoint20.npz"))
-        words = read_words(path)[1::2]
-        self.spelled = [(word, greedy_phonemes(self.weights, word)) for word in words]
+        self.words = read_words(path)[1::2]
 
     def identity(self) -> dict[str, list[float]]:
         """Tell the model and its inputs from others."""
         sums = [float(array.sum(dtype=np.float64)) for array in self.weights.values()]
-        return {"sums": sums, "words": [len(word) for word, _ in self.spelled]}
+        return {"sums": sums, "words": [len(word) for word in self.words]}
+
+    @cached_property
+    def phonemes(self) -> list[list[int]]:
+        """The phonemes of each word, which any answer is compared after."""
+        return [greedy_phonemes(self.weights, word) for word in self.words]
 
     def answers(self, weights: Arrays) -> Iterator[Arrays]:
         """Yield the logits of each word, ``(phonemes, 74)``."""
-        for word, phonemes in self.spelled:
+        for word, phonemes in zip(self.words, self.phonemes, strict=True):
             logits, _ = spell({**self.weights, **weights}, word, phonemes)
             yield {"logits": logits}
 

@@ -1,5 +1,6 @@
 """Print what formats cost and what they keep, the least KL first: ``table.py SWEEP``."""
 
+import re
 import sys
 from collections.abc import Iterator
 
@@ -15,7 +16,8 @@ def format_rows(directory: str) -> Iterator[tuple[str, ...]]:
     for name, answer in answers.iterrows():
         decibels = [f"{value:.2f}" for value in figures.loc[str(name)]]
         kept = f"{answer.kl:.3g}", f"{answer.top1_same:.1%}"
-        yield str(name), f"{answer.bits_per_value:.2f}", *decibels, *kept
+        short = re.sub(r"\S+\.inputs=\S+ ", "", str(name))
+        yield short, f"{answer.bits_per_value:.2f}", *decibels, *kept
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Measure what it costs to store a tensor in n bits.
 
 ``measure(x)`` takes an array through a quantizer and back, and ``roundtrip(x)`` returns it.
+``measure_grid(PATH, mode=[...])`` measures each tensor of a file in many formats.
 ``load(DIR)`` reads the table of a sweep, ``answers(DIR)`` what its model lost and ``verdict(DIR)``
 what meets the bar; ``plan(DIR, bits=4.5)`` chooses a format for each tensor. ``quant`` holds the
 quantizers of the lab.
@@ -16,19 +17,30 @@ from importlib import import_module
 TYPE_CHECKING = False  # a checker takes it as true; typing takes most of the time that comes before
 if TYPE_CHECKING:
     from quantlab import quant
-    from quantlab.measurement import measure, roundtrip
+    from quantlab.measurement import measure, measure_grid, roundtrip
     from quantlab.plans.plan import plan
     from quantlab.records.answers import answers
     from quantlab.records.table import load
     from quantlab.report.verdict import verdict
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "answers", "load", "measure", "plan", "quant", "roundtrip", "verdict"]
+__all__ = [
+    "__version__",
+    "answers",
+    "load",
+    "measure",
+    "measure_grid",
+    "plan",
+    "quant",
+    "roundtrip",
+    "verdict",
+]
 
 _MODULES = {
     "answers": "records.answers",
     "load": "records.table",
     "measure": "measurement",
+    "measure_grid": "measurement",
     "plan": "plans.plan",
     "quant": "quant",
     "roundtrip": "measurement",

@@ -1,7 +1,10 @@
 """One array measured, for notebooks and scripts."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from itertools import product
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +19,7 @@ from quantlab.conf import (
 )
 from quantlab.formats import uniform
 from quantlab.formats.blocks import UnfitError
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, Format, Reconstruction, compose
 from quantlab.formats.gram import LayerInputs
 from quantlab.models.model import Evaluation, Model
@@ -26,6 +29,7 @@ from quantlab.report.terminal import run_summary
 from quantlab.report.texts import Texts
 from quantlab.sources.captured import ArrayInputs
 from quantlab.sources.file import require_select, select_weights
+from quantlab.sources.readers import reader_of
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure as measure_tensor
 from quantlab.stats.measure import reconstruct
@@ -223,17 +227,122 @@ def _measure(
 ) -> Measurement:
     mode = mode if isinstance(mode, str) else type(mode).__name__
     array = Tensor(name, as_array(x, name))
-    opened = _open(form, array, mode)
-    tensor = measure_tensor(
-        array,
-        opened,
-        threads=usable_cores(),
-        extra_metrics=metrics,
-        gram=inputs.gram(array) if inputs else None,
-    )
+    gram = inputs.gram(array) if inputs else None
+    result = _measure_opened(array, _open(form, array, mode), metrics, gram)
+    return Measurement(result, uniform.mode_name(mode), form.n_bits, name)
+
+
+def _measure_opened(
+    tensor: Tensor,
+    opened: Format | Reconstruction,
+    metrics: Mapping[str, Metric] | None = None,
+    gram: Any = None,
+) -> dict[str, Any]:
+    """Return the `Result` of a tensor in a format that was opened for it."""
+    threads = usable_cores()
+    result = measure_tensor(tensor, opened, threads=threads, extra_metrics=metrics, gram=gram)
     stored = {"stored_dtype": opened.dtype} if isinstance(opened, Reconstruction) else {}
-    named = tensor | {"predicted": None} | stored
-    return Measurement(named, uniform.mode_name(mode), form.n_bits, name)
+    return result | {"predicted": None} | stored
+
+
+def measure_grid(
+    x: Any,
+    mode: Any = "sym",
+    n_bits: Any = None,
+    block: Any = "tensor",
+    scale: Any = "float32",
+    range: Any = "absmax",
+    transform: Any = "none",
+    select: str = "weights",
+) -> Any:
+    """Measure every tensor in every combination of choices: a sweep without files.
+
+    Parameters
+    ----------
+    x
+        An array, a mapping of names to arrays, or the path of a file of tensors: npy, npz,
+        safetensors, GGUF or ONNX.
+    mode, n_bits, block, scale, range, transform
+        As `measure` takes them, each one value or a list. A combination that contradicts itself,
+        such as ``"nf4"`` in 8 bits, is left out.
+    select
+        ``"weights"`` or ``"all"`` tensors of a file or mapping, see `measure`.
+
+    Returns
+    -------
+    pandas.DataFrame
+        One row a tensor and format that it can be stored in: ``tensor``, the choices, and the
+        figures under their keys in results.csv.
+
+    Raises
+    ------
+    ValueError
+        As `measure` does, and if a mode goes with none of the other choices.
+
+    Examples
+    --------
+    >>> table = measure_grid([0.0, 0.5, -3.5], mode=["sym", "asym"], n_bits=[3, 4])
+    >>> table[["mode", "n_bits", "n_codes"]].values.tolist()
+    [['sym', 3, 2], ['sym', 4, 3], ['asym', 3, 3], ['asym', 4, 3]]
+    """
+    import pandas as pd
+
+    choices = {
+        "mode": mode, "n_bits": n_bits, "block": block, "scale": scale, "range": range,
+        "transform": transform,
+    }  # fmt: skip
+    formats = list(_compose_grid({key: _as_options(value) for key, value in choices.items()}))
+    rows = []
+    for tensor in _list_tensors(x, select):
+        for options, form in formats:
+            with suppress(UnfitError):
+                result = _measure_opened(tensor, form.open(tensor))
+                chosen = options | {"n_bits": form.n_bits}
+                rows.append({"tensor": tensor.name} | record.figures(result) | chosen)
+    table = pd.DataFrame(rows)
+    first = ["tensor", *(key for key in choices if key in table)]
+    return table[[*first, *(key for key in table if key not in first)]]
+
+
+def _as_options(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _compose_grid(
+    choices: Mapping[str, Sequence[Any]],
+) -> Iterator[tuple[dict[str, Any], Format | Codec]]:
+    """Yield the combinations that make a format; raises ValueError where a mode is in none."""
+    for mode in choices["mode"]:
+        contradiction: ContradictionError | None = None
+        is_possible = False
+        for values in product(*({**choices, "mode": [mode]}).values()):
+            options = dict(zip(choices, values, strict=True))
+            try:
+                form = form_of(**options)
+            except ContradictionError as reason:
+                contradiction = reason
+                continue
+            is_possible = True
+            yield {key: _option_name(value) for key, value in options.items()}, form
+        if contradiction and not is_possible:
+            raise contradiction
+
+
+def _option_name(value: Any) -> Any:
+    return value if isinstance(value, str | Integral) or value is None else type(value).__name__
+
+
+def _list_tensors(x: Any, select: str) -> Iterable[Tensor]:
+    """Open the tensors of a file, or name arrays."""
+    if isinstance(x, str | Path):
+        source = reader_of(Path(x))(str(x), select=select)
+        source.require_tensors()
+        return source.tensors()
+    if not isinstance(x, Mapping):
+        return [Tensor(NAME, as_array(x))]
+    require_select(select)
+    chosen = x if select == "all" else select_weights({name: np.shape(a) for name, a in x.items()})
+    return [Tensor(name, as_array(array, name)) for name, array in x.items() if name in chosen]
 
 
 def _answers(model: Model, form: Format | Codec, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -339,4 +448,6 @@ def _instantiate_option(group: str, option: str, **settings: Any) -> Any:
     try:
         return instantiate(own_settings(group, own))
     except InstantiationException as error:
-        raise ValueError(*(error.__cause__ or error).args) from None
+        cause = error.__cause__ or error
+        kind = ContradictionError if isinstance(cause, ContradictionError) else ValueError
+        raise kind(*cause.args) from None

@@ -55,6 +55,28 @@ def test_what_comes_back_is_refused_as_what_is_measured():
         quantlab.roundtrip(X, mode="ggml/q8_0")
 
 
+def test_a_grid_has_a_row_for_each_tensor_and_format(tmp_path):
+    arrays = {"a": X, "b": X[:4, :32], "bias": X[0]}
+    np.savez(tmp_path / "m.npz", **arrays)
+    choices = {"mode": ["sym", "nf4", "ggml/q8_0"], "n_bits": [4, 8], "block": ["tensor", 10]}
+    table = quantlab.measure_grid(tmp_path / "m.npz", **choices)
+    assert table.columns[:4].tolist() == ["tensor", "mode", "n_bits", "block"]
+    rows = table[["tensor", "mode", "n_bits", "block"]].to_numpy().tolist()
+    formats = [["sym", 4, "tensor"], ["sym", 4, 10], ["sym", 8, "tensor"], ["sym", 8, 10],
+               ["nf4", 4, "tensor"], ["nf4", 4, 10]]  # fmt: skip
+    of_b = [*formats, ["ggml/q8_0", 8, "tensor"]]
+    assert rows == [["a", *form] for form in formats] + [["b", *form] for form in of_b]
+    assert table["sqnr_db"][1] == quantlab.measure(X, n_bits=4, block=10)["sqnr_db"]
+    same = quantlab.measure_grid(arrays, **choices)
+    assert same["sqnr_db"].tolist() == table["sqnr_db"].tolist()
+    assert set(quantlab.measure_grid(arrays, select="all")["tensor"]) == set(arrays)
+
+
+def test_a_mode_that_goes_with_nothing_is_refused():
+    with pytest.raises(ValueError, match=r"nf4"):
+        quantlab.measure_grid(X, mode=["sym", "nf4"], n_bits=[3, 8])
+
+
 def test_whole_numbers_are_numbers():
     assert quantlab.measure(range(-127, 128))["max_err"] == 0
     assert quantlab.measure(np.arange(5).astype(ml_dtypes.bfloat16))["n_codes"] == 5

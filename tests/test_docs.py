@@ -195,6 +195,11 @@ def test_the_plan_is_the_one_shown(tmp_path):
     assert f"{lines[0]}\n{ratio}\n" in README
     for text in (done.stdout[: done.stdout.index(str(tmp_path))].strip(), ratio):
         assert text in PAGES["plans.md"]
+    apply = re.search(r"^quantlab (apply .*)$", PAGES["plans.md"], re.MULTILINE)[1]
+    places = {"$MODEL": str(DEMO), "multirun/formats": str(tmp_path), "multirun": f"{tmp_path}/out"}
+    for name, place in places.items():
+        apply = apply.replace(name, place)
+    assert run_quantlab(*apply.split()).stdout.startswith("7 tensors as the plan brings them back")
 
 
 def test_no_value_of_the_lab_lies_on_a_half_step():

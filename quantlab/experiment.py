@@ -1,6 +1,7 @@
 """One combination of tensors and format, measured tensor by tensor."""
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -32,6 +33,7 @@ from quantlab.stats.predict import predict
 from quantlab.stats.readings import better_reading
 from quantlab.text import label
 
+SMALL_GRAM = 2**26  # bytes of a Gram matrix that are not worth a line
 MIN_COSINE = 0.5  # of a stored tensor and its original; below it they are different tensors
 
 
@@ -225,6 +227,7 @@ class Experiment:
     def _measure(self, tensor: Tensor, bar: "tqdm[Any]") -> dict[str, Any]:
         expected = self.dist.expected
         opened = self.bound.open(tensor)
+        self._announce_memory(tensor, bar)
         result = measure(
             tensor,
             opened,
@@ -257,6 +260,14 @@ class Experiment:
             zeros = f"{self.importance.name} has an importance of 0 for every input of it"
             result["remark"] = "; ".join(filter(None, (result.get("remark"), zeros)))
         return result
+
+    def _announce_memory(self, tensor: Tensor, bar: "tqdm[Any]") -> None:
+        """Say how much memory the Gram matrix of the inputs of a tensor takes, where it is much."""
+        width = self.inputs.width(tensor) if self.inputs else None
+        n_bytes = 8 * width * width if width else 0
+        if n_bytes > SMALL_GRAM:
+            takes = f"a matrix of {width} x {width}, {n_bytes / 2**20:.0f} MiB"
+            bar.write(f"{label(tensor.name)}: its inputs take {takes}", file=sys.stderr)
 
     def _why_no_output(self) -> str:
         """Say why there is no error of the output of a tensor's layer."""

@@ -101,8 +101,11 @@ def compute_gram(read: Read, size: int, width: int) -> Array64:
         turned = np.ascontiguousarray(x.T)
         for at in range(0, padded, TILE):  # the upper triangle, which is mirrored
             _add_product(total[at : at + TILE, at:], turned[at : at + TILE], x[:, at:])
-    upper = np.triu(total[:width, :width])
-    return upper + np.triu(upper, 1).T
+    for at in range(0, padded, TILE):
+        tile = np.triu(total[at : at + TILE, at : at + TILE])
+        total[at : at + TILE, at : at + TILE] = tile + np.triu(tile, 1).T
+        total[at + TILE :, at : at + TILE] = total[at : at + TILE, at + TILE :].T
+    return total[:width, :width]
 
 
 def multiply(a: Array64, b: Array64) -> Array64:
@@ -127,11 +130,11 @@ def row_energies(rows: Array64, gram: Array64) -> Array64:
 def factor_upper(matrix: Array64) -> Array64:
     """Factor a symmetric matrix, H = R R^T, with R upper triangular.
 
-    The inverse of R is the upper Cholesky factor U of H^-1 = U^T U. Raises np.linalg.LinAlgError
-    unless H is positive definite.
+    The inverse of R is the upper Cholesky factor U of H^-1 = U^T U. The matrix may be overwritten.
+    Raises np.linalg.LinAlgError unless it is positive definite.
     """
     size = len(matrix)
-    factor = _pad(matrix.copy())
+    factor = _pad(matrix)
     np.fill_diagonal(factor[size:, size:], 1)
     for at in reversed(range(0, len(factor), TILE)):
         end = at + TILE

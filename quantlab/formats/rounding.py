@@ -32,7 +32,7 @@ from quantlab.formats.quantizer import BlockQuantizer, MapFn
 from quantlab.formats.scales import Array64
 
 COLUMNS = 128  # that are rounded before the others are moved: GPTQModel's blocksize
-STRETCH_VALUES = 2**20  # of rows that are rounded together
+STRETCH_VALUES = 2**19  # of rows that are rounded together
 MIN_ROWS = 64
 DAMP_STEP = 0.01  # by which damping grows where it has to: GPTQModel's damp_auto_increment
 INDEX_BITS = 32  # of the group of a column, where it must be stored

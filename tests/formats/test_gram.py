@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantlab.formats.gram import TILE, compute_gram, multiply, require_inputs, row_energies
+from quantlab.formats.gram import (
+    TILE,
+    compute_gram,
+    factor_upper,
+    invert_upper,
+    multiply,
+    require_inputs,
+    row_energies,
+)
 from quantlab.sources.tensor import Tensor
 
 SIZES = st.integers(1, 3 * TILE)
@@ -58,6 +66,24 @@ def test_the_energy_of_a_row_is_that_of_what_it_does_to_the_inputs(width, n_rows
     x, rows = draw(50, width), draw(n_rows, width, seed=1)
     energies = row_energies(rows, x.T @ x)
     assert energies == pytest.approx(np.square(x @ rows.T).sum(axis=0), rel=1e-10)
+
+
+@given(SIZES)
+def test_a_factor_is_upper_triangular_and_gives_the_matrix(width):
+    x = draw(2 * width, width)
+    gram = x.T @ x + np.eye(width)
+    factor = factor_upper(gram.copy())
+    assert not np.tril(factor, -1).any()
+    assert factor @ factor.T == pytest.approx(gram, rel=1e-10, abs=1e-10 * width)
+    assert factor @ invert_upper(factor) == pytest.approx(np.eye(width), abs=1e-8)
+
+
+@pytest.mark.parametrize("width", [1, TILE, 100])
+def test_what_is_not_positive_definite_has_no_factor(width):
+    gram = np.eye(width)
+    gram[0, 0] = -1
+    with pytest.raises(np.linalg.LinAlgError, match="not positive definite"):
+        factor_upper(gram)
 
 
 def test_the_bits_do_not_depend_on_the_threads_of_blas():

@@ -138,3 +138,11 @@ def test_the_last_gram_matrix_in_memory_is_computed_once():
     assert inputs.gram(tensor("up.weight")) is first
     assert inputs.gram(tensor("head")) is inputs.identity(tensor("head")) is None
     assert len(inputs.identity(tensor("up.weight"))) == 64
+
+
+def test_a_gram_matrix_that_takes_much_memory_is_announced(tmp_path, checkpoint, monkeypatch):
+    monkeypatch.setattr("quantlab.experiment.SMALL_GRAM", 8 * 7 * 7)
+    where = f"hydra.sweep.dir={tmp_path}/s"
+    done = run(*checkpoint, f"metrics.inputs={write_npz(tmp_path)}", where)
+    assert done.returncode == 0
+    assert done.stderr == "up.weight: its inputs take a matrix of 12 x 12, 0 MiB\n"

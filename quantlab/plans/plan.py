@@ -116,9 +116,11 @@ def plan_table(plan: Plan) -> pd.DataFrame:
     weighted relative squared error, ``float64``. A tensor that stays as it is stored has no
     settings of a format; `reason` says why one was not measured.
     """
-    table = pd.DataFrame([assignment_row(assignment) for assignment in plan.assignments])
-    types = dict.fromkeys(COUNTS, "Int64") | dict.fromkeys(NUMBERS, "float64")
-    return table.astype({column: types.get(column, "string") for column in table.columns})
+    rows = [assignment_row(assignment) for assignment in plan.assignments]
+    table = pd.DataFrame(rows, dtype=object)
+    types: dict[str, Any] = dict.fromkeys(COUNTS, "Int64") | dict.fromkeys(NUMBERS, "float64")
+    text = pd.StringDtype("python")  # PyArrow's refuses names that are no Unicode
+    return table.astype({column: types.get(column, text) for column in table.columns})
 
 
 def tensor_names(sweep: Aggregated) -> list[str]:

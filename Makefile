@@ -3,8 +3,8 @@ BIN := .venv/bin
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13
-PORTABLE := $(addprefix tests/,formats/test_format.py formats/test_uniform.py stats/test_measure.py records \
-	test_conf.py test_measurement.py)
+PORTABLE := $(addprefix tests/,formats/test_uniform.py stats/test_measure.py records/test_record.py \
+	records/test_table.py test_conf.py test_measurement.py)
 ANSWERS := dist=file/onnx dist.path=.venv/demo/magika/models/standard_v3_3/model.onnx \
 	model=onnx model.inputs=.venv/demo/inputs.npz hydra.sweep.dir=multirun/answers
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
@@ -45,7 +45,7 @@ test: .venv/dev .venv/demo ## run the tests but for the slow ones
 	@$(BIN)/pytest -m "not slow" --hypothesis-profile=quick
 
 test-all: .venv/dev .venv/demo .venv/wheel ## run every test, with the engines that are here
-	@$(BIN)/pytest
+	@$(BIN)/pytest --durations=15
 
 pythons: $(PYTHONS:%=.venv/python%) ## run tests of each room under the other Pythons that are here
 	@for version in $(PYTHONS); do \

@@ -43,9 +43,8 @@ class Experiment:
 
     `rel_threshold` is the magnitude below which a value has no relative error; `threads` changes
     the time and no figure; `importance` is that of the columns of tensors, `inputs` are those of
-    their layers; `extra_metrics` are
-    functions of `quantlab.stats.metrics.Evidence`, by the names of their figures; `evaluation` has
-    the model that answers with the stored tensors.
+    their layers; `extra_metrics` are functions of `quantlab.stats.metrics.Evidence`, by the names
+    of their figures; `evaluation` has the model that answers with the stored tensors.
     """
 
     dist: Source
@@ -266,8 +265,8 @@ class Experiment:
         width = self.inputs.width(tensor) if self.inputs else None
         n_bytes = 8 * width * width if width else 0
         if n_bytes > SMALL_GRAM:
-            takes = f"a matrix of {width} x {width}, {n_bytes / 2**20:.0f} MiB"
-            bar.write(f"{label(tensor.name)}: its inputs take {takes}", file=sys.stderr)
+            gram = f"a matrix of {width} x {width}, {n_bytes / 2**20:.0f} MiB"
+            bar.write(f"{label(tensor.name)}: its inputs take {gram}", file=sys.stderr)
 
     def _why_no_output(self) -> str:
         """Say why there is no error of the output of a tensor's layer."""

@@ -1,7 +1,6 @@
 """One array measured, for notebooks and scripts."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import product
 from numbers import Integral
 from pathlib import Path
@@ -148,18 +147,8 @@ def measure(
     >>> result["scale"], result["max_err"], result["n_codes"]
     (0.5, 0.0, 3)
     """
-    arrays = inputs if isinstance(inputs, Mapping) else {NAME: inputs}
-    of_layers = _layer_inputs({} if inputs is None else arrays)
-    form = form_of(
-        mode,
-        n_bits,
-        block,
-        scale,
-        range,
-        transform,
-        rounding,
-        None if inputs is None else of_layers,
-    )
+    of_layers = None if inputs is None else _layer_inputs(inputs, x)
+    form = form_of(mode, n_bits, block, scale, range, transform, rounding, of_layers)
     if isinstance(x, Mapping):
         import pandas as pd
 
@@ -179,9 +168,22 @@ def measure(
     return _measure(x, mode, form, NAME, metrics, of_layers)
 
 
-def _layer_inputs(inputs: Any) -> ArrayInputs:
-    """Name the inputs of arrays, or of the one that is measured."""
+def _layer_inputs(inputs: Any, x: Any) -> ArrayInputs:
+    """Name the inputs of the arrays in `x`, or of the one that it is.
+
+    Raises ValueError where one is a mapping and the other is not, or no name is in both.
+    """
+    if isinstance(inputs, Mapping) != isinstance(x, Mapping):
+        raise ValueError(
+            "inputs must be a mapping of names to arrays where x is one, and an array where x is "
+            "an array"
+        )
     arrays = inputs if isinstance(inputs, Mapping) else {NAME: inputs}
+    if isinstance(x, Mapping) and not arrays.keys() & x.keys():
+        raise ValueError(
+            f"inputs are of {', '.join(map(repr, arrays)) or 'nothing'}, which x has not: give "
+            "them the names of the weights"
+        )
     return ArrayInputs({name: Tensor(name, as_array(x, "inputs")) for name, x in arrays.items()})
 
 
@@ -193,6 +195,8 @@ def roundtrip(
     scale: str = "float32",
     range: Any = "absmax",
     transform: Any = "none",
+    inputs: Any = None,
+    rounding: Any = "nearest",
 ) -> FloatArray:
     """Reconstruct an array from its codes: the float32 values whose figures `measure` returns.
 
@@ -204,8 +208,9 @@ def roundtrip(
     array([ 0. ,  0.5, -3.5], dtype=float32)
     """
     tensor = Tensor(NAME, as_array(x))
-    opened = _open(form_of(mode, n_bits, block, scale, range, transform), tensor, mode)
-    return reconstruct(tensor, opened, usable_cores())
+    of_layers = None if inputs is None else _layer_inputs(inputs, tensor)
+    form = form_of(mode, n_bits, block, scale, range, transform, rounding, of_layers)
+    return reconstruct(tensor, _open(form, tensor, mode), usable_cores())
 
 
 def _open(form: Format | Codec, tensor: Tensor, mode: Any) -> Format | Reconstruction:
@@ -271,13 +276,14 @@ def measure_grid(
     Returns
     -------
     pandas.DataFrame
-        One row a tensor and format that it can be stored in: ``tensor``, the choices, and the
-        figures under their keys in results.csv.
+        One row a tensor and format that it can be stored in: ``tensor``, the choices, of which
+        `scale` is called ``scale_dtype``, and the figures under their keys in results.csv.
 
     Raises
     ------
     ValueError
-        As `measure` does, and if a mode goes with none of the other choices.
+        As `measure` does, and if a mode goes with none of the other choices, or no tensor can be
+        stored in any of the formats.
 
     Examples
     --------
@@ -293,14 +299,20 @@ def measure_grid(
     }  # fmt: skip
     formats = list(_compose_grid({key: _as_options(value) for key, value in choices.items()}))
     rows = []
+    reason = "there is no tensor"
     for tensor in _list_tensors(x, select):
         for options, form in formats:
-            with suppress(UnfitError):
-                result = _measure_opened(tensor, form.open(tensor))
-                chosen = options | {"n_bits": form.n_bits}
-                rows.append({"tensor": tensor.name} | record.figures(result) | chosen)
+            try:
+                opened = form.open(tensor)
+            except UnfitError as unfit:
+                reason = f"{tensor.name}: {unfit}"
+                continue
+            figures = record.figures(_measure_opened(tensor, opened))
+            rows.append({"tensor": tensor.name} | figures | options | {"n_bits": form.n_bits})
+    if not rows:
+        raise ValueError(f"no tensor can be stored in any of the formats ({reason})")
     table = pd.DataFrame(rows)
-    first = ["tensor", *(key for key in choices if key in table)]
+    first = ["tensor", *formats[0][0]]
     return table[[*first, *(key for key in table if key not in first)]]
 
 
@@ -323,13 +335,17 @@ def _compose_grid(
                 contradiction = reason
                 continue
             is_possible = True
-            yield {key: _option_name(value) for key, value in options.items()}, form
+            names = {"scale": "scale_dtype"}  # the scale itself is a figure
+            yield {names.get(k, k): _option_name(value) for k, value in options.items()}, form
         if contradiction and not is_possible:
             raise contradiction
 
 
 def _option_name(value: Any) -> Any:
-    return value if isinstance(value, str | Integral) or value is None else type(value).__name__
+    """Name an option, an object by its repr, or by its class where that would be an address."""
+    if isinstance(value, str | Integral) or value is None:
+        return value
+    return repr(value) if "__repr__" in vars(type(value)) else type(value).__name__
 
 
 def _list_tensors(x: Any, select: str) -> Iterable[Tensor]:
@@ -427,7 +443,10 @@ def _rounding(rounding: Any, inputs: LayerInputs | None) -> Any:
     if option is None:
         names = ", ".join(option_names("rounding"))
         raise ValueError(f"rounding must be one of {names}, got {rounding!r}")
-    return instantiate_with(option, inputs=inputs) if "_target_" in option else None
+    own = own_settings("rounding", option | {"inputs": inputs})
+    if "_target_" not in own:
+        return None
+    return instantiate_with(own, **({"inputs": inputs} if "inputs" in own else {}))
 
 
 def _load_option(group: str, option: Any) -> dict[str, Any]:

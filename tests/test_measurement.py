@@ -215,3 +215,38 @@ def round_trip(x, n_bits):
     scale = quant.choose_scale_symmetric(x, n_bits)
     codes = quant.quantize_fp32_to_int8(x, scale, n_bits)
     return quant.dequantize_int8_to_fp32(codes, scale)
+
+
+def test_the_scale_of_a_grid_is_a_figure_and_its_type_a_choice():
+    table = quantlab.measure_grid(X, scale=["float32", "float16"])
+    assert table["scale_dtype"].tolist() == ["float32", "float16"]
+    assert table["scale"][0] == quantlab.measure(X)["scale"]
+
+
+def test_a_grid_tells_objects_of_one_class_apart():
+    table = quantlab.measure_grid(X, range=[Percentile(90.0), Percentile(99.0)])
+    assert table["range"].nunique() == 2
+
+
+def test_a_grid_that_fits_nothing_says_why():
+    with pytest.raises(ValueError, match=r"no tensor can be stored .* its rows of 50 values"):
+        quantlab.measure_grid(X, mode="ggml/q8_0")
+
+
+@pytest.mark.parametrize(
+    ("x", "inputs", "why"),
+    [
+        ({"w": X}, X, "inputs must be a mapping of names to arrays where x is one"),
+        (X, {"x": X}, "inputs must be a mapping of names to arrays where x is one"),
+        ({"w": X}, {"v": X}, "inputs are of 'v', which x has not"),
+    ],
+)
+def test_inputs_that_are_of_no_array_are_refused(x, inputs, why):
+    with pytest.raises(ValueError, match=why):
+        quantlab.measure(x, inputs=inputs)
+
+
+def test_what_comes_back_is_rounded_as_what_is_measured():
+    choices = {"n_bits": 3, "rounding": "gptq", "inputs": X[:20]}
+    error = quantlab.roundtrip(X, **choices) - X
+    assert quantlab.measure(X, **choices)["max_err"] == np.abs(error).max()

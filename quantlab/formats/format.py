@@ -43,8 +43,8 @@ from quantlab.text import as_text
 PLAIN = {"block": "tensor", "block_size": None, "scale_dtype": "float32", "range": "absmax"}
 CHOICES = ("mode", "block", "range", "transform", "rounding")  # config groups that make a format
 FILE = "mode.path"  # the setting that names a file which is quantized already
-BESIDE = ("range.path", "transform.inputs")  # those that name a file beside the tensors
 CALIBRATION = "rounding.inputs"  # the setting that names the inputs that a rounding takes
+BESIDE = ("range.path", "transform.inputs", CALIBRATION)  # those of files beside the tensors
 
 
 @dataclass(frozen=True)
@@ -150,8 +150,8 @@ def _choice_names(columns: Mapping[str, Any]) -> list[str]:
 
 
 def _setting_name(key: str, value: Any) -> str:
-    """Name a setting; a rounding by its value, and files that are of other parts not at all."""
-    if key in (FILE, CALIBRATION):
+    """Name a setting; a rounding by its value, and the file that stands for the mode not at all."""
+    if key == FILE:
         return ""
     return as_text(value) if key == "rounding" else f"{key}={as_text(value)}"
 

@@ -62,13 +62,13 @@ class TransformedInputs:
     def gram(self, tensor: NamedTensor) -> Array64 | None:
         """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown."""
         gram = self.inputs.gram(tensor)
-        return None if gram is None else self._turn_rows(self._turn_rows(gram))
+        return None if gram is None else self._multiply_rows(self._multiply_rows(gram))
 
-    def _turn_rows(self, matrix: Array64) -> Array64:
+    def _multiply_rows(self, matrix: Array64) -> Array64:
         """Multiply each stretch of rows by B; return all of it transposed."""
         stretches = matrix.reshape(-1, len(self.matrix), matrix.shape[1])
-        turned = [multiply(self.matrix, rows) for rows in stretches]
-        return np.ascontiguousarray(np.concatenate(turned).T)
+        products = [multiply(self.matrix, rows) for rows in stretches]
+        return np.ascontiguousarray(np.concatenate(products).T)
 
     def identity(self, tensor: NamedTensor) -> str | None:
         """Return a sha256 of the inputs of a weight; None where unknown."""
@@ -98,9 +98,9 @@ def compute_gram(read: Read, size: int, width: int) -> Array64:
     for start in range(0, size, step):
         rows = read(start, min(start + step, size)).reshape(-1, width)
         x = _pad(rows.astype(np.float64))
-        turned = np.ascontiguousarray(x.T)
+        transposed = np.ascontiguousarray(x.T)
         for at in range(0, padded, TILE):  # the upper triangle, which is mirrored
-            _add_product(total[at : at + TILE, at:], turned[at : at + TILE], x[:, at:])
+            _add_product(total[at : at + TILE, at:], transposed[at : at + TILE], x[:, at:])
     for at in range(0, padded, TILE):
         tile = np.triu(total[at : at + TILE, at : at + TILE])
         total[at : at + TILE, at : at + TILE] = tile + np.triu(tile, 1).T
@@ -138,8 +138,8 @@ def factor_upper(matrix: Array64) -> Array64:
     np.fill_diagonal(factor[size:, size:], 1)
     for at in reversed(range(0, len(factor), TILE)):
         end = at + TILE
-        panel, done = factor[:end, at:end], factor[:, end:]
-        _add_product(panel, done[:end], np.ascontiguousarray(-done[at:end].T))
+        panel, factored = factor[:end, at:end], factor[:, end:]
+        _add_product(panel, factored[:end], np.ascontiguousarray(-factored[at:end].T))
         panel[at:] = _factor_tile(panel[at:])
         panel[:at] = multiply(panel[:at], np.ascontiguousarray(invert_upper(panel[at:]).T))
         factor[end:, at:end] = 0

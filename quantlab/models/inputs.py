@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
 from quantlab.formats.format import NamedTensor
-from quantlab.formats.gram import compute_gram
+from quantlab.formats.gram import LayerInputs, compute_gram
 from quantlab.formats.scales import Array64
 from quantlab.models.onnx import OnnxModel
+from quantlab.sources.captured import CapturedInputs
 from quantlab.sources.file import file_state, readable
 from quantlab.sources.mapping import FileState
 from quantlab.sources.onnx import find_input_axes
 from quantlab.sources.onnx_graph import Constant, input_name, read_attributes, read_graph
+from quantlab.text import label
 
 GRAM_BYTES = 2**30  # of the matrices that are in memory at once
 Sums = tuple[NDArray[np.float64], int]  # of squares, (matrices, columns), and of how many each
@@ -114,6 +116,14 @@ class ModelInputs:
         return hashlib.sha256(json.dumps(self._model.identity()).encode()).hexdigest()
 
 
+def open_inputs(path: str, model: str | None = None) -> LayerInputs:
+    """Open captured inputs of layers, or run an ONNX `model` with its own inputs in the file.
+
+    Raises ValueError where a file is missing.
+    """
+    return ModelInputs(model, path) if model else CapturedInputs(path)
+
+
 class _Layer(NamedTuple):
     """A weight, the edge of its inputs, and how to sum up the squares of those.
 
@@ -162,13 +172,22 @@ def _group_weights(widths: Sequence[tuple[str, int]]) -> Iterator[tuple[str, ...
 def _compute_grams(
     model: OnnxModel, state: Hashable, names: tuple[str, ...]
 ) -> Mapping[str, Array64]:
-    """Compute the Gram matrices of some weights; `state` is that of the files."""
+    """Compute the Gram matrices of some weights; `state` is that of the files.
+
+    Raises ValueError where an input of a layer is no finite float32.
+    """
     del state
     layers = [layer for layer in _list_layers(file_state(str(model.path))) if layer.weight in names]
     grams: dict[str, Array64] = {}
     for layer, x in _compute_inputs(model, layers):
         if layer.axis is not None:
-            rows = np.moveaxis(x, layer.axis, -1).astype(np.float32).reshape(-1)
+            with np.errstate(over="ignore"):
+                rows = np.moveaxis(x, layer.axis, -1).astype(np.float32).reshape(-1)
+            if not np.isfinite(rows).all():
+                raise ValueError(
+                    f"tensor '{label(layer.weight)}' has inputs, '{label(layer.edge)}' of "
+                    f"{model.path}, that hold NaN or Inf: leave out the samples that give them"
+                )
             gram = compute_gram(partial(_slice, rows), rows.size, layer.width)
             grams[layer.weight] = grams.get(layer.weight, 0.0) + gram
     return grams

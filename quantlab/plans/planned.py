@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from copy import copy
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 from threading import Lock
@@ -14,19 +14,28 @@ from typing import Any, cast
 from quantlab.conf import instantiate_with, load_option, own_settings
 from quantlab.formats.blocks import Group, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
-from quantlab.formats.format import Codec, Format, FormatSpec, NamedTensor, Reconstruction, compose
+from quantlab.formats.format import (
+    CALIBRATION,
+    Codec,
+    Format,
+    FormatSpec,
+    NamedTensor,
+    Reconstruction,
+    compose,
+)
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.transform import FittedTransform
+from quantlab.models.inputs import open_inputs
 from quantlab.records import disk
 from quantlab.sources.calibration import CalibratedRange
-from quantlab.sources.captured import CapturedInputs
 from quantlab.sources.file import existing_path, file_sha256
 from quantlab.sources.imatrix import Imatrix
+from quantlab.sources.onnx import Onnx
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import reconstruct
 from quantlab.text import label
 
-Formats = Mapping[FormatSpec, Format | Codec]
+Formats = dict[FormatSpec, Format | Codec]
 
 
 class Planned(Codec):
@@ -53,19 +62,25 @@ class Planned(Codec):
             raise ValueError(f"{path} is no plan: quantlab plan writes one") from None
         if len(rows) != len(content["tensors"]):
             raise ValueError(f"{path} has two tensors of one name: a plan is of one checkpoint")
+        specs = dict.fromkeys(spec for spec in self.specs.values() if spec)
+        self._with_inputs = [spec for spec in specs if spec.setting(CALIBRATION)]
         self._formats: Formats = {
-            spec: build_format(spec) for spec in dict.fromkeys(self.specs.values()) if spec
+            spec: build_format(spec) for spec in specs if spec not in self._with_inputs
         }
         codecs = [form for form in self._formats.values() if isinstance(form, Codec)]
         self.versions = {name: v for codec in codecs for name, v in codec.versions.items()}
 
     def bind(self, source: Any) -> "Planned":
-        """Return the plan for the tensors of one source."""
-        bound = copy(self)
+        """Return the plan for the tensors of one source; raises ValueError as `Planned` does.
+
+        What inputs a rounding takes depends on the source: see `open_inputs`.
+        """
+        bound, model = copy(self), source.path if isinstance(source, Onnx) else None
         bound._formats = {
             spec: form.bind(source) if isinstance(form, Codec) else form
             for spec, form in self._formats.items()
         }
+        bound._formats |= {spec: build_format(spec, model) for spec in self._with_inputs}
         return bound
 
     def open_format(self, tensor: NamedTensor) -> Format | Reconstruction:
@@ -91,9 +106,15 @@ class Planned(Codec):
                 identity += opened.range.tensor.sha256()
             if isinstance(opened.transform, FittedTransform):
                 identity += opened.transform.identity(tensor)
+            if opened.rounding:
+                identity += str(opened.rounding.identity(tensor))
             opened = replace(_as_reconstruction(tensor, opened), sha256=identity)
         imatrix = spec.setting("mode.imatrix")
-        content = [spec.to_json(), opened.sha256, file_sha256(imatrix) if imatrix else None]
+        content = [
+            spec.to_json(),
+            opened.sha256,
+            file_sha256(existing_path(imatrix)) if imatrix else None,
+        ]
         identity = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
         return replace(opened, dtype=spec.name, source=Path(self.path).name, sha256=identity)
 
@@ -116,26 +137,39 @@ def _read_spec(row: Mapping[str, Any]) -> FormatSpec | None:
     return FormatSpec.from_row({"n_bits": None, "settings": None, **row})
 
 
-def build_format(spec: FormatSpec) -> Format | Codec:
+def build_format(spec: FormatSpec, model: str | None = None) -> Format | Codec:
     """Make the format that a spec identifies, from the options that it names.
 
-    Raises ValueError where there is no such option.
+    With the path of an ONNX `model` a rounding takes the inputs that its layers have there. Raises
+    ValueError where there is no such option.
     """
-    mode = _build_option(spec, "mode", spec.mode, n_bits=spec.n_bits)
+    mode = _build_option(spec, "mode", spec.mode, {"imatrix": Imatrix}, n_bits=spec.n_bits)
     transform, rounding = (
-        _build_option(spec, group, name) if (name := spec.setting(group)) else None
-        for group in ("transform", "rounding")
+        _build_option(spec, group, name, files) if (name := spec.setting(group)) else None
+        for group, files in (
+            ("transform", {}),
+            ("rounding", {"inputs": partial(open_inputs, model=model)}),
+        )
     )
     if isinstance(mode, Format | Codec):
         return compose(mode, PerTensor(), AbsMax(), transform, rounding)
     size = {} if spec.block_size is None else {"size": spec.block_size}
-    block = _build_option(spec, "block", spec.block, scale=spec.scale_dtype, **size)
-    range_ = _build_option(spec, "range", spec.range) if spec.range else AbsMax()
+    block = _build_option(spec, "block", spec.block, {}, scale=spec.scale_dtype, **size)
+    range_ = _build_option(spec, "range", spec.range, {}) if spec.range else AbsMax()
     return compose(mode, block, range_, transform, rounding)
 
 
-def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: Any) -> Any:
-    """Instantiate an option of a config group with the settings of a spec."""
+def _build_option(
+    spec: FormatSpec,
+    group: str,
+    option: str | None,
+    readers: Mapping[str, Callable[[str], Any]],
+    **settings: Any,
+) -> Any:
+    """Instantiate an option of a config group with the settings of a spec.
+
+    Files that settings name are opened by `readers`.
+    """
     config = load_option(group, option) if option else None
     if config is None:
         raise ValueError(
@@ -147,10 +181,9 @@ def _build_option(spec: FormatSpec, group: str, option: str | None, **settings: 
         node, *keys = key.split(".")
         if node == group and keys:  # without keys it is the name of the option
             _set_nested(own, keys, value)
-    readers = {"mode": ("imatrix", Imatrix), "rounding": ("inputs", CapturedInputs)}
-    key, read = readers.get(group, ("", str))
-    files = {key: read(own[key])} if own.get(key) else {}
-    return instantiate_with(own if files else own_settings(group, own), **files)
+    own = own_settings(group, own)
+    files = {key: read(own[key]) for key, read in readers.items() if own.get(key)}
+    return instantiate_with(own, **files)
 
 
 def _set_nested(config: dict[str, Any], keys: list[str], value: Any) -> None:

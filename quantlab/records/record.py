@@ -315,9 +315,8 @@ def run_key(
 
     A tensor counts by its name and those of `KEY_PARTS` that it has, a tensor that was left out by
     the reason, a part of a source also by the `listing` of the whole, a model that answers by what
-    identifies it. Settings count as the oldest
-    version that had them wrote them: a module that moves, or a new group of options, changes no
-    key.
+    identifies it. Settings count as the oldest version that had them wrote them: a module that
+    moves, or a new group of options, changes no key.
     """
     identities = [
         {"name": name, **{key: tensor[key] for key in KEY_PARTS if key in tensor}}

@@ -12,7 +12,7 @@ from quantlab.formats.blocks import Block, Shape, UnfitError
 from quantlab.formats.element import Bounds, Element, RoundScale
 from quantlab.formats.format import NamedTensor, TensorRange
 from quantlab.formats.ranges import AbsMax, BlockValues, Entropy, Mse, Percentile, Range
-from quantlab.sources.file import FileEntry, expand_home
+from quantlab.sources.file import FileEntry, existing_path
 from quantlab.sources.readers import reader_of
 from quantlab.sources.tensor import Tensor
 from quantlab.text import label
@@ -60,8 +60,8 @@ class Calibrated(TensorRange):
 
     @cached_property
     def _entries(self) -> dict[str, FileEntry]:
-        path = expand_home(self.path)
-        return {entry.name: entry for entry in reader_of(path)(str(path)).entries}
+        path = existing_path(self.path)
+        return {entry.name: entry for entry in reader_of(Path(path))(path).entries}
 
     def open(self, tensor: NamedTensor, block: Block) -> CalibratedRange:
         """Return the range of a tensor.

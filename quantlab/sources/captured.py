@@ -34,7 +34,7 @@ class CapturedInputs:
 
     def __post_init__(self) -> None:
         """List the arrays, so that a bad file is refused before anything runs."""
-        existing_path(self.path)
+        object.__setattr__(self, "path", existing_path(self.path))  # it is frozen
         _list_entries(file_state(self.path))
 
     @property

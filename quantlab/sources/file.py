@@ -133,9 +133,9 @@ class File(Source, ABC):
     """A file of named tensors, of which shell-style patterns choose some.
 
     Without `include` every floating-point tensor is chosen, or with `select` "weights" those that
-    `select_weights` selects. The chosen tensors are divided into
-    `parts` of about as many bytes, of which `part`, counted from 0, is opened; where there is one,
-    it may be None. Raises ValueError, naming the file, when it is missing or is not of its format.
+    `select_weights` selects. The chosen tensors are divided into `parts` of about as many bytes, of
+    which `part`, counted from 0, is opened; where there is one, it may be None. Raises ValueError,
+    naming the file, when it is missing or is not of its format.
     """
 
     path: str

@@ -10,7 +10,7 @@ from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar, NamedTuple, cast
+from typing import ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,8 +20,10 @@ from quantlab.formats.scales import Array64
 from quantlab.formats.transform import ColumnScales, FittedTransform, Transform
 from quantlab.sources.captured import CapturedInputs
 from quantlab.sources.tensor import CHUNK_ELEMENTS, Tensor
+from quantlab.text import label
 
 ALPHAS = np.arange(21) / 20
+T = TypeVar("T")
 
 
 class Magnitudes(NamedTuple):
@@ -64,17 +66,22 @@ class InputScaling(FittedTransform):
 
     def identity(self, tensor: NamedTensor) -> str:
         """Return the sha256 of the inputs of a tensor."""
-        return self._captured.identity(tensor) or ""
+        return self._require(self._captured.identity(tensor), tensor)
 
     def gram(self, tensor: NamedTensor) -> Array64:
         """Compute the Gram matrix of the inputs of a tensor, ``(row, row)``."""
-        return cast("Array64", self._captured.gram(tensor))
+        return self._require(self._captured.gram(tensor), tensor)
+
+    def _require(self, known: T | None, tensor: NamedTensor) -> T:
+        if known is None:
+            raise UnfitError(f"{self._captured.name} has no inputs of '{label(tensor.name)}'")
+        return known
 
     def fit(
         self, tensor: NamedTensor, absmax: Array64, noise: Callable[[Transform], float]
     ) -> ColumnScales:
         """Return the scales of least noise: all 1, or those of an alpha; ties to the first."""
-        inputs = cast("Tensor", self._captured.open(tensor))
+        inputs = self._require(self._captured.open(tensor), tensor)
         magnitudes = Magnitudes(*_measure_columns(inputs), absmax)
         scales = [np.ones(absmax.size)]
         scales += [self.compute_scales(magnitudes, alpha) for alpha in ALPHAS]

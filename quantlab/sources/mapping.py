@@ -11,7 +11,7 @@ import signal
 import sys
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
@@ -57,10 +57,13 @@ def _install_handler() -> Any:
     return handler
 
 
-def _exit_truncated(_: int) -> NoReturn:
-    """End the process, in the thread that was reading."""
+def _exit_truncated(bus_error: int) -> None:
+    """End the process, in the thread that was reading, if a mapped file was truncated."""
     paths = [path for path, size, _ in _mapped if _size(path) < size]
-    sentence = TRUNCATED.format(path=" or ".join(paths) or "a file")
+    if not paths:  # a fault of something else, which repeats, now as the system has it
+        ctypes.CDLL(None).signal(bus_error, ctypes.c_void_p(signal.SIG_DFL.value))
+        return
+    sentence = TRUNCATED.format(path=" or ".join(paths))
     os.write(sys.__stderr__.fileno() if sys.__stderr__ else 2, sentence.encode())
     os._exit(1)
 

@@ -146,8 +146,9 @@ def reconstruct_into(
 ) -> bool:
     """Quantize a tensor and write what comes back into an array of its shape, in the array's dtype.
 
-    Needs no memory but that of some blocks. Returns False where a value is beyond the dtype, and
-    raises ValueError as `measure` does.
+    Takes the memory of some blocks, and with a rounding that of the whole tensor as float32 and of
+    the Gram matrix of its inputs. Returns False where a value is beyond the dtype, and raises
+    ValueError as `measure` does.
     """
     if along := _along_axis(tensor, form):
         axis, rows = along
@@ -401,7 +402,8 @@ class _RoundTrip:
         moved = tensor if isinstance(tensor, MovedAxis) else None
         original = moved.original if moved else tensor
         axis = original.input_axis
-        if axis == moved.axis if moved else axis in (None, len(tensor.shape) - 1):
+        is_last = axis == moved.axis if moved else axis in (None, len(tensor.shape) - 1)
+        if is_last:
             return reads
         arrays = [read(0, tensor.size).reshape(tensor.shape) for read in reads]
         if moved:

@@ -29,7 +29,7 @@ from quantlab.formats.ggml import Importance
 from quantlab.formats.gram import LayerInputs
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
-from quantlab.models.inputs import InputPowers, ModelInputs
+from quantlab.models.inputs import InputPowers, open_inputs
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
 from quantlab.records import record
@@ -37,7 +37,6 @@ from quantlab.records.journal import Journal, remove_journal
 from quantlab.records.older import current_name, with_current_names
 from quantlab.records.parts import WHOLE, read_division, whole_config, without_part_overrides
 from quantlab.report.bar import run_settings
-from quantlab.sources.captured import CapturedInputs
 from quantlab.sources.file import expand_home, file_state
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.onnx import Onnx
@@ -45,7 +44,7 @@ from quantlab.stats.metrics import Metric
 from quantlab.stats.parallel import usable_cores
 from quantlab.sweep.workers import end_with_sweep
 
-SHARED = ("block", "range", "transform")  # groups whose options share their settings
+SHARED = ("block", "range", "transform", "rounding")  # groups whose options share their settings
 FILE_KEYS = ("path", "imatrix", "inputs")  # of a mode, a range, a transform or a rounding
 EVALUATION_KEYS = ("outputs", "labels", "each")  # of a model, whatever its class
 MAX_FORMATS = 64  # in the cache: a sweep alternates between a few
@@ -105,12 +104,12 @@ def _build_inputs(config: Mapping[str, Any]) -> LayerInputs | None:
     path = _find_setting(config, "metrics", "inputs")
     if not path and not _find_setting(config, "metrics", "imatrix"):
         path = _find_setting(config, "rounding", "inputs")
-    return _open_inputs(config, path) if path else None
+    return open_inputs(path, _model_path(config)) if path else None
 
 
-def _open_inputs(config: Mapping[str, Any], path: str) -> LayerInputs:
-    """Open captured inputs, or those of a model that is run."""
-    return ModelInputs(config["dist"]["path"], path) if _is_model(config) else CapturedInputs(path)
+def _model_path(config: Mapping[str, Any]) -> str | None:
+    """Return the path of the source where it is a model that can be run."""
+    return config["dist"]["path"] if _is_model(config) else None
 
 
 def _is_model(config: Mapping[str, Any]) -> bool:
@@ -180,11 +179,12 @@ def _make_format(
 
 def _build_rounding(config: Mapping[str, Any], option: Mapping[str, Any]) -> Rounding | None:
     """Build the rounding of an option, with the inputs that it takes; None to nearest."""
-    if "_target_" not in option:
+    own = own_settings("rounding", option)
+    if "_target_" not in own:
         return None
-    path = option.get("inputs")
-    inputs = {"inputs": _open_inputs(config, path)} if path else {}
-    rounding: Rounding = instantiate_with(option, **inputs)
+    path = own.get("inputs")
+    inputs = {"inputs": open_inputs(path, _model_path(config))} if path else {}
+    rounding: Rounding = instantiate_with(own, **inputs)
     return rounding
 
 
@@ -264,26 +264,27 @@ def settings(cfg: DictConfig) -> dict[str, Any]:
     config = cast("dict[str, Any]", content)
     if read_division(config.get("dist")) == WHOLE:
         config = whole_config(config)
+    config = _without_nearest(config)
     shared = {
         key: own_settings(key, with_current_names(config[key])) for key in SHARED if key in config
     }
     # transform=none is no transform.
-    config = {key: own for key, own in (config | shared).items() if own or key not in SHARED}
-    return _without_nearest(config)
+    return {key: own for key, own in (config | shared).items() if own or key not in SHARED}
 
 
 def _without_nearest(config: dict[str, Any]) -> dict[str, Any]:
     """Drop the group of the rounding from a config that rounds to nearest, as before there was one.
 
-    Inputs that other roundings of its sweep take judge it too.
+    Inputs that other roundings of its sweep take judge it too, unless something else does.
     """
     rounding = config.get("rounding")
     if not isinstance(rounding, dict) or "_target_" in rounding:
         return config
     others = {key: value for key, value in config.items() if key != "rounding"}
     metrics = others.get("metrics")
-    if rounding.get("inputs") and isinstance(metrics, dict) and not metrics.get("inputs"):
-        others["metrics"] = metrics | {"inputs": rounding["inputs"]}
+    if rounding.get("inputs") and isinstance(metrics, dict):
+        is_judged = metrics.get("inputs") or metrics.get("imatrix")
+        others["metrics"] = metrics | ({} if is_judged else {"inputs": rounding["inputs"]})
     return others
 
 

@@ -24,7 +24,7 @@ from quantlab.formats.format import CHOICES
 from quantlab.records import parts, record
 from quantlab.records.older import as_recorded
 from quantlab.records.parts import Division, RunIdentity
-from quantlab.sweep.job import build, require_valid, run_environment, settings
+from quantlab.sweep.job import SHARED, build, require_valid, run_environment, settings
 from quantlab.text import as_text
 
 FORMAT_KEYS = {*CHOICES, "n_bits"}  # settings that may contradict each other
@@ -157,7 +157,7 @@ def expand(
     jobs = [Job(run, compose, n) for n, run in enumerate(unique.values())]
     jobs = _drop_contradictory(jobs, config.hydra.runtime.choices)
     sections = {_find_section(key) for job in jobs for key in job.overrides}
-    if len(products) > 1 or sections & {"block", "range", "rounding"}:
+    if len(products) > 1 or sections & {*SHARED}:
         jobs = _drop_repeated(jobs)
     positions: dict[tuple[str, ...], int] = {}
     return [

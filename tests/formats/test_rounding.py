@@ -364,7 +364,8 @@ def test_a_sweep_compares_roundings(checkpoint, tmp_path):
     decibels = table.out_sqnr_db.unstack("format")
     for n_bits in (3, 4):
         plain = f"sym {n_bits} bits, group 16"
-        assert (decibels[f"{plain}, gptq"] > decibels[plain])[["a.weight", "b.weight"]].all()
+        rounded_by = f"{plain}, rounding.inputs={tmp_path}/x.npz, gptq"
+        assert (decibels[rounded_by] > decibels[plain])[["a.weight", "b.weight"]].all()
     assert "resuming: 4 complete; 0 to do" in run(*sweep).stdout
     np.savez(tmp_path / "x.npz", a=np.ones((5, 48), np.float32), b=draw(50, 48))
     assert "resuming: 4 changed; 4 to do" in run(*sweep).stdout
@@ -412,7 +413,7 @@ def test_a_plan_rounds_its_tensors_again(checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
-        ([], "rounding=gptq takes the inputs of layers: add rounding.inputs=FILE"),
+        ([], "rounding=gptq takes a setting of its own: add rounding.inputs=..."),
         (["rounding.inputs=none.npz"], "none.npz: no such file"),
         (["rounding.inputs={x}", "rounding.order=act"], "rounding.order must be one of"),
         (["rounding.inputs={x}", "mode=torchao/int8"], "rounding=gptq does not go with a mode"),

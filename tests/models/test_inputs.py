@@ -172,3 +172,10 @@ def test_inputs_of_nothing_are_refused(tmp_path, overrides, sentence):
     done = run(*source, *named, f"hydra.sweep.dir={tmp_path}/s")
     assert done.returncode == 1
     assert sentence in done.stderr
+
+
+def test_inputs_that_are_not_finite_are_named(tmp_path):
+    path, _, weights, x = two_layers(tmp_path)
+    known = ModelInputs(path, save_inputs(tmp_path / "large.npz", x=x * 1e38))
+    with pytest.raises(ValueError, match=r"tensor 'w2' has inputs, 'r' of .*NaN or Inf"):
+        known.gram(Tensor("w2", weights["w2"], input_axis=0))

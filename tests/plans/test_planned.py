@@ -9,8 +9,10 @@ from quantlab.conf import CONF
 from quantlab.formats.element import ContradictionError
 from quantlab.formats.format import FormatSpec
 from quantlab.formats.uniform import mode_name
+from quantlab.models.inputs import ModelInputs
 from quantlab.plans.planned import Planned, build_format
 from quantlab.records.record import format_spec
+from quantlab.sources.onnx import Onnx
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import reconstruct
 from quantlab.sweep import job
@@ -165,3 +167,29 @@ def test_a_plan_predicts_for_the_output_that_loses_most_and_for_all_its_tensors(
     assert not any("predicted_kl" in answer for answer in answers)
     planned.add_prediction(answers, ["w", "v"])
     assert [answer.get("predicted_kl") for answer in answers] == [None, None, 0.5, None]
+
+
+def write_rounded_plan(folder, tensor, n_elements, inputs):
+    """Write a plan of one tensor that is rounded with feedback."""
+    settings = {"rounding": "gptq", "rounding.inputs": inputs}
+    row = {"tensor": tensor, "dtype": "float32", "n_elements": n_elements, "mode": "sym"}
+    row |= {"n_bits": 4, "block": "tensor", "scale_dtype": "float32", "format": "sym, gptq"}
+    row |= {"range": "absmax", "settings": json.dumps(settings)}
+    (folder / "plan.json").write_text(json.dumps({"tensors": [row]}))
+    return Planned(str(folder / "plan.json"))
+
+
+def test_inputs_of_a_rounding_are_part_of_what_identifies_a_planned_tensor(tmp_path):
+    hashes = set()
+    for seed in (0, 1):
+        np.savez(tmp_path / "x.npz", w=draw(9, 4, seed=seed))
+        planned = write_rounded_plan(tmp_path, "w", 12, str(tmp_path / "x.npz")).bind(None)
+        hashes.add(planned.open(Tensor("w", draw(3, 4))).sha256)
+    assert len(hashes) == 2
+
+
+def test_a_plan_of_a_model_rounds_by_the_inputs_of_its_layers(tmp_path):
+    path, inputs, weights, _ = two_layers(tmp_path)
+    planned = write_rounded_plan(tmp_path, "w1", 120, inputs).bind(Onnx(path))
+    opened = planned.open_format(Tensor("w1", weights["w1"], input_axis=0))
+    assert opened.rounding.inputs == ModelInputs(path, inputs)

@@ -146,3 +146,9 @@ def test_a_gram_matrix_that_takes_much_memory_is_announced(tmp_path, checkpoint,
     done = run(*checkpoint, f"metrics.inputs={write_npz(tmp_path)}", where)
     assert done.returncode == 0
     assert done.stderr == "up.weight: its inputs take a matrix of 12 x 12, 0 MiB\n"
+
+
+def test_a_file_of_the_hub_is_read_from_the_cache(tmp_path, monkeypatch):
+    path = write_npz(tmp_path)
+    monkeypatch.setattr("quantlab.sources.hub.locate", lambda *_: path)
+    assert CapturedInputs("hf://org/model/x.npz").width(tensor("up.weight")) == 12

@@ -43,6 +43,24 @@ def test_a_read_of_a_file_that_was_truncated_is_a_sentence(tmp_path, read):
     )
 
 
+FOREIGN = """
+import mmap, os, sys
+with open(sys.argv[1] + ".foreign", "w+b") as file:
+    os.truncate(file.fileno(), 2**16)
+    foreign = mmap.mmap(file.fileno(), 0)
+    os.truncate(file.fileno(), 0)
+from quantlab.sources.file import map_tensor
+tensor = map_tensor("w", "<f4", (2**16,), sys.argv[1], 0)
+foreign[0]
+"""
+
+
+def test_a_fault_of_something_else_ends_as_the_system_has_it(tmp_path):
+    np.ones(2**16, np.float32).tofile(tmp_path / "w.bin")
+    done = run_python("-c", FOREIGN, str(tmp_path / "w.bin"))
+    assert (done.returncode, done.stderr) == (-signal.SIGBUS, "")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("launcher", ["basic", "joblib"])
 def test_a_sweep_whose_file_is_truncated_says_so(tmp_path, launcher):

@@ -1,7 +1,10 @@
 import subprocess
 
 import pytest
+from hydra import compose, initialize_config_dir
 
+from quantlab.conf import CONF
+from quantlab.sweep import job
 from tests.conftest import RUN, run
 
 pytestmark = pytest.mark.usefixtures("undrawn")
@@ -46,3 +49,26 @@ def test_a_metric_that_does_not_name_its_place_is_refused(tmp_path):
     done = run("--config-dir", str(tmp_path), "dist=hidden", "metric=[zeros]")
     assert done.returncode == 1
     assert "begin it with '# @package metrics.extra.NAME'" in done.stderr
+
+
+def settings_of(*overrides):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return job.settings(compose("config", overrides=[*overrides], return_hydra_config=True))
+
+
+def test_an_importance_judges_nearest_beside_a_rounding_with_inputs():
+    config = settings_of("rounding.inputs=x.npz", "metrics.imatrix=y.gguf")
+    assert config["metrics"]["inputs"] is None
+    assert settings_of("rounding.inputs=x.npz")["metrics"]["inputs"] == "x.npz"
+
+
+class OwnRounding:
+    """A rounding that takes no setting."""
+
+    name = "own"
+
+
+def test_a_rounding_of_one_s_own_takes_the_settings_that_it_has():
+    config = settings_of("rounding=gptq", "rounding.inputs=x.npz", "dist=hidden")
+    config["rounding"] |= {"_target_": "tests.sweep.test_job.OwnRounding", "inputs": None}
+    assert job.build(config).form.rounding.name == "own"

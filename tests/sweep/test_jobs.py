@@ -124,6 +124,13 @@ def test_settings_that_an_option_does_not_use_make_no_second_run(tmp_path):
     ]
 
 
+def test_inputs_of_transforms_make_no_second_run_without_one(tmp_path):
+    sweep = ["dist=hidden", "transform=none", "transform.inputs=a,b"]
+    done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(jobs(tmp_path)) == 1
+
+
 def test_a_pattern_matches_nested_options(tmp_path):
     done = run("-m", "dist=hidden", "mode=glob(mx/fp*)", f"hydra.sweep.dir={tmp_path}")
     assert (done.returncode, done.stderr) == (0, "")

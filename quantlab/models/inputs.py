@@ -35,8 +35,8 @@ Sums = tuple[NDArray[np.float64], int]  # of squares, (matrices, columns), and o
 
 
 @dataclass(frozen=True)
-class InputPowers:
-    """The mean square of the inputs of each weight of an ONNX model, for the samples of `inputs`.
+class _GraphInputs:
+    """The inputs of the layers of an ONNX model, for the samples of `inputs`.
 
     Raises ValueError where a file is missing.
     """
@@ -56,6 +56,10 @@ class InputPowers:
     def name(self) -> str:
         """Name of the file of inputs."""
         return Path(self.inputs).name
+
+
+class InputPowers(_GraphInputs):
+    """The mean square of the inputs of each weight."""
 
     def of(self, name: str, shape: Shape) -> FloatArray | None:
         """Return E[x_j^2] of the values of a weight, ``(matrices, columns)``; None where unknown.
@@ -70,28 +74,8 @@ class InputPowers:
         return importance
 
 
-@dataclass(frozen=True)
-class ModelInputs:
-    """The inputs of each weight of MatMul and Gemm, for the samples of `inputs`.
-
-    Raises ValueError where a file is missing.
-    """
-
-    path: str
-    inputs: str
-
-    def __post_init__(self) -> None:
-        """Look for the files, so that a wrong name is refused before anything runs."""
-        _ = self._model
-
-    @property
-    def _model(self) -> OnnxModel:
-        return OnnxModel(self.path, self.inputs)
-
-    @property
-    def name(self) -> str:
-        """Name of the file of inputs."""
-        return Path(self.inputs).name
+class ModelInputs(_GraphInputs):
+    """The inputs of each weight of MatMul and Gemm."""
 
     def width(self, tensor: NamedTensor) -> int | None:
         """Return the number of inputs of a weight; None where unknown."""

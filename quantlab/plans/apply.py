@@ -69,7 +69,8 @@ def apply_plan(plan: Path, model: Path, out: Path, threads: int | None = None) -
     targets = _targets(files, out)
     tensors = _planned_tensors(planned, source)
     work = _Copy(source, planned.bind(source), tensors, threads or usable_cores())
-    targets[0].parent.mkdir(parents=True, exist_ok=True)
+    for target in targets:
+        target.parent.mkdir(parents=True, exist_ok=True)
     with disk.publish_together(targets) as drafts:
         work.write(dict(zip(files, drafts, strict=True)))
     return Applied(targets, len(tensors), len(source.entries) - len(tensors))
@@ -89,12 +90,13 @@ def _targets(files: Sequence[Path], out: Path) -> list[Path]:
     if len(files) > 1 and out.suffix == files[0].suffix:
         raise ValueError(f"the checkpoint is {len(files)} files: give a directory for {out}")
     is_file = len(files) == 1 and not out.is_dir()
-    targets = [out] if is_file else [out / file.name for file in files]
-    for target in targets:
+    folder = files[0].parent
+    targets = [out] if is_file else [out / file.relative_to(folder) for file in files]
+    for file, target in zip(files, targets, strict=True):
+        if ".." in file.relative_to(folder).parts:  # would lie outside `out`
+            raise ValueError(f"{files[0]} names {file} by way of another directory: not copied")
         if target.exists() or target.is_symlink():
             raise ValueError(f"{target} is there already: name another file, or remove it")
-    if len({target.name for target in targets}) < len(targets):
-        raise ValueError(f"{files[0]} has values in two files of one name, which is not copied")
     return targets
 
 
@@ -166,7 +168,7 @@ class _Copy:
         states = {tensor.name: tensor.state for tensor in self.tensors}
         if self.source.format == "onnx":  # whose smaller values were not mapped
             constants = read_graph(self.source.path, min_mapped_bytes=1).constants
-            states |= {each.name: each.open().state for each in constants if each.name in states}
+            states |= {c.name: c.open().state for c in constants if c.name in states}
         for tensor in self.tensors:
             match states[tensor.name]:
                 case (str(file), _, _, int(offset), _, _):

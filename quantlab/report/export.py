@@ -52,7 +52,7 @@ def _export_card(directory: Path, output: str | None) -> str:
     card = model_card(directory)
     if output is None:
         return card.rstrip("\n")
-    Path(output).write_text(card)
+    disk.write(Path(output), card.encode(errors="backslashreplace"))
     return output
 
 
@@ -155,8 +155,9 @@ def _export_parquet(directory: Path, output: str | None) -> str:
     table = pyarrow.Table.from_pandas(load(directory), preserve_index=False)
     manifest = disk.to_json(read_manifest(directory))
     metadata = {**(table.schema.metadata or {}), b"quantlab": manifest}
-    path = output or f"{directory.name}.parquet"
-    parquet.write_table(table.replace_schema_metadata(metadata), path)
+    path = output or f"{directory.resolve().name}.parquet"
+    with disk.publish_together([Path(path)]) as (draft,):
+        parquet.write_table(table.replace_schema_metadata(metadata), draft)
     return path
 
 

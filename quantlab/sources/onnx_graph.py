@@ -124,17 +124,25 @@ class Constant:
             )
         return Tensor(self.name, values.reshape(shape), self.state)
 
-    def _open_external(self) -> Tensor:
-        """Map the values in a file beside the model."""
-        about = {entry.key: entry.value for entry in self.proto.external_data}
+    def locate_data(self, name: str) -> Path:
+        """Return the path of a file beside the model, which is fetched from the hub if need be.
+
+        Raises BadFileError where it is outside the model's directory; it may not exist.
+        """
         path = Path(self.path)
         # A cache has links to files side by side: the directory of the link or of its target.
         directories = path.parent.resolve(), path.resolve().parent
-        hub.fetch_beside(path.parent / about.get("location", ""))
-        places = [directory / about.get("location", "") for directory in directories]
+        hub.fetch_beside(path.parent / name)
+        places = [directory / name for directory in directories]
         location = next((place for place in places if place.is_file()), places[0])
         if not any(location.resolve().is_relative_to(directory) for directory in directories):
             raise BadFileError(f"puts {self.name} into {location}, outside its own directory")
+        return location
+
+    def _open_external(self) -> Tensor:
+        """Map the values in a file beside the model."""
+        about = {entry.key: entry.value for entry in self.proto.external_data}
+        location = self.locate_data(about.get("location", ""))
         if not location.is_file():
             raise BadFileError(f"needs {location} for {self.name}, which does not exist")
         offset, size = int(about.get("offset", 0)), self.n_bytes
@@ -296,18 +304,20 @@ def read_attributes(node: Any) -> dict[str, Any]:
 
 
 def model_files(path: str) -> list[str]:
-    """List a model and the files beside it that hold its values."""
+    """List a model and the files beside it that hold its values.
+
+    Raises BadFileError where one is outside the model's directory.
+    """
     own = Path(path).resolve().name
     beside = {
-        entry.value
+        entry.value: constant
         for constant in read_graph(path).constants
         for entry in constant.proto.external_data
         if entry.key == "location" and entry.value != own
     }
-    paths = sorted(str(Path(path).parent / name) for name in beside)
-    for other in paths:
-        hub.fetch_beside(other)
-    return [path, *paths]
+    for name, constant in beside.items():
+        constant.locate_data(name)
+    return [path, *sorted({str(Path(path).parent / name) for name in beside})]
 
 
 def read_graph(path: str, min_mapped_bytes: int = MIN_MAPPED_BYTES) -> Graph:

@@ -11,8 +11,10 @@ from safetensors.numpy import load_file, save_file
 
 import quantlab
 from quantlab.formats.format import FormatSpec
-from quantlab.plans.apply import apply_plan
+from quantlab.plans.apply import _targets, apply_plan
+from quantlab.sources.onnx_graph import model_files
 from tests.conftest import run_quantlab
+from tests.sources.onnx_samples import external, save
 
 ASYM = {"mode": "asym", "n_bits": 4, "block": "group", "block_size": 32, "scale_dtype": "float16"}
 SYM = {"mode": "sym", "n_bits": 6, "block": "channel", "scale_dtype": "float32"}
@@ -83,6 +85,22 @@ def test_a_checkpoint_in_several_files_is_a_directory_of_them(tmp_path):
     stored = load_file(out / "m-2.safetensors")
     np.testing.assert_array_equal(stored["b.weight"], expected(tensors["b.weight"], SYM))
     np.testing.assert_array_equal(stored["c.weight"], tensors["c.weight"])
+
+
+@pytest.mark.parametrize("location", ["../secret", "{folder}/secret"])
+def test_data_outside_the_directory_of_a_model_is_not_copied(tmp_path, location):
+    (tmp_path / "secret").write_bytes(bytes(16))
+    (tmp_path / "model").mkdir()
+    path = location.format(folder=tmp_path)
+    model = save(tmp_path / "model/m.onnx", external("w", [4], path))
+    with pytest.raises(ValueError, match="outside its own directory"):
+        model_files(str(model))
+
+
+def test_data_in_a_folder_of_a_model_keeps_its_place(tmp_path):
+    files = [tmp_path / "m.onnx", tmp_path / "a/w.data", tmp_path / "b/w.data"]
+    out = tmp_path / "out"
+    assert _targets(files, out) == [out / "m.onnx", out / "a/w.data", out / "b/w.data"]
 
 
 @pytest.mark.parametrize("external", [False, True])

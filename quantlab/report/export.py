@@ -17,7 +17,7 @@ import yaml
 from quantlab.records import disk
 from quantlab.records.answers import read_rows
 from quantlab.records.manifest import NAME as MANIFEST
-from quantlab.records.manifest import read_manifest
+from quantlab.records.manifest import find_source, read_manifest
 from quantlab.records.record import NAME as RECORD
 from quantlab.records.record import Record, Run
 from quantlab.records.table import Aggregated, collect, load, read_aggregate
@@ -26,7 +26,7 @@ from quantlab.report.bar import read_settings
 from quantlab.report.choices import FormatResult, find_choices, group_by, stored_rows
 from quantlab.report.page import template
 from quantlab.report.tables import Table
-from quantlab.sources.hub import parse_id
+from quantlab.sources.hub import is_hub_id, parse_id
 from quantlab.text import NULL, format_number
 
 WORST_TENSORS = 10
@@ -66,7 +66,7 @@ def model_card(directory: Path) -> str:
     manifest = read_manifest(directory) or {}
     answers = find_outputs(settings.judged(read_rows(sweep)))
     return template("card.md.j2").render(
-        metadata=yaml.safe_dump(_card_metadata(manifest), sort_keys=False),
+        metadata=yaml.safe_dump(_card_metadata(directory), sort_keys=False),
         formats=_format_table(results),
         types=_type_table(stored_rows(rows, sweep.levels)),
         worst=_worst_table(results),
@@ -76,11 +76,11 @@ def model_card(directory: Path) -> str:
     )
 
 
-def _card_metadata(manifest: Mapping[str, Any]) -> dict[str, Any]:
+def _card_metadata(directory: Path) -> dict[str, Any]:
     """Return what the hub reads of a card; the base model is known where it came from the hub."""
-    bases = [*dict.fromkeys(parse_id(key)[0] for key in manifest.get("hub", {}))]
     metadata: dict[str, Any] = {"tags": ["quantlab", "quantization"]}
-    return metadata | ({"base_model": bases[0] if len(bases) == 1 else bases} if bases else {})
+    source = find_source(directory)
+    return metadata | ({"base_model": parse_id(source)[0]} if is_hub_id(source) else {})
 
 
 def _format_table(results: Sequence[FormatResult]) -> Table:
@@ -187,11 +187,16 @@ def _log_sweep(client: Any, sweep: Aggregated, directory: Path) -> str:
     tags = {"mlflow.runName": name, "mlflow.note.content": str(manifest.get("command"))}
     parent = client.create_run(number, tags=tags).info.run_id
     runs = [run for run in collect(directory) if run.record]
-    for run in runs:
-        _log_run(client, number, parent, run, directory)
-    for artefact in [*sweep.artefacts, MANIFEST]:
-        folder = str(Path(artefact).parent)
-        client.log_artifact(parent, str(directory / artefact), None if folder == "." else folder)
+    try:
+        for run in runs:
+            _log_run(client, number, parent, run, directory)
+        for artefact in [*sweep.artefacts, MANIFEST]:
+            folder = str(Path(artefact).parent)
+            place = None if folder == "." else folder
+            client.log_artifact(parent, str(directory / artefact), place)
+    except Exception:
+        client.set_terminated(parent, "FAILED")
+        raise
     client.set_tag(parent, MANIFEST_TAG, digest)  # last: one that broke off is no whole sweep
     client.set_terminated(parent)
     return f"{len(runs)} runs of {name} are logged, below run {parent}"

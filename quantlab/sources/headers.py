@@ -102,13 +102,14 @@ def _copy_gguf_file(remote: hub.RemoteFile, copy: Path) -> None:
     """Read ever more of a file until its header, whose length it does not say, is whole."""
     head = b""
     while True:
-        head += remote.read(len(head), min(max(2 * len(head), FIRST_BYTES), remote.size))
+        more = remote.read(len(head), min(max(2 * len(head), FIRST_BYTES), remote.size))
+        head += more
         copy.write_bytes(head)
         try:
             gguf.open_reader(str(copy))
             break
         except Exception:  # whatever the package raises where a header is cut
-            if len(head) >= min(remote.size, MAX_HEADER_BYTES):
+            if not more or len(head) >= min(remote.size, MAX_HEADER_BYTES):
                 break  # who reads the copy says what is wrong with it
     _write_with_hole(copy, head, remote.size)
 

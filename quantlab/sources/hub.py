@@ -24,6 +24,7 @@ ID = re.compile(
 SHARD = re.compile(r"-(?P<number>\d{5})-of-\d{5}(?=\.)")
 DEFAULTS = ("model.safetensors.index.json", "model.safetensors", "onnx/model.onnx")
 NAMED_FILES = 5  # of a repository, in one message
+MAX_BESIDE_BYTES = 2**24  # of another file of a repository that is read whole
 
 
 class HubError(ValueError):
@@ -84,7 +85,7 @@ class RemoteFile(NamedTuple):
             other = self.beside(name)
         except RemoteEntryNotFoundError:
             return None
-        return other.read(0, other.size)
+        return other.read(0, min(other.size, MAX_BESIDE_BYTES))
 
     def read(self, start: int, stop: int) -> bytes:
         """Read a range of bytes; raises errors of huggingface_hub."""
@@ -97,12 +98,13 @@ class RemoteFile(NamedTuple):
         with get_session().stream("GET", url, headers=headers) as response:
             utils.hf_raise_for_status(response)
             # A server that knows no ranges sends the file from its start.
-            first = 0 if response.status_code == HTTPStatus.PARTIAL_CONTENT else start
+            before = 0 if response.status_code == HTTPStatus.PARTIAL_CONTENT else start
             for chunk in response.iter_bytes():
-                content += chunk
-                if len(content) >= first + stop - start:
+                content += chunk[before:]
+                before = max(before - len(chunk), 0)
+                if len(content) >= stop - start:
                     break
-        return bytes(content[first : first + stop - start])
+        return bytes(content[: stop - start])
 
 
 _located: dict[tuple[str, ...], HubFile] = {}  # by the ids and suffixes that are resolved

@@ -112,7 +112,7 @@ def test_a_tensor_that_cannot_be_compared_costs_no_other(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "sentence"),
     [
-        (["{model}", "{missing}"], "give two of a kind"),
+        (["{model}", "{missing}"], "missing.safetensors is not there"),
         (["{model}", "{other}"], "have no tensor in common: name files of one model"),
         (["{model}", "{npy}"], "is of npy: name a file of gguf, safetensors, onnx"),
         (["{model}", "{lab}"], "a diff is of two sweeps or of two files"),

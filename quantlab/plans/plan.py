@@ -22,6 +22,8 @@ from quantlab.report.bar import Bar, read_settings, row_bars
 from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
 from quantlab.sources.attention import count_cached_values
+from quantlab.sources.file import existing_path
+from quantlab.sources.hub import is_hub_id
 from quantlab.text import format_size, label
 
 OPTIONS = ("bits", "size", "kl", "bar", "recipe", "by", "weights", "keep", "same")
@@ -178,16 +180,16 @@ def _file_remarks(plan: Plan, source: str, context: int | None, texts: Texts) ->
     Raises ValueError where the checkpoint does not tell how many those are.
     """
     runtime = plan.problem.runtime
-    exists = bool(source) and Path(source).is_file()
-    if isinstance(runtime, LlamaCpp) and exists and source.endswith(GGUF_SUFFIX):
-        n_bytes = runtime.file_bytes(plan.assignments, source)
+    path = _find_checkpoint(source, is_needed=context is not None)
+    if isinstance(runtime, LlamaCpp) and path.endswith(GGUF_SUFFIX):
+        n_bytes = runtime.file_bytes(plan.assignments, path)
         size = format_size(n_bytes)
         yield texts("plan_file", runtime=runtime.name, size=size, bytes=f"{n_bytes:,}")
     if context is None:
         return
     if context < 1:
         raise ValueError(f"--context takes a number of tokens above 0, got {context}")
-    n_values = count_cached_values(source) if exists else None
+    n_values = count_cached_values(path) if path else None
     if n_values is None:
         raise ValueError(
             f"--context {context}: {source or 'the checkpoint'} does not tell its layers, heads of "
@@ -196,6 +198,18 @@ def _file_remarks(plan: Plan, source: str, context: int | None, texts: Texts) ->
     yield texts(
         "plan_context", n=f"{context:,}", size=format_size(CACHE_BYTES * n_values * context)
     )
+
+
+def _find_checkpoint(source: str, *, is_needed: bool) -> str:
+    """Return the path of a checkpoint, empty where there is none; raises ValueError if needed."""
+    if not source or (is_hub_id(source) and not is_needed):  # which might be downloaded again
+        return ""
+    try:
+        return existing_path(source)
+    except ValueError:
+        if is_needed:
+            raise
+        return ""
 
 
 def split_budgets(typed: Mapping[str, Any]) -> list[dict[str, str]]:

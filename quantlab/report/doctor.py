@@ -45,8 +45,14 @@ def _describe_machine() -> str:
 
 
 def find_extras() -> Iterator[Extra]:
-    """Yield each package of each extra, as the metadata of quantlab list them."""
-    own = distribution("quantlab")
+    """Yield each package of each extra, as the metadata of quantlab list them.
+
+    Raises ValueError in a clone that is not installed, which has none.
+    """
+    try:
+        own = distribution("quantlab")
+    except PackageNotFoundError:
+        raise ValueError("quantlab is not installed here: run pip install . in its clone") from None
     requirements = [Requirement(text) for text in own.requires or ()]
     for extra in own.metadata.get_all("Provides-Extra") or ():
         for requirement in requirements:
@@ -60,7 +66,9 @@ def _inspect(extra: str, requirement: Requirement) -> Extra:
     try:
         installed = version(package)
     except PackageNotFoundError:
-        return Extra(extra, package, None, f"missing: pip install {package}")
+        return Extra(
+            extra, package, None, f"missing: pip install '{package}{requirement.specifier}'"
+        )
     if not requirement.specifier.contains(installed):
         return Extra(extra, package, installed, f"takes {requirement.specifier}")
     return Extra(extra, package, installed, _try_load(package))

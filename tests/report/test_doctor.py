@@ -46,4 +46,4 @@ def test_what_is_missing_or_too_old_says_what_to_do(monkeypatch):
 
     monkeypatch.setattr(doctor, "version", version)
     assert states()["fast", "numba"] == "takes >=0.61"
-    assert states()["onnx", "onnx"] == "missing: pip install onnx"
+    assert states()["onnx", "onnx"] == "missing: pip install 'onnx>=1.17'"

@@ -14,6 +14,7 @@ from quantlab.plans.runtimes.runtime import (
     group_size,
     integer_bits,
     integer_spec,
+    is_embedding,
     standard_spec,
 )
 from quantlab.records import disk
@@ -39,8 +40,8 @@ class AutoRound(Runtime):
     def refuse_tensor(self, tensor: Original) -> str | None:
         """Return the reason why AutoRound does not quantize a tensor, None if it does."""
         refusal = super().refuse_tensor(tensor)
-        is_left = "embed" in tensor.name or any(side % SIDE for side in tensor.shape)
-        return refusal or ("rule" if is_left else None)
+        is_excluded = is_embedding(tensor) or any(side % SIDE for side in tensor.shape)
+        return refusal or ("rule" if is_excluded else None)
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return the settings of a layer, None if AutoRound has no such format."""

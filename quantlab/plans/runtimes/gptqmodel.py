@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
+from quantlab.formats.rounding import INDEX_BITS
 from quantlab.plans.options import Assignment, Original
 from quantlab.plans.runtimes.runtime import Runtime, group_size, integer_bits, integer_spec
 from quantlab.records import disk
@@ -16,7 +17,6 @@ from quantlab.records import disk
 WIDTHS = (2, 3, 4, 5, 6, 8)
 GROUPS = (16, 32, 64, 128, 256, 512, 1024)
 OF_A_LAYER = re.compile(r"\.\d+\.")  # only linear modules in the layers of a model are quantized
-INDEX_BITS = 32
 
 
 class GptqModel(Runtime):

@@ -14,6 +14,7 @@ from quantlab.plans.runtimes.runtime import (
     Runtime,
     integer_bits,
     integer_spec,
+    is_embedding,
     standard_spec,
     to_yaml,
 )
@@ -37,7 +38,7 @@ class ModelOpt(Runtime):
 
     def refuse_tensor(self, tensor: Original) -> str | None:
         """Return the reason why a tensor is not quantized, None if it is."""
-        return super().refuse_tensor(tensor) or ("rule" if "embed" in tensor.name else None)
+        return super().refuse_tensor(tensor) or ("rule" if is_embedding(tensor) else None)
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
         """Return the attributes of a quantizer, None if there are none with the same codes."""

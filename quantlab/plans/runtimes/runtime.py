@@ -96,6 +96,11 @@ def table_bits(row: Row) -> int:
     return round(row["bits_per_value"] * row["n_elements"])
 
 
+def is_embedding(tensor: Original) -> bool:
+    """Test whether a tensor is named as an embedding, which is no linear layer."""
+    return "embed" in tensor.name
+
+
 def standard_spec(assignment: Assignment) -> FormatSpec | None:
     """Return the format of an assignment, None if no runtime may have it.
 

@@ -266,9 +266,9 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _diff(arguments: argparse.Namespace) -> None:
     are_files = [is_hub_id(path) or Path(path).is_file() for path in arguments.paths]
-    for path, is_file in zip(arguments.paths, are_files, strict=True):
-        if not is_file and not Path(path).exists():
-            raise ValueError(f"{path} is not there: name two sweeps or two files")
+    missing = [path for path in arguments.paths if not is_hub_id(path) and not Path(path).exists()]
+    if any(are_files) and missing:
+        raise ValueError(f"{missing[0]} is not there: name two sweeps or two files")
     if any(are_files) and not all(are_files):
         raise ValueError("a diff is of two sweeps or of two files: give two of a kind")
     if all(are_files):

@@ -121,8 +121,11 @@ def plan_table(plan: Plan) -> pd.DataFrame:
     rows = [assignment_row(assignment) for assignment in plan.assignments]
     table = pd.DataFrame(rows, dtype=object)
     types: dict[str, Any] = dict.fromkeys(COUNTS, "Int64") | dict.fromkeys(NUMBERS, "float64")
-    text = pd.StringDtype("python")  # PyArrow's refuses names that are no Unicode
-    return table.astype({column: types.get(column, text) for column in table.columns})
+    try:
+        return table.astype({column: types.get(column, "string") for column in table.columns})
+    except UnicodeEncodeError:  # PyArrow's strings are Unicode, and names need not be
+        text = pd.StringDtype("python")
+        return table.astype({column: types.get(column, text) for column in table.columns})
 
 
 def tensor_names(sweep: Aggregated) -> list[str]:

@@ -19,7 +19,7 @@ from quantlab.conf import (
 from quantlab.formats import uniform
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
-from quantlab.formats.format import Codec, Format, Reconstruction, compose
+from quantlab.formats.format import Codec, Format, Reconstruction, TensorRange, compose
 from quantlab.formats.gram import LayerInputs
 from quantlab.models.model import Evaluation, Model
 from quantlab.records import record
@@ -427,7 +427,8 @@ def _block(block: Any, scale: str) -> Any:
 
 
 def _range(range: Any) -> Any:
-    return range if hasattr(range, "choose") else _instantiate_option("range", range)
+    is_own = isinstance(range, TensorRange) or hasattr(range, "choose")
+    return range if is_own else _instantiate_option("range", range)
 
 
 def _transform(transform: Any) -> Any:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ from quantlab.formats.element import (
     FloatArray,
     RoundScale,
 )
-from quantlab.formats.ranges import AbsMax, BlockValues, Range
+from quantlab.formats.ranges import AbsMax, Range
 from quantlab.formats.scales import SCALE_RULES, PowerOfTwo, ScaleType, scale_type
 from quantlab.formats.transform import FittedTransform, Transform
 from quantlab.formats.uniform import MODES, Params, Uniform, mode_name
@@ -210,14 +210,10 @@ class Reconstruction:
     slow: bool = False
 
 
-class TensorRange(Range, ABC):
+class TensorRange(ABC):
     """A range that is known for a tensor by its name, before any of its values are."""
 
-    def choose(
-        self, bounds: Bounds, values: BlockValues, element: Element, store: RoundScale
-    ) -> Bounds:
-        """Raise NotImplementedError: `open` returns the range that chooses."""
-        raise NotImplementedError
+    name: ClassVar[str]
 
     @abstractmethod
     def open(self, tensor: NamedTensor, block: Block) -> Range:
@@ -336,7 +332,7 @@ class Format:
 
     element: Element
     block: Block = field(default_factory=PerTensor)
-    range: Range = field(default_factory=AbsMax)
+    range: Range | TensorRange = field(default_factory=AbsMax)
     scale: ScaleType | None = None
     transform: Transform | FittedTransform | None = None
     rounding: Rounding | None = None
@@ -470,7 +466,7 @@ def preset(
 def compose(
     mode: Any,
     block: Block,
-    range: Range,
+    range: Range | TensorRange,
     transform: Transform | FittedTransform | None = None,
     rounding: Rounding | None = None,
 ) -> Format | Codec:

@@ -7,7 +7,7 @@ do not depend on where a stretch begins and ends.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from quantlab.formats.element import (
     select_params,
 )
 from quantlab.formats.format import Format
-from quantlab.formats.ranges import ALL, NUMPY, BlockValues, Reductions, merge_bounds
+from quantlab.formats.ranges import ALL, NUMPY, BlockValues, Range, Reductions, merge_bounds
 from quantlab.formats.uniform import code_range
 
 T = TypeVar("T")
@@ -138,7 +138,8 @@ class BlockQuantizer:
         absmax = bounds.absmax
         if not np.isfinite(absmax).all():
             raise NotFiniteError
-        covered = self.form.range.choose(bounds, values, element, self.store)
+        chosen_range = cast("Range", self.form.range)  # of a format that is opened
+        covered = chosen_range.choose(bounds, values, element, self.store)
         blocks = element.fit(covered, self.store)
         empty = (blocks.params.scale == 0) & (absmax > 0)  # also where the range chosen is 0
         return blocks._replace(vanished=blocks.vanished | empty)

@@ -47,7 +47,8 @@ def without_values(path: str | Path) -> Iterator[Path]:
                 COPIERS[kind](remote, copy)
             yield copy
         except ValueError as reason:
-            raise ValueError(str(reason).replace(str(copy), remote.id)) from None
+            place = remote.id.rpartition("/")[0]  # of its shards too
+            raise ValueError(str(reason).replace(folder, place)) from None
 
 
 def _copy_safetensors(remote: hub.RemoteFile, copy: Path) -> None:

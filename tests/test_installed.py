@@ -156,4 +156,4 @@ def test_what_is_missing_is_named_with_what_installs_it(tmp_path):
     done = quantlab("doctor", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for package in ("safetensors", "gguf", "numba", "huggingface-hub"):
-        assert f"missing: pip install {package}" in done.stdout
+        assert f"missing: pip install '{package}" in done.stdout

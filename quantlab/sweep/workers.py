@@ -28,6 +28,7 @@ VARIABLE = "QUANTLAB_SWEEP"  # in the environment of workers: PID/fd/NUMBER of t
 PROC = Path("/proc")
 LOOK_SECONDS = 1.0  # between two looks whether the sweep is alive, on systems without /proc
 SHUTDOWN_SECONDS = 5.0  # that processes of a cluster have to end by themselves
+SETTLE_SECONDS = 3.0  # without any, after which there is none to come
 LOCAL_LAUNCHERS = ("JoblibLauncher", "LocalLauncher", "RayLauncher")  # on this machine
 
 
@@ -74,15 +75,18 @@ def _start_reaper(pipe: int) -> None:
 def reap() -> None:
     """Wait for the end of a pipe, standard input, then end all processes that inherited its name.
 
-    Only Linux tells the environment of other processes.
+    Only Linux tells the environment of other processes, and not while they are being started:
+    there is nothing left once none has been seen for some time.
     """
     os.read(sys.stdin.fileno(), 1)
-    deadline = time.monotonic() + SHUTDOWN_SECONDS
-    while _inheritors() and time.monotonic() < deadline:
+    ended = seen = time.monotonic()
+    while (now := time.monotonic()) < seen + SETTLE_SECONDS:
+        for process in _inheritors():
+            seen = now
+            if now > ended + SHUTDOWN_SECONDS:
+                with suppress(ProcessLookupError):
+                    os.kill(process, signal.SIGKILL)
         time.sleep(LOOK_SECONDS / 5)
-    for process in _inheritors():
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
 
 
 def _inheritors() -> list[int]:

@@ -105,12 +105,17 @@ def test_workers_on_other_machines_know_of_no_pipe(monkeypatch):
     assert VARIABLE not in os.environ
 
 
-def test_what_a_cluster_leaves_is_ended(monkeypatch):
+LATE = f"exec env -u {VARIABLE} name=${VARIABLE} sh -c 'sleep 0.4; {VARIABLE}=$name exec sleep 60'"
+
+
+@pytest.mark.parametrize("command", ["exec sleep 60", LATE])
+def test_what_a_cluster_leaves_or_still_starts_is_ended(monkeypatch, command):
     monkeypatch.setattr(workers, "SHUTDOWN_SECONDS", 0.1)
+    monkeypatch.setattr(workers, "SETTLE_SECONDS", 1.0)
     monkeypatch.setenv(VARIABLE, uuid4().hex)
     read_end, write_end = os.pipe()
     os.close(write_end)
-    with os.fdopen(read_end) as pipe, subprocess.Popen(["sleep", "60"]) as process:
+    with os.fdopen(read_end) as pipe, subprocess.Popen(["sh", "-c", command]) as process:
         monkeypatch.setattr(sys, "stdin", pipe)
         workers.reap()
         assert process.wait(10) == -signal.SIGKILL

@@ -25,8 +25,8 @@ def ours() -> None:
     """Print the time and the memory of quantlab's, the Gram matrix included."""
     from quantlab.formats.blocks import Group
     from quantlab.formats.format import Format
-    from quantlab.formats.gptq import GptqSymmetric
     from quantlab.formats.rounding import Gptq
+    from quantlab.formats.uniform import GptqSymmetric
     from quantlab.sources.captured import ArrayInputs
     from quantlab.sources.tensor import Tensor
     from quantlab.stats.measure import reconstruct

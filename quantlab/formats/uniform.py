@@ -201,6 +201,22 @@ class Symmetric(Uniform):
 
 
 @dataclass(frozen=True)
+class GptqSymmetric(Symmetric):
+    """Zero point 0, and no code stays unused: the symmetric grid of GPTQModel.
+
+    ``scale = 2 max|x| / (2^n - 1)``: the range ends half a step beyond the codes. Source:
+    ``Quantizer.find_params`` of GPTQModel 7.3.4, which halves the scale of a block that has no
+    negative value, so that it saturates; that is left out. Its asymmetric grid is `Asymmetric`.
+    """
+
+    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
+        """Map the larger magnitude of each range to half a step beyond the largest code."""
+        qmin, qmax = code_range(self.n_bits)
+        absmax = bounds.absmax * (2 * qmax / (qmax - qmin))
+        return super().fit(Bounds(-absmax, absmax, bounds.min_magnitude), store)
+
+
+@dataclass(frozen=True)
 class Asymmetric(Uniform):
     """Zero point chosen from the data, under one of three policies.
 

@@ -21,6 +21,7 @@ NAMES = (  # of a class, the oldest first and today's last
     ("quantlab.files.Npy", "quantlab.sources.npy.Npy", "quantlab.sources.numpy.Npy"),
     ("quantlab.files.Npz", "quantlab.sources.npz.Npz", "quantlab.sources.numpy.Npz"),
     ("quantlab.files.Safetensors", "quantlab.sources.safetensors.Safetensors"),
+    ("quantlab.formats.gptq.GptqSymmetric", "quantlab.formats.uniform.GptqSymmetric"),
     ("quantlab.formats.levels.NormalFloat4", "quantlab.formats.floats.NormalFloat4"),
     (
         "quantlab.predict.LognormalShares",

@@ -14,13 +14,12 @@ from quantlab.formats import rounding as module
 from quantlab.formats.blocks import Group, PerChannel, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError
 from quantlab.formats.format import Format, compose
-from quantlab.formats.gptq import GptqSymmetric
 from quantlab.formats.gram import row_energies
 from quantlab.formats.log import Log
 from quantlab.formats.ranges import AbsMax, Mse, Percentile
 from quantlab.formats.rounding import ORDERS, Gptq
 from quantlab.formats.transform import Hadamard, multiply_hadamard
-from quantlab.formats.uniform import Asymmetric, Symmetric
+from quantlab.formats.uniform import Asymmetric, GptqSymmetric, Symmetric
 from quantlab.measurement import load_mode
 from quantlab.records import record
 from quantlab.sources.captured import ArrayInputs

@@ -27,7 +27,7 @@ def ours() -> None:
     from quantlab.formats.format import Format
     from quantlab.formats.rounding import Gptq
     from quantlab.formats.uniform import GptqSymmetric
-    from quantlab.sources.captured import ArrayInputs
+    from quantlab.sources.calibration import ArrayInputs
     from quantlab.sources.tensor import Tensor
     from quantlab.stats.measure import reconstruct
 

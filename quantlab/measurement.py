@@ -26,7 +26,7 @@ from quantlab.records import record
 from quantlab.report.bar import Bar
 from quantlab.report.terminal import run_summary
 from quantlab.report.texts import Texts
-from quantlab.sources.captured import ArrayInputs
+from quantlab.sources.calibration import ArrayInputs
 from quantlab.sources.file import require_select, select_weights
 from quantlab.sources.readers import reader_of
 from quantlab.sources.tensor import Tensor
@@ -120,7 +120,7 @@ def measure(
         `quantlab.models.onnx.OnnxModel`: it answers with all arrays that are measured replaced.
     transform
         ``"none"`` or ``"hadamard"``, or an object of `quantlab.formats.transform` or of
-        `quantlab.sources.input_scaling`: what rows go through before they are quantized, and back
+        `quantlab.sources.calibration`: what rows go through before they are quantized, and back
         afterwards.
     inputs
         What flows into the layer of which `x` is the weight, an array ``(tokens, in)``, or a

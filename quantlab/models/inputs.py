@@ -23,11 +23,11 @@ from quantlab.formats.format import NamedTensor
 from quantlab.formats.gram import LayerInputs, compute_gram
 from quantlab.formats.scales import Array64
 from quantlab.models.onnx import OnnxModel
-from quantlab.sources.captured import CapturedInputs
+from quantlab.sources.calibration import CapturedInputs
 from quantlab.sources.file import file_state, readable
-from quantlab.sources.mapping import FileState
 from quantlab.sources.onnx import find_input_axes
 from quantlab.sources.onnx_graph import Constant, input_name, read_attributes, read_graph
+from quantlab.sources.tensor import FileState
 from quantlab.text import label
 
 GRAM_BYTES = 2**30  # of the matrices that are in memory at once

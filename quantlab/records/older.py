@@ -40,6 +40,8 @@ NAMES = (  # of a class, the oldest first and today's last
     ),
     ("quantlab.quant.Asymmetric", "quantlab.formats.uniform.Asymmetric"),
     ("quantlab.quant.Symmetric", "quantlab.formats.uniform.Symmetric"),
+    ("quantlab.sources.input_scaling.Awq", "quantlab.sources.calibration.Awq"),
+    ("quantlab.sources.input_scaling.Smooth", "quantlab.sources.calibration.Smooth"),
     ("quantlab.sources.stored.gguf.GgufFile", "quantlab.sources.gguf.GgufFile"),
     ("quantlab.sources.stored.onnx.OnnxFile", "quantlab.sources.onnx.OnnxFile"),
     (

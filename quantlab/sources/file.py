@@ -22,10 +22,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantlab.sources import hub
-from quantlab.sources.mapping import FileState, map_values
 from quantlab.sources.names import Architecture
 from quantlab.sources.source import Expected, Source
-from quantlab.sources.tensor import Tensor, dtype_name
+from quantlab.sources.tensor import FileState, Tensor, dtype_name, map_values
 from quantlab.text import (
     Patterns,
     as_list,

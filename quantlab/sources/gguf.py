@@ -20,10 +20,9 @@ from quantlab.sources.kinds.decoding import (
     row_width,
     rows_of,
 )
-from quantlab.sources.mapping import FileState, map_values
 from quantlab.sources.names import Architecture
 from quantlab.sources.pairing import StoredFile
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import FileState, Tensor, map_values
 
 INTEGERS = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
 UNDECODED = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf

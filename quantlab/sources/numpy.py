@@ -13,8 +13,7 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from quantlab.sources.file import BadFileError, File, FileEntry, file_state
-from quantlab.sources.mapping import expect_truncation
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import Tensor, expect_truncation
 
 MAX_HEADER_BYTES = 2**16  # of one array; a longer text was not written by NumPy
 

@@ -23,9 +23,8 @@ from quantlab.sources.file import (
 )
 from quantlab.sources.kinds.decoding import MisfitError
 from quantlab.sources.kinds.onnx import EIGHT_BIT_FLOATS, PACKED, Operand, Quantization, kind_bits
-from quantlab.sources.mapping import FileState, expect_truncation
 from quantlab.sources.onnx_proto import MIN_MAPPED_BYTES, read_model
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import FileState, Tensor, expect_truncation
 
 VALUES = ("float16", "bfloat16", "float32", "float64", *EIGHT_BIT_FLOATS)
 UNKNOWN = "type "  # begins the name of a dtype that onnx does not have

@@ -22,7 +22,7 @@ from quantlab.formats.transform import Hadamard, multiply_hadamard
 from quantlab.formats.uniform import Asymmetric, GptqSymmetric, Symmetric
 from quantlab.measurement import load_mode
 from quantlab.records import record
-from quantlab.sources.captured import ArrayInputs
+from quantlab.sources.calibration import ArrayInputs
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure, reconstruct
 from tests.conftest import ROOT, run, run_quantlab

@@ -1,9 +1,17 @@
 import hashlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from quantlab.sources.tensor import Tensor
+from tests.conftest import ROOT, RUN, run_python
 
 X = np.random.default_rng(0).standard_normal((7, 5)).astype(np.float32)
 
@@ -35,3 +43,94 @@ def test_values_that_underflow_are_counted():
 
 def test_a_finite_tensor_is_no_error():
     Tensor("x", X).require_finite()
+
+
+truncates = pytest.mark.skipif(
+    not hasattr(signal, "SIGBUS"), reason="this system has no such signal"
+)
+READ = """
+import os, sys
+from quantlab.sources.file import map_tensor
+path = sys.argv[1]
+tensor = map_tensor("w", "<f4", (2**16,), path, 0)
+assert tensor.block(0, 4).sum() == 4
+os.truncate(path, 2**12)
+{read}
+"""
+READS = {
+    "numpy": "tensor.block(0, tensor.size).sum()",
+    "hash": "tensor.sha256()",
+    "thread": "import threading as t; t.Thread(target=tensor.sha256).start()",
+    "python": "bytes(tensor.array.data)",
+}
+
+
+@truncates
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+def test_a_read_of_a_file_that_was_truncated_is_a_sentence(tmp_path, read):
+    path = tmp_path / "w.bin"
+    np.ones(2**16, np.float32).tofile(path)
+    done = run_python("-c", READ.format(read=read), str(path))
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"quantlab: {path} was truncated while it was read, and what is recorded stays: once the "
+        "file is whole again, run the same command\n"
+    )
+
+
+FOREIGN = """
+import mmap, os, sys
+with open(sys.argv[1] + ".foreign", "w+b") as file:
+    os.truncate(file.fileno(), 2**16)
+    foreign = mmap.mmap(file.fileno(), 0)
+    os.truncate(file.fileno(), 0)
+from quantlab.sources.file import map_tensor
+tensor = map_tensor("w", "<f4", (2**16,), sys.argv[1], 0)
+foreign[0]
+"""
+
+
+@truncates
+def test_a_fault_of_something_else_ends_as_the_system_has_it(tmp_path):
+    np.ones(2**16, np.float32).tofile(tmp_path / "w.bin")
+    done = run_python("-c", FOREIGN, str(tmp_path / "w.bin"))
+    assert (done.returncode, done.stderr) == (-signal.SIGBUS, "")
+
+
+@truncates
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", ["basic", "joblib"])
+def test_a_sweep_whose_file_is_truncated_says_so(tmp_path, launcher):
+    path, sweep = tmp_path / "w.safetensors", tmp_path / "sweep"
+    draw = np.random.default_rng(0).standard_normal
+    save_file({f"w{n}": draw((512, 1024)).astype(np.float32) for n in range(24)}, path)
+    command = [*RUN, "-m", "dist=file/safetensors", f"dist.path={path}", "n_bits=4,5"]
+    settings = [
+        "block=group",
+        "range=mse",
+        f"hydra/launcher={launcher}",
+        f"hydra.sweep.dir={sweep}",
+    ]
+    pipes = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen([*command, *settings], cwd=ROOT, **pipes) as process:
+        while not is_mapped(path):
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.02)
+        os.truncate(path, 2**12)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"quantlab: {path} was truncated while it was read" in errors
+    assert "Traceback" not in errors
+
+
+def is_mapped(path):
+    """Test whether a process has a file in its memory, by what Linux lists."""
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        try:
+            if str(path) in maps.read_text():
+                return True
+        except OSError:
+            continue
+    if sys.platform != "linux":
+        pytest.skip("only Linux lists what is mapped")
+    return False

@@ -30,8 +30,7 @@ from quantlab.sources.kinds.decoding import (
     rows_of,
     unpack_codes,
 )
-from quantlab.sources.mapping import map_values
-from quantlab.sources.tensor import Tensor
+from quantlab.sources.tensor import Tensor, map_values
 
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 CODES_A_STRIDE = 4  # the fewest whose bits fill bytes

@@ -45,7 +45,6 @@ APART = {  # modules with one user, one of their room, and why they stand alone
             "fp4",
             "gptq",
             "mlx",
-            "mxfp4",
             "scaled",
             "sub_byte",
             "torchao",
@@ -65,8 +64,7 @@ APART = {  # modules with one user, one of their room, and why they stand alone
         )
     },
     "formats/floats.py": "grids that modes name; bitsandbytes has its levels of NF4",
-    "sources/companions.py": "faults of scales that are of no weight, beside how files are read",
-    "sources/experts.py": "how each writer names and stacks the experts of a mixture",
+    "sources/views.py": "what is put together of stored tensors; pairing says which is which",
     "sources/onnx_proto.py": "how protobuf writes a message, whatever ONNX says in it",
     "plans/page.py": "matplotlib, which quantlab.plan in Python does without",
     "sweep/jobs.py": "the runs of a sweep before any starts; launch is what happens to them",

@@ -21,9 +21,9 @@ from quantlab.records.table import Aggregated, read_aggregate
 from quantlab.report.bar import Bar, read_settings, row_bars
 from quantlab.report.terminal import render
 from quantlab.report.texts import Texts
-from quantlab.sources.attention import count_cached_values
 from quantlab.sources.file import existing_path
 from quantlab.sources.hub import is_hub_id
+from quantlab.sources.readers import count_cached_values
 from quantlab.text import format_size, label
 
 OPTIONS = ("bits", "size", "kl", "bar", "recipe", "by", "weights", "keep", "same")

@@ -18,7 +18,6 @@ from quantlab.formats.blocks import Read, Shape, UnfitError
 from quantlab.formats.element import ContradictionError, FloatArray
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 from quantlab.sources import hub, views
-from quantlab.sources.experts import Experts, parse_name
 from quantlab.sources.file import (
     File,
     existing_path,
@@ -38,6 +37,7 @@ from quantlab.sources.names import (
     pair_names,
     row_order,
 )
+from quantlab.sources.views import Experts, parse_name
 from quantlab.text import label
 
 EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "wte.weight")

@@ -3,6 +3,9 @@
 The scale is in fp8, times a scale of the whole tensor (NVFP4), or a power of two (MXFP4).
 compressed-tensors divides by its scale of the tensor and rounds to bfloat16, Model-Optimizer
 multiplies by its own; DeepSeek keeps the bytes as int8. Experts may be stacked along a first axis.
+
+gpt-oss has experts in MXFP4, ``W = code * 2^(exponent - 127)``. The original has the last two axes
+the other way round: ``[experts, columns, rows]``.
 """
 
 from math import prod
@@ -27,6 +30,7 @@ from quantlab.sources.kinds.decoding import (
 )
 
 FP8 = ("float8_e4m3fn",)
+EXPERT_GROUP = 32  # of gpt-oss
 
 
 def _decode(parts: Parts) -> StoredTensor:
@@ -82,6 +86,44 @@ def _is_packed(parts: Parts) -> bool:
     )
 
 
+def _decode_experts(parts: Parts) -> StoredTensor:
+    import ml_dtypes
+
+    blocks, scales = parts["blocks"], parts["scales"]
+    if (
+        blocks.ndim != 4
+        or blocks.shape[-1] != EXPERT_GROUP // 2
+        or scales.shape != blocks.shape[:-1]
+    ):
+        raise parts.misfit()
+    experts, outputs, groups, _ = blocks.shape
+    inputs = groups * EXPERT_GROUP
+
+    def decode_rows(index: RowIndex, *, low_first: bool = True) -> FloatArray:
+        expert, column = index // inputs, index % inputs
+        block, place = column // EXPERT_GROUP, column % EXPERT_GROUP
+        octets = blocks[expert, :, block, place // 2]
+        is_low = (place % 2 == 0) == low_first
+        codes = np.where(is_low[:, None], octets & 15, octets >> 4)
+        powers = scales[expert, :, block].view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
+        return FP4[codes] * powers
+
+    return StoredTensor(
+        parts.name,
+        (experts, inputs, outputs),
+        "MXFP4",
+        parts.stored,
+        decode_rows,
+        rearranged={
+            "with the halves of bytes swapped": lambda index: decode_rows(index, low_first=False)
+        },
+    )
+
+
+def _has_packed_experts(parts: Parts) -> bool:
+    return "scales" in parts or parts["blocks"].dtype == np.uint8
+
+
 SCALES = (*FP8, *EXPONENTS)
 PACKED = {
     "weight": Part(".weight_packed", BYTES),
@@ -97,8 +139,10 @@ BESIDE = {
     "weight": Part(".weight", (*BYTES, "int8")),
     "weight_scale": Part(".scale", EXPONENTS),
 }
+EXPERTS = {"blocks": Part("_blocks", BYTES), "scales": Part("_scales", BYTES)}
 KINDS = (
     Kind(PACKED, "weight", _decode, lambda parts: parts["weight"].dtype == np.uint8),
     Kind(SUFFIXED, "weight_scale", _decode, _is_packed, original=""),
     Kind(BESIDE, "weight_scale", _decode, _is_packed),
+    Kind(EXPERTS, "blocks", _decode_experts, _has_packed_experts, original=""),
 )

@@ -11,16 +11,14 @@ from tqdm import tqdm
 
 from quantlab.formats.blocks import INPUT, Group, UnfitError
 from quantlab.formats.element import FloatArray
-from quantlab.formats.format import Codec, Format, Reconstruction
+from quantlab.formats.format import Codec, Format, Reconstruction, StaticRange
 from quantlab.formats.ggml import Importance
 from quantlab.formats.gram import LayerInputs
-from quantlab.formats.transform import FittedTransform
 from quantlab.models.model import Evaluation, Model
 from quantlab.models.onnx import OnnxModel
 from quantlab.plans.planned import Planned
 from quantlab.records.journal import Journal
 from quantlab.records.record import Outcome
-from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.file import File
 from quantlab.sources.onnx import OnnxFile
 from quantlab.sources.pairing import Bound
@@ -284,17 +282,13 @@ class Experiment:
             identity["stored_dtype"] = opened.dtype
             if opened.sha256:
                 identity |= {"stored_sha256": opened.sha256, "stored_file": opened.source}
-        if isinstance(opened, Format) and isinstance(opened.range, CalibratedRange):
-            identity["calibration_sha256"] = opened.range.tensor.sha256()
-        if isinstance(opened, Format) and isinstance(opened.transform, FittedTransform):
-            identity["transform_sha256"] = opened.transform.identity(tensor)
+        else:
+            identity |= opened.identity(tensor)
         weights = self._importance(tensor)
         if weights is not None:
             identity["importance_sha256"] = hashlib.sha256(weights.data).hexdigest()
         if self.inputs and (inputs := self.inputs.identity(tensor)):
             identity["inputs_sha256"] = inputs
-        if isinstance(opened, Format) and opened.rounding:
-            identity["rounding_sha256"] = opened.rounding.identity(tensor)
         return identity
 
     def _importance(self, tensor: Tensor) -> FloatArray | None:
@@ -306,7 +300,7 @@ class Experiment:
 
 def _is_predictable(form: Format) -> bool:
     """Whether what is quantized is the tensor itself, and its own values choose the range."""
-    return not form.transform and not isinstance(form.range, CalibratedRange)
+    return not form.transform and not isinstance(form.range, StaticRange)
 
 
 def _locate_in_file(outcome: Outcome, file: File) -> None:

@@ -7,14 +7,28 @@ import re
 from collections.abc import Callable, Sequence
 from fnmatch import fnmatchcase
 from fractions import Fraction
+from importlib import import_module
 from typing import Any
 
 NULL = "–"  # what stands for a figure that does not exist
 SIZE_UNITS = {"B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12} | {
     f"{prefix}iB": 2 ** (10 * power) for power, prefix in enumerate("KMGT", 1)
 }
+ON_INDEX = {"ml_dtypes": "ml-dtypes", "mlflow": "mlflow-skinny"}  # modules by another name
 PLAIN_PATH = re.compile(r"[\w./:@-]+")  # that Hydra takes without quotes
 SIZE_TEXT = re.compile(r"(\d+\.?\d*|\.\d+)\s*([A-Za-z]+)")
+
+
+def require_packages(modules: Sequence[str], purpose: str) -> None:
+    """Raise ValueError, with what to install, where a module that a purpose takes is missing."""
+    for module in modules:
+        try:
+            import_module(module)
+        except ModuleNotFoundError:
+            packages = " ".join(ON_INDEX.get(name, name) for name in modules)
+            raise ValueError(
+                f"{purpose} takes the package {module}: pip install {packages}"
+            ) from None
 
 
 def printable(name: str) -> str:

@@ -210,6 +210,14 @@ class Reconstruction:
     slow: bool = False
 
 
+class StaticRange(ABC):
+    """The range of a tensor that other values than its own have chosen."""
+
+    @abstractmethod
+    def identity(self) -> str:
+        """Return the sha256 of those values."""
+
+
 class TensorRange(ABC):
     """A range that is known for a tensor by its name, before any of its values are."""
 
@@ -376,6 +384,17 @@ class Format:
             opened = replace(opened, rounding=opened.rounding.open(tensor, opened.block))
             _require_rows_of_inputs(opened, tensor)
         return opened
+
+    def identity(self, tensor: NamedTensor) -> dict[str, str | None]:
+        """Return the sha256 of each thing beside a tensor that its opened format depends on."""
+        identity: dict[str, str | None] = {}
+        if isinstance(self.range, StaticRange):
+            identity["calibration_sha256"] = self.range.identity()
+        if isinstance(self.transform, FittedTransform):
+            identity["transform_sha256"] = self.transform.identity(tensor)
+        if self.rounding:
+            identity["rounding_sha256"] = self.rounding.identity(tensor)
+        return identity
 
     def _require_inputs(self, tensor: NamedTensor, transform: FittedTransform) -> None:
         """Raise UnfitError unless a row has the inputs of a layer, and they are known."""

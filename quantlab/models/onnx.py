@@ -23,11 +23,10 @@ from quantlab.sources.file import (
     expand_home,
     file_sha256,
     readable,
-    require_packages,
 )
 from quantlab.sources.onnx_graph import as_text, constant_protos, kind_name, model_files, read_graph
 from quantlab.stats.parallel import map_on_threads, usable_cores
-from quantlab.text import label, near_misses, printable
+from quantlab.text import label, near_misses, printable, require_packages
 
 BATCH = 32  # samples that are answered together where the graph leaves that open
 BATCHES_A_THREAD = 4  # whose answers are in memory at once
@@ -73,7 +72,7 @@ class OnnxModel:
             raise ValueError("model.inputs=FILE.npz names the inputs that the model answers")
         if self.batch is not None and (type(self.batch) is not int or self.batch < 1):
             raise ValueError(f"model.batch must be a whole number of 1 or more, got {self.batch!r}")
-        require_packages(("onnx", "onnxruntime"), self.path)
+        require_packages(("onnx", "onnxruntime"), f"reading {self.path}")
         object.__setattr__(self, "path", existing_path(self.path, "onnx"))  # it is frozen
         with readable(str(self.path), "onnx"):
             model_files(str(self.path))

@@ -24,10 +24,8 @@ from quantlab.formats.format import (
     compose,
 )
 from quantlab.formats.ranges import AbsMax
-from quantlab.formats.transform import FittedTransform
 from quantlab.models.inputs import open_inputs
 from quantlab.records import disk
-from quantlab.sources.calibration import CalibratedRange
 from quantlab.sources.file import existing_path, file_sha256
 from quantlab.sources.imatrix import Imatrix
 from quantlab.sources.onnx import Onnx
@@ -102,12 +100,7 @@ class Planned(Codec):
         opened, spec = self.open_format(tensor), cast("FormatSpec", self.specs[tensor.name])
         if isinstance(opened, Format):
             identity = str(opened.block.axis if isinstance(opened.block, Group) else None)
-            if isinstance(opened.range, CalibratedRange):
-                identity += opened.range.tensor.sha256()
-            if isinstance(opened.transform, FittedTransform):
-                identity += opened.transform.identity(tensor)
-            if opened.rounding:
-                identity += str(opened.rounding.identity(tensor))
+            identity += "".join(map(str, opened.identity(tensor).values()))
             opened = replace(_as_reconstruction(tensor, opened), sha256=identity)
         imatrix = spec.setting("mode.imatrix")
         content = [

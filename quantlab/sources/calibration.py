@@ -25,7 +25,7 @@ import numpy as np
 
 from quantlab.formats.blocks import Block, Shape, UnfitError
 from quantlab.formats.element import Bounds, Element, RoundScale
-from quantlab.formats.format import NamedTensor, TensorRange
+from quantlab.formats.format import NamedTensor, StaticRange, TensorRange
 from quantlab.formats.gram import compute_gram, require_inputs
 from quantlab.formats.ranges import AbsMax, BlockValues, Entropy, Mse, Percentile, Range
 from quantlab.formats.scales import Array64
@@ -272,7 +272,7 @@ def _measure_columns(inputs: Tensor) -> tuple[Array64, Array64]:
 
 
 @dataclass(frozen=True)
-class CalibratedRange:
+class CalibratedRange(StaticRange):
     """The range that a rule chooses for the blocks of a calibration `tensor`."""
 
     rule: Range
@@ -284,6 +284,10 @@ class CalibratedRange:
     ) -> Bounds:
         """Choose the range of blocks of the calibration tensor."""
         return self.rule.choose(bounds, values, element, store)
+
+    def identity(self) -> str:
+        """Return the sha256 of the calibration tensor."""
+        return self.tensor.sha256()
 
 
 @dataclass(frozen=True)

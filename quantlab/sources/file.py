@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from heapq import heapify, heapreplace
-from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,6 +31,7 @@ from quantlab.text import (
     matches,
     near_misses,
     printable,
+    require_packages,
     require_patterns,
 )
 
@@ -44,7 +44,6 @@ SUFFIXES = {
     ".onnx": "onnx",
 }
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-ON_INDEX = {"ml_dtypes": "ml-dtypes"}  # modules whose package has another name
 SELECTIONS = ("weights", "all")
 NO_WEIGHT = "no weight, which dist.select=all measures"
 NOT_INCLUDED, EXCLUDED = "not in dist.include", "in dist.exclude"
@@ -155,7 +154,7 @@ class File(Source, ABC):
         require_part(self.part, self.parts)
         require_select(self.select)
         object.__setattr__(self, "path", existing_path(self.path, self.format))  # it is frozen
-        require_packages(self.needs, self.path)
+        require_packages(self.needs, f"reading {self.path}")
         _ = self.entries
 
     def require_tensors(self) -> None:
@@ -415,18 +414,6 @@ def file_sha256(path: str) -> str:
 def _sha256(state: FileState) -> str:
     with Path(state[0]).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def require_packages(needs: Sequence[str], path: str) -> None:
-    """Raise ValueError, with what to install, where a package that reads a file is missing."""
-    for package in needs:
-        try:
-            import_module(package)
-        except ModuleNotFoundError:
-            packages = " ".join(ON_INDEX.get(need, need) for need in needs)
-            raise ValueError(
-                f"reading {path} takes the package {package}: pip install {packages}"
-            ) from None
 
 
 def require_part(part: Any, parts: Any) -> None:

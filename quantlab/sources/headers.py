@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from quantlab.sources import gguf, hub
 from quantlab.sources.file import SUFFIXES, require_unpickled
 from quantlab.sources.safetensors import INTEGERS, PLAIN, list_shards, read_arrays
+from quantlab.text import require_packages
 
 FIRST_BYTES = 2**18  # that are read of a file: most headers are shorter
 MAX_HEADER_BYTES = 2**27
@@ -31,7 +32,7 @@ def without_values(path: str | Path) -> Iterator[Path]:
         yield Path(path)
         return
     require_unpickled(path)
-    hub.require_package(str(path))
+    require_packages((hub.PACKAGE,), f"reading {path}")
     if hub.is_offline():
         yield Path(hub.locate(path, [*SUFFIXES]))
         return

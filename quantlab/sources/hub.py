@@ -15,8 +15,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantlab.text import first_few, near_misses
+from quantlab.text import first_few, near_misses, require_packages
 
+PACKAGE = "huggingface_hub"
 ID = re.compile(
     r"hf://?(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>refs/(?:pr/\d+|convert/[\w.-]+)|[^@/]+))?"
     r"(/(?P<name>.+))?"
@@ -298,7 +299,7 @@ def _is_later_shard(name: str, indexed: set[str]) -> bool:
 @contextmanager
 def explained(key: str) -> Iterator[None]:
     """Turn what huggingface_hub raises into a sentence that says what to do."""
-    require_package(key)
+    require_packages((PACKAGE,), f"reading {key}")
     from huggingface_hub import constants, errors
 
     repo, revision, _ = parse_id(key)
@@ -346,13 +347,3 @@ def is_offline() -> bool:
     from huggingface_hub import constants
 
     return constants.is_offline_mode()
-
-
-def require_package(path: str) -> None:
-    """Raise ValueError, with what to install, where huggingface_hub is missing."""
-    try:
-        import_module("huggingface_hub")
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"reading {path} takes the package huggingface_hub: pip install huggingface_hub"
-        ) from None

@@ -23,10 +23,9 @@ from quantlab.sources.file import (
     existing_path,
     file_state,
     readable,
-    require_packages,
 )
 from quantlab.sources.names import gguf_name
-from quantlab.text import label
+from quantlab.text import label, require_packages
 
 MAX_SUM = 1e20  # of squares; with some types the library aborts far beyond it
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -46,7 +45,7 @@ class Imatrix:
     def __post_init__(self) -> None:
         """Read the file, so that a bad one is refused before anything runs."""
         object.__setattr__(self, "path", existing_path(self.path, "imatrix"))  # it is frozen
-        require_packages(("gguf",), self.path)
+        require_packages(("gguf",), f"reading {self.path}")
         with readable(self.path, "imatrix"):
             _read_importances(file_state(self.path))
 

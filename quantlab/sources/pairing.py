@@ -22,7 +22,6 @@ from quantlab.sources.file import (
     File,
     existing_path,
     readable,
-    require_packages,
     require_unique,
 )
 from quantlab.sources.kinds.decoding import RowIndex, StoredTensor
@@ -38,7 +37,7 @@ from quantlab.sources.names import (
     row_order,
 )
 from quantlab.sources.views import Experts, parse_name
-from quantlab.text import label
+from quantlab.text import label, require_packages
 
 EMBEDDINGS = ("embed_tokens.weight", "token_embd.weight", "wte.weight")
 OUTPUT_LAYERS = ("lm_head.weight", "output.weight")
@@ -91,7 +90,7 @@ class StoredFile(Codec):
                 "its own, leave it out"
             )
         self.path, self.n_bits = existing_path(path, self.format), None
-        require_packages(self.needs, self.path)
+        require_packages(self.needs, f"reading {self.path}")
         _ = self.tensors
 
     @abstractmethod

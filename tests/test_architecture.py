@@ -54,13 +54,9 @@ APART = {  # modules with one user, one of their room, and why they stand alone
     **{
         f"plans/runtimes/{name}.py": RUNTIME
         for name in (
-            "auto_round",
-            "compressed_tensors",
-            "gptqmodel",
             "mlx",
-            "modelopt",
             "onnxruntime",
-            "torchao",
+            "torch",
         )
     },
     "formats/floats.py": "grids that modes name; bitsandbytes has its levels of NF4",

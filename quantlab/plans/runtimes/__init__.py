@@ -1,18 +1,20 @@
 """The runtimes that a plan can be written for, by their names.
 
 A runtime knows assignments of formats to tensors and says them in its own terms; it quantizes
-nothing. To add one: a module with a subclass of `Runtime`, and its instance in `RUNTIMES`.
+nothing. To add one: a subclass of `Runtime` in a module here, and its instance in `RUNTIMES`.
 """
 
-from quantlab.plans.runtimes.auto_round import AutoRound
-from quantlab.plans.runtimes.compressed_tensors import CompressedTensors
-from quantlab.plans.runtimes.gptqmodel import GptqModel
 from quantlab.plans.runtimes.llama_cpp import LlamaCpp
 from quantlab.plans.runtimes.mlx import Mlx
-from quantlab.plans.runtimes.modelopt import ModelOpt
 from quantlab.plans.runtimes.onnxruntime import OnnxRuntime
 from quantlab.plans.runtimes.runtime import Generic, Runtime
-from quantlab.plans.runtimes.torchao import Torchao
+from quantlab.plans.runtimes.torch import (
+    AutoRound,
+    CompressedTensors,
+    GptqModel,
+    ModelOpt,
+    Torchao,
+)
 
 RUNTIMES: dict[str, Runtime] = {
     runtime.name: runtime

@@ -9,7 +9,6 @@ the type that it is stored in.
 
 import itertools
 import re
-import shlex
 from collections.abc import Iterable
 
 from quantlab.formats.ggml import NUMBERS
@@ -44,6 +43,8 @@ class LlamaCpp(Runtime):
     file = "plan.llama.cpp.txt"
     hint = "mode=glob(ggml/*)"
     scope = "a GGUF file with dist=file/gguf, whose matrices are named *.weight"
+    # Its last argument is required and decides nothing.
+    call = "llama-quantize --tensor-type-file {quoted} F16.gguf PLANNED.gguf q8_0"
 
     def refuse_tensor(self, tensor: Original) -> str | None:
         """Return the reason why llama-quantize does not quantize a tensor, None if it does."""
@@ -97,11 +98,6 @@ class LlamaCpp(Runtime):
         fields |= {key: field_bytes(key) for key in ADDED_FIELDS}
         tensors = (planned.get(name, n_bytes) for name, n_bytes in header.tensors.items())
         return header.file_size(sum(fields.values()), tensors)
-
-    def usage(self, path: str) -> str:
-        """Return the command; its last argument is required and decides nothing."""
-        file = shlex.quote(path)
-        return f"llama-quantize --tensor-type-file {file} F16.gguf PLANNED.gguf q8_0"
 
 
 def _pattern(name: str) -> str:

@@ -26,6 +26,10 @@ class Mlx(Runtime):
     file = "plan.mlx.json"
     hint = "mode=glob(mlx/*) n_bits=4,8"
     scope = "a checkpoint of mlx_lm, whose layers have matrices named *.weight"
+    call = (
+        "plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, q_group_size=32, "
+        "quant_predicate=lambda path, module: plan.get(path, False))"
+    )
     axes = range(2, 9)  # stacked experts included
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
@@ -57,13 +61,6 @@ class Mlx(Runtime):
         """Return the mapping from modules to their arguments; false leaves one as it is stored."""
         configs = self.module_configs(assignments)
         return disk.to_json({module: config or False for module, config in configs.items()})
-
-    def usage(self, path: str) -> str:
-        """Return the call of ``mlx_lm.convert``."""
-        return (
-            f"plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, "
-            "q_group_size=32, quant_predicate=lambda path, module: plan.get(path, False))"
-        )
 
 
 def _arguments(spec: FormatSpec, mode: str) -> dict[str, Any]:

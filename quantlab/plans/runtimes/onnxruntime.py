@@ -5,7 +5,6 @@ inputs of MatMulNBits in blocks along K, the inputs of a layer; with a third arg
 4 bits become inputs of DequantizeLinear, which other runtimes read.
 """
 
-import shlex
 from collections.abc import Iterable
 from typing import Any
 
@@ -52,6 +51,7 @@ class OnnxRuntime(Runtime):
     file = "plan.onnxruntime.py"
     hint = "mode=onnx/matmulnbits mode.group_size=32,128 n_bits=4,8"
     scope = "an ONNX model with dist=file/onnx, whose MatMul have weights that are matrices"
+    call = "python {quoted} MODEL.onnx OUT.onnx"
 
     def refuse_tensor(self, tensor: Original) -> str | None:
         """Return the reason why a tensor is not quantized, None if it is."""
@@ -81,7 +81,3 @@ class OnnxRuntime(Runtime):
             if config
         ]
         return SCRIPT.format(file=self.file, weights="".join(lines)).encode()
-
-    def usage(self, path: str) -> str:
-        """Return the command."""
-        return f"python {shlex.quote(path)} MODEL.onnx OUT.onnx"

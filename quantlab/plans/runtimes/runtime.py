@@ -1,10 +1,9 @@
 """The interface of a runtime: which tensors it quantizes, which formats it has, and its recipe."""
 
+import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from typing import Any
-
-import yaml
 
 from quantlab.formats.format import FormatSpec
 from quantlab.plans.options import Assignment, Original
@@ -14,7 +13,6 @@ from quantlab.records.record import Row
 FORMAT_COLUMNS = (  # of results.csv, that say how a tensor is stored
     "mode", "n_bits", "block", "block_size", "scale_dtype", "range", "stored_dtype",
 )  # fmt: skip
-SCALE_BITS = 16  # of scales in the type of a model, which is float16 or bfloat16
 
 
 class Runtime(ABC):
@@ -24,6 +22,7 @@ class Runtime(ABC):
     file: str  # name of the recipe's file
     hint: str  # what to sweep for formats that it has
     scope: str  # checkpoints whose tensors it quantizes
+    call: str  # a line that uses the recipe at `path`, which is `quoted` for a shell
 
     axes: range | None = range(2, 3)  # numbers of axes of the layers' weights; None for any tensor
 
@@ -60,9 +59,9 @@ class Runtime(ABC):
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the recipe; raises ValueError if it cannot name a tensor."""
 
-    @abstractmethod
     def usage(self, path: str) -> str:
         """Return a line that uses the recipe at a path."""
+        return self.call.format(path=path, quoted=shlex.quote(path))
 
 
 class Generic(Runtime):
@@ -72,6 +71,7 @@ class Generic(Runtime):
     file = "plan.recipe.json"
     hint = "mode=glob(*)"
     scope = "any"
+    call = "{path}"
     axes = None
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
@@ -86,19 +86,10 @@ class Generic(Runtime):
         """Return the mapping from tensors to their settings; null leaves one as it is stored."""
         return disk.to_json({part.tensor.name: self.config(part) for part in assignments})
 
-    def usage(self, path: str) -> str:
-        """Return the path."""
-        return path
-
 
 def table_bits(row: Row) -> int:
     """Return the size of a row's tensor, with codes, scales, zero points and constants."""
     return round(row["bits_per_value"] * row["n_elements"])
-
-
-def is_embedding(tensor: Original) -> bool:
-    """Test whether a tensor is named as an embedding, which is no linear layer."""
-    return "embed" in tensor.name
 
 
 def standard_spec(assignment: Assignment) -> FormatSpec | None:
@@ -112,53 +103,6 @@ def standard_spec(assignment: Assignment) -> FormatSpec | None:
         return None
     is_divided = spec.block != "group" or assignment.tensor.shape[-1] % (spec.block_size or 1) == 0
     return spec if is_divided else None
-
-
-def integer_spec(
-    assignment: Assignment,
-    widths: Collection[int],
-    blocks: Collection[str] = ("channel", "group"),
-) -> FormatSpec | None:
-    """Return the format of an assignment if it is of plain integers, None if it is none.
-
-    That is ``sym`` or ``asym`` in one of `widths` and `blocks`.
-    """
-    spec = standard_spec(assignment)
-    if spec is None or spec.mode not in ("sym", "asym"):
-        return None
-    return spec if spec.n_bits in widths and spec.block in blocks else None
-
-
-def group_size(spec: FormatSpec) -> int:
-    """Return the size of groups, -1 where a channel has one scale."""
-    return spec.block_size or 0 if spec.block == "group" else -1
-
-
-def integer_bits(assignment: Assignment, *, has_zero_points: bool) -> int:
-    """Return the size of plain integers with scales of 16 bits; of another format as it is.
-
-    Scales are of the type of a model, or of float16, and zero points of `n_bits`.
-    """
-    spec, row = assignment.spec, assignment.row
-    if spec is None or row is None or spec.mode not in ("sym", "asym"):
-        return assignment.bits
-    n_bits = spec.n_bits or 0
-    per_scale = SCALE_BITS + (n_bits if has_zero_points else 0)
-    return n_bits * assignment.tensor.size + per_scale * int(row["n_scales"])
-
-
-def to_yaml(value: Any) -> bytes:
-    """Encode as YAML, in the order of its keys."""
-    text: str = yaml.dump(value, Dumper=_PlainDumper, sort_keys=False, allow_unicode=True)
-    return text.encode()
-
-
-class _PlainDumper(yaml.SafeDumper):
-    """Writes what stands in two places twice: not every reader follows aliases."""
-
-    def ignore_aliases(self, _: Any) -> bool:
-        """Return True for any value."""
-        return True
 
 
 def own_spec(assignment: Assignment, modes: Collection[str]) -> FormatSpec | None:

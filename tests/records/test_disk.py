@@ -1,3 +1,4 @@
+import json
 import os
 import threading
 from itertools import pairwise
@@ -218,3 +219,34 @@ def test_a_lock_names_who_holds_it_and_what_else_there_is(tmp_path):
         pytest.fail("locked twice")
     with disk.lock_directory(tmp_path):
         pass
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b'{"a": 1, "a": 2}', {"a": 2}),
+        (b"[-0, -0.0, 5e-324, 1e300, 1e-400]", [0, -0.0, 5e-324, 1e300, 0.0]),
+        (rb'"\ud800"', "\ud800"),
+        (b"[9223372036854775807, 9223372036854775808.0]", [2**63 - 1, 2.0**63]),
+        ("[1]".encode("utf-16"), [1]),
+    ],
+)
+def test_json_is_read_as_the_standard_library_reads_it(content, value):
+    assert repr(disk.parse_json(content)) == repr(value) == repr(json.loads(content))
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"[1, NaN]", "NaN, which is not JSON"),
+        (b"1e999", "a number beyond float64"),
+        (b"9223372036854775808", "an integer beyond 64 bits"),
+        (b"[1.5, 123456789012345678901234567890]", "an integer beyond 64 bits"),
+        (b"[" * 101 + b"]" * 101, "nested more than 100 deep"),
+        (b"[" * 10**5 + b"]" * 10**5, "nested more than 100 deep"),
+        (b"[1,]", "trailing comma|Expecting value"),
+    ],
+)
+def test_json_that_cannot_be_computed_with_is_refused(content, reason):
+    with pytest.raises(ValueError, match=reason):
+        disk.parse_json(content)

@@ -1,9 +1,12 @@
 import json
 
+import fastjsonschema
 import pytest
 
 from quantlab.records import manifest, record, schema
+from quantlab.stats.result import CodeBins, Count, Result
 from tests.conftest import ROOT
+from tests.records.test_hostile import VALUES, places, replaced
 
 FOLDER = ROOT / "quantlab" / "records" / "schema"
 
@@ -91,3 +94,32 @@ def test_a_value_out_of_range_is_named(lab_sweep, place, wrong):
     node[last] = wrong
     with pytest.raises(ValueError, match=rf"^{place} must be"):
         schema.require(record.RecordFile, content)
+
+
+def test_what_passes_the_quick_test_follows_the_schema(lab_sweep):
+    quick = schema.compile_test(schema.from_type(record.RecordFile))
+    follows = fastjsonschema.compile(
+        {"$schema": schema.STRICT} | schema.from_type(record.RecordFile)
+    )
+    (path,) = lab_sweep[0].glob("hidden-sym-*/record.json")
+    content = json.loads(path.read_bytes())
+    assert quick(content)
+    for place in places(content):
+        for value in VALUES:
+            changed = replaced(content, place, value)
+            if quick(changed):
+                follows(changed)
+
+
+def test_a_quick_test_takes_what_a_type_takes():
+    quick = schema.compile_test(schema.from_type(Result))
+    assert not quick({})
+    counts = schema.compile_test(schema.from_type(list[Count]))
+    assert [counts(value) for value in ([], [0, 3], [0, -1], [True], [1.0], (1,))] == [
+        True, True, False, False, False, False
+    ]  # fmt: skip
+    bins = schema.compile_test(schema.from_type(CodeBins | None))
+    full = {"first": -7, "width": 1, "counts": [1]}
+    assert [bins(value) for value in (None, full, full | {"counts": []}, full | {"a": 1})] == [
+        True, True, False, False
+    ]  # fmt: skip

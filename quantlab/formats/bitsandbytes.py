@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 
 from quantlab.formats.blocks import Shape
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import FloatArray, require_width
 from quantlab.formats.floats import NF4
 from quantlab.formats.grouped import (
     GroupCodec,
@@ -24,7 +24,6 @@ from quantlab.formats.grouped import (
     GroupValues,
     group_absmax,
     require_option,
-    require_widths,
     round_to_type,
 )
 from quantlab.formats.scales import FLOAT16, FLOAT32
@@ -47,11 +46,11 @@ class BitsandbytesLevels(GroupCodec):
     `levels` is nf4 or fp4.
     """
 
-    runtime = "bitsandbytes"
+    runtime, group_bits = "bitsandbytes", FLOAT32.bits
 
     def __init__(self, n_bits: int, levels: str, group_size: int, nested: bool) -> None:
         self.mode = f"bnb/{levels}"
-        require_widths(n_bits, [FOUR_BITS], self.mode)
+        require_width(n_bits, [FOUR_BITS], f"mode={self.mode}")
         require_option("mode.group_size", group_size, BLOCKS, self.mode)
         require_option("mode.nested", nested, (False, True), self.mode)
         self.n_bits, self.group_size, self.nested = n_bits, group_size, nested
@@ -65,10 +64,11 @@ class BitsandbytesLevels(GroupCodec):
 
     def count_bits(self, groups: Groups) -> int:
         """Return the size of codes and magnitudes."""
-        n = groups.n_groups
-        outer = -(-n // NESTED_BLOCK) + 1  # with the mean
-        nested = NESTED_BITS * n + FLOAT32.bits * outer
-        return self.n_bits * groups.size + (nested if self.nested else FLOAT32.bits * n)
+        if not self.nested:
+            return super().count_bits(groups)
+        outer = -(-groups.n_groups // NESTED_BLOCK) + 1  # with the mean
+        magnitudes = NESTED_BITS * groups.n_groups + FLOAT32.bits * outer
+        return self.n_bits * groups.size + magnitudes
 
     def choose_constants(self, groups: Groups) -> FloatArray | None:
         """Return the magnitudes of blocks as they are stored nested."""
@@ -131,15 +131,11 @@ def dynamic_map() -> FloatArray:
 class BitsandbytesInt8(GroupCodec):
     """A float32 scale a row of float16, symmetric; LLM.int8 without columns of outliers."""
 
-    runtime, mode, dtype = "bitsandbytes", "bnb/int8", FLOAT16.name
+    runtime, mode, dtype, group_bits = "bitsandbytes", "bnb/int8", FLOAT16.name, FLOAT32.bits
 
     def __init__(self, n_bits: int) -> None:
-        require_widths(n_bits, [INT8_BITS], self.mode)
+        require_width(n_bits, [INT8_BITS], f"mode={self.mode}")
         self.n_bits = n_bits
-
-    def count_bits(self, groups: Groups) -> int:
-        """Return the size of codes and magnitudes."""
-        return self.n_bits * groups.size + FLOAT32.bits * groups.n_groups
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct rows; one of zeros comes back as zeros."""

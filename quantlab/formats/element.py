@@ -8,7 +8,7 @@ NumPy. To add a grid: a class with the attributes of `Element`, and a yaml in ``
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import IntEnum
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -221,12 +221,15 @@ def select_params(params: Any, index: Any) -> Any:
     return type(params)(*(field[index] for field in params))
 
 
-def require_width(n_bits: int, own: int, grid: str) -> None:
-    """Raise ContradictionError unless `n_bits` is the grid's own."""
-    if n_bits != own:
-        raise ContradictionError(
-            f"n_bits must be {own}, the width of {grid}, got {n_bits!r}: leave it out"
-        )
+def require_width(n_bits: Any, widths: Sequence[int], grid: str) -> None:
+    """Raise ContradictionError unless `n_bits` is one of the widths that a grid or a mode has."""
+    if n_bits in widths:
+        return
+    if len(widths) == 1:
+        rule, hint = f"{widths[0]}, the width of {grid}", ": leave it out"
+    else:
+        rule, hint = f"{', '.join(map(str, widths[:-1]))} or {widths[-1]}, the widths of {grid}", ""
+    raise ContradictionError(f"n_bits must be {rule}, got {n_bits!r}{hint}")
 
 
 def code_dtype(n_bits: int) -> Any:

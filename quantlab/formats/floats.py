@@ -80,7 +80,7 @@ class Float(ScaledGrid):
                 f"that ml_dtypes has: give those of one of {names}"
             )
         name = f"fp{1 + sum(shape)}_e{shape[0]}m{shape[1]}"
-        require_width(self.n_bits, 1 + sum(shape), name)
+        require_width(self.n_bits, [1 + sum(shape)], name)
         info: Any = ml_dtypes.finfo  # untyped
         info = info(self.dtype)
         number = isinstance(self.largest, int | float) and 0 < self.largest <= float(info.max)
@@ -164,7 +164,7 @@ class FixedPoint(ScaledGrid):
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is another width than that of the grid."""
-        require_width(self.n_bits, self.own_bits, f"int{self.own_bits}")
+        require_width(self.n_bits, [self.own_bits], f"int{self.own_bits}")
 
     @property
     def largest(self) -> float:
@@ -234,7 +234,7 @@ class NormalFloat4(ScaledGrid):
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is not 4."""
-        require_width(self.n_bits, 4, "nf4")
+        require_width(self.n_bits, [4], "nf4")
 
     def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Map the largest magnitude to 1."""

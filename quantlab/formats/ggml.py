@@ -65,7 +65,7 @@ class Ggml(Codec):
     def __init__(self, type: str, n_bits: int, imatrix: Importance | None = None) -> None:
         if type not in NUMBERS:
             raise ValueError(f"type must be one of {', '.join(NUMBERS)}, got {type!r}")
-        require_width(n_bits, _width(type), f"mode=ggml/{type}")
+        require_width(n_bits, [_width(type)], f"mode=ggml/{type}")
         self.type, self.n_bits, self.imatrix = type, n_bits, imatrix
         self._number = NUMBERS[type]
         self._ggml = load_library()

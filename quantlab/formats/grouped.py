@@ -15,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from quantlab.formats.blocks import Shape, UnfitError
-from quantlab.formats.element import ContradictionError, FloatArray, NotFiniteError
+from quantlab.formats.element import FloatArray, NotFiniteError, require_width
 from quantlab.formats.format import PLAIN, Codec, NamedTensor, Reconstruction
 from quantlab.formats.scales import BFLOAT16, FLOAT16, FLOAT32, FloatType
 
@@ -80,10 +80,12 @@ class Groups:
 class GroupCodec(Codec):
     """Stores groups of `group_size` values of a row, None for a whole row, by a runtime's rule.
 
-    `runtime` is its name in sentences and `mode` that of the option.
+    `runtime` is its name in sentences and `mode` that of the option. A group stores `group_bits`
+    beside its codes; None is a scale and a zero point, or a bias, of the type of the tensor.
     """
 
     runtime: ClassVar[str]
+    group_bits: ClassVar[int | None] = None
     mode: str
     n_bits: int
     group_size: int | None = None
@@ -93,9 +95,10 @@ class GroupCodec(Codec):
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups, float32 ``(groups, width)``."""
 
-    @abstractmethod
     def count_bits(self, groups: Groups) -> int:
-        """Return the size of all that is stored."""
+        """Return the size of all that is stored, in bits."""
+        group_bits = self.group_bits or 2 * groups.dtype.bits
+        return self.n_bits * groups.size + group_bits * groups.n_groups
 
     def choose_constants(self, groups: Groups) -> Any:
         """Choose what `reconstruct` needs of the whole tensor, once and before the first group.
@@ -138,6 +141,22 @@ class GroupCodec(Codec):
         return dict.fromkeys(PLAIN) | {"block": "group", "block_size": self.group_size}
 
 
+class AffineGroups(GroupCodec):
+    """Groups with a scale and a shift of the type of the tensor; `dtype` is another one for it.
+
+    Raises ValueError where the runtime has no such width, group size or type.
+    """
+
+    widths: ClassVar[Sequence[int]]
+    sizes: ClassVar[Sequence[int]]  # of groups
+
+    def __init__(self, n_bits: int, group_size: int, dtype: str | None = None) -> None:
+        require_width(n_bits, self.widths, f"mode={self.mode}")
+        require_option("mode.group_size", group_size, self.sizes, self.mode)
+        require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
+        self.n_bits, self.group_size, self.dtype = n_bits, group_size, dtype
+
+
 class _GroupReader:
     """Any stretch of a tensor through a codec."""
 
@@ -178,13 +197,6 @@ def require_option(key: str, value: Any, options: Sequence[Any], mode: str) -> N
     if value not in options or isinstance(value, bool) != isinstance(options[0], bool):
         names = ", ".join("null" if option is None else str(option) for option in options)
         raise ValueError(f"{key} of mode={mode} must be one of {names}, got {value!r}")
-
-
-def require_widths(n_bits: Any, widths: Sequence[int], mode: str) -> None:
-    """Raise ContradictionError unless a mode has codes of this width."""
-    if n_bits not in widths:
-        names = " or ".join(filter(None, [", ".join(map(str, widths[:-1])), str(widths[-1])]))
-        raise ContradictionError(f"n_bits of mode={mode} must be {names}, got {n_bits!r}")
 
 
 def round_to_type(values: FloatArray, dtype: FloatType) -> FloatArray:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantlab.formats.blocks import Shape, UnfitError
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import FloatArray, require_width
 from quantlab.formats.grouped import (
     FLOAT_TYPES,
     GroupCodec,
@@ -27,7 +27,6 @@ from quantlab.formats.grouped import (
     GroupValues,
     group_ends,
     require_option,
-    require_widths,
     round_to_type,
 )
 from quantlab.formats.scales import Array64
@@ -47,7 +46,7 @@ class HalfQuadratic(GroupCodec):
     runtime, mode = "HQQ", "hqq/affine"
 
     def __init__(self, n_bits: int, group_size: int, dtype: str) -> None:
-        require_widths(n_bits, WIDTHS, self.mode)
+        require_width(n_bits, WIDTHS, f"mode={self.mode}")
         require_option("mode.dtype", dtype, tuple(FLOAT_TYPES), self.mode)
         if type(group_size) is not int or group_size < 1 or group_size % GROUP_FACTOR:
             raise ValueError(

@@ -16,7 +16,7 @@ from threading import Lock
 import numpy as np
 
 from quantlab.formats.blocks import INPUT, Group, Shape, UnfitError, find_axis
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import FloatArray, require_width
 from quantlab.formats.format import NamedTensor, Reconstruction
 from quantlab.formats.grouped import (
     CHUNK_VALUES,
@@ -27,7 +27,6 @@ from quantlab.formats.grouped import (
     group_ends,
     held_type,
     require_option,
-    require_widths,
     round_to_type,
 )
 from quantlab.formats.scales import BFLOAT16, FloatType
@@ -47,7 +46,7 @@ class OnnxMatMulNBits(GroupCodec):
     def __init__(
         self, n_bits: int, group_size: int, symmetric: bool, dtype: str | None = None
     ) -> None:
-        require_widths(n_bits, WIDTHS, self.mode)
+        require_width(n_bits, WIDTHS, f"mode={self.mode}")
         require_option("mode.group_size", group_size, BLOCKS, self.mode)
         require_option("mode.symmetric", symmetric, (False, True), self.mode)
         require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)

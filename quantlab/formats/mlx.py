@@ -17,41 +17,25 @@ way between two is the smaller of them. OCP MX rounds the scale down and ties to
 
 import numpy as np
 
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import FloatArray, require_width
 from quantlab.formats.grouped import (
-    FLOAT_TYPES,
+    AffineGroups,
     GroupCodec,
-    Groups,
     GroupValues,
     group_absmax,
     group_ends,
-    require_option,
-    require_widths,
     round_to_type,
 )
 
-AFFINE_BITS, AFFINE_GROUPS = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 MIN_SCALE = np.float32(1e-7)
 FP4_BITS, FP4_MAX, EXPONENT_BITS, MIN_EXPONENT = 4, np.float32(6), 8, -127
 
 
-class MlxAffine(GroupCodec):
-    """Groups with a scale and a bias of the type of the tensor; `dtype` is another one for it.
-
-    Raises ValueError where MLX has no such width, group size or type.
-    """
+class MlxAffine(AffineGroups):
+    """Groups with a scale and a bias."""
 
     runtime, mode = "MLX", "mlx/affine"
-
-    def __init__(self, n_bits: int, group_size: int, dtype: str | None = None) -> None:
-        require_widths(n_bits, AFFINE_BITS, self.mode)
-        require_option("mode.group_size", group_size, AFFINE_GROUPS, self.mode)
-        require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
-        self.n_bits, self.group_size, self.dtype = n_bits, group_size, dtype
-
-    def count_bits(self, groups: Groups) -> int:
-        """Return the size of codes, scales and biases."""
-        return self.n_bits * groups.size + 2 * groups.dtype.bits * groups.n_groups
+    widths, sizes = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups; codes are those of the scale before it is stored."""
@@ -83,15 +67,11 @@ def _choose_affine(x: FloatArray, steps: np.float32) -> tuple[FloatArray, FloatA
 class MlxFp4(GroupCodec):
     """Groups of 32 with a power of two, in which a group of zeros has 1."""
 
-    runtime, mode, group_size = "MLX", "mlx/mxfp4", 32
+    runtime, mode, group_size, group_bits = "MLX", "mlx/mxfp4", 32, EXPONENT_BITS
 
     def __init__(self, n_bits: int) -> None:
-        require_widths(n_bits, [FP4_BITS], self.mode)
+        require_width(n_bits, [FP4_BITS], f"mode={self.mode}")
         self.n_bits = n_bits
-
-    def count_bits(self, groups: Groups) -> int:
-        """Return the size of codes and exponents."""
-        return self.n_bits * groups.size + EXPONENT_BITS * groups.n_groups
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups."""

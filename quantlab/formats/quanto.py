@@ -12,33 +12,18 @@ import numpy as np
 
 from quantlab.formats.element import FloatArray
 from quantlab.formats.grouped import (
-    FLOAT_TYPES,
-    GroupCodec,
-    Groups,
+    AffineGroups,
     GroupValues,
     group_ends,
-    require_option,
-    require_widths,
     round_to_type,
 )
 
-WIDTHS, GROUPS = (2, 4), (32, 64, 96, 128)  # that its layers choose, the largest that fits
 
-
-class QuantoQint(GroupCodec):
-    """Groups with a scale and a shift of the type of the tensor, or of `dtype`."""
+class QuantoQint(AffineGroups):
+    """Groups with a scale and a shift; of the sizes its layers choose the largest that fits."""
 
     runtime, mode = "quanto", "quanto/qint"
-
-    def __init__(self, n_bits: int, group_size: int, dtype: str | None = None) -> None:
-        require_widths(n_bits, WIDTHS, self.mode)
-        require_option("mode.group_size", group_size, GROUPS, self.mode)
-        require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
-        self.n_bits, self.group_size, self.dtype = n_bits, group_size, dtype
-
-    def count_bits(self, groups: Groups) -> int:
-        """Return the size of codes, scales and shifts."""
-        return self.n_bits * groups.size + 2 * groups.dtype.bits * groups.n_groups
+    widths, sizes = (2, 4), (32, 64, 96, 128)
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups; all codes of a constant one are 0."""

@@ -18,7 +18,7 @@ from math import ldexp
 
 import numpy as np
 
-from quantlab.formats.element import FloatArray
+from quantlab.formats.element import FloatArray, require_width
 from quantlab.formats.grouped import (
     FLOAT_TYPES,
     GroupCodec,
@@ -27,7 +27,6 @@ from quantlab.formats.grouped import (
     group_absmax,
     group_ends,
     require_option,
-    require_widths,
     round_to_type,
 )
 from quantlab.formats.scales import BFLOAT16, FLOAT32, FloatType
@@ -45,13 +44,9 @@ class TorchaoInt4(GroupCodec):
     runtime, mode, dtype = "torchao", "torchao/int4", BFLOAT16.name
 
     def __init__(self, n_bits: int, group_size: int) -> None:
-        require_widths(n_bits, [INT4_BITS], self.mode)
+        require_width(n_bits, [INT4_BITS], f"mode={self.mode}")
         require_option("mode.group_size", group_size, INT4_GROUPS, self.mode)
         self.n_bits, self.group_size = n_bits, group_size
-
-    def count_bits(self, groups: Groups) -> int:
-        """Return the size of codes, scales and zero points, without the padding of a kernel."""
-        return self.n_bits * groups.size + 2 * groups.dtype.bits * groups.n_groups
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups."""
@@ -75,15 +70,11 @@ class TorchaoInt4(GroupCodec):
 class TorchaoInt8(GroupCodec):
     """A float32 scale a row, symmetric; the weights of ``Int8WeightOnlyConfig``."""
 
-    runtime, mode = "torchao", "torchao/int8"
+    runtime, mode, group_bits = "torchao", "torchao/int8", FLOAT32.bits
 
     def __init__(self, n_bits: int) -> None:
-        require_widths(n_bits, [INT8_BITS], self.mode)
+        require_width(n_bits, [INT8_BITS], f"mode={self.mode}")
         self.n_bits = n_bits
-
-    def count_bits(self, groups: Groups) -> int:
-        """Return the size of codes and scales."""
-        return self.n_bits * groups.size + FLOAT32.bits * groups.n_groups
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct rows."""
@@ -109,7 +100,7 @@ class TorchaoIntx(GroupCodec):
     def __init__(
         self, n_bits: int, mapping: str, group_size: int | None, dtype: str | None = None
     ) -> None:
-        require_widths(n_bits, INTX_BITS, self.mode)
+        require_width(n_bits, INTX_BITS, f"mode={self.mode}")
         require_option("mode.mapping", mapping, MAPPINGS, self.mode)
         require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
         is_size = group_size is None or (type(group_size) is int and group_size > 0)

@@ -68,11 +68,11 @@ def test_values_of_a_grid_come_back_as_they_are():
 
 
 def test_what_bitsandbytes_has_not_is_refused():
-    with pytest.raises(ContradictionError, match="n_bits of mode=bnb/nf4 must be 4, got 8"):
+    with pytest.raises(ContradictionError, match="must be 4, the width of mode=bnb/nf4"):
         BitsandbytesLevels(8, "nf4", 64, nested=False)
     with pytest.raises(ValueError, match=r"mode.group_size of mode=bnb/fp4 must be one of 32, 64"):
         BitsandbytesLevels(4, "fp4", 48, nested=False)
     with pytest.raises(ValueError, match=r"must be one of False, True, got 'yes'"):
         BitsandbytesLevels(4, "fp4", 64, nested="yes")
-    with pytest.raises(ContradictionError, match="n_bits of mode=bnb/int8 must be 8, got 4"):
+    with pytest.raises(ContradictionError, match="must be 8, the width of mode=bnb/int8"):
         BitsandbytesInt8(4)

@@ -45,7 +45,9 @@ def test_bits_are_those_of_packed_codes(n_bits, codes):
 
 
 def test_what_hqq_has_not_is_refused():
-    with pytest.raises(ContradictionError, match="must be 1, 2, 3, 4, 5, 6 or 8, got 7"):
+    with pytest.raises(
+        ContradictionError, match="must be 1, 2, 3, 4, 5, 6 or 8, the widths of mode=hqq"
+    ):
         HalfQuadratic(7, 64, "float16")
     with pytest.raises(ValueError, match="must be a multiple of 8, got 60"):
         HalfQuadratic(4, 60, "float16")

@@ -72,7 +72,7 @@ def test_what_is_no_matrix_is_left_out():
 
 
 def test_what_onnx_runtime_has_not_is_refused():
-    with pytest.raises(ContradictionError, match="of mode=onnx/matmulnbits must be 2, 4 or 8"):
+    with pytest.raises(ContradictionError, match="2, 4 or 8, the widths of mode=onnx/matmulnbits"):
         OnnxMatMulNBits(5, 32, symmetric=True)
     with pytest.raises(ValueError, match=f"must be one of {', '.join(map(str, BLOCKS))}, got 48"):
         OnnxMatMulNBits(4, 48, symmetric=True)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantlab.formats.element import ContradictionError
-from quantlab.formats.mlx import AFFINE_BITS, MlxAffine, MlxFp4
+from quantlab.formats.mlx import MlxAffine, MlxFp4
 from tests.formats import oracle
 
 VECTORS = oracle.vectors("mlx")
@@ -36,7 +36,7 @@ def test_scales_have_the_type_of_the_tensor(dtype):
     assert MlxFp4(4).open(typed).bits == X.size * (4 + 8 / 32)
 
 
-@given(st.sampled_from(AFFINE_BITS), st.sampled_from([32, 64]), st.integers(0, 2**32))
+@given(st.sampled_from(MlxAffine.widths), st.sampled_from([32, 64]), st.integers(0, 2**32))
 def test_no_error_is_more_than_a_step(n_bits, group, seed):
     # 0 becomes a value, which may take the far end of a group beyond the codes by half a step
     x = np.random.default_rng(seed).standard_normal((2, 128)).astype(np.float32)
@@ -51,7 +51,7 @@ def test_a_width_that_mlx_has_not_is_refused(n_bits):
     with pytest.raises(ContradictionError) as caught:
         MlxAffine(n_bits, 64)
     assert str(caught.value) == (
-        f"n_bits of mode=mlx/affine must be 2, 3, 4, 5, 6 or 8, got {n_bits!r}"
+        f"n_bits must be 2, 3, 4, 5, 6 or 8, the widths of mode=mlx/affine, got {n_bits!r}"
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from quantlab.formats.format import FormatSpec
-from quantlab.formats.mlx import AFFINE_BITS, AFFINE_GROUPS, MlxAffine, MlxFp4
+from quantlab.formats.mlx import MlxAffine, MlxFp4
 from quantlab.plans.options import Assignment, float_width
 from quantlab.plans.runtimes.runtime import Runtime, own_spec, standard_spec
 from quantlab.records import disk
@@ -42,7 +42,7 @@ class Mlx(Runtime):
             return None
         mode = "affine" if spec.mode == "asym" else PRESETS.get(spec.mode)
         if mode == "affine" and not (
-            spec.n_bits in AFFINE_BITS and spec.block_size in AFFINE_GROUPS
+            spec.n_bits in MlxAffine.widths and spec.block_size in MlxAffine.sizes
         ):
             return None
         if mode is None or spec.block != "group":

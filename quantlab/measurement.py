@@ -149,23 +149,18 @@ def measure(
     """
     of_layers = None if inputs is None else _layer_inputs(inputs, x)
     form = form_of(mode, n_bits, block, scale, range, transform, rounding, of_layers)
-    if isinstance(x, Mapping):
-        import pandas as pd
-
-        require_select(select)
-        shapes = {name: np.shape(a) for name, a in x.items()}
-        chosen = x.keys() if select == "all" else select_weights(shapes)
-        arrays = {name: array for name, array in x.items() if name in chosen}
-        results = {
-            name: _measure(a, mode, form, name, metrics, of_layers) for name, a in arrays.items()
-        }
-        table = pd.DataFrame([{"tensor": name, **result} for name, result in results.items()])
-        if model is not None:
-            table.attrs["answers"] = pd.DataFrame(_answers(model, form, arrays))
-        return table
-    if model is not None:
+    if model is not None and not isinstance(x, Mapping):
         raise ValueError("model answers with a mapping of names to arrays: give its weights as x")
-    return _measure(x, mode, form, NAME, metrics, of_layers)
+    tensors = _name_arrays(x, select)
+    results = {t.name: _measure(t, mode, form, metrics, of_layers) for t in tensors}
+    if not isinstance(x, Mapping):
+        return results[NAME]
+    import pandas as pd
+
+    table = pd.DataFrame([{"tensor": name, **result} for name, result in results.items()])
+    if model is not None:
+        table.attrs["answers"] = pd.DataFrame(_answers(model, form, tensors))
+    return table
 
 
 def _layer_inputs(inputs: Any, x: Any) -> ArrayInputs:
@@ -223,18 +218,16 @@ def _open(form: Format | Codec, tensor: Tensor, mode: Any) -> Format | Reconstru
 
 
 def _measure(
-    x: Any,
+    tensor: Tensor,
     mode: Any,
     form: Format | Codec,
-    name: str,
     metrics: Mapping[str, Metric] | None,
     inputs: ArrayInputs | None,
 ) -> Measurement:
     mode = mode if isinstance(mode, str) else type(mode).__name__
-    array = Tensor(name, as_array(x, name))
-    gram = inputs.gram(array) if inputs else None
-    result = _measure_opened(array, _open(form, array, mode), metrics, gram)
-    return Measurement(result, uniform.mode_name(mode), form.n_bits, name)
+    gram = inputs.gram(tensor) if inputs else None
+    result = _measure_opened(tensor, _open(form, tensor, mode), metrics, gram)
+    return Measurement(result, uniform.mode_name(mode), form.n_bits, tensor.name)
 
 
 def _measure_opened(
@@ -350,10 +343,15 @@ def _option_name(value: Any) -> Any:
 
 def _list_tensors(x: Any, select: str) -> Iterable[Tensor]:
     """Open the tensors of a file, or name arrays."""
-    if isinstance(x, str | Path):
-        source = reader_of(Path(x))(str(x), select=select)
-        source.require_tensors()
-        return source.tensors()
+    if not isinstance(x, str | Path):
+        return _name_arrays(x, select)
+    source = reader_of(Path(x))(str(x), select=select)
+    source.require_tensors()
+    return source.tensors()
+
+
+def _name_arrays(x: Any, select: str) -> list[Tensor]:
+    """Name an array, or the selected ones of a mapping."""
     if not isinstance(x, Mapping):
         return [Tensor(NAME, as_array(x))]
     require_select(select)
@@ -361,9 +359,8 @@ def _list_tensors(x: Any, select: str) -> Iterable[Tensor]:
     return [Tensor(name, as_array(array, name)) for name, array in x.items() if name in chosen]
 
 
-def _answers(model: Model, form: Format | Codec, arrays: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Compare the answers of a model with arrays replaced, a row each output."""
-    tensors = [Tensor(name, as_array(array, name)) for name, array in arrays.items()]
+def _answers(model: Model, form: Format | Codec, tensors: Iterable[Tensor]) -> list[dict[str, Any]]:
+    """Compare the answers of a model with tensors replaced, a row each output."""
     weights = {
         tensor.name: reconstruct(tensor, form.open(tensor), usable_cores()) for tensor in tensors
     }

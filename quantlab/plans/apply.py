@@ -8,6 +8,7 @@ tensors are those of the original, and whatever evaluates it evaluates the plan.
 import shutil
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,9 +70,7 @@ def apply_plan(plan: Path, model: Path, out: Path, threads: int | None = None) -
     targets = _targets(files, out)
     tensors = _planned_tensors(planned, source)
     work = _Copy(source, planned.bind(source), tensors, threads or usable_cores())
-    for target in targets:
-        target.parent.mkdir(parents=True, exist_ok=True)
-    with disk.publish_together(targets) as drafts:
+    with _make_parents(targets), disk.publish_together(targets) as drafts:
         work.write(dict(zip(files, drafts, strict=True)))
     return Applied(targets, len(tensors), len(source.entries) - len(tensors))
 
@@ -98,6 +97,22 @@ def _targets(files: Sequence[Path], out: Path) -> list[Path]:
         if target.exists() or target.is_symlink():
             raise ValueError(f"{target} is there already: name another file, or remove it")
     return targets
+
+
+@contextmanager
+def _make_parents(targets: Sequence[Path]) -> Iterator[None]:
+    """Make the directories of files, and remove those that are new where the block fails."""
+    parents = {parent for target in targets for parent in target.parents}
+    missing = sorted((parent for parent in parents if not parent.exists()), reverse=True)
+    try:
+        for target in targets:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for parent in missing:  # those below come first
+            with suppress(OSError):
+                parent.rmdir()
+        raise
 
 
 def _planned_tensors(planned: Planned, source: File) -> list[Tensor]:

@@ -158,7 +158,6 @@ def run_command(
         yield render(budget_table([make_plan(sweep, request) for request in requests], texts))
         return
     (request,) = requests
-    _make_writable(out)
     plan = make_plan(sweep, request)
     typed["bits"] = request.bits
     notes = {name: value for name, value in typed.items() if value}
@@ -170,6 +169,7 @@ def run_command(
     remarks = list(_file_remarks(plan, source, options.get("context"), texts))
     head = Path(source).name, remarks
     files = plan_artefacts(plan, sweep, notes, f"quantlab {command}", texts, head)
+    _make_writable(out)
     yield plan_summary(plan, texts, *head)
     write_files(out, files)
     paths = "\n".join(str(out / name) for name in files)

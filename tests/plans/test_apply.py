@@ -207,8 +207,8 @@ def test_values_beyond_a_dtype_are_refused(tmp_path):
     save_file({"a": x}, tmp_path / "m.safetensors")
     write_plan(tmp_path, {"a": x}, a=ASYM | {"mode": "sym", "n_bits": 3, "scale_dtype": "bfloat16"})
     with pytest.raises(ValueError, match=r"'a' comes back with values beyond float16, its dtype"):
-        apply_plan(tmp_path, tmp_path / "m.safetensors", tmp_path / "o.safetensors")
-    assert not (tmp_path / "o.safetensors").exists()
+        apply_plan(tmp_path, tmp_path / "m.safetensors", tmp_path / "new" / "out" / "o.safetensors")
+    assert not (tmp_path / "new").exists()
 
 
 def test_the_figures_of_the_plan_are_those_of_what_is_written(model, tmp_path):

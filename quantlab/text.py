@@ -46,10 +46,12 @@ def label(name: str, max_chars: int = 48) -> str:
     return name if len(name) <= max_chars else f"{name[:head]}…{name[head + 1 - max_chars :]}"
 
 
-def first_few(items: Sequence[str], limit: int, more: Callable[[int], str]) -> list[str]:
+def first_few(
+    items: Sequence[str], limit: int, more: Callable[[int], str] = "and {} more".format
+) -> list[str]:
     """List at most `limit` items, then one text that counts the others.
 
-    >>> first_few(["a", "b", "c", "d"], 2, lambda n: f"and {n} more")
+    >>> first_few(["a", "b", "c", "d"], 2)
     ['a', 'b', 'and 2 more']
     """
     rest = len(items) - limit

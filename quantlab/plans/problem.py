@@ -167,7 +167,7 @@ class Problem:
         n_tensors = sum(len(slot[0].assignments) for slot in self.slots)
         if not self.runtime or not names:
             return ""
-        listed = ", ".join(first_few(names, SENTENCE_TENSORS, "and {} more".format))
+        listed = ", ".join(first_few(names, SENTENCE_TENSORS))
         return (
             f"; {self.runtime.name} quantizes {n_tensors - len(names)} of the {n_tensors} tensors "
             f"measured, not {listed}"
@@ -306,12 +306,12 @@ def _no_recipe_message(
 ) -> str:
     """Say that a runtime has none of the formats, else that it takes no tensor in any."""
     if refused:
-        listed = "; ".join(first_few(refused, SENTENCE_TENSORS, "and {} more".format))
+        listed = "; ".join(first_few(refused, SENTENCE_TENSORS))
         return f"{runtime.name} has none of the formats tried ({listed}): sweep {runtime.hint}"
     names = [f"'{label(assignments[0].tensor.name)}'" for assignments in drafts]
     return (
         f"{runtime.name} quantizes none of the {len(drafts)} tensors measured "
-        f"({', '.join(first_few(names, SENTENCE_TENSORS, 'and {} more'.format))}) in a format "
+        f"({', '.join(first_few(names, SENTENCE_TENSORS))}) in a format "
         f"tried: sweep {runtime.scope}"
     )
 

@@ -57,7 +57,7 @@ def read_sensitivity(directory: Path, names: Collection[str]) -> Sensitivity:
         ).items()
     }
     if missing := [label(name) for name in names if name not in alphas]:
-        listed = ", ".join(first_few(missing, SENTENCE_TENSORS, "and {} more".format))
+        listed = ", ".join(first_few(missing, SENTENCE_TENSORS))
         raise ValueError(
             f"{directory} has no alpha of {len(missing)} of the {len(names)} tensors measured "
             f"({listed}): sweep noise over the same tensors"

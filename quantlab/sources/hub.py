@@ -284,7 +284,7 @@ def _choose_file(key: str, names: Sequence[str], suffixes: Sequence[str]) -> str
         return default or files[0]
     if not files:
         raise HubError(f"it holds no file with one of the suffixes {', '.join(suffixes)}")
-    listed = ", ".join(first_few(files, NAMED_FILES, lambda n: f"and {n} more"))
+    listed = ", ".join(first_few(files, NAMED_FILES))
     raise HubError(f"it holds {len(files)} files ({listed}): name one, as in {key}/{files[0]}")
 
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
+from quantlab.formats.element import FloatArray
+
 Read = Callable[[int, int], FloatArray]  # elements `start` to `stop` of a tensor, flat in C order
 Shape = tuple[int, ...]
 
@@ -21,6 +22,11 @@ BATCH = 2**21  # values of several blocks whose parameters are chosen together
 SPAN = 2**18  # elements that a part of scattered blocks may span
 MAX_WHOLE_BLOCK = 2**12  # values of a block that is always read whole
 INPUT = "input"  # the axis of groups along which the inputs of a layer lie, if a file tells
+
+
+def read_flat(values: FloatArray) -> Read:
+    """Return a function that reads values that are in memory, flat."""
+    return lambda start, stop: values[start:stop]
 
 
 class UnfitError(ValueError):

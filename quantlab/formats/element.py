@@ -232,6 +232,14 @@ def require_width(n_bits: Any, widths: Sequence[int], grid: str) -> None:
     raise ContradictionError(f"n_bits must be {rule}, got {n_bits!r}{hint}")
 
 
+def require_no_width(n_bits: Any, mode: str, reason: str) -> None:
+    """Raise ContradictionError unless `n_bits` is None, for a `reason` that begins with which."""
+    if n_bits is not None:
+        raise ContradictionError(
+            f"n_bits={n_bits} does not go with mode={mode}, {reason}: leave it out"
+        )
+
+
 def code_dtype(n_bits: int) -> Any:
     """Return the type of codes: int8 up to 8 bits, int16 above."""
     return np.int8 if n_bits <= 8 else np.int16

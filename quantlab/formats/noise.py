@@ -11,7 +11,7 @@ from threading import Lock
 
 import numpy as np
 
-from quantlab.formats.element import ContradictionError, FloatArray, NotFiniteError
+from quantlab.formats.element import FloatArray, NotFiniteError, require_no_width
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 
 CHUNK_VALUES = 2**16  # drawn, or squared and summed, at once
@@ -29,10 +29,7 @@ class Noise(Codec):
         is_number = isinstance(sqnr_db, int | float) and not isinstance(sqnr_db, bool)
         if not is_number or not math.isfinite(sqnr_db):
             raise ValueError(f"mode.sqnr_db must be a number of dB, got {sqnr_db!r}")
-        if n_bits is not None:
-            raise ContradictionError(
-                f"n_bits={n_bits} does not go with mode=noise, which has no codes: leave it out"
-            )
+        require_no_width(n_bits, "noise", "which has no codes")
         self.sqnr_db, self.n_bits = sqnr_db, None
 
     def open(self, tensor: NamedTensor) -> Reconstruction:

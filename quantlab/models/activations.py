@@ -50,8 +50,7 @@ class Activations(Source):
     def tensors(self) -> Iterator[Tensor]:
         """Yield each activation; raises ValueError where they take more than `max_bytes`."""
         model = self._model
-        files = [str(model.path), *model.input_files()]
-        state = tuple(file_state(path) for path in files)
+        state = model.file_states()
         arrays = _run_cached(model, self._choose_names(), self.max_bytes, state)
         for name, values in arrays.items():
             yield Tensor(name, values, (state, "activation"))

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats.scales import Array64
 from quantlab.stats.metrics import decibels
 
 Kind = Literal["probabilities", "logits", "values"]
@@ -24,7 +25,6 @@ FIGURES = (
     "top_same_order", "top_worst", "top_best", "dp_rms", "sqnr_db", "cos_sim", "accuracy",
     "accuracy_before",
 )  # fmt: skip
-Array64 = NDArray[np.float64]
 
 
 def find_kind(name: str, answers: NDArray[Any]) -> Kind:

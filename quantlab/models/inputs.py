@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.blocks import Shape
+from quantlab.formats.blocks import Shape, read_flat
 from quantlab.formats.element import FloatArray
 from quantlab.formats.format import NamedTensor
 from quantlab.formats.gram import LayerInputs, compute_gram
@@ -68,7 +68,7 @@ class InputPowers(_GraphInputs):
         Raises ValueError where the inputs do not fit the model.
         """
         model = self._model
-        importance = _measure_cached(model, _find_state(model)).get(name)
+        importance = _measure_cached(model, model.file_states()).get(name)
         if importance is None or prod(shape) % importance.size:
             return None
         return importance
@@ -90,7 +90,7 @@ class ModelInputs(_GraphInputs):
         model = self._model
         for names in _group_weights(_find_widths(str(model.path))):
             if tensor.name in names:
-                return _compute_grams(model, _find_state(model), names)[tensor.name]
+                return _compute_grams(model, model.file_states(), names)[tensor.name]
         return None
 
     def identity(self, tensor: NamedTensor) -> str | None:
@@ -121,10 +121,6 @@ class _Layer(NamedTuple):
     sum_squares: Callable[[NDArray[Any]], Sums]
     axis: int | None
     width: int
-
-
-def _find_state(model: OnnxModel) -> Hashable:
-    return tuple(file_state(path) for path in (str(model.path), *model.input_files()))
 
 
 def _find_widths(path: str) -> Sequence[tuple[str, int]]:
@@ -172,13 +168,9 @@ def _compute_grams(
                     f"tensor '{label(layer.weight)}' has inputs, '{label(layer.edge)}' of "
                     f"{model.path}, that hold NaN or Inf: leave out the samples that give them"
                 )
-            gram = compute_gram(partial(_slice, rows), rows.size, layer.width)
+            gram = compute_gram(read_flat(rows), rows.size, layer.width)
             grams[layer.weight] = grams.get(layer.weight, 0.0) + gram
     return grams
-
-
-def _slice(values: FloatArray, start: int, stop: int) -> FloatArray:
-    return values[start:stop]
 
 
 def _compute_inputs(

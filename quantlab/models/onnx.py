@@ -22,9 +22,11 @@ from quantlab.sources.file import (
     existing_path,
     expand_home,
     file_sha256,
+    file_state,
     readable,
 )
 from quantlab.sources.onnx_graph import as_text, constant_protos, kind_name, model_files, read_graph
+from quantlab.sources.tensor import FileState
 from quantlab.stats.parallel import map_on_threads, usable_cores
 from quantlab.text import label, near_misses, printable, require_packages
 
@@ -122,6 +124,10 @@ class OnnxModel:
         if not files:
             raise ValueError(f"{self.inputs} holds no npz file")
         return [existing_path(file, "npz") for file in files]
+
+    def file_states(self) -> tuple[FileState, ...]:
+        """Return the states of the model's file and of those of its inputs."""
+        return tuple(file_state(path) for path in (str(self.path), *self.input_files()))
 
     def batches(self, inputs: Sequence[GraphInput]) -> Iterator["Batch"]:
         """Yield what a session is fed with."""

@@ -13,7 +13,7 @@ from typing import Any, cast
 
 from quantlab.conf import instantiate_with, load_option, own_settings
 from quantlab.formats.blocks import Group, PerTensor, UnfitError
-from quantlab.formats.element import ContradictionError, FloatArray
+from quantlab.formats.element import FloatArray, require_no_width
 from quantlab.formats.format import (
     CALIBRATION,
     Codec,
@@ -43,11 +43,7 @@ class Planned(Codec):
     """
 
     def __init__(self, path: str, n_bits: int | None = None) -> None:
-        if n_bits is not None:
-            raise ContradictionError(
-                f"n_bits={n_bits} does not go with mode=plan, which has a width for each tensor: "
-                "leave it out"
-            )
+        require_no_width(n_bits, "plan", "which has a width for each tensor")
         self.path, self.n_bits = existing_path(path, "plan"), None
         try:
             content = disk.read_json(Path(self.path))

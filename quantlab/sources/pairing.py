@@ -15,7 +15,7 @@ from typing import Any, ClassVar, TypedDict
 import numpy as np
 
 from quantlab.formats.blocks import Read, Shape, UnfitError
-from quantlab.formats.element import ContradictionError, FloatArray
+from quantlab.formats.element import FloatArray, require_no_width
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 from quantlab.sources import hub, views
 from quantlab.sources.file import (
@@ -84,11 +84,7 @@ class StoredFile(Codec):
     needs: ClassVar[Sequence[str]] = ()
 
     def __init__(self, path: str, n_bits: int | None = None) -> None:
-        if n_bits is not None:
-            raise ContradictionError(
-                f"n_bits={n_bits} does not go with mode=file/{self.format}: a file has widths of "
-                "its own, leave it out"
-            )
+        require_no_width(n_bits, f"file/{self.format}", "which has widths of its own")
         self.path, self.n_bits = existing_path(path, self.format), None
         require_packages(self.needs, f"reading {self.path}")
         _ = self.tensors

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantlab.formats.blocks import Group, Read
+from quantlab.formats.blocks import Group, Read, read_flat
 from quantlab.formats.element import FloatArray, NotFiniteError
 from quantlab.formats.format import Format, Reconstruction
 from quantlab.formats.scales import Array64
@@ -262,10 +262,6 @@ def _sample_stride(size: int) -> int:
     return 1 if size <= SAMPLE else -(-size // SAMPLE) | 1
 
 
-def _read_flat(values: FloatArray) -> Read:
-    return lambda start, stop: values[start:stop]
-
-
 class Accumulator:
     """Sums up the blocks of one thread, each as soon as it has been through the codec."""
 
@@ -410,7 +406,7 @@ class _RoundTrip:
             arrays = [moved.restore(array) for array in arrays]
         if axis is not None:
             arrays = [np.moveaxis(array, axis, -1) for array in arrays]
-        return [_read_flat(np.ascontiguousarray(array).reshape(-1)) for array in arrays]
+        return [read_flat(np.ascontiguousarray(array).reshape(-1)) for array in arrays]
 
     def _divergence(self) -> float:
         starts = range(0, self.tensor.size, CHUNK)

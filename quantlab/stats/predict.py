@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from quantlab.formats.blocks import Layout, PerTensor
+from quantlab.formats.blocks import Layout, PerTensor, read_flat
 from quantlab.formats.element import per_value
 from quantlab.formats.format import Format
 from quantlab.formats.quantizer import BlockQuantizer
@@ -62,7 +62,7 @@ def predict_from_quantiles(form: Format, quantiles: Any, expected: Expected) -> 
     block = np.clip([lo, *quantiles, hi], lo, hi).astype(np.float32)
     block_form = Format(form.element, PerTensor(scale=form.block.scale), form.range, form.scale)
     layout, absmax = Layout(block.size, block.size, block.size), max(map(abs, expected.range()))
-    quantizer = BlockQuantizer(block_form, layout, lambda start, stop: block[start:stop], absmax)
+    quantizer = BlockQuantizer(block_form, layout, read_flat(block), absmax)
     quantized, _ = quantizer.round_trip(0, block.size)
     err = (quantized.x_hat - block).astype(np.float64)
     value = np.array([[expected.landmark]], np.float32)

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Read
 from quantlab.formats.format import Reconstruction
+from quantlab.formats.scales import Array64
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.metrics import decibels
 
@@ -28,7 +28,6 @@ SHIFTED = {  # what is added to a vector; converters add 1 to the norms of some 
     "plus 1, as it is greater by 1 in the files of some converters,": 1.0,
 }
 MIN_SQNR_DB = 6.0  # of a rearranged reading: of two that make no sense none is right
-Array64 = NDArray[np.float64]
 
 
 class Better(NamedTuple):

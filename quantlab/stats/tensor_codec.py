@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats import uniform
-from quantlab.formats.blocks import PerChannel, Read
+from quantlab.formats.blocks import PerChannel, Read, read_flat
 from quantlab.formats.element import (
     BlockParams,
     CompiledGrid,
@@ -477,4 +477,4 @@ def _open_rounded(
         x_hat = np.ascontiguousarray(moved.restore(x_hat.reshape(moved.shape))).reshape(-1)
     bits = round(form.bits_per_value(quantizer.layout) * tensor.size)
     name = f"rounding={rounding.name}"
-    return Reconstruction(lambda start, stop: x_hat[start:stop], name, bits, remark=rounded.remark)
+    return Reconstruction(read_flat(x_hat), name, bits, remark=rounded.remark)

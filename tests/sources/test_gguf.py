@@ -117,7 +117,7 @@ def test_a_width_contradicts_the_file(tmp_path):
     with pytest.raises(ContradictionError) as caught:
         GgufFile(path, n_bits=4)
     assert str(caught.value) == (
-        "n_bits=4 does not go with mode=file/gguf: a file has widths of its own, leave it out"
+        "n_bits=4 does not go with mode=file/gguf, which has widths of its own: leave it out"
     )
     assert GgufFile(path).n_bits is None
 

@@ -44,7 +44,7 @@ class QuantlabSweeper(Sweeper):
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         """Give the launcher a loader that composes each choice of groups once."""
-        from quantlab.sweep.compose import Composer
+        from quantlab.sweep.jobs import Composer
 
         self.loader = cast("ConfigLoader", Composer(hydra_context.config_loader))
         self.sweep_config = config

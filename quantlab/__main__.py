@@ -16,9 +16,8 @@ with interrupt.exit_during_imports():
     from quantlab.report.listing import listing, listing_json
     from quantlab.report.terminal import sweep_summary
     from quantlab.sources.file import SELECTIONS
-    from quantlab.sources.headers import without_values
     from quantlab.sources.hub import is_hub_id
-    from quantlab.sources.readers import DECODERS, reader_of
+    from quantlab.sources.readers import DECODERS, reader_of, without_values
     from quantlab.sweep import app
     from quantlab.sweep.launch import count_missing_runs
 

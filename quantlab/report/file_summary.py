@@ -11,10 +11,9 @@ from statistics import median
 from quantlab.report.file_diff import FileDiff, StoredPair, diff_files, list_names, total_sentence
 from quantlab.report.tables import Table
 from quantlab.report.terminal import render
-from quantlab.sources.headers import without_values
 from quantlab.sources.kinds.decoding import StoredTensor
 from quantlab.sources.pairing import StoredFile
-from quantlab.sources.readers import DecodedFile
+from quantlab.sources.readers import DecodedFile, without_values
 from quantlab.text import as_setting, count, first_few, format_number, format_size, label
 
 MAX_TYPES = 6  # that have a line of their own

@@ -1,20 +1,26 @@
-"""Expand a sweep into jobs, drop contradictory or repeated ones, and find those already done."""
+"""Expand a sweep into jobs, drop contradictory or repeated ones, and find those already done.
+
+Their configs are composed once for each choice of config groups.
+"""
 
 import json
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override
+from hydra.core.override_parser.types import Glob, Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from quantlab.conf import needs_setting
@@ -24,7 +30,7 @@ from quantlab.formats.format import CHOICES
 from quantlab.records import parts, record
 from quantlab.records.older import as_recorded
 from quantlab.records.parts import Division, RunIdentity
-from quantlab.sweep.job import SHARED, build, require_valid, run_environment, settings
+from quantlab.sweep.job import SHARED, as_typed, build, require_valid, run_environment, settings
 from quantlab.text import as_text
 
 FORMAT_KEYS = {*CHOICES, "n_bits"}  # settings that may contradict each other
@@ -32,9 +38,85 @@ SELECTION = ("include", "exclude", "select")  # settings of a file that select t
 MODE_FILES = {"mode.path", "mode.imatrix"}  # files that some modes take
 STATES = ("complete", "failed", "missing", "unreadable", "changed")  # of a job, on disk
 NUMBERED = re.compile(r"hydra[:.]job\.(num|id)\b")
+MAX_CONFIGS = 256  # in the cache, of 0.1 MB each
+_composed: dict[tuple[str, ...], DictConfig] = {}  # of a process: Composers travel to workers
 
 Overrides = Mapping[str, str]  # key -> the whole override as typed, such as "mode=sym"
 Compose = Callable[[list[str]], DictConfig]  # overrides -> config; raises Hydra's errors
+
+
+class Composer:
+    """Hydra's own config loader, called once for each choice of config groups.
+
+    What a plain ``key=value`` changes is changed in a copy of what Hydra composed, which takes a
+    tenth of the time. The configs equal those that Hydra composes one by one.
+    """
+
+    def __init__(self, loader: ConfigLoader) -> None:
+        self.loader = loader
+        self.sweep = uuid4().hex  # two sweeps of one process may differ in everything else
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: Sequence[str]
+    ) -> DictConfig:
+        """Compose the config of one run; raises Hydra's errors where that is impossible."""
+        groups = master_config.hydra.runtime.choices
+        overrides = [_parse_override(text) for text in sweep_overrides]
+        kinds = [_classify_override(override, groups) for override in overrides]
+        n_ordered = max((n for n, kind in enumerate(kinds, 1) if kind == "other"), default=0)
+        settings = [n for n in range(n_ordered, len(kinds)) if kinds[n] == "setting"]
+        structure = [text for n, text in enumerate(sweep_overrides) if n not in settings]
+        config = deepcopy(self._compose(master_config, structure))
+        try:
+            for override in (overrides[n] for n in settings):
+                OmegaConf.update(config, override.key_or_group, override.value(), merge=True)
+        except OmegaConfBaseException:  # Hydra's own error names the override
+            return self.loader.load_sweep_config(master_config, list(sweep_overrides))
+        _set_overrides(config, overrides, as_typed(master_config.hydra.overrides.hydra))
+        return config
+
+    def _compose(self, master_config: DictConfig, structure: list[str]) -> DictConfig:
+        key = (self.sweep, *structure)
+        if key not in _composed:
+            if len(_composed) == MAX_CONFIGS:
+                _composed.clear()
+            _composed[key] = self.loader.load_sweep_config(master_config, structure)
+        return _composed[key]
+
+    def __getattr__(self, name: str) -> Any:
+        """Look up anything else in the loader."""
+        if name.startswith("__") or name == "loader":  # while being unpickled there is none yet
+            raise AttributeError(name)
+        return getattr(self.loader, name)
+
+
+@cache
+def _parse_override(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
+
+
+def _classify_override(override: Override, groups: Collection[str]) -> str:
+    """Classify an override: the choice of a "group", a "setting", or "other".
+
+    Only a plain ``key=value`` may be made up for in a copy, and only after all that is "other":
+    ``x=1 ++x=2`` is not ``++x=2 x=1``.
+    """
+    key = override.key_or_group
+    plain = override.type == OverrideType.CHANGE and override.package is None
+    if not plain or "/" in key or key == "hydra.searchpath":
+        return "other"
+    return "group" if key in groups else "setting"
+
+
+def _set_overrides(config: DictConfig, overrides: Sequence[Override], launched: list[str]) -> None:
+    """Write the overrides of a run where Hydra keeps them."""
+    task = [override for override in overrides if not override.is_hydra_override()]
+    hydra = [str(override.input_line) for override in overrides if override.is_hydra_override()]
+    config.hydra.overrides.task = [str(override.input_line) for override in task]
+    config.hydra.overrides.hydra = launched + hydra
+    how = config.hydra.job.config.override_dirname
+    shown = [str(item.input_line) for item in task if item.key_or_group not in how.exclude_keys]
+    config.hydra.job.override_dirname = how.item_sep.join(sorted(shown)).replace("=", how.kv_sep)
 
 
 class RunConfig(NamedTuple):

@@ -10,7 +10,7 @@ from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
 from quantlab.records.manifest import from_directory
 from quantlab.records.older import common_figures, without_new
-from quantlab.records.table import TABLES, collect, nest, require_directory, tabulate
+from quantlab.records.table import TABLES, collect, require_directory, results_json, tabulate
 from quantlab.sources.hub import pin_ids
 from quantlab.sweep.job import add_import_path, build
 
@@ -44,18 +44,20 @@ def find_faults(directory: Path) -> Iterator[str]:
     for name in sorted(TABLES - manifest["artefacts"].keys()):
         yield f"{path} does not list {name}: it should"
     try:
-        runs = collect(directory)
-        table, levels = tabulate(runs, directory)
+        runs, figures = collect(directory)
+        table, levels, _ = tabulate(runs, figures, directory)
     except ValueError as reason:
         yield str(reason)
         return
-    expected = from_directory(directory, runs, levels)
+    expected = from_directory(directory, runs, figures, levels)
     run_faults = list(_run_faults(directory, manifest, expected))
     yield from run_faults
     yield from (run.error for run in runs if run.record is None and run.error)
     if not run_faults:
         older = manifest["schema"] < manifests.SCHEMA
-        yield from _result_faults(directory / "results.json", nest(table, levels), older)
+        yield from _result_faults(
+            directory / "results.json", b"".join(results_json(table, levels)), older
+        )
 
 
 def _read(path: Path, name: str) -> Any:
@@ -143,14 +145,14 @@ def _run_faults(directory: Path, manifest: Any, expected: Any) -> Iterator[str]:
             yield f"{directory / 'manifest.json'}: {key} is {written}, the records say {computed}"
 
 
-def _result_faults(path: Path, expected: Any, older: bool) -> Iterator[str]:
+def _result_faults(path: Path, expected: bytes, older: bool) -> Iterator[str]:
     """Describe the differences between results.json and the records; figures may be newer."""
     try:
         content = _read(path, "results")
     except ValueError as reason:
         yield str(reason)
         return
-    from_records = json.loads(disk.to_json(expected))
+    from_records = disk.parse_json(expected)
     if older:
         from_records = common_figures(content, from_records)
     for key, written, recorded in compare(content, from_records):

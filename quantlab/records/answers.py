@@ -10,6 +10,7 @@ import pandas as pd
 from quantlab.models.figures import FIGURES
 from quantlab.records.manifest import read_artefact, read_artefact_hashes
 from quantlab.records.record import BAR_PREFIX, CHANGES, Record, Row, Run, answer_figures
+from quantlab.records.rows import Rows
 from quantlab.records.table import (
     FACTORS,
     Aggregated,
@@ -29,12 +30,12 @@ TEXT = ("dist", "mode", "tensor", "output", "kind", "format", "remark")
 COUNTS = ("n_bits", "rows", "samples")
 
 
-def answer_rows(runs: Sequence[Run]) -> list[Row]:
+def answer_rows(runs: Sequence[Run], figures: Rows) -> list[Row]:
     """List one row for each output of each run that answered, and its `CHANGES`."""
     records = [run.record for run in runs if run.record]
     axes = swept_axes(records)
-    files = file_names(records)
-    return [row for content in records for row in _rows(content, axes, files)]
+    files = file_names(records, figures)
+    return [row for content in records for row in _rows(content, figures, axes, files)]
 
 
 def answers_csv(rows: Sequence[Row]) -> bytes:
@@ -44,14 +45,19 @@ def answers_csv(rows: Sequence[Row]) -> bytes:
     return text.encode(errors="backslashreplace")
 
 
-def _rows(content: Record, axes: Sequence[str], files: Mapping[str, str]) -> list[dict[str, Any]]:
+def _rows(
+    content: Record, figures: Rows, axes: Sequence[str], files: Mapping[str, str]
+) -> list[dict[str, Any]]:
+    if "answers" not in content:
+        return []
     factors = {key: content[key] for key in FACTORS if key != "tensor"}
     settings = {axis: setting(content, axis) for axis in axes}
     file = files.get(str(setting(content, "mode.path")))
     name = format_columns(content["spec"], file)["format"] if content["spec"] else None
+    tensors = {tensor: figures[row] for tensor, row in content["tensors"].items()}
     return [
-        factors | settings | answer_figures(answer, content["tensors"], name) | bar_columns(content)
-        for answer in content.get("answers", ())
+        factors | settings | answer_figures(answer, tensors, name) | bar_columns(content)
+        for answer in content["answers"]
     ]
 
 

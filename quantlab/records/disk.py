@@ -40,31 +40,58 @@ def to_json(value: Any) -> bytes:
 def write(path: Path, content: bytes) -> None:
     """Write a file whole: under a temporary name, synced, then renamed over what was there."""
     with _drafts([path]):
-        _write_draft(path, content)
+        _write_draft(path, [content])
         _publish(path)
+
+
+class Publication:
+    """Files of a directory that are written one by one, and take their places together.
+
+    `hashes` are the sha256 of those that were written, by their names; `stale` are files to remove.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.hashes: dict[str, str] = {}
+        self.stale: list[Path] = []
+        self.paths: list[Path] = []
+
+    def write(self, name: str, parts: Iterable[bytes]) -> None:
+        """Write the parts of a file under a temporary name, and sync it."""
+        path = self.directory / name
+        path.parent.mkdir(exist_ok=True)
+        self.paths.append(path)
+        self.hashes[name] = _write_draft(path, parts)
 
 
 def write_together(
     directory: Path, files: Mapping[str, bytes], voucher: str, stale: Iterable[Path] = ()
 ) -> None:
+    """Write files as a `publication` that removes `stale` ones."""
+    with publication(directory, voucher) as published:
+        for name, content in files.items():
+            published.write(name, [content])
+        published.stale = [*stale]
+
+
+@contextmanager
+def publication(directory: Path, voucher: str) -> Iterator[Publication]:
     """Write files of which readers take all or none: those that the `voucher` vouches for.
 
     All are written and synced under temporary names first: a disk that is full leaves what was
-    there. Then the voucher is removed, the others are renamed, the `stale` files are removed, and
-    the new voucher, which has hashes of the others, comes last. Whatever ends the process between
-    leaves no voucher.
+    there. When the block ends the voucher is removed, the others are renamed, stale files are
+    removed, and the new voucher, which has hashes of the others, comes last. Whatever ends the
+    process between leaves no voucher.
     """
-    last = directory / voucher
-    paths = [directory / name for name in files if name != voucher]
-    with _drafts([*paths, last]):
-        for name, content in files.items():
-            (directory / name).parent.mkdir(exist_ok=True)
-            _write_draft(directory / name, content)
+    last, published = directory / voucher, Publication(directory)
+    with _drafts(published.paths):
+        yield published
+        paths = [path for path in published.paths if path != last]
         with _named(last):
             last.unlink(missing_ok=True)
         for path in paths:
             _publish(path)
-        for path in stale:
+        for path in published.stale:
             path.unlink()
         _publish(last)
     # Not between: it takes a tenth of a second, in which the voucher would be missing. If a power
@@ -95,11 +122,16 @@ def _draft(path: Path) -> Path:
     return path.with_name(f".{path.name}.{os.getpid()}.{TEMPORARY}")
 
 
-def _write_draft(path: Path, content: bytes) -> None:
+def _write_draft(path: Path, parts: Iterable[bytes]) -> str:
+    """Write the temporary file of `path`, and return its sha256."""
+    sha256 = hashlib.sha256()
     with _named(path), _draft(path).open("wb") as file:
-        file.write(content)
+        for part in parts:
+            file.write(part)
+            sha256.update(part)
         file.flush()
         os.fsync(file.fileno())
+    return sha256.hexdigest()
 
 
 def _publish(path: Path) -> None:

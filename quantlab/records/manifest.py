@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 
 from quantlab.records import disk, parts, record, schema
 from quantlab.records.record import Record, Run
+from quantlab.records.rows import Column, Rows, column_of
 
 # 3 did not list tensors, 2 stood beside results without storage, 1 had no hashes of Hydra's files
 SCHEMA = 4
@@ -26,18 +27,19 @@ NAME = "manifest.json"
 MAX_TABLE_BYTES = 2**34  # a million rows take a sixteenth of it
 RUN_CONFIG = ".hydra/config.yaml"
 SWEEP_CONFIG = "multirun.yaml"
+IDENTITY = "/identity"  # of a row of figures: dtype, shape and sha256 of its tensor
 SIZE = ("dtype", "shape", "n_bytes")  # of a tensor without figures
 
 
 def manifest(
-    origin: Mapping[str, Any], hydra: Mapping[str, str], artefacts: Mapping[str, bytes]
+    origin: Mapping[str, Any], hydra: Mapping[str, str], artefacts: Mapping[str, str]
 ) -> dict[str, Any]:
     """Put a manifest together: the `origin` of a sweep, hashes of its files, its environment."""
     return {
         "schema": SCHEMA,
         **origin,
         "hydra": dict(hydra),
-        "artefacts": {name: hashlib.sha256(data).hexdigest() for name, data in artefacts.items()},
+        "artefacts": dict(artefacts),
         "environment": record.versions() | {"platform": platform.platform(), "cpu": _cpu()},
         "git": _git(),
     }
@@ -65,7 +67,9 @@ def require_one_sweep(directory: Path, *, begins: bool = False) -> None:
         )
 
 
-def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) -> dict[str, Any]:
+def from_directory(
+    directory: Path, runs: Sequence[Run], figures: Rows, levels: Sequence[str]
+) -> dict[str, Any]:
     """Describe a sweep by its directory alone: command, levels, runs, tensors, times."""
     records = [run.record for run in runs if run.record]
     whole = [run.record for run in parts.join_parts(runs) if run.record]
@@ -77,7 +81,7 @@ def from_directory(directory: Path, runs: Sequence[Run], levels: Sequence[str]) 
         "runs": [_describe(run) for run in runs],
         **({"missing": missing} if missing else {}),
         **({"hub": hub} if hub else {}),
-        "tensors": list(_tensors(whole)),
+        "tensors": list(_tensors(whole, column_of(figures, IDENTITY))),
         "start": min((content["started"] for content in records), default=None),
         "end": max((_end(content) for content in records), default=None),
     }
@@ -204,16 +208,18 @@ def _hub_commits(records: Sequence[Record]) -> dict[str, list[dict[str, Any]]]:
     return commits
 
 
-def _tensors(records: Sequence[Record]) -> Iterator[dict[str, Any]]:
-    """Yield each tensor of the sweep, in the order of its source; see `UNKNOWN`.
+def _tensors(records: Sequence[Record], identities: Column) -> Iterator[dict[str, Any]]:
+    """Yield each tensor of the sweep, in the order of its source.
 
     Tensors of one name that differ, as those of two seeds do, are tensors of their own.
     """
     measured: dict[tuple[str, str], dict[str | None, Any]] = {}
     for content in records:
-        for name, identity in content["identities"].items():
+        for name, row in content["tensors"].items():
+            dtype, shape, sha256 = identities[row]
             variants = measured.setdefault((content["dist"], name), {})
-            variants.setdefault(identity["sha256"], identity)
+            if sha256 not in variants:
+                variants[sha256] = {"dtype": dtype, "shape": [*shape], "sha256": sha256}
     seen = set()
     for content in records:
         without = _unmeasured(content)
@@ -237,7 +243,7 @@ def _unmeasured(content: Record) -> dict[str, dict[str, Any]]:
 
 def _in_order(content: Record, without: Mapping[str, Any]) -> list[str]:
     """Order the names of a record's tensors as their source does."""
-    names = list(content["identities"])
+    names = list(content["tensors"])
     for name in without:
         places = content["unmeasured"].get(name, {})
         names.insert(places.get("place", len(names)), name)

@@ -250,7 +250,7 @@ def _join(group: Sequence[Run]) -> Run:
         items = (item for record in records for item in record.get(key, {}).items())
         return dict(sorted(items, key=lambda item: places.get(item[0], math.inf)))
 
-    keys = ("tensors", "identities", "directories", "failed", "unmeasured")
+    keys = ("tensors", "failed", "unmeasured")
     whole = records[0] | {key: merged(key) for key in keys}
     whole["config"] = whole_config(whole["config"])
     if covered := [record["coverage"] for record in records if "coverage" in record]:

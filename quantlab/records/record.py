@@ -23,7 +23,7 @@ from quantlab.records.older import OLDEST, oldest_config, upgraded, with_current
 from quantlab.sources import hub
 from quantlab.sources.file import file_sha256
 from quantlab.stats.result import Count, Figures, Result, Sha256
-from quantlab.text import as_text, first_few, printable
+from quantlab.text import first_few, printable
 
 # 8 had no worst rows, 6 had the columns of a format and no spec, 5 no sizes of what was not
 # measured, 4 no stored formats, 3 one scale a tensor and no storage
@@ -503,11 +503,3 @@ class Run(NamedTuple):
     def is_incomplete(self) -> bool:
         """Whether some tensors could not be measured, and others were."""
         return bool(self.record and self.record["failed"] and self.record["tensors"])
-
-
-def group_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[list[int]]:
-    """Group the indices of rows that agree in some levels, groups in the order of their firsts."""
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for n, row in enumerate(rows):
-        groups.setdefault(tuple(as_text(row[level]) for level in levels), []).append(n)
-    return list(groups.values())

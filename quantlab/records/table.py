@@ -1,24 +1,45 @@
 """The table of a sweep: its records -> results.json and results.csv -> rows and pandas again."""
 
 import os
+import sys
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
 from quantlab.formats.format import PLAIN, FormatSpec
 from quantlab.records import disk, parts, record
+from quantlab.records.manifest import IDENTITY, read_artefact, read_artefact_hashes, read_manifest
 from quantlab.records.manifest import NAME as MANIFEST
-from quantlab.records.manifest import read_artefact, read_artefact_hashes, read_manifest
 from quantlab.records.older import SINCE_9
-from quantlab.records.record import Record, Row, Run, group_rows
+from quantlab.records.record import Record, Row, Run
+from quantlab.records.rows import (
+    Column,
+    Indices,
+    Rows,
+    column_of,
+    count_groups,
+    encode,
+    group_codes,
+    group_indices,
+    group_rows,
+    join_rows,
+    to_csv_cell,
+    to_json,
+)
 from quantlab.text import as_text, first_few
 
+MAX_BATCH_BYTES = 2**24  # of records whose results are in memory at once
+WRITTEN_ROWS = 4096  # at once
+FIGURE_KEYS = "/figures"  # of a row: the keys that its tensor has, in their order
+DIRECTORY = "/directory"  # of a row: its run directory
 UNPAIRED_NAMES = 3  # in one cell
 CONTEXT = ("settings", "format", "coverage", "coverage_bytes", "unpaired", *SINCE_9)
 FACTORS = ["dist", "mode", "n_bits", "tensor"]
@@ -27,21 +48,63 @@ FORMAT_SETTINGS = {"block", "range", *record.COLUMN_SETTINGS}  # settings that t
 NO_AXES = {*FACTORS, *FORMAT_SETTINGS, "model", "model.each"}  # whether a model answers is no axis
 
 
-def collect(directory: Path) -> list[Run]:
-    """Read the record of every run below a directory, in the order of the sweep.
+class Collection(NamedTuple):
+    """The runs of a sweep in its order, and the `figures` of their tensors, a row each.
 
-    Ten thousand records must fit in memory, so that a tensor is reduced to its row of the table
-    (``tensors``), its dtype, shape and sha256 (``identities``), its run directory
-    (``directories``), and its place in a divided source (``places``). Raises ValueError if there is
-    no record, or none that can be read.
+    The ``tensors`` of a record are no results but the rows of its tensors, by their names.
+    """
+
+    runs: list[Run]
+    figures: Rows
+
+
+def collect(directory: Path) -> Collection:
+    """Read the record of every run below a directory.
+
+    A million tensors must fit in memory: a tensor is reduced to its figures, its place in a divided
+    source (``places`` of its record), and what `IDENTITY`, `FIGURE_KEYS` and `DIRECTORY` are.
+    Raises ValueError if there is no record, or none that can be read.
     """
     require_records(directory)
     paths = list(record.find(directory))
-    with tqdm(paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
-        runs = sorted((_read_run(path, directory) for path in bar), key=_sweep_order)
+    runs: list[Run] = []
+    tables: list[Rows] = []
+    with tqdm(
+        total=len(paths), desc="reading", unit="run", delay=1, disable=None, leave=False
+    ) as bar:
+        for batch in _batches(paths):
+            offset = sum(table.n for table in tables)
+            batch_runs, table = _read_runs(batch, directory)
+            runs += [_shift_rows(run, offset) for run in batch_runs]
+            tables.append(table)
+            bar.update(len(batch))
     if not any(run.record for run in runs):
-        raise ValueError(f"{directory} is not a sweep: nothing in it can be read: {runs[0].error}")
-    return runs
+        reason = min(runs, key=_sweep_order).error
+        raise ValueError(f"{directory} is not a sweep: nothing in it can be read: {reason}")
+    return Collection(sorted(runs, key=_sweep_order), join_rows(tables))
+
+
+def _batches(paths: Sequence[Path]) -> Iterator[list[Path]]:
+    """Divide records into batches of some size; results of all would take five times as much."""
+    batch: list[Path] = []
+    size = 0
+    for path in paths:
+        batch.append(path)
+        with suppress(OSError):
+            size += path.stat().st_size
+        if size > MAX_BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _shift_rows(run: Run, offset: int) -> Run:
+    """Count the rows of a run from the first of the sweep, where its batch begins at `offset`."""
+    if run.record:
+        rows = run.record["tensors"].items()
+        run.record["tensors"] = {sys.intern(name): row + offset for name, row in rows}
+    return run
 
 
 def require_directory(directory: Path) -> None:
@@ -60,7 +123,21 @@ def require_records(directory: Path) -> None:
         raise ValueError(f"{directory} is not a sweep: it holds no {record.NAME}")
 
 
-def _read_run(path: Path, directory: Path) -> Run:
+def _read_runs(paths: Sequence[Path], directory: Path) -> tuple[list[Run], Rows]:
+    """Read the records of a batch, and the figures of their tensors."""
+    runs: list[Run] = []
+    rows: list[Row] = []
+    for path in paths:
+        run, results = _read_run(path, directory)
+        if run.record:
+            run.record["tensors"] = {name: len(rows) + n for n, name in enumerate(results)}
+        rows += [_tensor_row(name, result, run.directory) for name, result in results.items()]
+        runs.append(run)
+    return runs, Rows.of(rows)
+
+
+def _read_run(path: Path, directory: Path) -> tuple[Run, dict[str, Any]]:
+    """Read a record, and the results of its tensors apart from it."""
     name = path.parent.relative_to(directory).as_posix()
     try:
         if not disk.is_inside(path, directory):
@@ -69,44 +146,107 @@ def _read_run(path: Path, directory: Path) -> Run:
         sha256 = disk.digest(path)
     except ValueError as reason:
         error = str(reason).replace(f"{directory}{os.sep}", "")  # the same wherever the sweep is
-        return Run(name, None, None, error)
+        return Run(name, None, None, error), {}
     results = content["tensors"]
-    content["identities"] = {
-        tensor: {key: result[key] for key in record.MANIFEST_KEYS}
-        for tensor, result in results.items()
-    }
-    content["directories"] = dict.fromkeys(results, name)
     content["places"] = {
         tensor: result["place"] for tensor, result in results.items() if "place" in result
     }
-    content["tensors"] = {tensor: record.figures(result) for tensor, result in results.items()}
-    return Run(name, sha256, content, content["error"])
+    return Run(name, sha256, content, content["error"]), results
 
 
-def tabulate(runs: Sequence[Run], directory: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Make the table of a sweep and the levels that nest it; raises ValueError on duplicates."""
-    parts.require_consistent(runs, directory)
-    records = [run.record for run in parts.join_parts(runs) if run.record]
-    axes = swept_axes(records)
-    table = tidy(records, axes)
-    levels = varied_levels(table, axes)
-    _refuse_duplicates(table, levels, run_directories(runs, directory))
-    return table, levels
-
-
-def tables(table: pd.DataFrame, levels: list[str], missed: Sequence[str]) -> dict[str, bytes]:
-    """Write results.json, and results.csv with the criteria of the bar that each row `missed`."""
-    csv = table.assign(missed=missed).to_csv(index=False, lineterminator="\n")
-    return {
-        "results.json": disk.to_json(nest(table, levels)),
-        "results.csv": csv.encode(errors="backslashreplace"),
+def _tensor_row(name: str, result: Mapping[str, Any], directory: str) -> Row:
+    figures = record.figures(result)
+    return figures | {
+        "tensor": name,
+        IDENTITY: (result["dtype"], tuple(result["shape"]), result["sha256"]),
+        FIGURE_KEYS: tuple(figures),
+        DIRECTORY: directory,
     }
 
 
-def run_directories(runs: Sequence[Run], directory: Path) -> list[Path]:
-    """List the run directory of each row of the table."""
+class Table(NamedTuple):
+    """The rows of a sweep, the levels that nest them, and the run directory of each."""
+
+    rows: Rows
+    levels: list[str]
+    directories: Column
+
+
+def tabulate(runs: Sequence[Run], figures: Rows, directory: Path) -> Table:
+    """Make the table of a sweep that was collected; raises ValueError on duplicates."""
+    parts.require_consistent(runs, directory)
     records = [run.record for run in parts.join_parts(runs) if run.record]
-    return [directory / name for content in records for name in content["directories"].values()]
+    axes = swept_axes(records)
+    order = np.array([row for content in records for row in content["tensors"].values()], np.intp)
+    tensors = figures.take(order)
+    table = tidy(records, figures, tensors, axes)
+    levels = varied_levels(table, axes)
+    directories = column_of(tensors, DIRECTORY)
+    _refuse_duplicates(table, levels, directories, directory)
+    return Table(table, levels, directories)
+
+
+def results_csv(rows: Rows, missed: Column) -> Iterator[bytes]:
+    """Yield results.csv, a part after the other, with the criteria that each row `missed`."""
+    columns = {**rows.columns, "missed": missed}
+    yield f"{','.join(map(to_csv_cell, columns))}\n".encode(errors="backslashreplace")
+    for part in _row_parts(len(rows)):
+        lines = zip(*(column.csv(part) for column in columns.values()), strict=True)
+        text = "".join(f"{','.join(line)}\n" for line in lines)
+        yield text.encode(errors="backslashreplace")
+
+
+def _row_parts(n: int) -> Iterator[slice]:
+    """Yield the parts of `n` rows that are written at once."""
+    with tqdm(total=n, desc="writing", unit="row", delay=1, disable=None, leave=False) as bar:
+        for start in range(0, n, WRITTEN_ROWS):
+            yield slice(start, min(start + WRITTEN_ROWS, n))
+            bar.update(WRITTEN_ROWS)
+
+
+def results_json(rows: Rows, levels: Sequence[str]) -> Iterator[bytes]:
+    """Yield results.json, a part after the other: the figures under levels, the outermost first.
+
+    It is `disk.to_json` of nested dicts, in which what a level comes to first stands first.
+    """
+    factors = {*FACTORS, *levels}
+    figures = [key for key in rows.columns if key not in factors and not is_context(key)]
+    indent = "  " * (len(levels) + 1)
+    heads = [f"{indent}{to_json(key)}: ".replace("%", "%%") for key in figures]
+    template = ",\n".join(f"{head}%s" for head in heads)
+    order = np.lexsort([group_codes(rows, levels[:n]) for n in range(len(levels), 0, -1)])
+    path: tuple[str, ...] = ()
+    for part in _row_parts(len(rows)):
+        ordered = rows.take(order[part])
+        names = (ordered.columns[key].format(slice(None), _level_key) for key in levels)
+        cells = (ordered.columns[key].json(slice(None)) for key in figures)
+        lines = []
+        for row_path, row_cells in zip(
+            zip(*names, strict=True), zip(*cells, strict=True), strict=True
+        ):
+            lines += [_open_levels(path, row_path), template % row_cells]
+            path = row_path
+        yield "".join(lines).encode(errors="backslashreplace")
+    yield f"{_close_levels(len(path), 0)}}}\n".encode() if path else b"{}\n"
+
+
+def _level_key(value: Any) -> str:
+    return to_json(as_text(value))
+
+
+def _open_levels(before: tuple[str, ...], path: tuple[str, ...]) -> str:
+    """Close the levels in which a row is not any more, and open those in which it is."""
+    same = next(
+        (n for n, names in enumerate(zip(before, path, strict=False)) if len({*names}) > 1), 0
+    )
+    ending = f"{_close_levels(len(before), same)[:-1]},\n" if before else "{\n"
+    return ending + "".join(
+        f"{'  ' * depth}{name}: {{\n" for depth, name in enumerate(path[same:], same + 1)
+    )
+
+
+def _close_levels(depth: int, least: int) -> str:
+    return "\n" + "".join(f"{'  ' * n}}}\n" for n in range(depth, least, -1))
 
 
 def _sweep_order(run: Run) -> tuple[Any, ...]:
@@ -126,52 +266,85 @@ def swept_axes(records: list[Record]) -> list[str]:
     return sorted(key for key in keys if len({as_text(setting(r, key)) for r in records}) > 1)
 
 
-def tidy(records: list[Record], axes: list[str]) -> pd.DataFrame:
-    """Make one row a tensor and run: the factors, the axes, then every figure; null is None."""
-    files = file_names(records)
-    rows = [row for content in records for row in _rows(content, axes, files)]
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    figures = [key for key in keys if key not in FORMAT and not is_context(key)]
-    columns = [*FACTORS, *axes, *figures, *FORMAT, *filter(is_context, keys)]
-    columns = list(dict.fromkeys(columns))
-    cells = [[row.get(column) for column in columns] for row in rows]
-    return pd.DataFrame(cells, columns=columns, dtype=object)  # object: ints stay ints beside nulls
+def tidy(records: list[Record], figures: Rows, tensors: Rows, axes: list[str]) -> Rows:
+    """Make one row a tensor and run: the factors, the axes, then every figure.
+
+    `tensors` are the rows of the `figures` of a sweep that are of these records, in their order.
+    """
+    files = file_names(records, figures)
+    of_record = np.repeat(np.arange(len(records)), [len(content["tensors"]) for content in records])
+    contexts = [_context(content, files) for content in records]
+    shared = Rows.of(
+        [
+            _factors(content, axes) | context
+            for content, context in zip(records, contexts, strict=True)
+        ]
+    )
+    columns = {**shared.take(of_record).columns, **tensors.columns}
+    columns |= _named_files(tensors, of_record, [_file_of(content, files) for content in records])
+    keys = _row_keys(columns[FIGURE_KEYS], of_record, contexts) if len(tensors) else []
+    own = [key for key in keys if key not in FORMAT and not is_context(key)]
+    names = [*FACTORS, *axes, *own, *FORMAT, *filter(is_context, keys)]
+    table = Rows(columns, len(tensors))
+    return Rows({key: column_of(table, key) for key in dict.fromkeys(names)}, len(tensors))
 
 
-def file_names(records: list[Record]) -> dict[str, str]:
+def _factors(content: Record, axes: list[str]) -> dict[str, Any]:
+    factors = {key: content[key] for key in FACTORS if key != "tensor"}
+    return factors | {axis: setting(content, axis) for axis in axes}
+
+
+def _context(content: Record, files: Mapping[str, str]) -> dict[str, Any]:
+    """List the columns of a run: of its format, of what was compared, and of its bar."""
+    if not content["tensors"]:
+        return {}
+    columns = format_columns(content["spec"], _file_of(content, files))
+    return columns | _coverage_columns(content.get("coverage")) | bar_columns(content)
+
+
+def _file_of(content: Record, files: Mapping[str, str]) -> str | None:
+    """Find the name of the quantized file of a run, if it is of one."""
+    return files.get(str(setting(content, "mode.path")))
+
+
+def _named_files(
+    tensors: Rows, of_record: Indices, files: Sequence[str | None]
+) -> dict[str, Column]:
+    """Name the quantized file of each row as all of the sweep tell it apart."""
+    if not any(files):
+        return {}
+    own = column_of(tensors, "stored_file")
+    names = [files[n] or own[row] for row, n in enumerate(of_record.tolist())]
+    return {"stored_file": encode(names)}
+
+
+def _row_keys(
+    figure_keys: Column, of_record: Indices, contexts: Sequence[Mapping[str, Any]]
+) -> list[str]:
+    """List the keys of all rows in the order in which rows come to have them."""
+    context_keys = encode([tuple(context) for context in contexts]).take(of_record)
+    kinds = Rows({"figures": figure_keys, "context": context_keys}, len(of_record))
+    firsts = (kinds[rows[0]] for rows in group_rows(kinds, kinds.columns))
+    return list(dict.fromkeys(key for row in firsts for keys in row.values() for key in keys))
+
+
+def file_names(records: list[Record], figures: Rows) -> dict[str, str]:
     """Name each quantized file by its path, as its record does.
 
     Files of one name get as much of their paths as it takes to tell them apart.
     """
+    stored = column_of(figures, "stored_file")
     names = {
-        str(setting(content, "mode.path")): figures["stored_file"]
+        str(setting(content, "mode.path")): stored[row]
         for content in records
-        for figures in content["tensors"].values()
-        if "stored_file" in figures
+        for row in content["tensors"].values()
+        if stored[row] is not None
     }
     for n in range(2, max((len(Path(path).parts) for path in names), default=0) + 1):
         times = Counter(names.values())
         longer = {path: "/".join(Path(path).parts[-n:]) for path in names}
         names = {path: longer[path] if times[name] > 1 else name for path, name in names.items()}
     return names
-
-
-def _rows(content: Record, axes: list[str], files: dict[str, str]) -> list[dict[str, Any]]:
-    factors = {"dist": content["dist"], "mode": content["mode"], "n_bits": content["n_bits"]}
-    settings = {axis: setting(content, axis) for axis in axes}
-    file = files.get(str(setting(content, "mode.path")))
-    bar = bar_columns(content)
-    coverage = _coverage_columns(content.get("coverage"))
-    return [
-        factors
-        | {"tensor": name}
-        | settings
-        | (figures | {"stored_file": file} if file else figures)
-        | format_columns(content["spec"], file)
-        | coverage
-        | bar
-        for name, figures in content["tensors"].items()
-    ]
 
 
 def bar_columns(content: Record) -> dict[str, Any]:
@@ -209,48 +382,33 @@ def format_columns(spec: Mapping[str, Any], file: str | None) -> dict[str, Any]:
     return (format_spec.with_element(file) if file else format_spec).columns()
 
 
-def varied_levels(table: pd.DataFrame, axes: list[str]) -> list[str]:
+def varied_levels(table: Rows, axes: list[str]) -> list[str]:
     """List the columns that nest results.json: dist, mode, and every other that varies."""
     levels = ["dist", "mode"]
-    if len(set(table["n_bits"])) > 1:
+    if count_groups(table, ["n_bits"]) > 1:
         levels.append("n_bits")
-    if any(len(set(tensors)) > 1 for _, tensors in table.groupby("dist")["tensor"]):
+    if count_groups(table, ["dist", "tensor"]) > count_groups(table, ["dist"]):
         levels.append("tensor")
-    return [*levels, *sorted([*axes, *_varied_format(table, axes)])]
+    alike = [*FACTORS, *axes]
+    n_alike = count_groups(table, alike)
+    varied = [key for key in FORMAT if count_groups(table, [*alike, key]) > n_alike]
+    return [*levels, *sorted([*axes, *varied])]
 
 
-def _varied_format(table: pd.DataFrame, axes: list[str]) -> list[str]:
-    """List the columns of the format that differ between rows that agree in everything else."""
-    rows = cast("list[Row]", table.to_dict("records"))
-    alike = group_rows(rows, [*FACTORS, *axes])
-    return [
-        key for key in FORMAT if any(len({rows[n].get(key) for n in group}) > 1 for group in alike)
-    ]
-
-
-def nest(table: pd.DataFrame, levels: list[str]) -> dict[str, Any]:
-    """Nest the figures of each row under its levels, outermost first."""
-    nested: dict[str, Any] = {}
-    context = filter(is_context, table.columns)
-    figures = table.columns.difference([*FACTORS, *levels, *context], sort=False)
-    for row in table.to_dict("records"):
-        node = nested
-        for level in levels:
-            node = node.setdefault(as_text(row[level]), {})
-        node.update({figure: row[figure] for figure in figures})
-    return nested
-
-
-def _refuse_duplicates(table: pd.DataFrame, levels: list[str], directories: list[Path]) -> None:
+def _refuse_duplicates(
+    table: Rows, levels: list[str], directories: Column, directory: Path
+) -> None:
     """Raise ValueError if two rows, of these run directories, have the same levels."""
-    rows = cast("list[Row]", table[levels].to_dict("records"))
-    for first, *others in group_rows(rows, levels):
-        if others:
-            shared = ", ".join(f"{level}={as_text(rows[first][level])}" for level in levels)
-            raise ValueError(
-                f"two runs are of {shared}: {directories[first]} and {directories[others[0]]}; "
-                f"remove one, then quantlab aggregate {directories[first].parent}"
-            )
+    codes = group_codes(table, levels)
+    if codes.max(initial=-1) + 1 == len(table):
+        return
+    first, other, *_ = next(rows for rows in group_indices(codes) if len(rows) > 1)
+    shared = ", ".join(f"{level}={as_text(table[first][level])}" for level in levels)
+    folder = directory / directories[first]
+    raise ValueError(
+        f"two runs are of {shared}: {folder} and {directory / directories[other]}; "
+        f"remove one, then quantlab aggregate {folder.parent}"
+    )
 
 
 def _overrides(content: Record) -> dict[str, str]:

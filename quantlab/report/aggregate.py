@@ -1,26 +1,34 @@
 """The aggregate of a sweep: results.json, results.csv, verdict, report, plots and manifest."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from quantlab.records import disk, manifest, parts, record
 from quantlab.records.answers import NAME as ANSWERS
 from quantlab.records.answers import answer_rows, answers_csv
-from quantlab.records.record import Record, Row, Run, group_rows
-from quantlab.records.table import collect, run_directories, setting, tables, tabulate
+from quantlab.records.record import Record, Row, Run
+from quantlab.records.rows import Column, group_rows
+from quantlab.records.table import (
+    TABLES,
+    collect,
+    results_csv,
+    results_json,
+    setting,
+    tabulate,
+)
 from quantlab.report import page, verdict
 from quantlab.report.answers import find_outputs
-from quantlab.report.bar import Bar, ReportSettings
-from quantlab.report.choices import INT8, Findings, TensorEntry, find_choices, quality
+from quantlab.report.bar import ReportSettings, missed_column
+from quantlab.report.choices import INT8, Findings, TensorEntry, quality
 from quantlab.report.texts import Texts
 from quantlab.text import NULL
 
 MAX_DETAILS = 6  # tensors that are looked at closely
+WRITTEN = {*TABLES, ANSWERS, verdict.NAME, *page.NAMES, manifest.NAME}  # beside plots
 HISTOGRAM_DIST = "hidden"  # the lab's choice (block F)
 
 
@@ -46,68 +54,72 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     times. A record that cannot be read is a failure like that of a run. Raises ValueError when
     there is no record, or when two records answer for the same combination.
     """
-    runs = collect(directory)
-    table, levels = tabulate(runs, directory)
-    rows = settings.judged(cast("list[Row]", table.to_dict("records")))
-    bar_columns = dict.fromkeys(key for row in rows for key in Bar.from_row(row).columns())
-    for key in bar_columns:
-        table[key] = [row.get(key) for row in rows]
-    missed = ["; ".join(Bar.from_row(row).missed(row)) for row in rows]
-    artefacts = tables(table, levels, missed)
-    if answers := settings.judged(answer_rows(runs)):
-        artefacts[ANSWERS] = answers_csv(answers)
-    origin = manifest.from_directory(directory, runs, levels)
-    provenance = _provenance(runs, origin, artefacts, settings.texts)
-    findings = replace(_findings(runs, directory, rows, levels, provenance), answers=answers)
-    choices = find_choices(rows, levels)
-    artefacts[verdict.NAME] = verdict.verdict_json(
-        choices,
+    runs, figures = collect(directory)
+    table, levels, directories = tabulate(runs, figures, directory)
+    rows = settings.judged_table(table)
+    answers = settings.judged(answer_rows(runs, figures))
+    origin = manifest.from_directory(directory, runs, figures, levels)
+    findings = Findings(
+        rows=rows,
+        levels=levels,
+        details=_entries(choose_details(rows, levels), rows, directory, directories),
+        histogram=_entries(choose_histogram(rows), rows, directory, directories),
+        answers=answers,
+        **_run_findings(runs),
+    )
+    disk.clear(directory, WRITTEN)  # a plan may be written meanwhile
+    disk.clear(directory / "plots")
+    with disk.publication(directory, voucher=manifest.NAME) as files:
+        files.write("results.json", results_json(rows, levels))
+        files.write("results.csv", results_csv(rows, missed_column(rows)))
+        if answers:
+            files.write(ANSWERS, [answers_csv(answers)])
+        provenance = _provenance(runs, origin, files.hashes["results.json"], settings.texts)
+        findings = replace(findings, provenance=provenance)
+        files.write(verdict.NAME, [_verdict(findings)])
+        for name, content in page.artefacts(findings, settings.texts).items():
+            files.write(name, [content])
+        whole = manifest.manifest(origin, manifest.hydra_files(directory), files.hashes)
+        files.write(manifest.NAME, [disk.to_json(whole)])
+        files.stale = _find_stale(directory, files.hashes)
+    return Aggregate(findings, files.paths, *_unfinished(runs), parts.find_missing_parts(runs))
+
+
+def _verdict(findings: Findings) -> bytes:
+    return verdict.verdict_json(
+        findings.choices,
         findings.bars,
         {**findings.failures, **findings.incomplete},
         findings.stored,
         find_outputs(findings.answers),
     )
-    artefacts |= page.artefacts(findings, settings.texts)
-    artefacts[manifest.NAME] = disk.to_json(
-        manifest.manifest(origin, manifest.hydra_files(directory), artefacts)
-    )
-    disk.clear(directory, artefacts)  # a plan may be written meanwhile
-    disk.clear(directory / "plots")
-    stale = _find_stale(directory, artefacts)
-    disk.write_together(directory, artefacts, voucher=manifest.NAME, stale=stale)
+
+
+def _unfinished(runs: Sequence[Run]) -> tuple[list[list[str]], dict[tuple[str, ...], str]]:
+    """List the overrides of runs that failed, and map those of incomplete runs to the reason."""
     failed, incomplete = [], {}
     for run in runs:
         if run.record and run.error and run.is_incomplete:
             incomplete[tuple(run.record["overrides"])] = run.error
         elif run.record and run.error:
             failed.append(run.record["overrides"])
-    files = [directory / name for name in artefacts]
-    return Aggregate(findings, files, failed, incomplete, parts.find_missing_parts(runs))
+    return failed, incomplete
 
 
-def _findings(
-    runs: Sequence[Run],
-    directory: Path,
-    rows: list[Row],
-    levels: list[str],
-    provenance: Mapping[str, str],
-) -> Findings:
-    directories = run_directories(runs, directory)
+def _run_findings(runs: Sequence[Run]) -> dict[str, Any]:
+    """Collect the findings that are of runs and not of rows."""
     records = [run.record for run in parts.join_parts(runs) if run.record]
     failures = {_run_label(run): run.error for run in runs if run.error and not run.is_incomplete}
     incomplete = {_run_label(run): run.error for run in runs if run.error and run.is_incomplete}
-    return Findings(
-        rows=rows,
-        levels=levels,
-        details=_entries(choose_details(rows, levels), rows, directories),
-        histogram=_entries(choose_histogram(rows), rows, directories) if rows else [],
-        failures=failures | parts.missing_part_advice(runs),
-        skipped={name: why for content in records for name, why in content["skipped"].items()},
-        unmeasured=list(dict.fromkeys(name for content in records for name in content["failed"])),
-        provenance=provenance,
-        incomplete=incomplete,
-        own_metrics=list(dict.fromkeys(name for content in records for name in _extra(content))),
-    )
+    return {
+        "failures": failures | parts.missing_part_advice(runs),
+        "skipped": {name: why for content in records for name, why in content["skipped"].items()},
+        "unmeasured": list(
+            dict.fromkeys(name for content in records for name in content["failed"])
+        ),
+        "incomplete": incomplete,
+        "own_metrics": list(dict.fromkeys(name for content in records for name in _extra(content))),
+    }
 
 
 def _extra(content: Record) -> Mapping[str, Any]:
@@ -116,22 +128,25 @@ def _extra(content: Record) -> Mapping[str, Any]:
 
 
 def _entries(
-    chosen: Sequence[int], rows: Sequence[Row], directories: Sequence[Path]
+    chosen: Sequence[int], rows: Sequence[Row], directory: Path, directories: Column
 ) -> list[TensorEntry]:
     """Read the records of some rows again, of whose tensors `collect` keeps the figures alone."""
     read = cache(record.read)
-    entries = (read(directories[n] / record.NAME)["tensors"][rows[n]["tensor"]] for n in chosen)
+    paths = [directory / directories[n] / record.NAME for n in chosen]
+    entries = (
+        read(path)["tensors"][rows[n]["tensor"]] for n, path in zip(chosen, paths, strict=True)
+    )
     return [TensorEntry(rows[n], entry) for n, entry in zip(chosen, entries, strict=True)]
 
 
-def _find_stale(directory: Path, artefacts: Mapping[str, bytes]) -> list[Path]:
+def _find_stale(directory: Path, written: Mapping[str, str]) -> list[Path]:
     """Find the plots and the answers of an earlier aggregation that this one has not."""
     paths = [path for pattern in (*page.PLOT_PATTERNS, ANSWERS) for path in directory.glob(pattern)]
-    return [path for path in paths if path.relative_to(directory).as_posix() not in artefacts]
+    return [path for path in paths if path.relative_to(directory).as_posix() not in written]
 
 
 def _provenance(
-    runs: Sequence[Run], origin: Mapping[str, Any], artefacts: Mapping[str, bytes], texts: Texts
+    runs: Sequence[Run], origin: Mapping[str, Any], sha256: str, texts: Texts
 ) -> dict[str, str]:
     """List command, runs, versions and hash, for the foot of the report."""
     statuses = Counter(run_entry["status"] for run_entry in origin["runs"])
@@ -146,7 +161,7 @@ def _provenance(
         "command": origin["command"] or NULL,
         "runs": texts("runs", **counts),
         "versions": ", ".join(sorted(versions)),
-        "results": hashlib.sha256(artefacts["results.json"]).hexdigest(),
+        "results": sha256,
     }
 
 
@@ -170,6 +185,8 @@ def choose_histogram(rows: Sequence[Row]) -> list[int]:
 
     Of several tensors it is the one with the least SQNR in the first mode.
     """
+    if not rows:
+        return []
     dist = next((row["dist"] for row in rows if row["dist"] == HISTOGRAM_DIST), rows[0]["dist"])
     candidates = _in_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
     first = [n for n in candidates if rows[n]["mode"] == rows[candidates[0]]["mode"]]

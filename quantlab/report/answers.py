@@ -11,7 +11,8 @@ from functools import cached_property
 from typing import Any
 
 from quantlab.formats.format import is_format_column
-from quantlab.records.record import BAR_PREFIX, Row, group_rows
+from quantlab.records.record import BAR_PREFIX, Row
+from quantlab.records.rows import group_rows
 from quantlab.report.bar import Bar, answer_figure
 from quantlab.report.choices import group_by, name_with_settings, pareto_front
 from quantlab.report.sentences import (

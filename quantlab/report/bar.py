@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from quantlab.records import disk
 from quantlab.records.record import BAR_PREFIX, LATER_CRITERIA, Row
+from quantlab.records.rows import Column, Rows, encode, group_codes, group_indices
 from quantlab.report.texts import Texts
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Bar:
     @classmethod
     def from_row(cls, row: Row) -> "Bar":
         """Make the bar of the run that a row is from; the default bar if the row has none."""
-        return _bar_of(*(row.get(f"{BAR_PREFIX}{key}") for key in CRITERIA))
+        return _bar_of(*map(row.get, BAR_COLUMNS))
 
     def columns(self) -> dict[str, Any]:
         """Return the columns of results.csv that say the bar of a row."""
@@ -123,6 +124,7 @@ class Bar:
 
 
 CRITERIA = tuple(field.name for field in fields(Bar))
+BAR_COLUMNS = tuple(f"{BAR_PREFIX}{key}" for key in CRITERIA)
 
 
 def answer_figure(row: Row, key: str) -> float | None:
@@ -169,6 +171,11 @@ def _require_within(key: str, limit: float | None, most: float) -> None:
         )
 
 
+def missed_column(rows: Sequence[Row]) -> Column:
+    """Make the column of results.csv that lists the criteria that each row misses."""
+    return encode(["; ".join(Bar.from_row(row).missed(row)) for row in rows])
+
+
 def row_bars(rows: Sequence[Row]) -> list[Bar]:
     """List the bars by which rows are judged, each once; without rows there is the default."""
     return list(dict.fromkeys(map(Bar.from_row, rows))) or [Bar()]
@@ -185,7 +192,16 @@ class ReportSettings(NamedTuple):
 
         Raises ValueError if a bar makes no sense.
         """
-        return [{**row, **replace(Bar.from_row(row), **self.criteria).columns()} for row in rows]
+        return [{**row, **self._bar_columns(row)} for row in rows]
+
+    def judged_table(self, rows: Rows) -> Rows:
+        """Return the rows of a table with the columns of their bars, as `judged` does."""
+        codes = group_codes(rows, BAR_COLUMNS)
+        bars = [self._bar_columns(rows[group[0]]) for group in group_indices(codes)]
+        return rows.with_columns(Rows.of(bars).take(codes).columns)
+
+    def _bar_columns(self, row: Row) -> dict[str, Any]:
+        return replace(Bar.from_row(row), **self.criteria).columns()
 
 
 def run_settings(cfg: "DictConfig") -> tuple[Bar, Texts]:

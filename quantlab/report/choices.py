@@ -15,7 +15,8 @@ from statistics import median
 from typing import Any, NamedTuple, TypeVar
 
 from quantlab.formats.format import PLAIN, FormatSpec, is_format_column
-from quantlab.records.record import Row, group_rows
+from quantlab.records.record import Row
+from quantlab.records.rows import group_rows
 from quantlab.report.bar import Bar, row_bars
 from quantlab.text import as_text, printable
 
@@ -380,7 +381,7 @@ class Findings:
     failures: Mapping[str, str]
     skipped: Mapping[str, str]
     unmeasured: Sequence[str]
-    provenance: Mapping[str, str]
+    provenance: Mapping[str, str] = field(default_factory=dict)
     incomplete: Mapping[str, str] = field(default_factory=dict)
     answers: Sequence[Row] = ()
     own_metrics: Sequence[str] = ()
@@ -413,6 +414,11 @@ class Findings:
     def n_bits(self) -> list[int]:
         """The widths of rows, the narrowest first; rows of files have none."""
         return sorted({row["n_bits"] for row in self.rows if row["n_bits"] is not None})
+
+    @cached_property
+    def choices(self) -> list[TensorChoice]:
+        """The formats tried on each tensor, in the order of the table."""
+        return find_choices(self.rows, self.levels)
 
     @cached_property
     def storage(self) -> list[TensorChoice]:

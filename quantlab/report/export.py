@@ -20,6 +20,7 @@ from quantlab.records.manifest import NAME as MANIFEST
 from quantlab.records.manifest import find_source, read_manifest
 from quantlab.records.record import NAME as RECORD
 from quantlab.records.record import Record, Run
+from quantlab.records.rows import Rows
 from quantlab.records.table import Aggregated, collect, load, read_aggregate
 from quantlab.report.answers import answer_table, find_outputs
 from quantlab.report.bar import read_settings
@@ -186,10 +187,11 @@ def _log_sweep(client: Any, sweep: Aggregated, directory: Path) -> str:
     manifest = read_manifest(directory) or {}
     tags = {"mlflow.runName": name, "mlflow.note.content": str(manifest.get("command"))}
     parent = client.create_run(number, tags=tags).info.run_id
-    runs = [run for run in collect(directory) if run.record]
+    collected, rows = collect(directory)
+    runs = [run for run in collected if run.record]
     try:
         for run in runs:
-            _log_run(client, number, parent, run, directory)
+            _log_run(client, number, parent, run, rows, directory)
         for artefact in [*sweep.artefacts, MANIFEST]:
             folder = str(Path(artefact).parent)
             place = None if folder == "." else folder
@@ -202,7 +204,9 @@ def _log_sweep(client: Any, sweep: Aggregated, directory: Path) -> str:
     return f"{len(runs)} runs of {name} are logged, below run {parent}"
 
 
-def _log_run(client: Any, experiment: str, parent: str, run: Run, directory: Path) -> None:
+def _log_run(
+    client: Any, experiment: str, parent: str, run: Run, rows: Rows, directory: Path
+) -> None:
     content: Record = run.record or {}
     started = round(datetime.fromisoformat(content["started"]).timestamp() * 1000)
     tags = {
@@ -212,7 +216,7 @@ def _log_run(client: Any, experiment: str, parent: str, run: Run, directory: Pat
     }
     entities = import_module("mlflow.entities")
     run_id = client.create_run(experiment, start_time=started, tags=tags).info.run_id
-    figures = [entities.Metric(key, value, started, 0) for key, value in _figures(content)]
+    figures = [entities.Metric(key, value, started, 0) for key, value in _figures(content, rows)]
     params = [entities.Param(key, str(value)) for key, value in _params(content).items()]
     client.log_batch(run_id, params=params)
     for start in range(0, len(figures), BATCH):
@@ -230,10 +234,10 @@ def _params(content: Record) -> dict[str, Any]:
     return {"dist": content["dist"], **typed, "format": spec.get("name", NULL)}
 
 
-def _figures(content: Record) -> Iterator[tuple[str, float]]:
+def _figures(content: Record, rows: Rows) -> Iterator[tuple[str, float]]:
     """Yield figures under names that MLflow takes, such as ``sqnr_db/TENSOR``."""
     named: list[tuple[tuple[str, ...], str, Mapping[str, Any]]]
-    named = [(LOGGED, name, figures) for name, figures in content["tensors"].items()]
+    named = [(LOGGED, name, rows[row]) for name, row in content["tensors"].items()]
     named += [
         (LOGGED_ANSWERS, answer["output"], answer["figures"])
         for answer in content.get("answers", ())

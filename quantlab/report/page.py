@@ -63,6 +63,7 @@ FIRST_SENTENCES, MAX_SENTENCES = 12, 200  # before the fold, and in all
 FIRST_ROWS = 40  # before the fold
 FIRST_CHANGES = 12  # answers that changed, before the fold
 MAX_OUTPUTS = 3  # of a model, that have a picture
+NAMES = ("report.html", "report.md", "error_histogram.png")  # beside plots
 PLOT_PATTERNS = ("plots/closer_*", "plots/error_vs_*", "plots/kl_vs_*", "error_histogram.png")
 
 

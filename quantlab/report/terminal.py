@@ -12,7 +12,8 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from quantlab.formats.format import is_format_column
-from quantlab.records.record import Record, Row, answer_figures, figures, group_rows
+from quantlab.records.record import Record, Row, answer_figures, figures
+from quantlab.records.rows import group_rows
 from quantlab.report.answers import answer_sentences, answer_table, find_outputs
 from quantlab.report.bar import Bar
 from quantlab.report.choices import Findings, has_formats, quality, stored_rows

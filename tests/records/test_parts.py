@@ -147,7 +147,7 @@ def test_a_part_of_a_source_of_its_own_kind_is_a_level(tmp_path):
 
 def test_runs_that_are_no_parts_are_left_as_they_are(tmp_path):
     keep_part(tmp_path / "a", 0, 1, outcome([0]))
-    runs = collect(tmp_path)
+    runs = collect(tmp_path).runs
     assert join_parts(runs) == runs
     assert find_missing_parts(runs) == []
 

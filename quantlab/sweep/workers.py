@@ -8,6 +8,7 @@ when the thread ends that started a worker, and some launchers start them in a t
 """
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,13 +91,20 @@ def reap() -> None:
 
 
 def _inheritors() -> list[int]:
-    """List the other processes that have the name of the pipe in their environment."""
-    mark = f"{VARIABLE}={os.environ[VARIABLE]}".encode()
+    """List the other processes that have the name of the pipe in their environment.
+
+    The title that a process of Ray's takes overwrites its environment: those of the cluster of a
+    sweep are also known by their standard output.
+    """
+    pipe = os.environ[VARIABLE]
+    mark = f"{VARIABLE}={pipe}".encode()
+    log = re.compile(rf"/session_[^/]*_{pipe.partition('/')[0]}/logs/")  # named by the sweep's PID
     processes = []
-    for path in PROC.glob("[0-9]*/environ"):
+    for folder in PROC.glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is somebody else's
-            if mark in path.read_bytes().split(b"\0"):
-                processes.append(int(path.parent.name))
+            environment = (folder / "environ").read_bytes().split(b"\0")
+            if mark in environment or log.search(str((folder / "fd/1").readlink())):
+                processes.append(int(folder.name))
     return [process for process in processes if process != os.getpid()]
 
 

@@ -108,11 +108,16 @@ def test_workers_on_other_machines_know_of_no_pipe(monkeypatch):
 LATE = f"exec env -u {VARIABLE} name=${VARIABLE} sh -c 'sleep 0.4; {VARIABLE}=$name exec sleep 60'"
 
 
-@pytest.mark.parametrize("command", ["exec sleep 60", LATE])
-def test_what_a_cluster_leaves_or_still_starts_is_ended(monkeypatch, command):
+LOG = "session_2026-11-28_12-00-00_1_4242/logs/agent.out"
+TITLED = f"mkdir -p $(dirname {LOG}); exec env -u {VARIABLE} sleep 60 > {LOG}"
+
+
+@pytest.mark.parametrize("command", ["exec sleep 60", LATE, TITLED])
+def test_what_a_cluster_leaves_or_still_starts_is_ended(tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(workers, "SHUTDOWN_SECONDS", 0.1)
     monkeypatch.setattr(workers, "SETTLE_SECONDS", 1.0)
-    monkeypatch.setenv(VARIABLE, uuid4().hex)
+    monkeypatch.setenv(VARIABLE, f"4242/fd/{uuid4().hex}")
     read_end, write_end = os.pipe()
     os.close(write_end)
     with os.fdopen(read_end) as pipe, subprocess.Popen(["sh", "-c", command]) as process:

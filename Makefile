@@ -1,5 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL := $(BIN)/uv pip install --quiet --constraint requirements.lock
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13
@@ -98,7 +99,6 @@ bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app, and 
 	@$(BIN)/python benchmarks/parts.py
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
-	@$(BIN)/pip install --quiet uv
 	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --extra hub --extra mlflow --extra parquet --group dev --group docs \
 		--output-file requirements.lock
 	@$(LOCK) --extra ray --output-file requirements-ray.lock
@@ -111,33 +111,32 @@ clean: ## remove the environment and every cache
 .venv/lab: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "quantlab needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable .
+	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+	@$(INSTALL) --python .venv --editable .
 	@touch $@
 
 .venv/demo: .venv/lab
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[safetensors,gguf,ggml,onnx]'
-	@$(BIN)/pip install --quiet --disable-pip-version-check --no-deps --target $@ silero-vad==6.2.3 magika==1.0.3 g2p-en==2.1.0
+	@$(INSTALL) --python .venv --editable '.[safetensors,gguf,ggml,onnx]'
+	@$(INSTALL) --no-deps --target $@ silero-vad==6.2.3 magika==1.0.3 g2p-en==2.1.0
 	@touch $@
 
 .venv/dev: .venv/lab
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip
-	@$(BIN)/pip install --quiet --constraint requirements.lock --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev --group docs
+	@$(INSTALL) --python .venv --editable '.[joblib,slurm,safetensors,gguf,onnx,ggml,fast,hub,mlflow,parquet]' --group dev --group docs
 	@touch $@
 
-.venv/python%: pyproject.toml requirements.lock
+.venv/python%: .venv/lab
 	@for python in python$* $(HOME)/.pyenv/versions/$*.*/bin/python$*; do \
 		"$$python" -m venv $@ 2>/dev/null && break; done; \
-	if test -x $@/bin/pip; then \
-		$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock pip && \
-		$@/bin/pip install --quiet --constraint requirements.lock --editable '.[joblib,safetensors,gguf,onnx,ggml,fast]' --group dev && \
+	if test -x $@/bin/python; then \
+		$(INSTALL) --python $@/bin/python --editable '.[joblib,safetensors,gguf,onnx,ggml,fast]' --group dev && \
 		touch $@; \
 	else echo "there is no Python $* here"; fi
 
 .venv/wheel: .venv/lab requirements.lock $(PACKAGED)
 	@rm -rf .venv/dist $@
-	@$(BIN)/pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir .venv/dist .
+	@$(BIN)/uv build --quiet --wheel --out-dir .venv/dist
 	@$(PYTHON) -m venv $@
-	@$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements.lock "$$(ls .venv/dist/*.whl)[joblib,slurm]"
+	@$(INSTALL) --python $@ "$$(ls .venv/dist/*.whl)[joblib,slurm]"
 	@touch $@
 
 .venv/recipes: tests/data/recipes/load_recipes.py
@@ -147,5 +146,5 @@ clean: ## remove the environment and every cache
 
 .venv/ray: .venv/lab requirements-ray.lock
 	@$(PYTHON) -m venv $@
-	@$@/bin/pip install --quiet --disable-pip-version-check --constraint requirements-ray.lock --editable '.[ray]'
+	@$(BIN)/uv pip install --quiet --constraint requirements-ray.lock --python $@ --editable '.[ray]'
 	@touch $@

@@ -48,7 +48,6 @@ class Measurement(Mapping[str, Any]):
     def __init__(
         self, tensor: dict[str, Any], mode: str, n_bits: int | None, name: str = NAME
     ) -> None:
-        """Take a `Result`."""
         self._tensor, self._mode, self._n_bits, self._name = tensor, mode, n_bits, name
         self._figures = record.figures(tensor)
 

@@ -270,7 +270,6 @@ class CustomUniform(Uniform):
     keeps_zero = False
 
     def __init__(self, quantizer: OwnQuantizer) -> None:
-        """Take a quantizer with ``choose(lo, hi)``."""
         self.quantizer = quantizer
         self.n_bits = quantizer.n_bits
 

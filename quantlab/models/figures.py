@@ -128,7 +128,6 @@ class OutputComparison:
     """Compares the answers of one output with those of the original, chunk by chunk."""
 
     def __init__(self, name: str, kind: Kind) -> None:
-        """Begin with no sample."""
         self.name, self.kind = name, kind
         self._n_rows = self._n_samples = 0
         self._powers = np.zeros(4)  # of x, of the error, of x_hat, and the product of x and x_hat

@@ -58,7 +58,6 @@ class CompiledEngine(NumpyEngine):
     min_share = 4 * CHUNK
 
     def __init__(self, loops: Any) -> None:
-        """Take the module of the loops."""
         self._loops = loops
         self.reductions = Reductions(self._bounds, self._squared_errors)
         self._no_blocks = loops.GridBlocks(1, 1, 1, 0, 0, ONE_SCALE, NO_ZERO_POINT)

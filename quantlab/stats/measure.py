@@ -272,7 +272,6 @@ class Accumulator:
         options: MeasureOptions,
         columns: ColumnImportance | None,
     ) -> None:
-        """Begin with no block."""
         self.codec, self.engine, self.options, self.columns = codec, engine, options, columns
         self.table = engine.new_table(codec.n_bits)
         self.sums: list[ChunkSums] = []

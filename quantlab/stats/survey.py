@@ -55,7 +55,6 @@ class Surveyor:
     """Surveys the blocks of one tensor, in any order and from any thread."""
 
     def __init__(self, tensor: Tensor, engine: NumpyEngine) -> None:
-        """Begin with no block."""
         self.tensor, self.engine = tensor, engine
         self.width, self.maxima = new_maxima(tensor.size)
 

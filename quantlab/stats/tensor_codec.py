@@ -78,14 +78,16 @@ class TensorCodec(Protocol):
 
 
 class SingleScale:
-    """A tensor with one scale and even steps: the map is monotone, and a code has one value."""
+    """A tensor with one scale and even steps: the map is monotone, and a code has one value.
+
+    The `quantizer` has chosen the parameters of its one block.
+    """
 
     slow = False
     remark: str | None = None
     why_no_step = ""
 
     def __init__(self, tensor: Tensor, form: Format, quantizer: BlockQuantizer) -> None:
-        """Take a quantizer whose one block has its parameters."""
         self.tensor, self.element = tensor, form.element
         self.params: Params = uniform.scalar_params(quantizer.chosen_params)
         self._scales = quantizer.chosen_scales
@@ -138,7 +140,6 @@ class Blockwise:
     step: float | None = None
 
     def __init__(self, form: Format, quantizer: BlockQuantizer) -> None:
-        """Take a quantizer of the tensor's blocks."""
         self.form, self.quantizer = form, quantizer
         self.n_scales = quantizer.layout.n_blocks
         self.n_bits: int | None = form.n_bits
@@ -209,7 +210,6 @@ class FromFile:
     grid: CompiledGrid | None = None
 
     def __init__(self, tensor: Tensor, stored: Reconstruction) -> None:
-        """Take the reconstruction of a tensor."""
         self.tensor, self.stored, self.slow = tensor, stored, stored.slow
         self.remark = stored.remark
         self.bits_per_value = stored.bits / tensor.size

@@ -94,7 +94,8 @@ def _build_importance(config: Mapping[str, Any]) -> Importance | None:
     if imatrix and inputs:
         raise ValueError("metrics.imatrix and metrics.inputs both weigh inputs: leave one out")
     if inputs:
-        return InputPowers(config["dist"]["path"], inputs) if _is_model(config) else None
+        model = _model_path(config)
+        return InputPowers(model, inputs) if model else None
     imatrix = imatrix or config["mode"].get("imatrix")
     return Imatrix(imatrix) if imatrix else None
 
@@ -108,13 +109,9 @@ def _build_inputs(config: Mapping[str, Any]) -> LayerInputs | None:
 
 
 def _model_path(config: Mapping[str, Any]) -> str | None:
-    """Return the path of the source where it is a model that can be run."""
-    return config["dist"]["path"] if _is_model(config) else None
-
-
-def _is_model(config: Mapping[str, Any]) -> bool:
-    """Whether the source is a model that can be run."""
-    return get_class(current_name(config["dist"]["_target_"])) is Onnx
+    """Return the path of the source where it is a model that can be run; None of any other."""
+    is_model = get_class(current_name(config["dist"]["_target_"])) is Onnx
+    return config["dist"].get("path") if is_model else None
 
 
 def _build_evaluation(config: Mapping[str, Any]) -> Evaluation | None:
@@ -149,8 +146,8 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
     files = [option[key] for option in choices.values() for key in FILE_KEYS if option.get(key)]
     states = [file_state(file) for file in files if expand_home(file).is_file()]
     rounding = choices.pop("rounding", {})
-    of_model = [config["dist"].get("path")] if _is_model(config) and rounding else []
-    key = json.dumps([choices, rounding, states, *of_model], default=str)
+    model = _model_path(config) if rounding else None
+    key = json.dumps([choices, rounding, states, model], default=str)
     if key not in _formats:
         if len(_formats) == MAX_FORMATS:
             _formats.clear()

@@ -46,6 +46,13 @@ def write_safetensors(path, tensors, config=None, name="config.json", metadata=N
     return path
 
 
+def write_weight(folder, prefix, x, y, stored, config=None, name="config.json"):
+    """Write one weight, what is stored of it, and return it beside what that comes back as."""
+    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
+    write_safetensors(folder / "b.safetensors", stored, config, name)
+    return {f"{prefix}.weight": (x, y)}
+
+
 def write_gguf(path, tensors, architecture="llama", **fields):
     """Write arrays, or pairs of codes and a type."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,39 +144,33 @@ def scaled_fp8(folder, prefix, rows=64, columns=64):
     """ComfyUI's: the scale is called scale_weight, and a mark that is empty says so."""
     x = draw(rows, columns)
     codes, scale, y = fp8(x)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.weight": codes,
         f"{prefix}.scale_weight": np.array([scale]),
         f"{prefix}.scale_input": np.ones(1, np.float32),
         "scaled_fp8": ("F8_E4M3", [0], b""),
     }
-    write_safetensors(folder / "b.safetensors", stored)
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored)
 
 
 def mistral_fp8(folder, prefix, rows=64, columns=96):
     """Mistral's: qscale_weight, and qscale_act of activations."""
     x = draw(rows, columns)
     codes, scale, y = fp8(x)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.weight": codes,
         f"{prefix}.qscale_weight": scale.reshape(()),
         f"{prefix}.qscale_act": np.float32(1).reshape(()),
     }
-    write_safetensors(folder / "b.safetensors", stored)
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored)
 
 
 def fnuz_fp8(folder, prefix, rows=32, columns=64):
     """Fp8 of AMD's first kind, whose largest value is 240."""
     x = draw(rows, columns)
     codes, scale, y = fp8(x, ml_dtypes.float8_e4m3fnuz, 240)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {f"{prefix}.weight": codes, f"{prefix}.weight_scale": np.array([scale])}
-    write_safetensors(folder / "b.safetensors", stored)
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored)
 
 
 def stacked_fp8(folder, prefix, rows=128, columns=256):
@@ -214,15 +215,13 @@ def gptq_short_group(folder, prefix, rows=64, columns=1000):
     """The last group of a row is short."""
     x, groups = draw(rows, columns), -(-columns // 128)
     codes, scales, y = int4_groups(x, 128)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.qweight": np.ascontiguousarray(pack_words(codes).T),
         f"{prefix}.qzeros": np.full((groups, rows // 8), 0x77777777, np.int32),
         f"{prefix}.scales": scales,
     }
     config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 128}}
-    write_safetensors(folder / "b.safetensors", stored, config)
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored, config)
 
 
 def gptq_bytes(folder, prefix, rows=32, columns=128):
@@ -230,15 +229,13 @@ def gptq_bytes(folder, prefix, rows=32, columns=128):
     x = draw(rows, columns)
     codes, scales, y = int4_groups(x, 64)
     octets = codes.T[::2] | codes.T[1::2] << 4
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.qweight": octets.astype(np.uint8).view(np.int8),
         f"{prefix}.qzeros": np.full((columns // 64, rows // 2), 0x77, np.int8),
         f"{prefix}.scales": scales,
     }
     config = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 64}}
-    write_safetensors(folder / "b.safetensors", stored, config)
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored, config)
 
 
 def awq_gemv(folder, prefix, rows=64, columns=256, group=128):
@@ -249,22 +246,19 @@ def awq_gemv(folder, prefix, rows=64, columns=256, group=128):
     padded = np.zeros((rows, room), np.float16)
     padded[:, : columns // group] = scales.T
     zeros = np.full((rows, room // 8), 0x88888888, np.uint32)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.qweight": pack_words(codes),
         f"{prefix}.qzeros": zeros.view(np.int32),
         f"{prefix}.scales": padded,
     }
     config = {"quant_method": "awq", "bits": 4, "group_size": group, "version": "gemv"}
-    write_safetensors(folder / "b.safetensors", stored, {"quantization_config": config})
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored, {"quantization_config": config})
 
 
 def modelopt_nvfp4(folder, prefix, rows=64, columns=128):
     """Model-Optimizer's: the scale of the tensor multiplies, and its config has another name."""
     x = draw(rows, columns)
     packed, scales, whole, y = nvfp4(x)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.weight": packed,
         f"{prefix}.weight_scale": scales,
@@ -272,8 +266,7 @@ def modelopt_nvfp4(folder, prefix, rows=64, columns=128):
         f"{prefix}.input_scale": np.float32(0.01).reshape(()),
     }
     config = {"quantization": {"quant_algo": "NVFP4"}, "producer": {"name": "modelopt"}}
-    write_safetensors(folder / "b.safetensors", stored, config, "hf_quant_config.json")
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored, config, "hf_quant_config.json")
 
 
 def packed_mxfp4(folder, prefix, rows=64, columns=128):
@@ -301,26 +294,22 @@ def mxfp8(folder, prefix, rows=32, columns=128):
     powers = (2.0**exponents).astype(np.float32)[..., None]
     codes = (grouped / powers).clip(-448, 448).astype(F8)
     y = (codes.astype(np.float32) * powers).reshape(x.shape)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.weight": codes.reshape(x.shape),
         f"{prefix}.weight_scale": (exponents + 127).astype(np.uint8),
     }
-    write_safetensors(folder / "b.safetensors", stored)
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored)
 
 
 def deepseek_fp4(folder, prefix, rows=64, columns=128):
     """DeepSeek-V4's: two codes in each byte of an int8, exponents beside them."""
     x = draw(rows, columns)
     packed, exponents, y = mxfp4(x)
-    write_safetensors(folder / "a.safetensors", {f"{prefix}.weight": x})
     stored = {
         f"{prefix}.weight": packed.view(np.int8),
         f"{prefix}.scale": exponents.view(ml_dtypes.float8_e8m0fnu),
     }
-    write_safetensors(folder / "b.safetensors", stored)
-    return {f"{prefix}.weight": (x, y)}
+    return write_weight(folder, prefix, x, y, stored)
 
 
 def types_below_a_byte(folder, prefix, rows=32, columns=64):

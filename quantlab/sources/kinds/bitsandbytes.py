@@ -23,6 +23,7 @@ from quantlab.sources.kinds.decoding import (
     Parts,
     RowIndex,
     StoredTensor,
+    compute_dtype,
     row_width,
 )
 from quantlab.text import label
@@ -59,7 +60,7 @@ def _decode(parts: Parts) -> StoredTensor:
         raise MisfitError(f"has {codes.size} bytes of codes for the shape {list(shape)}")
     if levels.size != 16:
         raise MisfitError(f"has a quant_map of {levels.size} levels, where 16 belong")
-    rounded, width = _compute_dtype(state), row_width(shape)
+    rounded, width = compute_dtype(state.get("dtype")), row_width(shape)
 
     def decode(places: RowIndex, *, high_first: bool = True) -> FloatArray:
         octets, is_odd = codes[places // 2], places % 2 == 1
@@ -97,14 +98,6 @@ def _block_magnitudes(parts: Parts, state: dict[str, Any], n: int) -> BlockMagni
     if table.size != 256 or outer.size != -(-n // block):
         raise MisfitError("has nested magnitudes that do not fit")
     return lambda blocks: table[absmax[blocks]] * outer[blocks // block] + offset
-
-
-def _compute_dtype(state: dict[str, Any]) -> np.dtype[Any]:
-    """Return the dtype that weights are computed in."""
-    import ml_dtypes
-
-    dtypes = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-    return np.dtype(dtypes.get(str(state.get("dtype")), np.float32))
 
 
 STATE = ".quant_state.bitsandbytes__"

@@ -367,6 +367,14 @@ def as_scales(stored: NDArray[Any]) -> NDArray[Any]:
     return stored.view(ml_dtypes.float8_e8m0fnu) if stored.dtype == np.uint8 else stored
 
 
+def compute_dtype(name: Any) -> np.dtype[Any]:
+    """Return the dtype of a name, float32 of any but those of 16 bits."""
+    import ml_dtypes
+
+    dtypes = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
+    return np.dtype(dtypes.get(str(name), np.float32))
+
+
 def multiply(steps: NDArray[Any], scales: NDArray[Any]) -> FloatArray:
     """Multiply whole numbers of up to 256 by scales, as in the dtype of the scales.
 

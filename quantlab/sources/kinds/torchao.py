@@ -28,6 +28,7 @@ from quantlab.sources.kinds.decoding import (
     Parts,
     RowIndex,
     StoredTensor,
+    compute_dtype,
     decode_or_fault,
     exact_ratio,
     take_rows,
@@ -159,12 +160,8 @@ def _block_sizes(parts: Parts) -> tuple[int, ...]:
 
 def _compute_dtype(parts: Parts) -> np.dtype[Any]:
     """Return the dtype that the metadata say a weight is computed in."""
-    import ml_dtypes
-
     stated: Any = parts.config.get("_data", {}).get("dtype")
-    name = stated.get("_data") if isinstance(stated, dict) else None
-    dtypes = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-    return np.dtype(dtypes.get(str(name), np.float32))
+    return compute_dtype(stated.get("_data") if isinstance(stated, dict) else None)
 
 
 def _scale_inputs(parts: Parts, rows: FloatArray) -> FloatArray:

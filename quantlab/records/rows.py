@@ -294,6 +294,21 @@ def column_of(rows: Sequence[Row], key: str) -> Column:
     return encode([row.get(key) for row in rows])
 
 
+def select_rows(rows: Sequence[Row], indices: Indices) -> Sequence[Row]:
+    """Select rows of a table or a list by ascending indices."""
+    if len(indices) == len(rows):
+        return rows
+    if isinstance(rows, Rows):
+        return rows.take(indices)
+    return [rows[n] for n in indices.tolist()]
+
+
+def first_rows(rows: Sequence[Row], levels: Iterable[str]) -> list[Row]:
+    """List the first row of each group of rows that agree in some levels."""
+    firsts = np.unique(group_codes(rows, levels), return_index=True)[1]
+    return [rows[n] for n in firsts.tolist()]
+
+
 def number_by_first(values: NDArray[np.integer[Any]]) -> Indices:
     """Give values numbers from 0 in the order of their firsts, equal ones alike."""
     _, firsts, codes = np.unique(values, return_index=True, return_inverse=True)

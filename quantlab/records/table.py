@@ -1,14 +1,16 @@
 """The table of a sweep: its records -> results.json and results.csv -> rows and pandas again."""
 
 import os
+import pickle
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 import pandas as pd
@@ -21,6 +23,7 @@ from quantlab.records.manifest import NAME as MANIFEST
 from quantlab.records.older import SINCE_9
 from quantlab.records.record import Record, Row, Run
 from quantlab.records.rows import (
+    Coded,
     Column,
     Indices,
     Rows,
@@ -34,9 +37,15 @@ from quantlab.records.rows import (
     to_csv_cell,
     to_json,
 )
+from quantlab.stats.parallel import usable_cores
 from quantlab.text import as_text, first_few
 
 MAX_BATCH_BYTES = 2**24  # of records whose results are in memory at once
+MIN_SHARED_BYTES = 2**26  # of records, which one process reads while others start
+WORKER_PROGRAM = (
+    "import pickle, sys; sys.path = pickle.load(sys.stdin.buffer); "
+    "from quantlab.records.table import write_batches; write_batches()"
+)
 WRITTEN_ROWS = 4096  # at once
 FIGURE_KEYS = "/figures"  # of a row: the keys that its tensor has, in their order
 DIRECTORY = "/directory"  # of a row: its run directory
@@ -66,37 +75,100 @@ def collect(directory: Path) -> Collection:
     Raises ValueError if there is no record, or none that can be read.
     """
     require_records(directory)
-    paths = list(record.find(directory))
+    batches = _batches([*record.find(directory)])
     runs: list[Run] = []
     tables: list[Rows] = []
-    with tqdm(
-        total=len(paths), desc="reading", unit="run", delay=1, disable=None, leave=False
-    ) as bar:
-        for batch in _batches(paths):
+    n_paths = sum(len(batch.paths) for batch in batches)
+    with tqdm(total=n_paths, desc="reading", unit="run", delay=1, disable=None, leave=False) as bar:
+        for batch_runs, table in _read_batches(batches, directory):
             offset = sum(table.n for table in tables)
-            batch_runs, table = _read_runs(batch, directory)
             runs += [_shift_rows(run, offset) for run in batch_runs]
             tables.append(table)
-            bar.update(len(batch))
+            bar.update(len(batch_runs))
     if not any(run.record for run in runs):
         reason = min(runs, key=_sweep_order).error
         raise ValueError(f"{directory} is not a sweep: nothing in it can be read: {reason}")
     return Collection(sorted(runs, key=_sweep_order), join_rows(tables))
 
 
-def _batches(paths: Sequence[Path]) -> Iterator[list[Path]]:
-    """Divide records into batches of some size; results of all would take five times as much."""
-    batch: list[Path] = []
-    size = 0
+class Batch(NamedTuple):
+    """Records that are read before their results are reduced to figures, and their size."""
+
+    paths: list[Path]
+    n_bytes: int
+
+
+def _batches(paths: Sequence[Path]) -> list[Batch]:
+    """Divide records into batches: the results of all would take five times as much memory."""
+    batches = []
+    batch = Batch([], 0)
     for path in paths:
-        batch.append(path)
         with suppress(OSError):
-            size += path.stat().st_size
-        if size > MAX_BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
+            batch = batch._replace(n_bytes=batch.n_bytes + path.stat().st_size)
+        batch.paths.append(path)
+        if batch.n_bytes > MAX_BATCH_BYTES:
+            batches.append(batch)
+            batch = Batch([], 0)
+    return [*batches, batch] if batch.paths else batches
+
+
+def _read_batches(batches: Sequence[Batch], directory: Path) -> Iterator[tuple[list[Run], Rows]]:
+    """Read batches in their order; of large sweeps each core reads some."""
+    paths = [batch.paths for batch in batches]
+    n_workers = min(usable_cores(), len(batches))
+    if n_workers < 2 or sum(batch.n_bytes for batch in batches) < MIN_SHARED_BYTES:
+        yield from (_read_runs(batch, directory) for batch in paths)
+        return
+    with _start_workers(n_workers) as workers:
+        for n, worker in enumerate(workers):
+            _send(worker, sys.path, (paths[n::n_workers], directory))
+        for n, batch in enumerate(paths):
+            yield _receive(workers[n % n_workers]) or _read_runs(batch, directory)
+
+
+# multiprocessing would run the program of the user again, which need not expect it, or fork locks.
+@contextmanager
+def _start_workers(n: int) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Start processes that `write_batches`; Ctrl-C is left to this one, with which they end."""
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER_PROGRAM],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+        for _ in range(n)
+    ]
+    try:
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+            cast("BinaryIO", worker.stdout).close()
+
+
+def _send(worker: subprocess.Popen[bytes], *values: Any) -> None:
+    with suppress(BrokenPipeError), cast("BinaryIO", worker.stdin) as pipe:
+        for value in values:
+            pickle.dump(value, pipe)
+
+
+def _receive(worker: subprocess.Popen[bytes]) -> tuple[list[Run], Rows] | None:
+    """Take the next batch from a worker, None if it has ended."""
+    try:
+        return cast("tuple[list[Run], Rows]", pickle.load(cast("BinaryIO", worker.stdout)))
+    except (EOFError, pickle.UnpicklingError):
+        return None
+
+
+def write_batches() -> None:
+    """Read the batches that standard input names, and write them to standard output."""
+    batches, directory = pickle.load(sys.stdin.buffer)
+    for paths in batches:
+        pickle.dump(_read_runs(paths, directory), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
+        sys.stdout.buffer.flush()
 
 
 def _shift_rows(run: Run, offset: int) -> Run:
@@ -186,9 +258,10 @@ def tabulate(runs: Sequence[Run], figures: Rows, directory: Path) -> Table:
     return Table(table, levels, directories)
 
 
-def results_csv(rows: Rows, missed: Column) -> Iterator[bytes]:
+def results_csv(rows: Rows, missed: Coded) -> Iterator[bytes]:
     """Yield results.csv, a part after the other, with the criteria that each row `missed`."""
-    columns = {**rows.columns, "missed": missed}
+    texts = [*map("; ".join, missed.distinct)]
+    columns = {**rows.columns, "missed": Coded(missed.codes, texts)}
     yield f"{','.join(map(to_csv_cell, columns))}\n".encode(errors="backslashreplace")
     for part in _row_parts(len(rows)):
         lines = zip(*(column.csv(part) for column in columns.values()), strict=True)

@@ -7,11 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantlab.records import disk, manifest, parts, record
 from quantlab.records.answers import NAME as ANSWERS
 from quantlab.records.answers import answer_rows, answers_csv
 from quantlab.records.record import Record, Row, Run
-from quantlab.records.rows import Column, group_rows
+from quantlab.records.rows import Column, column_of, group_rows
 from quantlab.records.table import (
     TABLES,
     collect,
@@ -22,8 +25,8 @@ from quantlab.records.table import (
 )
 from quantlab.report import page, verdict
 from quantlab.report.answers import find_outputs
-from quantlab.report.bar import ReportSettings, missed_column
-from quantlab.report.choices import INT8, Findings, TensorEntry, quality
+from quantlab.report.bar import MISSED, ReportSettings, missed_column
+from quantlab.report.choices import INT8, Findings, TensorEntry, qualities, quality
 from quantlab.report.texts import Texts
 from quantlab.text import NULL
 
@@ -56,7 +59,9 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     """
     runs, figures = collect(directory)
     table, levels, directories = tabulate(runs, figures, directory)
-    rows = settings.judged_table(table)
+    judged = settings.judged_table(table)
+    missed = missed_column(judged)
+    rows = judged.with_columns({MISSED: missed})
     answers = settings.judged(answer_rows(runs, figures))
     origin = manifest.from_directory(directory, runs, figures, levels)
     findings = Findings(
@@ -70,8 +75,8 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     disk.clear(directory, WRITTEN)  # a plan may be written meanwhile
     disk.clear(directory / "plots")
     with disk.publication(directory, voucher=manifest.NAME) as files:
-        files.write("results.json", results_json(rows, levels))
-        files.write("results.csv", results_csv(rows, missed_column(rows)))
+        files.write("results.json", results_json(judged, levels))
+        files.write("results.csv", results_csv(judged, missed))
         if answers:
             files.write(ANSWERS, [answers_csv(answers)])
         provenance = _provenance(runs, origin, files.hashes["results.json"], settings.texts)
@@ -176,8 +181,10 @@ def choose_details(rows: Sequence[Row], levels: Sequence[str]) -> list[int]:
     they were tried, else in the width that comes first.
     """
     apart = [level for level in levels if level not in ("n_bits", "tensor")]
-    worst = [_worst(rows, _in_one_width(rows, group)) for group in group_rows(rows, apart)]
-    return sorted(worst, key=lambda n: quality(rows[n]))[:MAX_DETAILS]
+    widths, decibels = column_of(rows, "n_bits").floats(), qualities(rows)
+    groups = (_in_one_width(widths, group) for group in group_rows(rows, apart))
+    worst = [int(group[decibels[group].argmin()]) for group in groups]
+    return sorted(worst, key=lambda n: decibels[n])[:MAX_DETAILS]
 
 
 def choose_histogram(rows: Sequence[Row]) -> list[int]:
@@ -187,10 +194,11 @@ def choose_histogram(rows: Sequence[Row]) -> list[int]:
     """
     if not rows:
         return []
-    dist = next((row["dist"] for row in rows if row["dist"] == HISTOGRAM_DIST), rows[0]["dist"])
-    candidates = _in_one_width(rows, [n for n, row in enumerate(rows) if row["dist"] == dist])
+    sources = {rows[group[0]]["dist"]: group for group in group_rows(rows, ["dist"])}
+    of_source = sources.get(HISTOGRAM_DIST) or next(iter(sources.values()))
+    candidates = _in_one_width(column_of(rows, "n_bits").floats(), of_source).tolist()
     first = [n for n in candidates if rows[n]["mode"] == rows[candidates[0]]["mode"]]
-    name = rows[_worst(rows, first)]["tensor"]
+    name = rows[min(first, key=lambda n: quality(rows[n]))]["tensor"]
     modes: dict[str, int] = {}
     for n in candidates:
         if rows[n]["tensor"] == name:
@@ -198,11 +206,9 @@ def choose_histogram(rows: Sequence[Row]) -> list[int]:
     return list(modes.values())
 
 
-def _in_one_width(rows: Sequence[Row], among: Sequence[int]) -> list[int]:
-    tried = [rows[n]["n_bits"] for n in among]
+def _in_one_width(widths: NDArray[np.float64], among: Sequence[int]) -> NDArray[np.intp]:
+    """Select the rows of 8 bits if there are any, else of the width of the first."""
+    rows = np.asarray(among)
+    tried = widths[rows]
     width = INT8 if INT8 in tried else tried[0]
-    return [n for n in among if rows[n]["n_bits"] == width]
-
-
-def _worst(rows: Sequence[Row], among: Sequence[int]) -> int:
-    return min(among, key=lambda n: quality(rows[n]))
+    return rows[(tried == width) | (np.isnan(tried) & np.isnan(width))]

@@ -11,14 +11,18 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+import numpy as np
+from numpy.typing import NDArray
+
 from quantlab.records import disk
 from quantlab.records.record import BAR_PREFIX, LATER_CRITERIA, Row
-from quantlab.records.rows import Column, Rows, encode, group_codes, group_indices
+from quantlab.records.rows import Coded, Rows, column_of, first_rows, group_codes
 from quantlab.report.texts import Texts
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+MISSED = "/missed"  # of the rows of a table that is being aggregated: a `missed_column`
 ANSWER_CRITERIA = ("kl", "top1_same", "accuracy_drop")
 CONFIG_FILES = ("multirun.yaml", ".hydra/config.yaml")  # of a sweep, and of a run alone
 
@@ -127,6 +131,12 @@ CRITERIA = tuple(field.name for field in fields(Bar))
 BAR_COLUMNS = tuple(f"{BAR_PREFIX}{key}" for key in CRITERIA)
 
 
+def missed_criteria(row: Row) -> tuple[str, ...]:
+    """List the criteria of its bar that a row misses, of a judged table as it is written there."""
+    missed: tuple[str, ...] | None = row.get(MISSED)
+    return tuple(Bar.from_row(row).missed(row)) if missed is None else missed
+
+
 def answer_figure(row: Row, key: str) -> float | None:
     """Return the figure of an output that a criterion judges; None where it does not exist."""
     if key != "accuracy_drop":
@@ -171,14 +181,46 @@ def _require_within(key: str, limit: float | None, most: float) -> None:
         )
 
 
-def missed_column(rows: Sequence[Row]) -> Column:
-    """Make the column of results.csv that lists the criteria that each row misses."""
-    return encode(["; ".join(Bar.from_row(row).missed(row)) for row in rows])
+def missed_column(rows: Sequence[Row]) -> Coded:
+    """Make a column of the criteria that each row misses, as a tuple: `Bar.missed` of all rows."""
+    if isinstance(rows, Rows) and isinstance(known := rows.columns.get(MISSED), Coded):
+        return known
+    codes, bars = (
+        group_codes(rows, BAR_COLUMNS),
+        [*map(Bar.from_row, first_rows(rows, BAR_COLUMNS))],
+    )
+    lost, misses = _lost_rows(rows), np.zeros(len(rows), np.intp)
+    keys = [key for key in CRITERIA if any(key in bar.criteria for bar in bars)]
+    for number, key in enumerate(keys):
+        limits = np.array([bar.criteria.get(key, math.nan) for bar in bars], np.float64)[codes]
+        missed = (lost | _miss_limits(key, limits, rows)) & ~np.isnan(limits)
+        misses |= missed.astype(np.intp) << number
+    numbers = range(len(keys))
+    sets = [tuple(keys[n] for n in numbers if mask >> n & 1) for mask in range(2 ** len(keys))]
+    return Coded(misses, sets)
+
+
+def _lost_rows(rows: Sequence[Row]) -> NDArray[np.bool_]:
+    """Test which rows are of tensors that `is_lost_to_float32`."""
+    underflowed, lo, hi = (
+        column_of(rows, key).floats() for key in ("underflowed", "x_min", "x_max")
+    )
+    return (underflowed > 0) & (lo == 0) & (hi == 0)
+
+
+def _miss_limits(key: str, limits: NDArray[np.float64], rows: Sequence[Row]) -> NDArray[np.bool_]:
+    """Test which rows do not meet a criterion, as `_meets` tests one."""
+    if key == "top_order":
+        return ~(column_of(rows, "top_order_kept").floats() > 0)
+    figures = column_of(rows, key).floats()
+    is_worse = figures > limits if key == "rel_err" else figures < limits
+    is_lossy = column_of(rows, "max_err").floats() != 0
+    return np.where(np.isnan(figures), is_lossy, is_worse)
 
 
 def row_bars(rows: Sequence[Row]) -> list[Bar]:
     """List the bars by which rows are judged, each once; without rows there is the default."""
-    return list(dict.fromkeys(map(Bar.from_row, rows))) or [Bar()]
+    return list(dict.fromkeys(map(Bar.from_row, first_rows(rows, BAR_COLUMNS)))) or [Bar()]
 
 
 class ReportSettings(NamedTuple):
@@ -197,7 +239,7 @@ class ReportSettings(NamedTuple):
     def judged_table(self, rows: Rows) -> Rows:
         """Return the rows of a table with the columns of their bars, as `judged` does."""
         codes = group_codes(rows, BAR_COLUMNS)
-        bars = [self._bar_columns(rows[group[0]]) for group in group_indices(codes)]
+        bars = [self._bar_columns(row) for row in first_rows(rows, BAR_COLUMNS)]
         return rows.with_columns(Rows.of(bars).take(codes).columns)
 
     def _bar_columns(self, row: Row) -> dict[str, Any]:

@@ -10,16 +10,31 @@ import math
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, overload
+
+import numpy as np
+from numpy.typing import NDArray
 
 from quantlab.formats.format import PLAIN, FormatSpec, is_format_column
 from quantlab.records.record import Row
-from quantlab.records.rows import group_rows
-from quantlab.report.bar import Bar, row_bars
+from quantlab.records.rows import (
+    Coded,
+    Column,
+    Indices,
+    column_of,
+    count_groups,
+    first_rows,
+    group_codes,
+    group_indices,
+    group_rows,
+    select_rows,
+)
+from quantlab.report.bar import Bar, missed_column, missed_criteria, row_bars
 from quantlab.text import as_text, printable
 
+FORMAT_KEYS = ("mode", "n_bits", *PLAIN, "settings", "format")  # of a `FormatSpec`
 INT8 = 8  # the width that the lab's question is about
 Item = TypeVar("Item")
 Key = TypeVar("Key")
@@ -60,20 +75,53 @@ class FormatResult:
         """The SQNR in dB, infinite where it has no value."""
         return quality(self.row)
 
-    @cached_property
+    @property
     def missed(self) -> list[str]:
         """The criteria of the bar that the figures do not meet."""
-        return Bar.from_row(self.row).missed(self.row)
+        return [*missed_criteria(self.row)]
 
     @property
     def meets(self) -> bool:
         """True if all criteria of the bar are met."""
-        return not self.missed
+        return not missed_criteria(self.row)
 
     @property
     def cost(self) -> tuple[float, float, str]:
         """The order of choice among equals before the bar: fewer bits, more SQNR, then by name."""
         return self.bits, -self.sqnr_db, self.name
+
+
+@dataclass(frozen=True, eq=False)
+class FormatResults(Sequence[FormatResult]):
+    """Some of the `rows` of a table, each in its format.
+
+    For all rows there are the places of their formats in `specs`, and `costs`: bits and SQNR.
+    """
+
+    rows: Sequence[Row]
+    specs: Sequence[FormatSpec]
+    spec_codes: Indices
+    costs: NDArray[np.float64]
+    indices: Indices
+
+    @overload
+    def __getitem__(self, n: int) -> FormatResult: ...
+    @overload
+    def __getitem__(self, n: slice) -> list[FormatResult]: ...
+    def __getitem__(self, n: int | slice) -> FormatResult | list[FormatResult]:
+        """Return one result, or some."""
+        if isinstance(n, slice):
+            return [self[place] for place in range(*n.indices(len(self)))]
+        row = int(self.indices[n])
+        return FormatResult(self.specs[self.spec_codes[row]], self.rows[row])
+
+    def __len__(self) -> int:
+        """Return the number of results."""
+        return len(self.indices)
+
+    def __eq__(self, other: object) -> bool:
+        """Test whether results are those of another, in their order."""
+        return isinstance(other, FormatResults) and [*self] == [*other]
 
 
 @dataclass(frozen=True)
@@ -86,7 +134,7 @@ class TensorChoice:
     dist: str
     tensor: str
     settings: Mapping[str, Any]
-    formats: Sequence[FormatResult]
+    formats: FormatResults
 
     @property
     def name(self) -> str:
@@ -135,23 +183,44 @@ def tensor_levels(levels: Sequence[str]) -> list[str]:
 def find_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorChoice]:
     """Group rows by tensor, in the order of the table; `levels` nest the table."""
     keys = tensor_levels(levels)
+    codes, (specs, spec_codes) = group_codes(rows, keys), find_specs(rows)
+    bits = np.nan_to_num(column_of(rows, "bits_per_value").floats(), nan=math.inf)
+    ranks = {name: rank for rank, name in enumerate(sorted({spec.name for spec in specs}))}
+    names = np.array([ranks[spec.name] for spec in specs], np.intp)[spec_codes]
+    decibels = qualities(rows)
+    order = np.lexsort((names, -decibels, bits, codes))  # as `FormatResult.cost`
+    costs = np.stack([bits, decibels], axis=1)
+    firsts = np.unique(codes, return_index=True)[1].tolist()
+    ends = np.cumsum(np.bincount(codes)).tolist()
     choices = []
-    for group in group_rows(rows, keys):
-        results = [FormatResult(FormatSpec.from_row(rows[n]), rows[n]) for n in group]
-        first, formats = rows[group[0]], sorted(results, key=lambda result: result.cost)
-        settings = {key: first[key] for key in keys[2:]}
-        choices.append(TensorChoice(first["dist"], first["tensor"], settings, formats))
+    for first, start, end in zip(firsts, [0, *ends], ends, strict=False):
+        row, results = rows[first], FormatResults(rows, specs, spec_codes, costs, order[start:end])
+        settings = {key: row[key] for key in keys[2:]}
+        choices.append(TensorChoice(row["dist"], row["tensor"], settings, results))
     return choices
 
 
-def is_plain(row: Row) -> bool:
-    """Test whether a row is of the lab's integers, whatever becomes of their zero point."""
-    return replace(FormatSpec.from_row(row), settings=()).is_plain
+def find_specs(rows: Sequence[Row]) -> tuple[list[FormatSpec], Indices]:
+    """List the formats of rows, and the place of each row's among them."""
+    codes = group_codes(rows, FORMAT_KEYS)
+    return [*map(FormatSpec.from_row, first_rows(rows, FORMAT_KEYS))], codes
 
 
-def has_formats(rows: Iterable[Row]) -> bool:
+def qualities(rows: Sequence[Row]) -> NDArray[np.float64]:
+    """Return the `quality` of each row."""
+    return np.nan_to_num(column_of(rows, "sqnr_db").floats(), nan=math.inf)
+
+
+def is_plain(spec: FormatSpec) -> bool:
+    """Test whether a format is of the lab's integers, whatever becomes of their zero point."""
+    return replace(spec, settings=()).is_plain
+
+
+def has_formats(rows: Sequence[Row]) -> bool:
     """Test whether any row is of more than a plain integer, and has its cost in bits."""
-    return any(row.get("bits_per_value") is not None and not is_plain(row) for row in rows)
+    specs, codes = find_specs(rows)
+    is_known = ~np.isnan(column_of(rows, "bits_per_value").floats())
+    return not all(is_plain(specs[code]) for code in np.unique(codes[is_known]).tolist())
 
 
 def storage_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorChoice]:
@@ -159,9 +228,10 @@ def storage_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorCh
 
     The list is empty where no tensor has two formats beyond a width of plain integers.
     """
-    choices = find_choices([row for row in rows if row.get("bits_per_value") is not None], levels)
+    known = np.flatnonzero(~np.isnan(column_of(rows, "bits_per_value").floats()))
+    choices = find_choices(select_rows(rows, known), levels)
     if not any(
-        len(choice.formats) > 1 and has_formats(result.row for result in choice.formats)
+        len(choice.formats) > 1 and any(not is_plain(result.spec) for result in choice.formats)
         for choice in choices
     ):
         return []
@@ -201,15 +271,18 @@ class FormatPoint(NamedTuple):
 
 def format_points(choices: Sequence[TensorChoice]) -> list[FormatPoint]:
     """Compute the medians of each format over the tensors that have it, the cheapest first."""
-    results = (result for choice in choices for result in choice.formats)
-    points = [
-        FormatPoint(
-            median(result.bits for result in tensors),
-            median(result.sqnr_db for result in tensors),
-            spec.name,
-        )
-        for spec, tensors in group_by(results, lambda result: result.spec).items()
-    ]
+    numbers: dict[FormatSpec, int] = {}
+    codes, costs = [np.zeros(0, np.intp)], [np.zeros((0, 2))]
+    for results in (choice.formats for choice in choices):
+        places = [numbers.setdefault(spec, len(numbers)) for spec in results.specs]
+        codes.append(np.array(places, np.intp)[results.spec_codes[results.indices]])
+        costs.append(results.costs[results.indices])
+    of_all = np.concatenate(costs)
+    points = []
+    for spec, group in zip(numbers, group_indices(np.concatenate(codes)), strict=False):
+        if group:
+            bits, sqnr_db = np.median(of_all[group], axis=0).tolist()
+            points.append(FormatPoint(bits, sqnr_db, spec.name))
     return sorted(points, key=lambda point: (point.bits, -point.sqnr_db, point.name))
 
 
@@ -229,12 +302,17 @@ def count_cheapest(choices: Iterable[TensorChoice]) -> list[tuple[str, int]]:
 class Widths:
     """One tensor in one mode; `rows` are its widths, the narrowest first.
 
-    `name` has the tensor and the mode, `run` the source and the mode, both what else was swept.
+    `levels` nest the table; `run` names the source and the mode, and what else was swept.
     """
 
-    name: str
-    run: str
     rows: Sequence[Row]
+    levels: Sequence[str]
+    run: str
+
+    @cached_property
+    def name(self) -> str:
+        """The tensor and the mode, and what else was swept."""
+        return row_name(self.rows[0], self.levels)
 
     @cached_property
     def bar(self) -> Bar:
@@ -242,9 +320,9 @@ class Widths:
         return Bar.from_row(self.rows[0])
 
     @cached_property
-    def missed(self) -> dict[int, set[str]]:
+    def missed(self) -> dict[int, frozenset[str]]:
         """The criteria of the bar that each width misses, the narrowest first."""
-        return {row["n_bits"]: set(Bar.from_row(row).missed(row)) for row in self.rows}
+        return {row["n_bits"]: _as_set(missed_criteria(row)) for row in self.rows}
 
     @cached_property
     def bits(self) -> int | None:
@@ -271,20 +349,42 @@ class Widths:
         return next((row for row in self.rows if row["n_bits"] == n_bits), None)
 
 
+@cache
+def _as_set(criteria: tuple[str, ...]) -> frozenset[str]:
+    """Return a set that all rows share which miss the same."""
+    return frozenset(criteria)
+
+
 def find_widths(rows: Sequence[Row], levels: Sequence[str]) -> list[Widths]:
     """Group rows by tensor and mode, those that need most bits first; `levels` nest the table.
 
     Rows of files, which have widths of their own, are left out.
     """
-    rows = [row for row in rows if row["n_bits"] is not None]
-    tensors = []
-    for group in group_rows(rows, [level for level in levels if level != "n_bits"]):
-        widths = sorted((rows[n] for n in group), key=lambda row: row["n_bits"])
-        run = row_name(widths[0], levels, run=True)
-        tensors.append(Widths(row_name(widths[0], levels), run, widths))
-    return sorted(
-        tensors, key=lambda widths: (-(widths.bits or math.inf), quality(widths.rows[-1]))
-    )
+    rows = select_rows(rows, np.flatnonzero(~np.isnan(column_of(rows, "n_bits").floats())))
+    if not rows:
+        return []
+    n_bits, apart = column_of(rows, "n_bits").floats(), [key for key in levels if key != "n_bits"]
+    codes, runs = group_codes(rows, apart), _run_names(rows, levels)
+    order = np.lexsort((n_bits, codes))
+    ends = np.cumsum(np.bincount(codes))
+    starts = np.concatenate([[0], ends[:-1]])
+    missed = missed_column(rows)
+    is_met = np.array([not criteria for criteria in missed.distinct])[missed.codes[order]]
+    fewest = np.minimum.reduceat(np.where(is_met, n_bits[order], math.inf), starts)
+    widths = [
+        Widths([rows[n] for n in order[start:end].tolist()], levels, runs[order[start]])
+        for start, end in zip(starts.tolist(), ends.tolist(), strict=True)
+    ]
+    ranked = np.lexsort((qualities(rows)[order[ends - 1]], -fewest))
+    return [widths[n] for n in ranked.tolist()]
+
+
+def _run_names(rows: Sequence[Row], levels: Sequence[str]) -> Column:
+    """Name the run of each row: the source, the mode, and what else was swept."""
+    keys = [key for key in levels if key not in ("n_bits", "tensor")]
+    keys = ["dist", "mode", "block", "block_size", *keys]
+    names = [row_name(row, levels, run=True) for row in first_rows(rows, keys)]
+    return Coded(group_codes(rows, keys), names)
 
 
 def row_name(row: Row, levels: Sequence[str], *, run: bool = False) -> str:
@@ -341,15 +441,22 @@ def stored_rows(rows: Sequence[Row], levels: Sequence[str]) -> list[StoredRows]:
 
     What else was swept makes runs of their own, and is part of the name.
     """
-    of_files = [row for row in rows if row.get("stored_file")]
+    of_files = select_rows(rows, _indices_of_files(rows))
+    if not of_files:
+        return []
     apart = [level for level in levels if level not in ("tensor", "mode.path")]
     groups = group_rows(of_files, [*apart, "stored_file"])
     files = ([of_files[n] for n in group] for group in groups)
-    varied = [level for level in apart if len({as_text(row[level]) for row in of_files}) > 1]
+    varied = [level for level in apart if count_groups(of_files, [level]) > 1]
     return [
         StoredRows(_file_name(rows_of_file[0], varied), sorted(rows_of_file, key=quality))
         for rows_of_file in files
     ]
+
+
+def _indices_of_files(rows: Sequence[Row]) -> Indices:
+    files = column_of(rows, "stored_file")
+    return np.flatnonzero([bool(files[n]) for n in range(len(rows))])
 
 
 def _file_name(row: Row, varied: Sequence[str]) -> str:
@@ -390,7 +497,7 @@ class Findings:
     def underflows(self) -> dict[str, int]:
         """Counts of values that became 0 as float32, by tensor; of several of a name, the most."""
         counts: dict[str, int] = {}
-        for row in self.rows:
+        for row in first_rows(self.rows, ["tensor", "underflowed"]):
             count = row.get("underflowed") or 0
             counts[row["tensor"]] = max(count, counts.get(row["tensor"], 0))
         return counts
@@ -413,7 +520,8 @@ class Findings:
     @cached_property
     def n_bits(self) -> list[int]:
         """The widths of rows, the narrowest first; rows of files have none."""
-        return sorted({row["n_bits"] for row in self.rows if row["n_bits"] is not None})
+        widths = {row["n_bits"] for row in first_rows(self.rows, ["n_bits"])}
+        return sorted(widths - {None})
 
     @cached_property
     def choices(self) -> list[TensorChoice]:

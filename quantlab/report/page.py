@@ -5,7 +5,7 @@ the words are in ``texts/``, the content comes from `tables` and `sentences`.
 """
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -13,6 +13,8 @@ import jinja2
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from quantlab.records.record import Row
+from quantlab.records.rows import first_rows
 from quantlab.report import plots
 from quantlab.report.answers import (
     additivity_table,
@@ -24,7 +26,7 @@ from quantlab.report.answers import (
     kl_front,
     kl_points,
 )
-from quantlab.report.choices import Findings, format_points, quality, row_name
+from quantlab.report.choices import Findings, format_points, qualities, row_name
 from quantlab.report.plots import FRONT_NAMES, error_vs_storage, shades
 from quantlab.report.sentences import (
     answers,
@@ -39,6 +41,7 @@ from quantlab.report.sentences import (
 )
 from quantlab.report.tables import (
     GLOSSARY,
+    MAX_PAGE_ROWS,
     MAX_ROWS,
     PREDICTED,
     PREDICTION_ROWS,
@@ -213,7 +216,7 @@ def _title(findings: Findings, texts: Texts) -> str:
 
 def _subtitle(findings: Findings, texts: Texts) -> str:
     dists, modes = (
-        ", ".join(dict.fromkeys(row[key] for row in findings.rows)) for key in ("dist", "mode")
+        ", ".join(row[key] for row in first_rows(findings.rows, [key])) for key in ("dist", "mode")
     )
     if not findings.n_bits:
         files = ", ".join(file.name for file in findings.stored)
@@ -224,6 +227,7 @@ def _subtitle(findings: Findings, texts: Texts) -> str:
 
 def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
     """Collect the values that only report.html shows."""
+    rows = worst_rows(findings.rows, MAX_PAGE_ROWS)
     single = findings.widths[:MAX_SENTENCES] if "tensor" in findings.levels else []
     return {
         "first": FIRST_SENTENCES,
@@ -236,15 +240,15 @@ def _page_values(findings: Findings, texts: Texts) -> dict[str, Any]:
         "predicted": PREDICTED,
         "first_predictions": PREDICTION_ROWS,
         "predictions": prediction_table(findings.rows, findings.levels, texts),
-        "table": metrics_table(findings.rows, findings.levels, texts, findings.own_metrics),
-        "glossary": _glossary(findings, texts),
+        "table": metrics_table(rows, findings.levels, texts, findings.own_metrics),
+        "glossary": _glossary(rows, texts),
         "bits_caption": _bits_caption(findings, texts),
     }
 
 
-def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
+def _glossary(rows: Sequence[Row], texts: Texts) -> dict[str, str]:
     """Explain each column, where formats were tried without supposing one scale."""
-    keys = figure_keys(findings.rows)
+    keys = figure_keys(rows)
     formats = keys is not GLOSSARY
     other = [f"column_{key}_formats" if formats else "" for key in keys]
     meanings = {
@@ -256,10 +260,15 @@ def _glossary(findings: Findings, texts: Texts) -> dict[str, str]:
 
 def _worst_metrics(findings: Findings, texts: Texts) -> Table:
     """Lay out the metrics of report.md: of many rows those with the least SQNR."""
-    rows = findings.rows
-    if len(rows) > MAX_ROWS:
-        rows = sorted(rows, key=quality)[:MAX_ROWS]
+    rows = worst_rows(findings.rows, MAX_ROWS)
     return metrics_table(rows, findings.levels, texts, findings.own_metrics)
+
+
+def worst_rows(rows: Sequence[Row], limit: int) -> Sequence[Row]:
+    """Choose rows with the least SQNR where there are too many, else all as they stand."""
+    if len(rows) <= limit:
+        return rows
+    return [rows[n] for n in qualities(rows).argsort(kind="stable")[:limit].tolist()]
 
 
 def _bits_caption(findings: Findings, texts: Texts) -> str:

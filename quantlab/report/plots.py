@@ -133,16 +133,17 @@ def error_vs_bits(tensors: Sequence[Widths], bars: Sequence[Bar], texts: Texts) 
     shown = tensors[:MAX_CURVES]
     drawn = figure(BITS_INCHES + LEGEND_LINE_INCHES * (len(shown) + 3))
     panel = drawn.subplots()
-    bits = sorted({row["n_bits"] for widths in tensors for row in widths.rows})
+    decibels = _decibels_by_width(tensors)
+    bits = sorted(decibels)
     for number, widths in enumerate(shown):
         _line(panel, widths, number)
     if len(tensors) > MAX_CURVES:
-        quarters = [np.quantile(_sqnr_at(tensors, n) or [math.nan], [0.25, 0.75]) for n in bits]
+        quarters = [np.quantile(decibels[n] or [math.nan], [0.25, 0.75]) for n in bits]
         low, high = zip(*quarters, strict=True)
         middle = texts("bits_others", n=len(tensors))
         panel.fill_between(bits, low, high, color=INK, alpha=0.15, label=middle)
     _draw_bars(panel, bars, texts)
-    _theory(panel, tensors, bits, texts)
+    _theory(panel, decibels[bits[0]], bits, texts)
     panel.set_xticks(bits)
     panel.set_xlabel(texts("axis_bits"))
     panel.set_ylabel(texts("axis_sqnr"))
@@ -171,9 +172,8 @@ def _line(panel: Axes, widths: Widths, number: int) -> None:
     )
 
 
-def _theory(panel: Axes, tensors: Sequence[Widths], bits: Sequence[int], texts: Texts) -> None:
+def _theory(panel: Axes, start: Sequence[float], bits: Sequence[int], texts: Texts) -> None:
     """Draw a line that rises 6.02 dB a bit, from the middle of what the fewest bits gave."""
-    start = _sqnr_at(tensors, bits[0])
     if not start:
         return
     ends = [bits[0] - 0.5, bits[-1] + 0.5]
@@ -181,10 +181,14 @@ def _theory(panel: Axes, tensors: Sequence[Widths], bits: Sequence[int], texts: 
     panel.plot(ends, height, color=INK, lw=1.2, ls=":", label=texts("bits_theory"))
 
 
-def _sqnr_at(tensors: Sequence[Widths], n_bits: int) -> list[float]:
-    """Return the SQNR of every tensor that has one at a width."""
-    rows = (widths.row_at(n_bits) for widths in tensors)
-    return [row["sqnr_db"] for row in rows if row and row["sqnr_db"] is not None]
+def _decibels_by_width(tensors: Sequence[Widths]) -> dict[int, list[float]]:
+    """Collect the SQNR of every tensor that has one at a width, by widths."""
+    decibels: dict[int, list[float]] = {}
+    for row in (row for widths in tensors for row in widths.rows):
+        of_width = decibels.setdefault(row["n_bits"], [])
+        if row["sqnr_db"] is not None:
+            of_width.append(row["sqnr_db"])
+    return decibels
 
 
 def _errors(panel: Axes, tensor: Entry, texts: Texts) -> None:

@@ -6,9 +6,12 @@ from itertools import pairwise
 from math import floor, inf
 from typing import Any
 
+import numpy as np
+
 from quantlab.formats.format import FormatSpec
 from quantlab.records.record import Row
-from quantlab.report.bar import Bar, is_lost_to_float32, row_bars
+from quantlab.records.rows import column_of, select_rows
+from quantlab.report.bar import Bar, is_lost_to_float32, missed_criteria, row_bars
 from quantlab.report.choices import (
     INT8,
     Findings,
@@ -93,7 +96,7 @@ def answers(tensors: Iterable[Widths], texts: Texts) -> Iterator[tuple[str, str]
     sources: dict[str, dict[str, list[Widths]]] = {}
     for widths in tensors:
         dist, mode = widths.rows[0]["dist"], widths.rows[0]["mode"]
-        if INT8 in widths.missed and is_plain(widths.rows[0]) and f"question_{dist}" in texts:
+        if f"question_{dist}" in texts and INT8 in widths.missed and _is_plain(widths.rows[0]):
             sources.setdefault(dist, {}).setdefault(mode, []).append(widths)
     for dist, modes in sources.items():
         runs = [widths for mode in modes.values() for widths in mode]
@@ -110,6 +113,10 @@ def answers(tensors: Iterable[Widths], texts: Texts) -> Iterator[tuple[str, str]
         ]
         reasons = "; ".join(texts.first_few(quotes, SENTENCE_ITEMS))
         yield texts(f"question_{dist}"), texts("yes" if yes else "no", reasons=reasons)
+
+
+def _is_plain(row: Row) -> bool:
+    return is_plain(FormatSpec.from_row(row))
 
 
 def unmeasured_text(names: Sequence[str], texts: Texts) -> str:
@@ -270,9 +277,8 @@ def vanished_sentences(rows: Sequence[Row], texts: Texts) -> Iterator[str]:
 
     The SQNR of such a tensor is that of its few largest values.
     """
-    vanished = [
-        row for row in rows if (row["zeroed"] or 0) > MOSTLY and not Bar.from_row(row).missed(row)
-    ]
+    mostly = np.flatnonzero(column_of(rows, "zeroed").floats() > MOSTLY)
+    vanished = [row for row in select_rows(rows, mostly) if not missed_criteria(row)]
     for name, lost in group_by(vanished, lambda row: FormatSpec.from_row(row).name).items():
         names = name_list(dict.fromkeys(row["tensor"] for row in lost), SENTENCE_TENSORS, texts)
         share = _share(max(row["zeroed"] for row in lost))

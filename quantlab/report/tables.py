@@ -4,9 +4,12 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from quantlab.formats.format import PLAIN
 from quantlab.records.record import Row
-from quantlab.report.bar import Bar
+from quantlab.records.rows import Coded, Column, column_of, first_rows, select_rows
+from quantlab.report.bar import missed_criteria
 from quantlab.report.choices import (
     Findings,
     FormatResult,
@@ -24,6 +27,7 @@ from quantlab.report.texts import Texts
 from quantlab.text import NULL, as_text, format_number, printable
 
 SHADES, LIGHTEST_DB = 12, 60.0  # of the heat table, and the SQNR from which on it is lightest
+MAX_PAGE_ROWS = 5000  # of a table of a page: with more it takes a browser seconds
 MAX_ROWS = 60  # of a table, list or file that is read as text
 PREDICTION_ROWS = 12  # that stand before a fold
 METRICS = {
@@ -96,7 +100,8 @@ def metrics_table(
 
     Metrics of one's own come last.
     """
-    tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in rows) else []
+    pairs = first_rows(rows, ["dist", "tensor"])
+    tensor_column = ["tensor"] if any(row["tensor"] != row["dist"] for row in pairs) else []
     keys = list(dict.fromkeys(["dist", *tensor_column, "mode", "n_bits", *levels]))
     columns = (*figure_keys(rows), *own_metrics)
     heads = [*keys, *columns]
@@ -115,10 +120,16 @@ def figure_keys(rows: Sequence[Row]) -> tuple[str, ...]:
     """List the figures that decide; where formats were tried, also those of their cost."""
     if not has_formats(rows):
         return GLOSSARY
-    special = (
-        key for key in SPECIAL if any(row.get(key) not in (None, row["sqnr_db"]) for row in rows)
-    )
+    special = (key for key in SPECIAL if _is_special(column_of(rows, key), rows))
     return (*special, *WITH_FORMATS)
+
+
+def _is_special(column: Column, rows: Sequence[Row]) -> bool:
+    """Test whether some row has another figure in a column than its SQNR."""
+    if isinstance(column, Coded) and any(isinstance(value, str) for value in column.distinct):
+        return True
+    figures, decibels = column.floats(), column_of(rows, "sqnr_db").floats()
+    return bool(np.any(~np.isnan(figures) & (figures != decibels)))
 
 
 def level_text(row: Row, level: str) -> str:
@@ -128,7 +139,7 @@ def level_text(row: Row, level: str) -> str:
 
 def _figure(row: Row, key: str, texts: Texts) -> str:
     if key == "bar":
-        return " ".join(Bar.from_row(row).missed(row)) or texts("bar_met")
+        return " ".join(missed_criteria(row)) or texts("bar_met")
     if key == "top_k":
         return rank_text(row, texts)
     return metric_text(row, key, SPECS.get(key, OWN_SPEC), texts)
@@ -136,6 +147,8 @@ def _figure(row: Row, key: str, texts: Texts) -> str:
 
 def heat_table(findings: Findings, texts: Texts) -> Table:
     """Lay out the fewest bits by criterion and the SQNR at each width, the worst tensor first.
+
+    Of many tensors there are `MAX_PAGE_ROWS`.
 
     Grades are the shades of an SQNR, ``s0`` the darkest.
     """
@@ -153,7 +166,7 @@ def heat_table(findings: Findings, texts: Texts) -> Table:
             *(_fewest(tensor, [key], texts) for key in criteria),
             *(_shaded(tensor.row_at(n_bits), texts) for n_bits in findings.n_bits),
         ]
-        for tensor in findings.widths
+        for tensor in findings.widths[:MAX_PAGE_ROWS]
     ]
     return Table(heads, rows)
 
@@ -291,8 +304,11 @@ def prediction_table(
     rows: Sequence[Row], levels: Sequence[str], texts: Texts
 ) -> list[tuple[str, list[Prediction]]]:
     """List predicted beside measured figures, a row a tensor and run, the most wrong first."""
+    columns = [column_of(rows, f"predicted_{key}").floats() for key in PREDICTED]
+    predicted = np.flatnonzero(~np.isnan(columns).all(axis=0)) if rows else np.zeros(0, np.intp)
     ranked = sorted(
-        filter(is_predicted, rows), key=lambda row: -max(_log_ratio(key, row) for key in RANKED)
+        select_rows(rows, predicted),
+        key=lambda row: -max(_log_ratio(key, row) for key in RANKED),
     )
     return [
         (

@@ -11,8 +11,9 @@ import quantlab
 from quantlab.experiment import Experiment
 from quantlab.formats.format import PLAIN, Format
 from quantlab.formats.uniform import Symmetric
+from quantlab.records import table as table_module
 from quantlab.records.record import Outcome
-from quantlab.records.table import load, read_aggregate
+from quantlab.records.table import collect, load, read_aggregate
 from quantlab.sources.lab import Hidden
 from tests.conftest import ROOT, aggregate, measure, run
 from tests.report.test_aggregate import keep
@@ -244,3 +245,24 @@ def test_what_is_no_directory_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{fault}: give the directory of a sweep"):
             read_aggregate(path)
+
+
+def test_processes_read_what_one_reads(lab_sweep, monkeypatch):
+    directory, _ = lab_sweep
+    alone = collect(directory)
+    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
+    monkeypatch.setattr(table_module, "usable_cores", lambda: 2)
+    monkeypatch.setattr(table_module, "_read_runs", None)  # of this process
+    shared = collect(directory)
+    assert shared.runs == alone.runs
+    assert [*shared.figures] == [*alone.figures]
+
+
+def test_records_are_read_where_no_process_starts(lab_sweep, monkeypatch):
+    directory, _ = lab_sweep
+    alone = collect(directory)
+    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
+    monkeypatch.setattr(table_module, "WORKER_PROGRAM", "raise SystemExit(1)")
+    assert collect(directory).runs == alone.runs

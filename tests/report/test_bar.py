@@ -2,9 +2,12 @@ import math
 import re
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from quantlab.conf import load_option
-from quantlab.report.bar import ANSWER_CRITERIA, CRITERIA, Bar, answer_figure
+from quantlab.records.rows import Rows
+from quantlab.report.bar import ANSWER_CRITERIA, CRITERIA, Bar, answer_figure, missed_column
 
 GOOD = {"top_order_kept": True, "rel_err": 0.01, "sqnr_db": 30.0, "max_err": 0.5}
 
@@ -95,3 +98,27 @@ def test_what_is_not_named_is_not_asked():
 def test_a_bar_that_makes_no_sense_is_named(asked, why):
     with pytest.raises(ValueError, match=f"^{re.escape(why)}"):
         Bar.of(asked)
+
+
+FIGURE = st.one_of(st.none(), st.sampled_from([0.0, 0.01, 20, 30.0, 30.5]))
+LIMIT = st.one_of(st.none(), st.sampled_from([0.01, 0.5, 30, 30.0]))
+JUDGED = st.fixed_dictionaries(
+    {
+        "top_order_kept": st.sampled_from([True, False, None]),
+        "max_err": st.sampled_from([0, 0.0, 0.5]),
+        "underflowed": st.sampled_from([None, 0, 3]),
+        **dict.fromkeys(("rel_err", "sqnr_db", "worst_row_sqnr_db"), FIGURE),
+        **dict.fromkeys(("x_min", "x_max"), st.sampled_from([0.0, 1.0])),
+        "bar_top_order": st.sampled_from([True, False, None]),
+        **dict.fromkeys(("bar_rel_err", "bar_sqnr_db", "bar_worst_row_sqnr_db"), LIMIT),
+    }
+).filter(lambda row: (row["bar_rel_err"] or 0) <= 1)
+
+
+@given(st.lists(JUDGED))
+def test_a_column_judges_as_each_row_is_judged(rows):
+    rows = [row for row in rows if any(row[key] for key in row if key.startswith("bar_"))]
+    one_by_one = [tuple(Bar.from_row(row).missed(row)) for row in rows]
+    for table in (rows, Rows.of(rows)):
+        column = missed_column(table)
+        assert [column[n] for n in range(len(rows))] == one_by_one

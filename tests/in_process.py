@@ -15,6 +15,7 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import NamedTuple
 
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 
@@ -70,6 +71,15 @@ def _text(stream):
     return stream.buffer.getvalue().decode(errors="replace")
 
 
+_get_mode = Hydra.get_mode
+
+
+def _find_mode(hydra, config_name, overrides):
+    """Return the mode, for which Hydra composes a whole config: only experiments have one."""
+    has_mode = any(text.lstrip("+").startswith(("experiment", "hydra.mode")) for text in overrides)
+    return _get_mode(hydra, config_name, overrides) if has_mode else None
+
+
 @contextmanager
 def _restored():
     """Put back what a command changes in its process."""
@@ -77,11 +87,13 @@ def _restored():
     folders, handler = list(conf.FOLDERS), signal.getsignal(signal.SIGINT)
     terminate = signal.getsignal(signal.SIGTERM)
     modules = set(sys.modules)
+    Hydra.get_mode = _find_mode
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         finally:
+            Hydra.get_mode = _get_mode
             os.chdir(where)
             sys.argv, sys.path[:] = argv, path
             os.environ.clear()

@@ -155,6 +155,7 @@ def test_the_zero_points_are_those_shown(tmp_path):
     assert done.stdout.split("\n\n")[1] in WRITE_UP
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_widths_of_verb_probs_are_those_said(tmp_path):
     sweep = ["dist=verb_probs", "mode=sym,asym", "n_bits=range(2,17)"]
@@ -182,6 +183,7 @@ def test_the_demo_prints_what_is_shown(tmp_path):
     assert f"{overview}\n\n{heading}\n\n{worst}" in CHECKPOINTS
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not DEMO.exists(), reason=f"{DEMO} is missing: make .venv/demo fetches it")
 def test_the_plan_is_the_one_shown(tmp_path):
     typed = re.search(r"^(python run.py .*multirun/formats)$", README, re.MULTILINE | re.DOTALL)[1]
@@ -250,6 +252,7 @@ def write_own_files(text, folder):
         (folder / name).write_text(content)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_example_of_one_s_own_classes_works_as_written(tmp_path):
     text = PAGES["extending.md"]
@@ -407,6 +410,7 @@ def test_a_language_model_answers_as_shown(tmp_path):
     assert 0 < answers["kl"][8] < answers["kl"][4] / 30  # the square of noise: 4 bits are 48 dB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_answers_are_those_shown(tmp_path, monkeypatch):
     text = PAGES["answers.md"]
@@ -416,6 +420,7 @@ def test_the_answers_are_those_shown(tmp_path, monkeypatch):
     assert "kinds_logits, 500 answers, from the best format to the smallest: sym 8 bits" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_keys_and_values_are_stored_as_shown(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

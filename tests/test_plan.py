@@ -167,6 +167,7 @@ def test_a_check_fails_where_a_run_did(tmp_path):
     assert done.stdout.endswith("; one tensor could not be measured\n")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_diff_fails_a_pipeline(remedies, tmp_path):
     wide, narrow = (tmp_path / name for name in ("wide", "narrow"))

@@ -84,6 +84,7 @@ def test_a_record_holds_prediction_and_measurement(lab_sweep):
             )
 
 
+@pytest.mark.slow
 def test_all_widths_in_one_sweep(tmp_path):
     sweep = f"hydra.sweep.dir={tmp_path}/s"
     done = run("-m", "dist=glob(*)", "mode=sym,asym", "n_bits=range(2,17,7)", "rank.k=5", sweep)
@@ -217,6 +218,7 @@ def checkpoint(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_one_bad_tensor_of_a_hundred_costs_that_one(checkpoint, tmp_path):
     source = ["dist=file/safetensors", f"dist.path={checkpoint}"]
     told = (
@@ -395,6 +397,7 @@ def test_a_tensor_without_the_axis_is_left_out_with_the_reason(tmp_path):
     assert again.stdout.startswith("resuming: 1 complete; 0 to do")
 
 
+@pytest.mark.slow
 def test_a_sweep_has_one_selection_of_tensors(tmp_path):
     np.savez(tmp_path / "w.npz", a=np.ones((2, 3)), b=np.eye(3), c=np.eye(4))
     sweep = ["-m", "dist=file/npz", f"dist.path={tmp_path}/w.npz", "n_bits=4,8"]

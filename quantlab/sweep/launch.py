@@ -150,7 +150,8 @@ class Progress:
     def __init__(self, directory: Path, n_runs: int) -> None:
         self.directory, self.n_runs = directory, n_runs
         self.stamps = {path: _read_stamp(path) for path in record.find(directory) if path.exists()}
-        self.n_done = self.n_failed = self.n_printed = 0
+        self.failed: dict[Path, bool] = {}  # by record: a cluster may repeat a run
+        self.n_printed = 0
         self.started = self.printed = time.monotonic()
         self.bar = tqdm(total=n_runs, unit="run", disable=None, leave=False)
         self.ended = threading.Event()
@@ -173,7 +174,7 @@ class Progress:
         while not self.ended.wait(pause):
             start = time.monotonic()
             self._count_records()
-            is_due = self.n_done > self.n_printed and start - self.printed > LINE_SECONDS
+            is_due = len(self.failed) > self.n_printed and start - self.printed > LINE_SECONDS
             if self.bar.disable and is_due:
                 self._print_line()
             pause = max(LOOK_SECONDS, 20 * (time.monotonic() - start))  # a look costs the runs time
@@ -185,16 +186,16 @@ class Progress:
                 stamp = _read_stamp(path)
                 if self.stamps.get(path) != stamp:
                     self.stamps[path] = stamp
-                    self.n_done += 1
-                    self.n_failed += _has_failed(path)
-        self.bar.set_postfix_str(f"{self.n_failed} failed", refresh=False)
-        self.bar.update(self.n_done - self.bar.n)
+                    self.failed[path] = _has_failed(path)
+        self.bar.set_postfix_str(f"{sum(self.failed.values())} failed", refresh=False)
+        self.bar.update(len(self.failed) - self.bar.n)
 
     def _print_line(self) -> None:
-        self.n_printed, self.printed = self.n_done, time.monotonic()
-        line = f"{self.n_done}/{self.n_runs} runs, {self.n_failed} failed"
-        if 0 < self.n_done < self.n_runs:
-            seconds = (self.printed - self.started) / self.n_done * (self.n_runs - self.n_done)
+        n_done = len(self.failed)
+        self.n_printed, self.printed = n_done, time.monotonic()
+        line = f"{n_done}/{self.n_runs} runs, {sum(self.failed.values())} failed"
+        if 0 < n_done < self.n_runs:
+            seconds = (self.printed - self.started) / n_done * (self.n_runs - n_done)
             line += f", {tqdm.format_interval(seconds)} left"
         print(line, flush=True)
 

@@ -351,6 +351,7 @@ def checkpoint(tmp_path):
 SHAPES = {"a.weight": (20, 48), "b.weight": (30, 48), "c.weight": (8, 40)}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_sweep_compares_roundings(checkpoint, tmp_path):
     sweep = [
@@ -370,6 +371,7 @@ def test_a_sweep_compares_roundings(checkpoint, tmp_path):
     assert "resuming: 4 changed; 4 to do" in run(*sweep).stdout
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_nearest_is_what_it_was_before_there_was_another(checkpoint, tmp_path):
     where = f"hydra.sweep.dir={tmp_path}/s"
@@ -384,6 +386,7 @@ def test_nearest_is_what_it_was_before_there_was_another(checkpoint, tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_plan_rounds_its_tensors_again(checkpoint, tmp_path):
     run(

@@ -99,6 +99,7 @@ def test_shapes_that_differ_are_named(tmp_path):
         read(path, str(tmp_path / "i"))
 
 
+@pytest.mark.slow
 def test_activations_are_swept_as_any_other_source(tmp_path):
     path, inputs, weights, x = two_layers(tmp_path)
     done = run(

@@ -101,6 +101,7 @@ def test_groups_along_inputs_have_the_importance_of_their_columns():
     assert moved["measured"] == expected["measured"]
 
 
+@pytest.mark.slow
 def test_the_error_of_outputs_is_that_of_the_model_s_own_inputs(tmp_path):
     path, inputs, weights, x = two_layers(tmp_path)
     source = ["dist=file/onnx", f"dist.path={path}", f"metrics.inputs={inputs}", "n_bits=4"]

@@ -188,6 +188,7 @@ def test_inputs_that_do_not_fit_are_named(tmp_path, arrays, said):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_quantized_file_answers_as_it_is_deployed(tmp_path):
     path, inputs, _, x = two_layers(tmp_path)
     deployed = str(tmp_path / "int8.onnx")
@@ -264,6 +265,7 @@ def test_a_weight_beyond_the_dtype_of_the_graph_is_named(tmp_path):
         answers_of(model, {"w": np.full((6, 5), 1e6, np.float32)})
 
 
+@pytest.mark.slow
 def test_a_sweep_sees_that_the_graph_of_a_stored_file_has_changed(tmp_path):
     path, inputs, _, _ = two_layers(tmp_path)
     deployed = str(tmp_path / "int8.onnx")

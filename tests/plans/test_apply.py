@@ -211,6 +211,7 @@ def test_values_beyond_a_dtype_are_refused(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 def test_the_figures_of_the_plan_are_those_of_what_is_written(model, tmp_path):
     mixed = ["mode=sym,asym", "block=group", "n_bits=3,5"]
     source = ["dist=file/safetensors", f"dist.path={model}", f"hydra.sweep.dir={tmp_path}/s"]

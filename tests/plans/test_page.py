@@ -50,6 +50,7 @@ def crowd():
     return Plan(Problem(tensors, slots), chosen, 10**9)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_thousand_tensors_is_one_small_file():
     html = render_page(crowd(), "quantlab plan", "0" * 64, T).decode()
     assert len(html) < 1e6

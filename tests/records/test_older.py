@@ -62,6 +62,7 @@ def test_its_table_comes_out_again(home, name):
     assert after["reasons"].str.contains("clip_share: recorded with schema 3").all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SWEEPS)
 def test_it_is_verified_as_it_was_left_and_as_it_is_aggregated_again(home, name):
     for _ in range(2):
@@ -132,6 +133,7 @@ def test_old_names_are_found_in_lists():
     assert oldest_config(new) == old
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_sweep_of_schema_6_resumes_with_nothing_to_do(tmp_path):
     sweep = shutil.copytree(OLD.with_name("schema6"), tmp_path / "sweep")

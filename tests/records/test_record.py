@@ -103,6 +103,7 @@ def test_what_is_no_record_is_named(tmp_path, content, why):
     assert str(path) in str(caught.value)
 
 
+@pytest.mark.slow
 def test_what_is_too_large_is_never_read(tmp_path):
     path = tmp_path / record.NAME
     with path.open("wb") as file:

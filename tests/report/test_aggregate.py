@@ -81,6 +81,7 @@ def test_failures_and_unreadable_records_are_listed_and_cost_nothing_else(tmp_pa
     assert "bad failed: tensor 'w' is empty" in printed(done)
 
 
+@pytest.mark.slow
 def test_what_is_no_record_is_named_left_out_and_counted(tmp_path):
     sweep = tmp_path / "sweep"
     keep(sweep / "good")
@@ -158,6 +159,7 @@ def test_a_reason_that_many_share_is_printed_once(tmp_path):
     assert shown.count("is empty") == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_that_is_typed_and_one_that_is_written_down_have_one_verdict(tmp_path):
     path, config = tmp_path / "m.npz", tmp_path / "conf" / "experiment" / "mine.yaml"
     np.savez(path, w=np.linspace(-1, 2, 600, dtype=np.float32).reshape(20, 30))
@@ -198,6 +200,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 def test_an_aggregation_that_was_cut_off_is_read_by_nobody(tmp_path):
     for job, n_bits in enumerate((4, 8)):
         keep(tmp_path / str(n_bits), n_bits, job)
@@ -283,6 +286,7 @@ def test_what_is_no_sweep_gets_no_lock(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("folder", ["", "plots"])
 def test_a_sweep_that_cannot_be_written_is_named_before_the_work(tmp_path, folder):
     keep(tmp_path / "a")
@@ -307,6 +311,7 @@ def test_a_sweep_that_cannot_be_listed_is_not_empty(tmp_path):
     assert done.stderr.startswith(f"quantlab: {tmp_path}/s cannot be read: you have no permission")
 
 
+@pytest.mark.slow
 def test_a_plan_that_cannot_be_written_is_named_before_the_work(tmp_path):
     for job, n_bits in enumerate((4, 8)):
         keep(tmp_path / str(n_bits), n_bits, job)

@@ -71,6 +71,7 @@ def test_the_order_is_verdict_bits_predictions_closer_look_table_provenance(lab_
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_bar_gives_another_verdict_and_measures_nothing(lab):
     before = {path: path.read_bytes() for path in lab.rglob("record.json")}
     done = run_quantlab("report", lab, "report.bar.rel_err=0.5", "report.bar.top_order=null")
@@ -80,6 +81,7 @@ def test_another_bar_gives_another_verdict_and_measures_nothing(lab):
     assert run_quantlab("verify", lab).returncode == 0
 
 
+@pytest.mark.slow
 def test_the_settings_of_a_sweep_are_those_of_its_report(tmp_path):
     sweep = ["-m", "dist=tense_logits", f"hydra.sweep.dir={tmp_path}"]
     done = run(*sweep, "report.lang=es", "report.bar.rel_err=null")
@@ -209,6 +211,7 @@ def test_every_prediction_is_coloured_by_how_wrong_it_was(lab_sweep):
     assert set(expected) == {"close", "off", "wrong"}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_predictions_beyond_the_first_twelve_are_folded(tmp_path):
     sweep = ["dist=glob(*)", "mode=sym,asym", "n_bits=4,6,8"]

@@ -83,6 +83,7 @@ def test_what_looks_like_markup_is_text():
     assert render("[bold]x[/bold] :smile:") == "[bold]x[/bold] :smile:"
 
 
+@pytest.mark.slow
 def test_a_figure_is_coloured_by_the_bar(lab_sweep):
     shown = on_a_terminal("-m", "quantlab", "aggregate", lab_sweep[0])
     (line,) = re.findall(r"^tense_logits symmetric .*in order.*$", shown, flags=re.MULTILINE)
@@ -94,6 +95,7 @@ def test_a_figure_is_coloured_by_the_bar(lab_sweep):
     assert re.search(rf"{re.escape(MISSED)} *1\.1%", line)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_our_characters_is_no_failure(lab_sweep):
     command = ["-m", "quantlab", "aggregate", lab_sweep[0]]
     done = run_python(*command, env=os.environ | {"PYTHONIOENCODING": "ascii"})

@@ -182,6 +182,7 @@ def test_ids_are_split():
     assert parse_id("hf://a/b") == ("a/b", "main", None)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_a_sweep_knows_the_commit_it_has_measured(hub, files, tmp_path):
     first = hub.commit(REPO, files)

@@ -317,6 +317,7 @@ print("numba" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_small_tensors_do_without_numba():
     assert run(MEASURE.format(size=2**16)) == ["False"]
     assert run(MEASURE.format(size=2**16 + 1)) == ["True"]

@@ -4,12 +4,19 @@ Those of submitit and Ray are in ``test_installed.py``.
 """
 
 import os
+import shutil
+import signal
+import socket
 import subprocess
+import tempfile
+import time
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from tests.conftest import ROOT, require_same, run_python
+from tests.conftest import ROOT, require_same, run, run_python
 from tests.models.samples import two_layers
 
 RAY = ROOT / ".venv" / "ray" / "bin" / "python"  # its cloudpickle is one that joblib refuses
@@ -70,3 +77,62 @@ def test_answers_are_the_same_bytes_whatever_does_the_work(tmp_path):
         assert done.returncode == 0, done.stderr
         found.append((tmp_path / name / "answers.csv").read_bytes())
     assert found[0] == found[1]
+
+
+@contextmanager
+def two_nodes():
+    """Start a Ray cluster of two nodes on this machine, each of one core; yield its environment."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+    folder = tempfile.mkdtemp(prefix="ray")  # paths of sockets are short
+    env = os.environ | {"RAY_TMPDIR": folder, "RAY_ADDRESS": address, "RAY_AUTH_MODE": "disabled"}
+    start = [RAY.parent / "ray", "start", "--num-cpus=1", f"--temp-dir={folder}"]
+    head = ["--head", f"--port={address.partition(':')[2]}", "--include-dashboard=false"]
+    try:
+        for how in (head, [f"--address={address}"]):
+            subprocess.run([*start, *how], env=env, check=True, capture_output=True)
+        yield env
+    finally:
+        for raylet in marked(folder):
+            os.kill(raylet, signal.SIGKILL)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def marked(folder, name=b""):
+    """List the processes of a name that have a folder in their environment, or log into it."""
+    processes = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            about = (path / "environ").read_bytes() + bytes((path / "fd/1").readlink())
+            if os.fsencode(folder) in about and name in (path / "cmdline").read_bytes():
+                processes.append(int(path.name))
+        except OSError:
+            continue
+    return processes
+
+
+@pytest.mark.slow
+def test_a_worker_killed_on_one_of_two_nodes_costs_its_run_alone(tmp_path):
+    if not RAY.exists():
+        pytest.skip("there is no Ray: `make ray` installs it")
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "w.npz", **{f"w{n}": rng.standard_normal((99, 99)) for n in range(12)})
+    sweep = ["-m", "dist=file/npz", f"dist.path={tmp_path}/w.npz", "mode=sym,asym"]
+    run(*sweep, f"hydra.sweep.dir={tmp_path}/whole")
+    parts = ["dist.parts=6", "dist.part=range(6)", "hydra/launcher=ray"]
+    init = "hydra.launcher.ray.init"  # as the docs have it
+    parts += [f"{init}.address=auto", f"+{init}.object_store_memory=null"]
+    with two_nodes() as env:
+        command = [RAY, "run.py", *sweep, *parts, f"hydra.sweep.dir={tmp_path}/parts"]
+        how = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "text": True}
+        with subprocess.Popen(command, **how) as process:
+            while not list(tmp_path.glob("parts/*/record.json")):
+                time.sleep(0.02)
+            workers = marked(env["RAY_TMPDIR"], b"ray::_run_job")
+            nodes = {Path(f"/proc/{n}/stat").read_text().split()[3] for n in workers}
+            os.kill(workers[0], signal.SIGKILL)
+            output = process.communicate()[0]
+    assert (process.returncode, len(nodes)) == (0, 2)
+    assert "12/12 runs, 0 failed" in output
+    for name in ("results.json", "results.csv"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()

@@ -16,6 +16,7 @@ from tests.sources.samples import write_gguf
 pytestmark = pytest.mark.usefixtures("undrawn")
 
 
+@pytest.mark.slow
 def test_a_wrong_combination_is_refused_before_the_first_run(tmp_path):
     for modes in ("asym,sym", "sym,asym"):
         sweep = [
@@ -78,6 +79,7 @@ def jobs(directory):
     return [" ".join(one["overrides"]) for one in records]
 
 
+@pytest.mark.slow
 def test_what_contradicts_itself_is_left_out_and_counted(tmp_path):
     sweep = ["dist=hidden", "mode=sym,nf4,mx/fp4", "n_bits=4,8", "block=tensor,group"]
     done = run("-m", *sweep, f"hydra.sweep.dir={tmp_path}")
@@ -137,6 +139,7 @@ def test_inputs_of_transforms_make_no_second_run_without_one(tmp_path):
     assert len(jobs(tmp_path)) == 1
 
 
+@pytest.mark.slow
 def test_a_pattern_matches_nested_options(tmp_path):
     done = run("-m", "dist=hidden", "mode=glob(mx/fp*)", f"hydra.sweep.dir={tmp_path}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -145,6 +148,7 @@ def test_a_pattern_matches_nested_options(tmp_path):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_pattern_leaves_out_options_that_need_a_setting(tmp_path):
     done = run("-m", "dist=hidden", "mode=glob(*)", f"hydra.sweep.dir={tmp_path}")
     assert (done.returncode, done.stderr) == (0, "")
@@ -155,6 +159,7 @@ def test_a_pattern_leaves_out_options_that_need_a_setting(tmp_path):
     assert "mode=glob(noi*) matches nothing" in alone.stderr
 
 
+@pytest.mark.slow
 def test_noise_is_swept_by_its_size_alone(tmp_path):
     noise = ["mode=noise", "mode.sqnr_db=30,40"]
     done = run("-m", "dist=hidden", *noise, f"hydra.sweep.dir={tmp_path}")
@@ -175,6 +180,7 @@ def test_noise_is_swept_by_its_size_alone(tmp_path):
         assert sentence in refused.stderr
 
 
+@pytest.mark.slow
 def test_products_are_done_one_after_the_other_and_what_is_asked_twice_once(tmp_path):
     (tmp_path / "experiment").mkdir()
     (tmp_path / "experiment" / "union.yaml").write_text(
@@ -196,6 +202,7 @@ def test_products_are_done_one_after_the_other_and_what_is_asked_twice_once(tmp_
     assert again.stdout.startswith("resuming: 5 complete; 0 to do")
 
 
+@pytest.mark.slow
 def test_a_changed_file_is_measured_again_and_threads_change_nothing(tmp_path):
     path = tmp_path / "w.npy"
     sweep = ["-m", "dist=file/npy", f"dist.path={path}", f"hydra.sweep.dir={tmp_path}/s"]

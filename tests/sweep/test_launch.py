@@ -79,6 +79,7 @@ def test_a_full_disk_is_one_error_and_damages_nothing(undisturbed, small_disk, e
     require_same(small_disk / "s", undisturbed)
 
 
+@pytest.mark.slow
 def test_a_directory_that_cannot_be_written_is_named(small_disk):
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
     for path, line in (
@@ -94,6 +95,7 @@ def test_a_directory_that_cannot_be_written_is_named(small_disk):
         assert done.stderr == line
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_runs_that_share_a_directory_are_reported(tmp_path):
     slow = ["dist=hidden", "dist.n=20000000"]  # enough for a look at the disk between the two
@@ -128,6 +130,7 @@ def test_the_command_that_goes_on_is_the_one_typed(tmp_path):
     assert manifest["command"].startswith(f"python run.py -m {' '.join(flags)} dist=file/npy")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_the_second_sweep_into_a_directory_is_informed_who_holds_it(tmp_path):
     sweep = ["-m", "dist=hidden", "n_bits=range(2,9)"]
@@ -143,6 +146,7 @@ def test_the_second_sweep_into_a_directory_is_informed_who_holds_it(tmp_path):
     assert third.returncode == 0, third.stderr
 
 
+@pytest.mark.slow
 def test_what_is_complete_is_not_done_again(undisturbed, tmp_path):
     copy = shutil.copytree(undisturbed, tmp_path / "copy")
     paths = sorted(copy.glob("*/record.json"))
@@ -161,6 +165,7 @@ def test_what_is_complete_is_not_done_again(undisturbed, tmp_path):
     assert all(path.stat().st_mtime_ns == before[path] for path in complete)
 
 
+@pytest.mark.slow
 def test_resume_false_does_all_again(lab_sweep, tmp_path):
     copy = shutil.copytree(lab_sweep[0], tmp_path / "copy")
     before = {path: path.stat().st_mtime_ns for path in copy.glob("*/record.json")}
@@ -198,6 +203,15 @@ def test_progress_counts_what_appears_and_not_what_was_there(tmp_path, capsys):
 
 
 @pytest.mark.usefixtures("hurried")
+def test_a_run_that_a_cluster_repeats_is_counted_once(tmp_path, capsys):
+    with Progress(tmp_path, 1):
+        finish(tmp_path, "a", "failed")
+        time.sleep(0.3)
+        finish(tmp_path, "a")
+    assert capsys.readouterr().out.splitlines()[-1] == "1/1 runs, 0 failed"
+
+
+@pytest.mark.usefixtures("hurried")
 def test_a_record_that_cannot_be_read_is_done_all_the_same(tmp_path, capsys):
     with Progress(tmp_path, 2):
         (tmp_path / "torn").mkdir()
@@ -207,6 +221,7 @@ def test_a_record_that_cannot_be_read_is_done_all_the_same(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[-1].startswith("1/2 runs, 0 failed")
 
 
+@pytest.mark.slow
 def test_a_terminal_has_one_line_that_moves(tmp_path):
     pid, terminal = pty.fork()
     if pid == 0:

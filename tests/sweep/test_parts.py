@@ -99,6 +99,7 @@ def test_a_divided_sweep_is_verified_reproduced_and_planned(whole, divided, tmp_
     assert plans[0] == plans[1]
 
 
+@pytest.mark.slow
 def test_two_divisions_in_one_directory_are_refused_before_the_first_run(source, whole, divided):
     for directory, parts, there, asked in (
         (divided, [], "part 0 of 3", "undivided"),
@@ -115,6 +116,7 @@ def test_two_divisions_in_one_directory_are_refused_before_the_first_run(source,
         assert sorted(directory.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_sweep_of_some_parts_fails_with_the_command_that_finishes_it(source, tmp_path):
     sweep = ["-m", *source, "dist.parts=12", f"hydra.sweep.dir={tmp_path}"]  # some are empty
     done = run(*sweep, "dist.part=range(11)")
@@ -128,6 +130,7 @@ def test_a_sweep_of_some_parts_fails_with_the_command_that_finishes_it(source, t
     assert "resuming: 11 complete, 1 missing; 1 to do" in done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_answers_for_its_own_parts_alone(source, tmp_path):
     sweep = ["-m", *source, "dist.parts=2", f"hydra.sweep.dir={tmp_path}"]
     assert run(*sweep, "dist.part=0", "n_bits=4", "mode=sym").returncode == 1
@@ -139,6 +142,7 @@ def test_a_sweep_answers_for_its_own_parts_alone(source, tmp_path):
     assert f"file/npz {settings} in 2 parts failed: part 1 " in done.stdout
 
 
+@pytest.mark.slow
 def test_parts_into_numbered_directories(source, tmp_path):
     sweep = ["-m", *source, "dist.parts=2", f"hydra.sweep.dir={tmp_path}"]
     numbered = "hydra.sweep.subdir=${hydra.job.num}"
@@ -149,6 +153,7 @@ def test_parts_into_numbered_directories(source, tmp_path):
     assert "would measure the same tensors" in done.stderr
 
 
+@pytest.mark.slow
 def test_all_parts_are_measured_again_once_a_file_lists_another_tensor(tmp_path):
     path = tmp_path / "w.npz"
     arrays = {name: np.ones(size, np.float32) for name, size in {"a": 30, "b": 20}.items()}

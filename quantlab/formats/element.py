@@ -97,11 +97,9 @@ class CompiledGrid(NamedTuple):
 
 
 class Element(Protocol):
-    """An element grid of `n_bits`.
+    """An element grid.
 
-    `symmetric`: a range reaches as far below 0 as above. `accepts_range`: a range can be chosen.
-    `needs_min_magnitude`: `fit` needs the smallest magnitude of a block. `keeps_zero`: 0 comes back
-    as 0. Optional are ``scales_ends = True``, if the ends of the grid are multiples of the scale
+    Optional are ``scales_ends = True``, if the ends of the grid are multiples of the scale
     (`range=mse` then gives up ranges early), and ``compiled_grid()``, see `compiled_grid_of`.
     """
 
@@ -119,7 +117,7 @@ class Element(Protocol):
 
     @property
     def needs_min_magnitude(self) -> bool:
-        """Whether `fit` needs the smallest magnitude that is not 0."""
+        """Whether `fit` needs the smallest magnitude of a block that is not 0."""
 
     @property
     def keeps_zero(self) -> bool:

@@ -16,6 +16,7 @@ from quantlab.formats.element import FloatArray
 from quantlab.formats.scales import Array64
 
 MAX_SIZE = 2**9  # that is chosen where none is given: so many rows of it fit the first cache
+COLUMN_BITS = 16  # of the scale of a column
 LEAST_SCALE, FLOAT16_MAX = 1e-5, 65504.0  # of a column
 CACHED_VALUES = 2**15  # that are transformed at once: columns of them fit the cache
 
@@ -76,11 +77,11 @@ class ColumnScales:
 
     def tensor_bits(self, row: int) -> int:
         """Return the bits of a float16 a column."""
-        return 16 * row
+        return COLUMN_BITS * row
 
 
 class FittedTransform(ABC):
-    """A transform that is chosen for each tensor by the inputs of its layer."""
+    """Scales of columns that are chosen for each tensor by the inputs of its layer."""
 
     @property
     @abstractmethod
@@ -100,15 +101,17 @@ class FittedTransform(ABC):
         """Compute the Gram matrix of the inputs of a tensor, ``(row, row)``."""
 
     @abstractmethod
-    def fit(self, tensor: Any, absmax: Array64, noise: Callable[[Transform], float]) -> Transform:
-        """Return the transform of a tensor whose columns have some largest magnitudes.
+    def fit(
+        self, tensor: Any, absmax: Array64, noise: Callable[[Transform], float]
+    ) -> ColumnScales:
+        """Return the scales of a tensor whose columns have some largest magnitudes.
 
         `noise` measures the error of the layer's output with a transform.
         """
 
-    @abstractmethod
     def tensor_bits(self, row: int) -> int:
-        """Return the bits that a tensor with rows of `row` stores of it."""
+        """Return the bits of a float16 a column, as `ColumnScales` has."""
+        return COLUMN_BITS * row
 
 
 @dataclass(frozen=True)

@@ -224,10 +224,6 @@ class InputScaling(FittedTransform):
         candidates = dict.fromkeys(ColumnScales.of(self.name, column) for column in scales)
         return min(candidates, key=noise)
 
-    def tensor_bits(self, row: int) -> int:
-        """Return the bits of a float16 a column."""
-        return 16 * row
-
 
 class Smooth(InputScaling):
     """``s_j = max|X_j|^alpha / max|W_j|^(1 - alpha)``, as SmoothQuant (Xiao et al., 2022).

@@ -27,10 +27,13 @@ if ! command -v cmake >/dev/null; then
 fi
 tar --extract --file "$build"/*.tar.gz --directory "$build" --strip-components 3 \
   "llama_cpp_python-$version/vendor/llama.cpp"
+# A unity build reads the headers of 150 models a few times; one library does not stand it.
+echo 'set_target_properties(llama-common PROPERTIES UNITY_BUILD OFF)' >>"$build/common/CMakeLists.txt"
 
 # The quantizers are C, and get -O3. The C++ reads and writes files, and takes longer to optimize
 # than it will ever run. Without a backend there is nothing that differs with the processor.
 options=(
+  -DCMAKE_UNITY_BUILD=ON -DCMAKE_UNITY_BUILD_BATCH_SIZE=16
   -DCMAKE_BUILD_TYPE=Release -DCMAKE_CXX_FLAGS_RELEASE=-O0 -DCMAKE_EXE_LINKER_FLAGS=-s
   -DBUILD_SHARED_LIBS=OFF -DGGML_NATIVE=OFF -DGGML_CPU=OFF -DGGML_OPENMP=OFF -DGGML_CCACHE=OFF
   -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF -DLLAMA_USE_PREBUILT_UI=OFF

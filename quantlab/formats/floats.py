@@ -8,6 +8,7 @@ it. Grids: OCP 8-bit floating point 1.0, OCP Microscaling formats 1.0.
 Compiled twins in `stats.kernel`: `round_to_float`, `round_to_fixed_point`, `round_to_level`.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar
@@ -260,3 +261,15 @@ class NormalFloat4(ScaledGrid):
             levels=NF4,
             midpoints=MIDPOINTS,
         )
+
+
+def float_width(dtype: str) -> int:
+    """Return the bits of a floating-point dtype.
+
+    >>> float_width("bfloat16"), float_width("float8_e4m3fn")
+    (16, 8)
+    """
+    match = re.search(r"float(\d+)", dtype)
+    if not match:
+        raise ValueError(f"{dtype} is no floating-point dtype")
+    return int(match[1])

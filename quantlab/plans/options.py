@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from quantlab.formats.floats import float_width
 from quantlab.formats.format import FormatSpec
 from quantlab.records.answers import ANSWER_KL
 from quantlab.records.record import Row
@@ -171,18 +172,6 @@ def _numpy_name(dtype: str) -> str:
     """
     match = re.fullmatch(r"([IU])(8|16|32|64)", dtype)
     return f"{FILE_DTYPES[match[1]]}{match[2]}" if match else dtype
-
-
-def float_width(dtype: str) -> int:
-    """Return the bits of a floating-point dtype.
-
-    >>> float_width("bfloat16"), float_width("float8_e4m3fn")
-    (16, 8)
-    """
-    match = re.search(r"float(\d+)", dtype)
-    if not match:
-        raise ValueError(f"{dtype} is no floating-point dtype")
-    return int(match[1])
 
 
 def relative_error(row: Row, figure: str) -> float:

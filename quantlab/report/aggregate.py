@@ -116,7 +116,9 @@ def _run_findings(runs: Sequence[Run]) -> dict[str, Any]:
     records = [run.record for run in parts.join_parts(runs) if run.record]
     failures = {_run_label(run): run.error for run in runs if run.error and not run.is_incomplete}
     incomplete = {_run_label(run): run.error for run in runs if run.error and run.is_incomplete}
+    sources = {str(setting(content, "dist.path") or "") for content in records}
     return {
+        "source": sources.pop() if len(sources) == 1 else "",
         "failures": failures | parts.missing_part_advice(runs),
         "skipped": {name: why for content in records for name, why in content["skipped"].items()},
         "unmeasured": list(

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 from numpy.typing import NDArray
 
+from quantlab.formats.floats import float_width
 from quantlab.formats.format import PLAIN, FormatSpec, is_format_column
 from quantlab.records.record import Row
 from quantlab.records.rows import (
@@ -238,6 +239,35 @@ def storage_choices(rows: Sequence[Row], levels: Sequence[str]) -> list[TensorCh
     return sorted(
         choices, key=lambda choice: -choice.cheapest.bits if choice.cheapest else -math.inf
     )
+
+
+class Shrinkage(NamedTuple):
+    """The format of fewest bits in which all tensors meet the bar, and their bits without it."""
+
+    spec: FormatSpec
+    before: int
+    after: float
+
+
+def find_shrinkage(rows: Sequence[Row]) -> Shrinkage | None:
+    """Find how small the tensors of a file become in a format, None if none meets the bar."""
+    tensors = first_rows(rows, ["tensor"])
+    if not all("float" in row["dtype"] for row in tensors):
+        return None
+    bits = column_of(rows, "n_elements").floats() * column_of(rows, "bits_per_value").floats()
+    missed = missed_column(rows)
+    is_met = np.array([not criteria for criteria in missed.distinct])[missed.codes]
+    specs, codes = find_specs(rows)
+    sizes = [
+        (math.fsum(bits[group]), spec.name, spec)
+        for spec, group in zip(specs, group_indices(codes), strict=True)
+        if len(group) == len(tensors) and is_met[group].all() and np.isfinite(bits[group]).all()
+    ]
+    if not sizes:
+        return None
+    after, _, spec = min(sizes)
+    before = sum(row["n_elements"] * float_width(row["dtype"]) for row in tensors)
+    return Shrinkage(spec, before, after)
 
 
 def pareto_front(items: Iterable[Item], cost: Callable[[Item], tuple[float, float]]) -> list[Item]:
@@ -478,7 +508,8 @@ class Findings:
     answers.csv likewise; `details` are looked at closely, `histogram` is the lab's; `failures` and
     `skipped` map a run or a tensor to the reason, `incomplete` a run of which some tensors could
     not be measured; all that could not are `unmeasured`; `provenance` maps a text's key to what
-    stands beside it; `own_metrics` are columns that functions of one's own compute.
+    stands beside it; `own_metrics` are columns that functions of one's own compute; `source`
+    is the path of the file that all runs measured, empty where there are several or none.
     """
 
     rows: Sequence[Row]
@@ -492,6 +523,7 @@ class Findings:
     incomplete: Mapping[str, str] = field(default_factory=dict)
     answers: Sequence[Row] = ()
     own_metrics: Sequence[str] = ()
+    source: str = ""
 
     @property
     def underflows(self) -> dict[str, int]:

@@ -19,6 +19,7 @@ from quantlab.report.choices import (
     TensorChoice,
     Widths,
     count_cheapest,
+    find_shrinkage,
     group_by,
     is_plain,
     quality,
@@ -44,6 +45,21 @@ def verdict_sentences(findings: Findings, texts: Texts) -> list[str]:
         *storage_sentences(findings.storage, findings.levels, texts),
         *sentences(findings.widths, findings.levels, texts),
     ]
+
+
+def shrinkage_sentence(findings: Findings, texts: Texts) -> str | None:
+    """Say how small the weights of a file become in one format that meets the bar, if any does."""
+    shrinkage = find_shrinkage(findings.rows) if findings.source else None
+    if shrinkage is None or shrinkage.after >= shrinkage.before:
+        return None
+    return texts(
+        "shrinkage",
+        name=printable(findings.source),
+        before=format_size(shrinkage.before / 8),
+        after=format_size(shrinkage.after / 8),
+        ratio=f"{shrinkage.before / shrinkage.after:.3g}",
+        format=shrinkage.spec.name,
+    )
 
 
 def sentences(tensors: Sequence[Widths], levels: Sequence[str], texts: Texts) -> Iterator[str]:

@@ -11,6 +11,7 @@ from quantlab.report.choices import (
     FormatPoint,
     count_cheapest,
     find_choices,
+    find_shrinkage,
     format_points,
     has_formats,
     pareto_front,
@@ -94,6 +95,22 @@ def test_the_cheapest_is_the_one_of_fewest_bits_that_meets_the_bar():
     ]  # fmt: skip
     (none,) = storage_of(some(), FORMAT_LEVELS, Bar(sqnr_db=50.0))
     assert none.cheapest is None
+
+
+def test_a_file_shrinks_to_the_least_format_in_which_all_tensors_meet_the_bar():
+    def tensor(name, n, **change):
+        return some(tensor=name, n_elements=n, dtype="bfloat16", **change)
+
+    rows = judged(
+        [*tensor("a", 64), *tensor("b", 32)], Bar(top_order=None, rel_err=None, sqnr_db=20.0)
+    )
+    shrinkage = find_shrinkage(rows)
+    assert (shrinkage.spec.name, shrinkage.before) == ("nf4, group 32", 96 * 16)
+    assert shrinkage.after == 96 * 4.5
+    missing = [row for row in rows if (row["mode"], row["tensor"]) != ("nf4", "b")]
+    assert find_shrinkage(missing).after == pytest.approx(96 * 8.01)
+    assert find_shrinkage(judged(rows, Bar(top_order=None, rel_err=None, sqnr_db=50.0))) is None
+    assert find_shrinkage([row | {"dtype": "int8"} for row in rows]) is None
 
 
 def test_of_equals_the_first_by_name_is_taken():

@@ -9,9 +9,10 @@ where that has a zero point of `n_bits`: a plan counts the bias, in the type of 
 from collections.abc import Iterable
 from typing import Any
 
+from quantlab.formats.floats import float_width
 from quantlab.formats.format import FormatSpec
 from quantlab.formats.mlx import MlxAffine, MlxFp4
-from quantlab.plans.options import Assignment, float_width
+from quantlab.plans.options import Assignment
 from quantlab.plans.runtimes.runtime import Runtime, own_spec, standard_spec
 from quantlab.records import disk
 

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from quantlab.conf import load_option
+from quantlab.formats.floats import float_width
 from quantlab.formats.format import FormatSpec
 from quantlab.formats.rounding import INDEX_BITS
 from quantlab.formats.torchao import INTX_BITS, TorchaoInt4, TorchaoInt8, TorchaoIntx
-from quantlab.plans.options import Assignment, Original, float_width
+from quantlab.plans.options import Assignment, Original
 from quantlab.plans.runtimes.runtime import Runtime, own_spec, standard_spec
 from quantlab.records import disk
 

@@ -27,8 +27,9 @@ if ! command -v cmake >/dev/null; then
 fi
 tar --extract --file "$build"/*.tar.gz --directory "$build" --strip-components 3 \
   "llama_cpp_python-$version/vendor/llama.cpp"
-# A unity build reads the headers of 150 models a few times; one library does not stand it.
-echo 'set_target_properties(llama-common PROPERTIES UNITY_BUILD OFF)' >>"$build/common/CMakeLists.txt"
+# A unity build reads the headers of 150 models a few times; one file redeclares a name of others.
+echo 'set_source_files_properties(json.cpp PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)' \
+  >>"$build/common/CMakeLists.txt"
 
 # The quantizers are C, and get -O3. The C++ reads and writes files, and takes longer to optimize
 # than it will ever run. Without a backend there is nothing that differs with the processor.

@@ -274,7 +274,7 @@ def _failures(outcome: Outcome, config: Mapping[str, Any]) -> str | None:
     n_failed, n_tensors = len(outcome.failed), len(outcome.failed) + len(outcome.tensors)
     if not n_failed:
         return outcome.fault
-    listed = first_few([*outcome.failed.values()], MAX_REASONS, lambda n: f"and {n} more")
+    listed = first_few([*outcome.failed.values()], MAX_REASONS)
     reasons = "; ".join(listed)
     if n_tensors == 1:
         return reasons

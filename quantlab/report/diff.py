@@ -18,7 +18,6 @@ from quantlab.report.terminal import first_rows, render
 from quantlab.report.texts import Texts
 from quantlab.text import NULL, label
 
-TOLERANCE = 0.1  # dB; rounding in another order moves a figure by less than 1e-6
 NAME_CHARS, FORMAT_CHARS = 40, 24
 MISSING_TENSORS = 5  # that are named
 

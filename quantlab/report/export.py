@@ -28,7 +28,7 @@ from quantlab.report.choices import FormatResult, find_choices, group_by, stored
 from quantlab.report.page import template
 from quantlab.report.tables import Table
 from quantlab.sources.hub import is_hub_id, parse_id
-from quantlab.text import NULL, format_number
+from quantlab.text import NULL, format_number, require_packages
 
 WORST_TENSORS = 10
 LOGGED = ("bits_per_value", "sqnr_db", "rel_err", "max_err", "zeroed")  # figures, by MLflow
@@ -151,7 +151,7 @@ def _provenance(sweep: Aggregated, manifest: Mapping[str, Any]) -> Iterator[str]
 
 def _export_parquet(directory: Path, output: str | None) -> str:
     """Write the table of `quantlab.load`, with the manifest as metadata of the file."""
-    _require("pyarrow", "Parquet")
+    require_packages(["pyarrow"], "Parquet")
     pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
     table = pyarrow.Table.from_pandas(load(directory), preserve_index=False)
     manifest = disk.to_json(read_manifest(directory))
@@ -166,7 +166,7 @@ def _export_mlflow(directory: Path, output: str | None) -> str:
     """Log a sweep as a run of MLflow with a run below it for each of its own."""
     # Nobody who logs a sweep has asked for it, and without a network it takes a minute.
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-    _require("mlflow", "MLflow", "mlflow-skinny")
+    require_packages(["mlflow"], "MLflow")
     mlflow = import_module("mlflow")
     sweep = read_aggregate(directory)
     try:
@@ -247,16 +247,6 @@ def _figures(content: Record, rows: Rows) -> Iterator[tuple[str, float]]:
         for key in keys:
             if figures.get(key) is not None:
                 yield re.sub(r"[^\w\-./ ]", "_", f"{key}/{name}"), float(figures[key])
-
-
-def _require(package: str, form: str, on_index: str | None = None) -> None:
-    """Raise ValueError, with what to install, where a package is missing."""
-    try:
-        import_module(package)
-    except ModuleNotFoundError:
-        raise ValueError(
-            f"{form} takes the package {package}: pip install {on_index or package}"
-        ) from None
 
 
 EXPORTERS: dict[str, Callable[[Path, str | None], str]] = {

@@ -185,4 +185,4 @@ def _by_remark(pairs: Sequence[StoredPair]) -> dict[str, list[str]]:
 def list_names(names: Sequence[Any]) -> str:
     """List the first few names of tensors."""
     labels = [label(name, NAME_CHARS) for name in names]
-    return ", ".join(first_few(labels, NAMED_TENSORS, lambda n: f"and {n} more"))
+    return ", ".join(first_few(labels, NAMED_TENSORS))

@@ -270,6 +270,8 @@ class Rows(Sequence[Row]):
 
     def take(self, rows: Indices) -> "Rows":
         """Return some rows, in their order."""
+        if np.array_equal(rows, np.arange(self.n)):
+            return self
         return Rows({key: column.take(rows) for key, column in self.columns.items()}, len(rows))
 
     def with_columns(self, columns: Mapping[str, Column]) -> "Rows":
@@ -278,11 +280,19 @@ class Rows(Sequence[Row]):
 
 
 def join_rows(tables: Sequence[Rows]) -> Rows:
-    """Join tables one below another; what a table has no column of is None in its rows."""
-    keys = dict.fromkeys(key for table in tables for key in table.columns)
+    """Join tables one below another; what a table has no column of is None in its rows.
+
+    It takes the columns away from the tables, so that memory does not hold all of them twice.
+    """
+    of_tables = [dict(table.columns) for table in tables]
+    for table in tables:
+        table.columns = {}
     columns = {}
-    for key in keys:
-        parts = [table.columns.get(key) or constant(None, table.n) for table in tables]
+    for key in dict.fromkeys(key for table in of_tables for key in table):
+        parts = [
+            columns_of.pop(key) if key in columns_of else constant(None, table.n)
+            for columns_of, table in zip(of_tables, tables, strict=True)
+        ]
         columns[key] = concatenate(parts)
     return Rows(columns, sum(table.n for table in tables))
 

@@ -7,7 +7,9 @@ import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from io import BytesIO
+from importlib import import_module
+from importlib.util import find_spec
+from io import BytesIO, RawIOBase
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -47,6 +49,8 @@ WORKER_PROGRAM = (
     "from quantlab.records.table import write_batches; write_batches()"
 )
 WRITTEN_ROWS = 4096  # at once
+MIN_PARQUET_ROWS = 100_000  # fewer are read from CSV in a second, and stay the same files anywhere
+PARQUET_ROWS = 65_536  # of a group
 FIGURE_KEYS = "/figures"  # of a row: the keys that its tensor has, in their order
 DIRECTORY = "/directory"  # of a row: its run directory
 UNPAIRED_NAMES = 3  # in one cell
@@ -269,12 +273,77 @@ def results_csv(rows: Rows, missed: Coded) -> Iterator[bytes]:
         yield text.encode(errors="backslashreplace")
 
 
-def _row_parts(n: int) -> Iterator[slice]:
+def has_parquet(rows: Rows) -> bool:
+    """Test whether rows are so many that they are written as Parquet too, and pyarrow is here."""
+    return len(rows) >= MIN_PARQUET_ROWS and find_spec("pyarrow") is not None
+
+
+def results_parquet(rows: Rows, missed: Coded) -> Iterator[bytes]:
+    """Yield results.parquet, a group of rows after the other: the columns of results.csv."""
+    pyarrow, parquet = import_module("pyarrow"), import_module("pyarrow.parquet")
+    texts = ["; ".join(keys) or None for keys in missed.distinct]
+    table = rows.with_columns({"missed": Coded(missed.codes, texts)})
+    file, writer = _Parts(), None
+    for part in _row_parts(len(rows), PARQUET_ROWS):
+        columns = table.take(np.arange(part.start, part.stop)).columns
+        group = pyarrow.table({key: _arrow_array(columns[key], pyarrow) for key in columns})
+        writer = writer or parquet.ParquetWriter(file, group.schema)
+        writer.write_table(group)
+        yield file.take()
+    if writer:
+        writer.close()
+    yield file.take()
+
+
+class _Parts(RawIOBase):
+    """A file that gives away what was written to it."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+        self._position = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, part: Any) -> int:
+        self._parts.append(bytes(part))
+        self._position += len(self._parts[-1])
+        return len(self._parts[-1])
+
+    def tell(self) -> int:
+        return self._position
+
+    def take(self) -> bytes:
+        """Return what was written since the last time."""
+        content = b"".join(self._parts)
+        self._parts.clear()
+        return content
+
+
+def _arrow_array(column: Column, pyarrow: Any) -> Any:
+    """Convert a column: floats, booleans and integers as they are, all else to text."""
+    if not isinstance(column, Coded):
+        return pyarrow.array(column.floats(), from_pandas=True)
+    kinds = {type(value) for value in column.distinct} - {type(None)}
+    if kinds in ({int}, {bool}):
+        return pyarrow.array(column.distinct).take(pyarrow.array(column.codes))
+    if kinds == {float, int}:
+        return pyarrow.array(column.floats(), from_pandas=True)
+    texts = [None if value is None else _unicode(as_text(value)) for value in column.distinct]
+    return pyarrow.array(texts, pyarrow.string()).take(pyarrow.array(column.codes))
+
+
+def _unicode(text: str) -> str:
+    """Escape what is no Unicode, as in results.csv: a file's name need not be."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _row_parts(n: int, n_part: int = WRITTEN_ROWS) -> Iterator[slice]:
     """Yield the parts of `n` rows that are written at once."""
     with tqdm(total=n, desc="writing", unit="row", delay=1, disable=None, leave=False) as bar:
-        for start in range(0, n, WRITTEN_ROWS):
-            yield slice(start, min(start + WRITTEN_ROWS, n))
-            bar.update(WRITTEN_ROWS)
+        for start in range(0, n, n_part):
+            yield slice(start, min(start + n_part, n))
+            bar.update(n_part)
 
 
 def results_json(rows: Rows, levels: Sequence[str]) -> Iterator[bytes]:
@@ -501,6 +570,7 @@ def setting(content: Record, key: str) -> Any:
 
 
 NAME = "results.csv"
+PARQUET = "results.parquet"
 TABLES = {"results.json", NAME}
 TENSORS_SINCE = 4  # the schema of a manifest
 

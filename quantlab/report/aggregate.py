@@ -16,10 +16,13 @@ from quantlab.records.answers import answer_rows, answers_csv
 from quantlab.records.record import Record, Row, Run
 from quantlab.records.rows import Column, column_of, group_rows
 from quantlab.records.table import (
+    PARQUET,
     TABLES,
     collect,
+    has_parquet,
     results_csv,
     results_json,
+    results_parquet,
     setting,
     tabulate,
 )
@@ -31,7 +34,7 @@ from quantlab.report.texts import Texts
 from quantlab.text import NULL
 
 MAX_DETAILS = 6  # tensors that are looked at closely
-WRITTEN = {*TABLES, ANSWERS, verdict.NAME, *page.NAMES, manifest.NAME}  # beside plots
+WRITTEN = {*TABLES, PARQUET, ANSWERS, verdict.NAME, *page.NAMES, manifest.NAME}  # beside plots
 HISTOGRAM_DIST = "hidden"  # the lab's choice (block F)
 
 
@@ -77,6 +80,8 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
     with disk.publication(directory, voucher=manifest.NAME) as files:
         files.write("results.json", results_json(judged, levels))
         files.write("results.csv", results_csv(judged, missed))
+        if has_parquet(judged):
+            files.write(PARQUET, results_parquet(judged, missed))
         if answers:
             files.write(ANSWERS, [answers_csv(answers)])
         provenance = _provenance(runs, origin, files.hashes["results.json"], settings.texts)
@@ -147,8 +152,12 @@ def _entries(
 
 
 def _find_stale(directory: Path, written: Mapping[str, str]) -> list[Path]:
-    """Find the plots and the answers of an earlier aggregation that this one has not."""
-    paths = [path for pattern in (*page.PLOT_PATTERNS, ANSWERS) for path in directory.glob(pattern)]
+    """Find the files of an earlier aggregation that this one does not write."""
+    paths = [
+        path
+        for pattern in (*page.PLOT_PATTERNS, ANSWERS, PARQUET)
+        for path in directory.glob(pattern)
+    ]
     return [path for path in paths if path.relative_to(directory).as_posix() not in written]
 
 

@@ -266,3 +266,22 @@ def test_records_are_read_where_no_process_starts(lab_sweep, monkeypatch):
     monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
     monkeypatch.setattr(table_module, "WORKER_PROGRAM", "raise SystemExit(1)")
     assert collect(directory).runs == alone.runs
+
+
+def test_a_large_table_is_parquet_as_well(lab_sweep, tmp_path, monkeypatch):
+    shutil.copytree(lab_sweep[0], tmp_path / "sweep")
+    aggregate(tmp_path / "sweep")
+    assert not (tmp_path / "sweep" / "results.parquet").exists()
+    monkeypatch.setattr(table_module, "MIN_PARQUET_ROWS", 1)
+    monkeypatch.setattr(table_module, "PARQUET_ROWS", 4)
+    aggregate(tmp_path / "sweep")
+    assert "results.parquet" in read_aggregate(tmp_path / "sweep").artefacts
+    table = pd.read_parquet(tmp_path / "sweep" / "results.parquet", dtype_backend="numpy_nullable")
+    from_csv = load(tmp_path / "sweep")
+    assert list(table) == list(from_csv)
+    for column in table:
+        assert table[column].isna().tolist() == from_csv[column].isna().tolist()
+        assert table[column].dropna().tolist() == from_csv[column].dropna().tolist()
+    monkeypatch.undo()
+    aggregate(tmp_path / "sweep")
+    assert not (tmp_path / "sweep" / "results.parquet").exists()

@@ -10,14 +10,15 @@ import quantlab
 from quantlab.formats.format import PLAIN
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.records.record import Outcome
+from quantlab.records.table import read_aggregate
 from quantlab.report import page, tables
 from quantlab.report.aggregate import aggregate as collect
 from quantlab.report.bar import CRITERIA, ReportSettings
-from quantlab.report.page import places, tensor_detail
+from quantlab.report.page import places, tensor_detail, worst_rows
 from quantlab.report.plots import plot_style, svg, tensor_plot
 from quantlab.report.texts import LANGUAGES, Texts
 from tests.conftest import aggregate, measure, run, run_quantlab
-from tests.report.samples import FORMAT_LEVELS, answer, findings_of, many_answers, some, stored
+from tests.report.samples import FORMAT_LEVELS, answer, findings_of, many_answers, row, some, stored
 from tests.report.test_aggregate import keep
 
 HOSTILE = "w|<script>alert(1)</script>`[x](y)*_\n"
@@ -461,3 +462,22 @@ def test_with_many_scales_ranks_are_those_among_the_values_listed():
     assert shown.caption.endswith("ranks are those among the values listed.")
     one = tensor_detail("x", 8, entry, drawn, T)
     assert "many scales" not in one.caption
+
+
+def test_of_too_many_rows_a_page_shows_the_worst_and_counts_the_others(tmp_path, monkeypatch):
+    many(tmp_path, "abcde")
+    monkeypatch.setattr("quantlab.report.page.MAX_PAGE_ROWS", 3)
+    monkeypatch.setattr("quantlab.report.tables.MAX_PAGE_ROWS", 3)
+    aggregate(tmp_path)
+    text = (tmp_path / "report.html").read_text()
+    n_rows = len(read_aggregate(tmp_path).rows)
+    for n_more in (n_rows - 3, n_rows // 2 - 3):  # of rows, and of tensors
+        assert f"... and {n_more} rows more, in results.csv" in text
+    table = text[text.index('<table id="all">') :]
+    assert table[: table.index("</table>")].count("<tr>") == 1 + 3
+
+
+def test_the_worst_rows_have_the_least_sqnr():
+    rows = [row(8, sqnr_db=value) for value in (30.0, None, 10.0, 20.0)]
+    assert worst_rows(rows, 4) is rows
+    assert [each["sqnr_db"] for each in worst_rows(rows, 2)] == [10.0, 20.0]

@@ -59,7 +59,6 @@ APART = {  # modules with one user, one of their room, and why they stand alone
             "torch",
         )
     },
-    "formats/floats.py": "grids that modes name; bitsandbytes has its levels of NF4",
     "sources/views.py": "what is put together of stored tensors; pairing says which is which",
     "sources/onnx_proto.py": "how protobuf writes a message, whatever ONNX says in it",
     "plans/page.py": "matplotlib, which quantlab.plan in Python does without",

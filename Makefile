@@ -55,8 +55,8 @@ pythons: $(PYTHONS:%=.venv/python%) ## run tests of each room under the other Py
 slurm: ## start a one-node Slurm for the tests (Debian's packages, needs root)
 	@tests/slurm.sh .venv/slurm
 
-llama: .venv/lab ## build llama.cpp's llama-quantize for the tests (2 minutes, needs a C++ compiler)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" tests/llama.sh .venv/llama
+llama: ## build llama.cpp's llama-quantize for the tests (2 minutes, needs a C++ compiler)
+	@tests/llama.sh .venv/llama
 
 chromium: ## install the browser of the tests (Debian's package, needs root)
 	@command -v chromium >/dev/null || { apt-get update -qq && apt-get install -qq --no-install-recommends chromium >/dev/null; }

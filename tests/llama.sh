@@ -13,8 +13,12 @@ mkdir -p "$folder"
 log=$folder/build.log
 build=$(mktemp -d "$folder/build.XXXXXX")
 trap 'rm -rf "$build"' EXIT
-pip() { python3 -m pip --quiet --disable-pip-version-check "$@" --no-deps >"$log" 2>&1; }
+pip() { "$build/python/bin/pip" --quiet --disable-pip-version-check "$@" --no-deps >"$log" 2>&1; }
 
+# Of its own, as the other is being installed into.
+if ! python3 -m venv "$build/python" >"$log" 2>&1; then
+  echo "building llama-quantize takes venv of python3, see $log" >&2; exit 1
+fi
 if ! pip download --no-binary llama-cpp-python --dest "$build" "llama-cpp-python==$version"; then
   echo "pip cannot download the sources of llama-quantize, see $log" >&2; exit 1
 fi

@@ -46,7 +46,7 @@ test: .venv/dev .venv/demo ## run the tests but for the slow ones
 	@$(BIN)/pytest -m "not slow" --hypothesis-profile=quick
 
 test-all: .venv/dev .venv/demo .venv/wheel ## run every test, with the engines that are here
-	@$(BIN)/pytest --durations=15
+	@$(BIN)/pytest --durations=15 -n $$($(BIN)/python -c "import os; print(os.cpu_count() + 1)")
 
 pythons: $(PYTHONS:%=.venv/python%) ## run tests of each room under the other Pythons that are here
 	@for version in $(PYTHONS); do \
@@ -111,7 +111,7 @@ clean: ## remove the environment and every cache
 .venv/lab: pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "quantlab needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint requirements.lock uv
 	@$(INSTALL) --python .venv --editable .
 	@touch $@
 

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 from safetensors.numpy import save_file
 
+import quantlab
 from quantlab.records import record
 from tests.conftest import run, run_python, run_quantlab
 from tests.models.samples import two_layers
@@ -360,6 +361,18 @@ def test_a_single_run_ends_with_its_record_and_how_to_get_a_report(tmp_path):
     command = json.loads((directory / "manifest.json").read_bytes())["command"]
     asked = f"dist=hidden report.lang=es hydra.sweep.dir={tmp_path}"
     assert command == f"python run.py {asked}"
+
+
+def test_a_tensor_of_zeros_has_a_record_and_no_relative_error(tmp_path):
+    np.savez(tmp_path / "z.npz", w=np.ones((4, 8), np.float32), z=np.zeros((4, 8), np.float32))
+    sweep = ["-m", "dist=file/npz", f"dist.path={tmp_path}/z.npz", "mode=sym,asym"]
+    done = run(*sweep, f"hydra.sweep.dir={tmp_path}/s")
+    assert (done.returncode, done.stderr) == (0, "")
+    table = quantlab.load(tmp_path / "s")
+    zeros = table[table["tensor"] == "z"]
+    assert zeros["rel_err"].isna().all()
+    assert zeros["missed"].isna().all()
+    assert (zeros["max_err"] == 0).all()
 
 
 def test_values_that_float32_turns_to_zero_are_reported(tmp_path):

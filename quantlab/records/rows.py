@@ -159,8 +159,8 @@ def to_csv_cell(value: Any) -> str:
     if value is None:
         return ""
     line = StringIO()
-    csv.writer(line, lineterminator="").writerow([str(value), ""])  # one empty cell is quoted
-    return line.getvalue()[:-1]
+    csv.writer(line, lineterminator="\n").writerow([str(value), ""])  # one empty cell is quoted
+    return line.getvalue().removesuffix(",\n")
 
 
 def encode(values: Sequence[Any]) -> Column:
@@ -300,7 +300,8 @@ def join_rows(tables: Sequence[Rows]) -> Rows:
 def column_of(rows: Sequence[Row], key: str) -> Column:
     """Return a column of rows, None where they have no such column."""
     if isinstance(rows, Rows):
-        return rows.columns.get(key) or constant(None, rows.n)
+        column = rows.columns.get(key)
+        return constant(None, rows.n) if column is None else column
     return encode([row.get(key) for row in rows])
 
 

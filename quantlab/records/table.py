@@ -44,10 +44,15 @@ from quantlab.text import as_text, first_few
 
 MAX_BATCH_BYTES = 2**24  # of records whose results are in memory at once
 MIN_SHARED_BYTES = 2**26  # of records, which one process reads while others start
-WORKER_PROGRAM = (
-    "import pickle, sys; sys.path = pickle.load(sys.stdin.buffer); "
-    "from quantlab.records.table import write_batches; write_batches()"
-)
+WORKER_PROGRAM = """\
+import os, sys
+results = os.fdopen(os.dup(1), "wb")
+os.dup2(2, 1)  # what modules print is no result
+import pickle
+sys.path = pickle.load(sys.stdin.buffer)
+from quantlab.records.table import write_batches
+write_batches(results)
+"""
 WRITTEN_ROWS = 4096  # at once
 MIN_PARQUET_ROWS = 100_000  # fewer are read from CSV in a second, and stay the same files anywhere
 PARQUET_ROWS = 65_536  # of a group
@@ -121,30 +126,34 @@ def _read_batches(batches: Sequence[Batch], directory: Path) -> Iterator[tuple[l
     paths = [batch.paths for batch in batches]
     n_workers = min(usable_cores(), len(batches))
     if n_workers < 2 or sum(batch.n_bytes for batch in batches) < MIN_SHARED_BYTES:
-        yield from (_read_runs(batch, directory) for batch in paths)
-        return
+        n_workers = 0
     with _start_workers(n_workers) as workers:
         for n, worker in enumerate(workers):
-            _send(worker, sys.path, (paths[n::n_workers], directory))
+            _send(worker, sys.path, (paths[n :: len(workers)], directory))
         for n, batch in enumerate(paths):
-            yield _receive(workers[n % n_workers]) or _read_runs(batch, directory)
+            received = _receive(workers[n % len(workers)]) if workers else None
+            yield received or _read_runs(batch, directory)
 
 
 # multiprocessing would run the program of the user again, which need not expect it, or fork locks.
 @contextmanager
 def _start_workers(n: int) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """Start processes that `write_batches`; Ctrl-C is left to this one, with which they end."""
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER_PROGRAM],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
-        for _ in range(n)
-    ]
+    """Start up to `n` processes that `write_batches`; Ctrl-C ends them with this one.
+
+    They import nothing from the current directory (-P), and nothing runs before them (-S).
+    """
+    workers: list[subprocess.Popen[bytes]] = []
     try:
+        with suppress(OSError):  # this one reads what is left to it
+            while sys.executable and len(workers) < n:
+                worker = subprocess.Popen(
+                    [sys.executable, "-P", "-S", "-c", WORKER_PROGRAM],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+                workers.append(worker)
         yield workers
     finally:
         for worker in workers:
@@ -167,12 +176,12 @@ def _receive(worker: subprocess.Popen[bytes]) -> tuple[list[Run], Rows] | None:
         return None
 
 
-def write_batches() -> None:
-    """Read the batches that standard input names, and write them to standard output."""
+def write_batches(results: BinaryIO) -> None:
+    """Read the batches that standard input names, and write them."""
     batches, directory = pickle.load(sys.stdin.buffer)
     for paths in batches:
-        pickle.dump(_read_runs(paths, directory), sys.stdout.buffer, pickle.HIGHEST_PROTOCOL)
-        sys.stdout.buffer.flush()
+        pickle.dump(_read_runs(paths, directory), results, pickle.HIGHEST_PROTOCOL)
+        results.flush()
 
 
 def _shift_rows(run: Run, offset: int) -> Run:
@@ -422,7 +431,9 @@ def tidy(records: list[Record], figures: Rows, tensors: Rows, axes: list[str]) -
             for content, context in zip(records, contexts, strict=True)
         ]
     )
-    columns = {**shared.take(of_record).columns, **tensors.columns}
+    columns = {**shared.take(of_record).columns}
+    of_runs = {key: columns[key] for context in contexts for key in context}
+    columns |= {**tensors.columns, **of_runs}
     columns |= _named_files(tensors, of_record, [_file_of(content, files) for content in records])
     keys = _row_keys(columns[FIGURE_KEYS], of_record, contexts) if len(tensors) else []
     own = [key for key in keys if key not in FORMAT and not is_context(key)]
@@ -510,7 +521,7 @@ def _coverage_columns(coverage: Mapping[str, Any] | None) -> dict[str, Any]:
     """List the shares of values and of bytes that were compared, and the largest others."""
     if coverage is None:
         return {}
-    names = first_few(list(coverage["unpaired"]), UNPAIRED_NAMES, lambda n: f"and {n} more")
+    names = first_few(list(coverage["unpaired"]), UNPAIRED_NAMES)
     return {
         "coverage": coverage["values"] / max(coverage["all_values"], 1),
         "coverage_bytes": coverage["bytes"] / max(coverage["all_bytes"], 1),

@@ -185,10 +185,8 @@ def missed_column(rows: Sequence[Row]) -> Coded:
     """Make a column of the criteria that each row misses, as a tuple: `Bar.missed` of all rows."""
     if isinstance(rows, Rows) and isinstance(known := rows.columns.get(MISSED), Coded):
         return known
-    codes, bars = (
-        group_codes(rows, BAR_COLUMNS),
-        [*map(Bar.from_row, first_rows(rows, BAR_COLUMNS))],
-    )
+    codes = group_codes(rows, BAR_COLUMNS)
+    bars = [*map(Bar.from_row, first_rows(rows, BAR_COLUMNS))]
     lost, misses = _lost_rows(rows), np.zeros(len(rows), np.intp)
     keys = [key for key in CRITERIA if any(key in bar.criteria for bar in bars)]
     for number, key in enumerate(keys):

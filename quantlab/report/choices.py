@@ -245,6 +245,7 @@ class Shrinkage(NamedTuple):
     """The format of fewest bits in which all tensors meet the bar, and their bits without it."""
 
     spec: FormatSpec
+    n_tensors: int
     before: int
     after: float
 
@@ -257,17 +258,20 @@ def find_shrinkage(rows: Sequence[Row]) -> Shrinkage | None:
     bits = column_of(rows, "n_elements").floats() * column_of(rows, "bits_per_value").floats()
     missed = missed_column(rows)
     is_met = np.array([not criteria for criteria in missed.distinct])[missed.codes]
-    specs, codes = find_specs(rows)
+    names, (specs, codes) = group_codes(rows, ["tensor"]), find_specs(rows)
     sizes = [
-        (math.fsum(bits[group]), spec.name, spec)
+        (math.fsum(bits[group]), spec)
         for spec, group in zip(specs, group_indices(codes), strict=True)
-        if len(group) == len(tensors) and is_met[group].all() and np.isfinite(bits[group]).all()
+        if len(group) == len(np.unique(names[group])) == len(tensors)
+        and is_met[group].all()
+        and np.isfinite(bits[group]).all()
+        and Bar.from_row(rows[group[0]]).is_covered(rows[group[0]])
     ]
     if not sizes:
         return None
-    after, _, spec = min(sizes)
+    after, spec = min(sizes, key=lambda size: (size[0], size[1].name))
     before = sum(row["n_elements"] * float_width(row["dtype"]) for row in tensors)
-    return Shrinkage(spec, before, after)
+    return Shrinkage(spec, len(tensors), before, after)
 
 
 def pareto_front(items: Iterable[Item], cost: Callable[[Item], tuple[float, float]]) -> list[Item]:

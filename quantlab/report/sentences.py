@@ -48,12 +48,14 @@ def verdict_sentences(findings: Findings, texts: Texts) -> list[str]:
 
 
 def shrinkage_sentence(findings: Findings, texts: Texts) -> str | None:
-    """Say how small the weights of a file become in one format that meets the bar, if any does."""
-    shrinkage = find_shrinkage(findings.rows) if findings.source else None
+    """Say how small the tensors of a file become in one format that meets the bar, if any does."""
+    unknown = [*findings.failures, *findings.incomplete, *findings.unmeasured]
+    shrinkage = find_shrinkage(findings.rows) if findings.source and not unknown else None
     if shrinkage is None or shrinkage.after >= shrinkage.before:
         return None
     return texts(
         "shrinkage",
+        n=shrinkage.n_tensors,
         name=printable(findings.source),
         before=format_size(shrinkage.before / 8),
         after=format_size(shrinkage.after / 8),

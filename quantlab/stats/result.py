@@ -86,7 +86,7 @@ class Result(TypedDict):
         required(
             "mae max_err rel_err cos_sim n_codes rmse sqnr_db zeroed bound_ratio rmse_over_scale"
         ),
-        numbers("mae max_err rel_err cos_sim rmse zeroed"),
+        numbers("mae max_err rmse"),
     ]
     reasons: dict[str, str]
     rank: Annotated[

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from datetime import datetime
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -44,7 +45,7 @@ class Workers:
             self.pipe = os.pipe()
             os.environ[VARIABLE] = f"{os.getpid()}/fd/{self.pipe[0]}"
             if type(launcher).__name__ == "RayLauncher":
-                _start_reaper(self.pipe[0])
+                _start_reaper(self.pipe[0], _ray_time())
         if self.pool:  # some of whose workers may never have a run
             vars(launcher)["joblib"]["initializer"] = end_with_sweep
 
@@ -58,12 +59,20 @@ class Workers:
             self.pipe = None
 
 
-def _start_reaper(pipe: int) -> None:
+def _ray_time() -> str:
+    """Return the time as the name of a Ray session has it."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S_%f}"
+
+
+def _start_reaper(pipe: int, started: str) -> None:
     """Start a process that ends those of a Ray cluster after the sweep, the end of a pipe.
 
     They are none of ours: some look for their servers for a minute after these are gone.
     """
-    command = f"import sys; sys.path = {sys.path}; from quantlab.sweep.workers import reap; reap()"
+    command = (
+        f"import sys; sys.path = {sys.path}; "
+        f"from quantlab.sweep.workers import reap; reap({started!r})"
+    )
     subprocess.Popen(
         [sys.executable, "-c", command],
         stdin=pipe,
@@ -73,16 +82,18 @@ def _start_reaper(pipe: int) -> None:
     )
 
 
-def reap() -> None:
+def reap(started: str) -> None:
     """Wait for the end of a pipe, standard input, then end all processes that inherited its name.
 
-    Only Linux tells the environment of other processes, and not while they are being started:
-    there is nothing left once none has been seen for some time.
+    `started` is when the sweep did, as `_ray_time`. Only Linux tells the environment of other
+    processes, and not while they are being started: there is nothing left once none has been seen
+    for some time.
     """
     os.read(sys.stdin.fileno(), 1)
+    sessions = started, _ray_time()
     ended = seen = time.monotonic()
     while (now := time.monotonic()) < seen + SETTLE_SECONDS:
-        for process in _inheritors():
+        for process in _inheritors(sessions):
             seen = now
             if now > ended + SHUTDOWN_SECONDS:
                 with suppress(ProcessLookupError):
@@ -90,20 +101,21 @@ def reap() -> None:
         time.sleep(LOOK_SECONDS / 5)
 
 
-def _inheritors() -> list[int]:
+def _inheritors(sessions: tuple[str, str]) -> list[int]:
     """List the other processes that have the name of the pipe in their environment.
 
     The title that a process of Ray's takes overwrites its environment: those of the cluster of a
-    sweep are also known by their standard output.
+    sweep are also known by their standard output, in the folder of a session between two times.
     """
     pipe = os.environ[VARIABLE]
     mark = f"{VARIABLE}={pipe}".encode()
-    log = re.compile(rf"/session_[^/]*_{pipe.partition('/')[0]}/logs/")  # named by the sweep's PID
+    log = re.compile(rf"/session_([^/]*)_{pipe.partition('/')[0]}/logs/")  # of the sweep's PID
     processes = []
     for folder in PROC.glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is somebody else's
             environment = (folder / "environ").read_bytes().split(b"\0")
-            if mark in environment or log.search(str((folder / "fd/1").readlink())):
+            session = log.search(str((folder / "fd/1").readlink()))
+            if mark in environment or (session and sessions[0] <= session[1] <= sessions[1]):
                 processes.append(int(folder.name))
     return [process for process in processes if process != os.getpid()]
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from quantlab.records import rows
@@ -31,6 +31,7 @@ def test_a_column_holds_its_values(values):
 
 
 @given(COLUMNS)
+@example(["a\nb", 'a"b', "a,b", "a\rb", ""])
 def test_cells_are_those_of_pandas(values):
     table = pd.DataFrame({"a": pd.Series(values, dtype=object), "b": 1})
     text = table.to_csv(index=False, header=False, lineterminator="\n")

@@ -118,6 +118,8 @@ def test_a_quick_test_takes_what_a_type_takes():
     assert [counts(value) for value in ([], [0, 3], [0, -1], [True], [1.0], (1,))] == [
         True, True, False, False, False, False
     ]  # fmt: skip
+    sizes = schema.compile_test(schema.from_type(dict[str, Count]))
+    assert [sizes(value) for value in ({"a": 0}, {"a": -1}, {"a": 1.0})] == [True, False, False]
     bins = schema.compile_test(schema.from_type(CodeBins | None))
     full = {"first": -7, "width": 1, "counts": [1]}
     assert [bins(value) for value in (None, full, full | {"counts": []}, full | {"a": 1})] == [

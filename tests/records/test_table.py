@@ -2,6 +2,7 @@ import csv
 import json
 import re
 import shutil
+import sys
 
 import numpy as np
 import pandas as pd
@@ -267,6 +268,33 @@ def test_records_are_read_where_no_process_starts(lab_sweep, monkeypatch):
     monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
     monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
     monkeypatch.setattr(table_module, "WORKER_PROGRAM", "raise SystemExit(1)")
+    assert collect(directory).runs == alone.runs
+    for python in ("/dev/null/python", "", None):
+        monkeypatch.setattr(sys, "executable", python)
+        assert collect(directory).runs == alone.runs
+
+
+def test_readers_import_nothing_from_the_current_directory(lab_sweep, tmp_path, monkeypatch):
+    directory, _ = lab_sweep
+    alone = collect(directory)
+    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
+    monkeypatch.setattr(table_module, "usable_cores", lambda: 2)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pickle.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    assert collect(directory.resolve()).runs == alone.runs
+    assert not (tmp_path / "ran").exists()
+
+
+def test_what_modules_print_is_no_result(lab_sweep, monkeypatch):
+    directory, _ = lab_sweep
+    alone = collect(directory)
+    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
+    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
+    monkeypatch.setattr(table_module, "usable_cores", lambda: 2)
+    program = table_module.WORKER_PROGRAM.replace("import pickle", "print('Info'); import pickle")
+    monkeypatch.setattr(table_module, "WORKER_PROGRAM", program)
+    monkeypatch.setattr(table_module, "_read_runs", None)  # of this process
     assert collect(directory).runs == alone.runs
 
 

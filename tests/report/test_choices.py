@@ -35,6 +35,7 @@ from tests.report.samples import (
     some,
     storage_of,
     stored,
+    stored_tensor,
     sweep,
     widths_of,
 )
@@ -111,6 +112,21 @@ def test_a_file_shrinks_to_the_least_format_in_which_all_tensors_meet_the_bar():
     assert find_shrinkage(missing).after == pytest.approx(96 * 8.01)
     assert find_shrinkage(judged(rows, Bar(top_order=None, rel_err=None, sqnr_db=50.0))) is None
     assert find_shrinkage([row | {"dtype": "int8"} for row in rows]) is None
+    twice = [row | {"tensor": "a"} if row["tensor"] == "b" else row for row in rows]
+    assert find_shrinkage([*twice, rows[-1] | {"sqnr_db": 0.0}]) is None
+
+
+def test_a_file_that_shrinks_alike_in_two_formats_is_named_by_the_first():
+    rows = judged(some(tensor="a", n_elements=64, dtype="float32"), SQNR)
+    others = [row | {"settings": '{"x": 1}'} for row in rows]
+    assert find_shrinkage([*rows, *others]) == find_shrinkage(rows)
+
+
+def test_what_was_hardly_compared_has_no_size():
+    row = stored_tensor("a", 60.0, dtype="Q4_K") | {"dtype": "float32", "coverage": 0.5}
+    bar = Bar(top_order=None, rel_err=None, sqnr_db=30.0, coverage=0.9)
+    assert find_shrinkage(judged([row], bar)) is None
+    assert find_shrinkage(judged([row | {"coverage": 0.95}], bar)).n_tensors == 1
 
 
 def test_of_equals_the_first_by_name_is_taken():

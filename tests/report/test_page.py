@@ -242,9 +242,9 @@ def test_a_report_of_a_file_begins_with_its_size_in_the_least_format(tmp_path):
     np.savez(path, **{name: np.float32(rng.standard_normal((40, 50))) for name in "ab"})
     sweep = ["-m", "dist=file/npz", f"dist.path={path}", "mode=sym,asym"]
     assert run(*sweep, f"hydra.sweep.dir={tmp_path}/s").returncode == 0
-    sentence = "16 kB → 4.01 kB in sym 8 bits, 3.99 times smaller, and all tensors meet"
+    sentence = "x.npz: 16 kB → 4.01 kB in sym 8 bits, 3.99 times smaller, and all meet the bar"
     for name in ("report.html", "report.md"):
-        assert f"x.npz: {sentence}" in (tmp_path / "s" / name).read_text()
+        assert sentence in (tmp_path / "s" / name).read_text()
 
 
 def test_what_was_not_measured_is_said_beside_the_verdict(tmp_path):
@@ -255,7 +255,9 @@ def test_what_was_not_measured_is_said_beside_the_verdict(tmp_path):
     assert done.returncode == 1
     assert "\nNo verdict for bad: not measured\n" in done.stdout
     for name in ("report.html", "report.md"):
-        assert "No verdict for bad: not measured" in (tmp_path / "s" / name).read_text()
+        text = (tmp_path / "s" / name).read_text()
+        assert "No verdict for bad: not measured" in text
+        assert "times smaller" not in text  # of some of the file
 
 
 def test_the_same_records_give_the_same_report(lab_sweep, lab):

@@ -105,25 +105,47 @@ def test_workers_on_other_machines_know_of_no_pipe(monkeypatch):
     assert VARIABLE not in os.environ
 
 
-LATE = f"exec env -u {VARIABLE} name=${VARIABLE} sh -c 'sleep 0.4; {VARIABLE}=$name exec sleep 60'"
-
-
-LOG = "session_2026-11-28_12-00-00_1_4242/logs/agent.out"
-TITLED = f"mkdir -p $(dirname {LOG}); exec env -u {VARIABLE} sleep 60 > {LOG}"
-
-
-@pytest.mark.parametrize("command", ["exec sleep 60", LATE, TITLED])
-def test_what_a_cluster_leaves_or_still_starts_is_ended(tmp_path, monkeypatch, command):
+@pytest.fixture
+def hurried(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(workers, "SHUTDOWN_SECONDS", 0.1)
     monkeypatch.setattr(workers, "SETTLE_SECONDS", 1.0)
     monkeypatch.setenv(VARIABLE, f"4242/fd/{uuid4().hex}")
+
+
+LATE = f"exec env -u {VARIABLE} name=${VARIABLE} sh -c 'sleep 0.4; {VARIABLE}=$name exec sleep 60'"
+
+
+LOG = "session_2026-11-28_12-00-00_000001_4242/logs/agent.out"
+TITLED = f"mkdir -p $(dirname {LOG}); exec env -u {VARIABLE} sleep 60 > {LOG}"
+
+
+def reap_beside(command, started):
+    """Start a shell command as a worker of a sweep that has ended, and end what is of the sweep."""
     read_end, write_end = os.pipe()
     os.close(write_end)
     with os.fdopen(read_end) as pipe, subprocess.Popen(["sh", "-c", command]) as process:
-        monkeypatch.setattr(sys, "stdin", pipe)
-        workers.reap()
-        assert process.wait(10) == -signal.SIGKILL
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", pipe)
+            workers.reap(started)
+        try:
+            return process.wait(1)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            return None
+
+
+@pytest.mark.usefixtures("hurried")
+@pytest.mark.parametrize("command", ["exec sleep 60", LATE, TITLED])
+def test_what_a_cluster_leaves_or_still_starts_is_ended(command):
+    assert reap_beside(command, "2026-11-28_11-59-59_999999") == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("hurried")
+def test_a_cluster_of_an_earlier_or_a_later_sweep_is_left():
+    assert reap_beside(TITLED, "2026-11-28_12-00-00_000002") is None
+    later = TITLED.replace("2026", "9999")
+    assert reap_beside(later, "2026-11-28_11-59-59_999999") is None
 
 
 def marked(mark):

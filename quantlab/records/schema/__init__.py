@@ -4,6 +4,7 @@ That of a record is generated from its type, `quantlab.records.record.RecordFile
 """
 
 import json
+import math
 import types
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -101,7 +102,8 @@ def _validity_test(schema: Mapping[str, Any]) -> Test:
 
 def _object_test(schema: Mapping[str, Any]) -> Test:
     children, other = schema.get("properties", {}), schema.get("additionalProperties", {})
-    required, kinds = frozenset(schema.get("required", ())), _scalar_types(other or {})
+    required = frozenset(schema.get("required", ()))
+    kinds = _scalar_types(other) if other and "minimum" not in other else set()
     tests = {key: compile_test(child) for key, child in children.items()}
     test_other = compile_test(other) if other is not False else lambda _: False
 
@@ -118,12 +120,12 @@ def _object_test(schema: Mapping[str, Any]) -> Test:
 
 
 def _array_test(schema: Mapping[str, Any]) -> Test:
-    items, least, most = (schema.get(key) for key in ("items", "minItems", "maxItems"))
-    kinds, minimum = _scalar_types(items or {}), (items or {}).get("minimum")
-    test_item = compile_test(items or {})
+    items = schema.get("items", {})
+    least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
+    kinds, minimum, test_item = _scalar_types(items), items.get("minimum"), compile_test(items)
 
     def test(value: Any) -> bool:
-        if type(value) is not list or not (least or 0) <= len(value) <= (most or len(value)):
+        if type(value) is not list or not least <= len(value) <= most:
             return False
         if kinds:
             has_types = kinds.issuperset(map(type, value))

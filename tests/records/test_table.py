@@ -299,6 +299,7 @@ def test_what_modules_print_is_no_result(lab_sweep, monkeypatch):
 
 
 def test_a_large_table_is_parquet_as_well(lab_sweep, tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
     shutil.copytree(lab_sweep[0], tmp_path / "sweep")
     aggregate(tmp_path / "sweep")
     assert not (tmp_path / "sweep" / "results.parquet").exists()

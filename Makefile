@@ -45,9 +45,8 @@ demo: .venv/demo ## measure a voice detector in 4 and 8 bits and as llama.cpp's,
 test: .venv/dev .venv/demo ## run the tests but for the slow ones
 	@$(BIN)/pytest -m "not slow" --hypothesis-profile=quick
 
-# Many wait for processes and for the disk: twice as many at once as there are cores.
 test-all: .venv/dev .venv/demo .venv/wheel ## run every test, with the engines that are here
-	@$(BIN)/pytest --durations=15 -n $$($(BIN)/python -c "import os; print(2 * os.cpu_count())")
+	@$(BIN)/pytest --durations=15
 
 pythons: $(PYTHONS:%=.venv/python%) ## run tests of each room under the other Pythons that are here
 	@for version in $(PYTHONS); do \

@@ -110,13 +110,15 @@ def hurried(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(workers, "SHUTDOWN_SECONDS", 0.1)
     monkeypatch.setattr(workers, "SETTLE_SECONDS", 1.0)
-    monkeypatch.setenv(VARIABLE, f"4242/fd/{uuid4().hex}")
+    number = str(uuid4().int)  # no PID: another test of these may run beside this one
+    monkeypatch.setenv("NUMBER", number)
+    monkeypatch.setenv(VARIABLE, f"{number}/fd/4")
 
 
 LATE = f"exec env -u {VARIABLE} name=${VARIABLE} sh -c 'sleep 0.4; {VARIABLE}=$name exec sleep 60'"
 
 
-LOG = "session_2026-11-28_12-00-00_000001_4242/logs/agent.out"
+LOG = "session_2026-11-28_12-00-00_000001_$NUMBER/logs/agent.out"
 TITLED = f"mkdir -p $(dirname {LOG}); exec env -u {VARIABLE} sleep 60 > {LOG}"
 
 

@@ -250,23 +250,27 @@ def test_what_is_no_directory_is_named(tmp_path):
             read_aggregate(path)
 
 
-def test_processes_read_what_one_reads(lab_sweep, monkeypatch):
+@pytest.fixture
+def read_alone(lab_sweep, monkeypatch):
+    """A sweep and what this process reads of it, before others read even the smallest."""
     directory, _ = lab_sweep
     alone = collect(directory)
     monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
     monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
     monkeypatch.setattr(table_module, "usable_cores", lambda: 2)
+    return directory, alone
+
+
+def test_processes_read_what_one_reads(read_alone, monkeypatch):
+    directory, alone = read_alone
     monkeypatch.setattr(table_module, "_read_runs", None)  # of this process
     shared = collect(directory)
     assert shared.runs == alone.runs
     assert [*shared.figures] == [*alone.figures]
 
 
-def test_records_are_read_where_no_process_starts(lab_sweep, monkeypatch):
-    directory, _ = lab_sweep
-    alone = collect(directory)
-    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
-    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
+def test_records_are_read_where_no_process_starts(read_alone, monkeypatch):
+    directory, alone = read_alone
     monkeypatch.setattr(table_module, "WORKER_PROGRAM", "raise SystemExit(1)")
     assert collect(directory).runs == alone.runs
     for python in ("/dev/null/python", "", None):
@@ -274,24 +278,16 @@ def test_records_are_read_where_no_process_starts(lab_sweep, monkeypatch):
         assert collect(directory).runs == alone.runs
 
 
-def test_readers_import_nothing_from_the_current_directory(lab_sweep, tmp_path, monkeypatch):
-    directory, _ = lab_sweep
-    alone = collect(directory)
-    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
-    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
-    monkeypatch.setattr(table_module, "usable_cores", lambda: 2)
+def test_readers_import_nothing_from_the_current_directory(read_alone, tmp_path, monkeypatch):
+    directory, alone = read_alone
     monkeypatch.chdir(tmp_path)
     (tmp_path / "pickle.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     assert collect(directory.resolve()).runs == alone.runs
     assert not (tmp_path / "ran").exists()
 
 
-def test_what_modules_print_is_no_result(lab_sweep, monkeypatch):
-    directory, _ = lab_sweep
-    alone = collect(directory)
-    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
-    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
-    monkeypatch.setattr(table_module, "usable_cores", lambda: 2)
+def test_what_modules_print_is_no_result(read_alone, monkeypatch):
+    directory, alone = read_alone
     program = table_module.WORKER_PROGRAM.replace("import pickle", "print('Info'); import pickle")
     monkeypatch.setattr(table_module, "WORKER_PROGRAM", program)
     monkeypatch.setattr(table_module, "_read_runs", None)  # of this process

@@ -1,6 +1,6 @@
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL := $(BIN)/uv pip install --quiet --constraint requirements.lock
+INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --constraint requirements.lock
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
 	--no-annotate pyproject.toml
 PYTHONS := 3.12 3.13

@@ -2,7 +2,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/uv pip install --quiet --compile-bytecode --constraint requirements.lock
 LOCK := $(BIN)/uv pip compile --quiet --universal --upgrade --python-version 3.11 --no-header \
-	--no-annotate pyproject.toml
+	--no-annotate
 PYTHONS := 3.12 3.13
 PORTABLE := $(addprefix tests/,formats/test_uniform.py stats/test_measure.py records/test_record.py \
 	records/test_table.py test_conf.py test_measurement.py)
@@ -10,7 +10,7 @@ ANSWERS := dist=file/onnx dist.path=.venv/demo/magika/models/standard_v3_3/model
 	model=onnx model.inputs=.venv/demo/inputs.npz hydra.sweep.dir=multirun/answers
 PACKAGED := pyproject.toml $(shell find conf hydra_plugins quantlab -type f -not -name '*.pyc')
 .DEFAULT_GOAL := help
-.PHONY: docs help lab remedies levels demo test test-all pythons lint mutants chaos chaos-long bench bench-sweep slurm llama chromium ray recipes lock clean
+.PHONY: docs help lab remedies levels demo test test-all pythons lint mutants chaos chaos-long bench bench-sweep slurm llama chromium ray mlflow recipes lock clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 16
@@ -65,6 +65,8 @@ recipes: .venv/recipes ## install the packages that recipes are for, in an envir
 
 ray: .venv/ray ## install Ray for the tests, in an environment of its own
 
+mlflow: .venv/mlflow ## install MLflow's server for the tests, in an environment of its own
+
 lint: .venv/dev ## check style, format and types
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
@@ -99,9 +101,10 @@ bench-sweep: .venv/dev ## print what 300 runs take beside a bare Hydra app, and 
 	@$(BIN)/python benchmarks/parts.py
 
 lock: .venv/dev ## resolve the newest versions into requirements.lock
-	@$(LOCK) --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --extra hub --extra mlflow --extra parquet --group dev --group docs \
+	@$(LOCK) pyproject.toml --extra joblib --extra slurm --extra safetensors --extra gguf --extra onnx --extra ggml --extra fast --extra hub --extra mlflow --extra parquet --group dev --group docs \
 		--output-file requirements.lock
-	@$(LOCK) --extra ray --output-file requirements-ray.lock
+	@$(LOCK) pyproject.toml --extra ray --output-file requirements-ray.lock
+	@sed -n 's/^mlflow-skinny/mlflow/p' requirements.lock | $(LOCK) - --output-file requirements-mlflow.lock
 
 # The Slurm of the tests runs from a file below .venv; most often there is none to shut down.
 clean: ## remove the environment and every cache
@@ -147,4 +150,9 @@ clean: ## remove the environment and every cache
 .venv/ray: .venv/lab requirements-ray.lock
 	@$(PYTHON) -m venv $@
 	@$(BIN)/uv pip install --quiet --constraint requirements-ray.lock --python $@ --editable '.[ray]'
+	@touch $@
+
+.venv/mlflow: .venv/lab requirements-mlflow.lock
+	@$(PYTHON) -m venv $@
+	@$(BIN)/uv pip install --quiet --requirements requirements-mlflow.lock --python $@
 	@touch $@

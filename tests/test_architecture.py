@@ -32,23 +32,13 @@ OF_A_WHOLE_ROOM = {
     "tests/sweep/test_engines.py",
     "tests/sweep/test_parts.py",
 }
-KIND = "a kind of checkpoint, with its formula: one a module, so that the next is found a place"
+KIND = "kinds of checkpoints whose codes are stored alike, with their formulas"
 RUNTIME = "the terms of one runtime"
 READER = "one container, which its yaml names"
 APART = {  # modules with one user, one of their room, and why they stand alone
     **{
         f"sources/kinds/{name}.py": KIND
-        for name in (
-            "awq",
-            "bitsandbytes",
-            "compressed_tensors",
-            "fp4",
-            "gptq",
-            "mlx",
-            "scaled",
-            "sub_byte",
-            "torchao",
-        )
+        for name in ("bitsandbytes", "fp4", "mlx", "packed", "scaled", "torchao")
     },
     "sources/numpy.py": READER,
     **{

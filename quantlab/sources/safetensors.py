@@ -14,17 +14,7 @@ from numpy.typing import NDArray
 from quantlab.formats.format import NamedTensor, Reconstruction
 from quantlab.sources import hub
 from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state, readable
-from quantlab.sources.kinds import (
-    awq,
-    bitsandbytes,
-    compressed_tensors,
-    fp4,
-    gptq,
-    mlx,
-    scaled,
-    sub_byte,
-    torchao,
-)
+from quantlab.sources.kinds import bitsandbytes, fp4, mlx, packed, scaled, torchao
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.pairing import Pair, StoredFile
 
@@ -49,8 +39,8 @@ FUSED = (  # layers that runtimes join to one
     ("w1", "w3"),
 )
 
-# Each takes its tensors from those that are left: AWQ before GPTQ, which takes every qweight.
-MODULES = (sub_byte, torchao, awq, gptq, fp4, compressed_tensors, bitsandbytes, mlx, scaled)
+# Each takes its tensors from those that are left: fp4 before words of the same names.
+MODULES = (fp4, torchao, packed, bitsandbytes, mlx, scaled)
 
 
 class Safetensors(File):
@@ -195,8 +185,8 @@ def _decode_arrays(path: str, arrays: Sequence[MappedArray]) -> list[StoredTenso
             _read_metadata({array.file[0] for array in arrays})
         )
     tensors = {array.name: array.open() for array in arrays if array.dtype is not None}
-    packed = [array for array in arrays if array.kind in sub_byte.BITS]
-    tensors |= {array.name: sub_byte.PackedTensor.of(array) for array in packed}
+    typed = [array for array in arrays if array.kind in fp4.BITS]
+    tensors |= {array.name: fp4.PackedTensor.of(array) for array in typed}
     weights = []
     for kind in (kind for module in MODULES for kind in module.KINDS):
         found = list(kind.find(tensors, config))

@@ -71,11 +71,9 @@ def _decode(parts: Parts) -> StoredTensor:
         return decode(index[:, None] * width + np.arange(width), high_first=high_first)
 
     nested = ", nested" if "nested_absmax" in parts else ""
-    return StoredTensor(
-        parts.name,
+    return parts.weight(
         shape,
         f"bitsandbytes {label(str(state.get('quant_type', '4 bits')))}, block {block}{nested}",
-        parts.stored,
         decode_rows,
         read_elements=lambda start, stop: decode(np.arange(start, stop)),
         rearranged={

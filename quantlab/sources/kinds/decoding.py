@@ -247,6 +247,12 @@ class Parts:
         listed = " and ".join([", ".join(shapes[:-1]), shapes[-1]] if shapes[1:] else shapes)
         return MisfitError(f"has {listed}{beside and f' for {beside}'}, which do not fit")
 
+    def weight(
+        self, shape: Shape, dtype: str, decode_rows: DecodeRows, **further: Any
+    ) -> StoredTensor:
+        """Return the weight that is decoded from all parts, with `further` fields."""
+        return StoredTensor(self.name, shape, dtype, self.stored, decode_rows, **further)
+
 
 @dataclass(frozen=True)
 class Part:

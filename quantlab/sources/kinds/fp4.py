@@ -1,21 +1,33 @@
-"""Codes of e2m1, two a byte with the lower half first, in groups of a row that share a scale.
+"""Small floats that share bytes: e2m1, two a byte with the lower half first, and others of 6 bits.
 
-The scale is in fp8, times a scale of the whole tensor (NVFP4), or a power of two (MXFP4).
-compressed-tensors divides by its scale of the tensor and rounds to bfloat16, Model-Optimizer
-multiplies by its own; DeepSeek keeps the bytes as int8. Experts may be stacked along a first axis.
+Groups of a row share a scale in fp8, times a scale of the whole tensor (NVFP4), or a power of two
+(MXFP4). compressed-tensors divides by its scale of the tensor and rounds to bfloat16,
+Model-Optimizer multiplies by its own; DeepSeek keeps the bytes as int8. Experts may be stacked
+along a first axis.
 
 gpt-oss has experts in MXFP4, ``W = code * 2^(exponent - 127)``. The original has the last two axes
 the other way round: ``[experts, columns, rows]``.
+
+safetensors has types of its own for such values, F4, F6_E2M3 and F6_E3M2: ``W = value * scale *
+scale_2``, one scale, one a row, or one a group of a row, in fp8, floats or exponents of powers of
+two, and one of the whole tensor. Without scales the values stand alone.
 """
 
+from dataclasses import dataclass, field
+from functools import cache
 from math import prod
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
+from quantlab.sources.file import MappedArray
 from quantlab.sources.kinds.decoding import (
     BYTES,
     EXPONENTS,
+    FLOATS,
     FP4,
     Kind,
     MisfitError,
@@ -25,12 +37,18 @@ from quantlab.sources.kinds.decoding import (
     StoredTensor,
     as_scales,
     exact_ratio,
+    row_width,
+    rows_of,
     take_rows,
+    unpack_codes,
     unpack_nibbles,
 )
+from quantlab.sources.tensor import Tensor, map_values
 
 FP8 = ("float8_e4m3fn",)
 EXPERT_GROUP = 32  # of gpt-oss
+BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # of the types of safetensors
+CODES_A_STRIDE = 4  # the fewest whose bits fill bytes
 
 
 def _decode(parts: Parts) -> StoredTensor:
@@ -64,8 +82,7 @@ def _decode(parts: Parts) -> StoredTensor:
         return values.reshape(len(index), inputs).astype(np.float32)
 
     name = "nvfp4" if parts.dtype("weight_scale") in FP8 else "mxfp4"
-    shape = (*packed.shape[:-1], inputs)
-    return StoredTensor(parts.name, shape, f"{name}, group {group}", parts.stored, decode_rows)
+    return parts.weight((*packed.shape[:-1], inputs), f"{name}, group {group}", decode_rows)
 
 
 def _tensor_scale_key(parts: Parts) -> str | None:
@@ -108,11 +125,9 @@ def _decode_experts(parts: Parts) -> StoredTensor:
         powers = scales[expert, :, block].view(ml_dtypes.float8_e8m0fnu).astype(np.float32)
         return FP4[codes] * powers
 
-    return StoredTensor(
-        parts.name,
+    return parts.weight(
         (experts, inputs, outputs),
         "MXFP4",
-        parts.stored,
         decode_rows,
         rearranged={
             "with the halves of bytes swapped": lambda index: decode_rows(index, low_first=False)
@@ -122,6 +137,75 @@ def _decode_experts(parts: Parts) -> StoredTensor:
 
 def _has_packed_experts(parts: Parts) -> bool:
     return "scales" in parts or parts["blocks"].dtype == np.uint8
+
+
+@dataclass(frozen=True)
+class PackedTensor(Tensor):
+    """Bytes that hold values of a type of safetensors, in a shape of values."""
+
+    kind: str = field(kw_only=True)
+    value_shape: Shape = field(kw_only=True)
+
+    @classmethod
+    def of(cls, array: MappedArray) -> "PackedTensor":
+        """Map the bytes of an array."""
+        octets = map_values(array.name, np.uint8, (array.n_bytes,), array.file, array.offset)
+        state = octets.state
+        return cls(array.name, octets.array, state, kind=array.kind, value_shape=array.shape)
+
+
+def _has_typed(parts: Parts) -> bool:
+    return isinstance(parts.tensors["weight"], PackedTensor)
+
+
+def _decode_typed(parts: Parts) -> StoredTensor:
+    weight = parts.tensors["weight"]
+    assert isinstance(weight, PackedTensor)
+    shape, levels, bits = weight.value_shape, _levels(weight.kind), BITS[weight.kind]
+    octets, size = weight.array, prod(shape)
+    width = row_width(shape)
+    scale, group = _group_scales(parts, shape)
+    if "scale_2" in parts and parts["scale_2"].size != 1:
+        raise parts.misfit("weight", "scale_2")
+
+    def read_elements(start: int, stop: int) -> FloatArray:
+        first = start // CODES_A_STRIDE * CODES_A_STRIDE
+        last = min(-(-stop // CODES_A_STRIDE) * CODES_A_STRIDE, size)
+        part = octets[first * bits // 8 : -(-last * bits // 8)]
+        codes = unpack_codes(part[None], bits, last - first)[0, start - first : stop - first]
+        if scale is None:
+            return levels[codes]
+        factors = as_scales(scale)[start // group : -(-stop // group)].astype(np.float32)
+        if "scale_2" in parts:
+            factors = factors * parts["scale_2"].reshape(-1).astype(np.float32)
+        return levels[codes] * factors[np.arange(start, stop) // group - start // group]
+
+    sharing = f", group {group}" if scale is not None and group < width else ""
+    dtype, decode_rows = f"{weight.kind.lower()}{sharing}", rows_of(read_elements, width)
+    return parts.weight(shape, dtype, decode_rows, read_elements=read_elements)
+
+
+def _group_scales(parts: Parts, shape: Shape) -> tuple[NDArray[Any] | None, int]:
+    """Return the scales in C order, and how many values share one; raises MisfitError."""
+    scale = parts.get("scale")
+    if scale is None or not scale.size:
+        return None, 1
+    misfit = parts.misfit("weight", "scale", beside=f"the shape {list(shape)}")
+    group = exact_ratio(prod(shape), scale.size, misfit)
+    if scale.size > 1 and row_width(shape) % group:
+        raise misfit
+    return scale.reshape(-1), group
+
+
+@cache
+def _levels(kind: str) -> FloatArray:
+    """Return the value of each code of a type."""
+    import ml_dtypes
+
+    if kind == "F4":
+        return FP4
+    dtypes = {"F6_E2M3": ml_dtypes.float6_e2m3fn, "F6_E3M2": ml_dtypes.float6_e3m2fn}
+    return np.arange(64, dtype=np.uint8).view(dtypes[kind]).astype(np.float32)
 
 
 SCALES = (*FP8, *EXPONENTS)
@@ -140,7 +224,24 @@ BESIDE = {
     "weight_scale": Part(".scale", EXPONENTS),
 }
 EXPERTS = {"blocks": Part("_blocks", BYTES), "scales": Part("_scales", BYTES)}
+TYPED_SCALES = (*FLOATS, *EXPONENTS, *FP8, "float8_e5m2")
+TYPED = {
+    "weight": Part(""),
+    "scale": Part(("_scale", "_scale_inv"), TYPED_SCALES, is_optional=True),
+    "scale_2": Part("_scale_2", TYPED_SCALES, is_optional=True),
+}
+TYPED_BESIDE = {  # of one called weight they may be those of its layer
+    "weight": Part(".weight"),
+    "scale": Part(
+        (".weight_scale", ".weight_scale_inv", ".scale", ".scale_inv"),
+        TYPED_SCALES,
+        is_optional=True,
+    ),
+    "scale_2": Part((".weight_scale_2", ".scale_2"), TYPED_SCALES, is_optional=True),
+}
 KINDS = (
+    Kind(TYPED_BESIDE, "weight", _decode_typed, _has_typed),
+    Kind(TYPED, "weight", _decode_typed, _has_typed, original=""),
     Kind(PACKED, "weight", _decode, lambda parts: parts["weight"].dtype == np.uint8),
     Kind(SUFFIXED, "weight_scale", _decode, _is_packed, original=""),
     Kind(BESIDE, "weight_scale", _decode, _is_packed),

@@ -51,11 +51,9 @@ def _decode_affine(parts: Parts) -> StoredTensor:
         values = codes.astype(scale.dtype) * scale[..., None] + bias[..., None]
         return values.reshape(len(index), inputs).astype(np.float32)
 
-    return StoredTensor(
-        parts.name,
+    return parts.weight(
         (*weight.shape[:-1], inputs),
         f"MLX {bits} bits, group {group}",
-        parts.stored,
         decode_rows,
         remark=config_contradiction(settings, bits=bits, group_size=group),
     )
@@ -99,8 +97,7 @@ def _decode_floats(parts: Parts) -> StoredTensor:
         grouped = values.astype(np.float32).reshape(len(index), -1, group)
         return (grouped * scale[..., None]).reshape(len(index), inputs)
 
-    shape = *weight.shape[:-1], inputs
-    return StoredTensor(parts.name, shape, f"MLX {mode}", parts.stored, decode_rows)
+    return parts.weight((*weight.shape[:-1], inputs), f"MLX {mode}", decode_rows)
 
 
 def _has_words(parts: Parts) -> bool:

@@ -358,7 +358,7 @@ def decode_n_bits(parts: Parts) -> StoredTensor:
         return np.ascontiguousarray(values.astype(scale.dtype).T, np.float32)
 
     dtype = f"MatMulNBits {bits} bits, blocks of {block}"
-    return StoredTensor(parts.name, (inputs, outputs), dtype, parts.stored, decode_rows)
+    return parts.weight((inputs, outputs), dtype, decode_rows)
 
 
 def _block_index(parts: Parts, inputs: int, block: int) -> NDArray[Any]:

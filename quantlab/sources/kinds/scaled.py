@@ -71,11 +71,9 @@ def _decode(parts: Parts) -> StoredTensor:
 
     block = _block_size(block, weight.shape[-2:], scale.shape[-2:])
     config = parts.config if scale_name.endswith("_scale_inv") else {}
-    return StoredTensor(
-        parts.name,
+    return parts.weight(
         weight.shape,
         f"{CODES[parts.dtype('weight')]}, {_sharing(scale.shape, weight.shape, block)}",
-        parts.stored,
         decode_rows,
         remark=config_contradiction(config, weight_block_size=[*block]),
     )

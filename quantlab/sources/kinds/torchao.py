@@ -110,7 +110,7 @@ def _decode_affine(parts: Parts) -> StoredTensor:
     width = target.get("_data") if isinstance(target, dict) else codes.dtype.name
     sharing = "one scale" if scales.size == 1 else f"block {'x'.join(map(str, sizes))}"
     dtype = f"torchao {label(str(width))}, {sharing}"
-    return StoredTensor(parts.name, codes.shape, dtype, parts.stored, decode_rows)
+    return parts.weight(codes.shape, dtype, decode_rows)
 
 
 def _decode_int4(parts: Parts) -> StoredTensor:
@@ -138,8 +138,7 @@ def _decode_int4(parts: Parts) -> StoredTensor:
         rounded = values.reshape(len(index), shape[-1]).astype(scale.dtype)
         return _scale_inputs(parts, rounded.astype(np.float32))
 
-    dtype = f"torchao int4, group {group}"
-    return StoredTensor(parts.name, shape, dtype, parts.stored, decode_rows)
+    return parts.weight(shape, f"torchao int4, group {group}", decode_rows)
 
 
 def _block_sizes(parts: Parts) -> tuple[int, ...]:

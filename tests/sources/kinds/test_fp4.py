@@ -36,15 +36,47 @@ BAD = {
     ),
 }
 
+BAD_NVFP4 = {
+    "no scales": ({"weight_scale": None}, "has no weight_scale"),
+    "no scale of the tensor": ({"weight_global_scale": None}, "has no weight_global_scale"),
+    "two scales of the tensor": (
+        {"weight_global_scale": lambda s: np.concatenate([s, s])},
+        "weight_global_scale of [2], which do not fit",
+    ),
+    "a scale of 0": ({"weight_global_scale": lambda s: s * 0}, "weight_global_scale"),
+    "bytes of one dimension": (
+        {"weight_packed": np.ravel},
+        "has weight of [2048] and weight_scale of [32, 8], which do not fit",
+    ),
+    "bytes of three": (
+        {"weight_packed": lambda w: w[None]},
+        "has weight of [1, 32, 64] and weight_scale of [32, 8], which do not fit",
+    ),
+    "other rows": (
+        {"weight_packed": lambda w: w[:31]},
+        "has weight of [31, 64] and weight_scale of [32, 8], which do not fit",
+    ),
+    "no columns": ({"weight_packed": lambda w: w[:, :0]}, "do not fit"),
+    "no groups": ({"weight_scale": lambda s: s[:, :0]}, "do not fit"),
+    "groups that do not divide": ({"weight_scale": lambda s: s[:, :7]}, "do not fit"),
+}
 
-@pytest.mark.parametrize(("changes", "why"), BAD.values(), ids=BAD)
-def test_parts_that_make_no_tensor_are_a_fault(tmp_path, changes, why):
-    assert why in fault(save(tmp_path, "mxfp4", changes))
+CASES = [
+    pytest.param(folder, *case, id=f"{folder}, {name}")
+    for folder, cases in (("mxfp4", BAD), ("ct-nvfp4", BAD_NVFP4))
+    for name, case in cases.items()
+]
 
 
-def test_no_config_is_needed(tmp_path):
-    tensor = opened(save(tmp_path, "mxfp4", config=lambda _: None))
-    np.testing.assert_array_equal(decoded(tensor), expected("mxfp4")[1])
+@pytest.mark.parametrize(("folder", "changes", "why"), CASES)
+def test_parts_that_make_no_tensor_are_a_fault(tmp_path, folder, changes, why):
+    assert why in fault(save(tmp_path, folder, changes))
+
+
+@pytest.mark.parametrize("folder", ["mxfp4", "ct-nvfp4"])
+def test_no_config_is_needed(tmp_path, folder):
+    tensor = opened(save(tmp_path, folder, config=lambda _: None))
+    np.testing.assert_array_equal(decoded(tensor), expected(folder)[1])
 
 
 @pytest.mark.parametrize("exponent", [0, 1, 254, 255])
@@ -67,8 +99,15 @@ def test_a_name_that_ends_with_blocks_is_no_mxfp4(tmp_path, dtype):
     assert faults == {}
 
 
-def test_a_right_file_has_no_remark(tmp_path):
-    assert told(tmp_path, "mxfp4") is None
+@pytest.mark.parametrize("folder", ["mxfp4", "ct-nvfp4"])
+def test_a_right_file_has_no_remark(tmp_path, folder):
+    assert told(tmp_path, folder) is None
+
+
+def test_a_scale_left_out_is_told(tmp_path):
+    without = {"weight_global_scale": np.ones_like}
+    said = "read with another scale it fits the original far better"
+    assert said in told(tmp_path, "ct-nvfp4", without)
 
 
 @pytest.mark.parametrize(

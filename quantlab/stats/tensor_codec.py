@@ -2,9 +2,12 @@
 
 import math
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from functools import reduce
+from operator import or_
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +42,7 @@ UNEVEN_STEPS = "the steps of the grid differ"
 OTHER_CODES = "{dtype} has codes and scales of its own"
 
 
-class TensorCodec(Protocol):
+class TensorCodec(ABC):
     """One tensor in one format.
 
     `n_bits` is the width of its codes, None where they are not ours; `grid` is that of the compiled
@@ -47,56 +50,62 @@ class TensorCodec(Protocol):
     the reason `why_no_step`; `slow`: a thread pays for few values; `remark` is on how it is stored.
     """
 
-    n_bits: int | None
+    n_bits: int | None = None
     bits_per_value: float
-    grid: CompiledGrid | None
-    step: float | None
-    why_no_step: str
-    slow: bool
-    remark: str | None
+    grid: CompiledGrid | None = None
+    step: float | None = None
+    why_no_step: str = ""
+    slow: bool = False
+    remark: str | None = None
 
+    @abstractmethod
     def block_quantizer(self) -> QuantizeBlock:
         """Return the function that quantizes blocks."""
 
     def block_params(self, start: int, stop: int) -> BlockLayoutParams:
         """Return the parameters of the blocks of some elements, where there is a grid."""
+        raise NotImplementedError
 
+    @abstractmethod
     def read(self, start: int, stop: int) -> FloatArray:
         """Reconstruct elements `start` to `stop`, flat."""
 
-    def reconstruct(self, x: FloatArray) -> FloatArray | None:
+    def reconstruct(self, _: FloatArray) -> FloatArray | None:
         """Reconstruct values, or return None if the result depends on their position."""
+        return None
 
     def relative_error(self, x: np.float32) -> float | None:
-        """Return the relative error of a value, None if it depends on its position."""
+        """Return the relative error of a value, which need not be in the tensor.
+
+        None if it depends on the position of the value.
+        """
+        x_hat = self.reconstruct(np.reshape(x, 1))
+        return None if x_hat is None else float(np.abs(x_hat[0] - x) / x)
 
     def scales(self) -> ScaleStats | None:
         """Summarize the scales, once every block has been quantized; None if they are not ours."""
+        return None
 
+    @abstractmethod
     def params_json(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the parameters, and why some are null."""
 
 
-class SingleScale:
+class SingleScale(TensorCodec):
     """A tensor with one scale and even steps: the map is monotone, and a code has one value.
 
     The `quantizer` has chosen the parameters of its one block.
     """
 
-    slow = False
-    remark: str | None = None
-    why_no_step = ""
-
     def __init__(self, tensor: Tensor, form: Format, quantizer: BlockQuantizer) -> None:
         self.tensor, self.element = tensor, form.element
         self.params: Params = uniform.scalar_params(quantizer.chosen_params)
         self._scales = quantizer.chosen_scales
-        self.width = form.n_bits
-        self.n_bits: int | None = self.width
+        self.n_bits = self.width = form.n_bits
         self.bits_per_value = form.bits_per_value(quantizer.layout)
-        self.grid: CompiledGrid | None = compiled_grid_of(form.element)
+        self.grid = compiled_grid_of(form.element)
         self._blocks = BlockLayoutParams(quantizer.layout, 0, quantizer.chosen_params)
-        self.step: float | None = float(self.params.scale)
+        self.step = float(self.params.scale)
 
     def block_quantizer(self) -> QuantizeBlock:
         """Return the function that quantizes blocks."""
@@ -118,11 +127,7 @@ class SingleScale:
         """Return the values that codes stand for."""
         return uniform.dequantize(codes, self.params)
 
-    def relative_error(self, x: np.float32) -> float | None:
-        """Return the relative error of a value, which need not be in the tensor."""
-        return float(np.abs(self.reconstruct(np.asarray(x)) - x) / x)
-
-    def scales(self) -> ScaleStats | None:
+    def scales(self) -> ScaleStats:
         """Return the one scale."""
         return self._scales
 
@@ -132,19 +137,15 @@ class SingleScale:
         return self.params._asdict() | {"scale": self.step, "qmin": qmin, "qmax": qmax}, {}
 
 
-class Blockwise:
+class Blockwise(TensorCodec):
     """A tensor in blocks, or in a grid whose steps differ."""
-
-    slow = False
-    remark: str | None = None
-    step: float | None = None
 
     def __init__(self, form: Format, quantizer: BlockQuantizer) -> None:
         self.form, self.quantizer = form, quantizer
         self.n_scales = quantizer.layout.n_blocks
-        self.n_bits: int | None = form.n_bits
+        self.n_bits = form.n_bits
         self.bits_per_value = form.bits_per_value(quantizer.layout)
-        self.grid: CompiledGrid | None = compiled_grid_of(form.element)
+        self.grid = compiled_grid_of(form.element)
         many = isinstance(form.element, Uniform) and self.n_scales > 1
         self.why_no_step = MANY_SCALES.format(n=self.n_scales) if many else UNEVEN_STEPS
         self._scales: list[ScaleStats] = [quantizer.chosen_scales]
@@ -176,17 +177,9 @@ class Blockwise:
         params = per_value(self.quantizer.chosen_params)
         return self.form.element.reconstruct(x[None], params)[0]
 
-    def relative_error(self, x: np.float32) -> float | None:
-        """Return the relative error of a value, None if it could be in one block or another."""
-        x_hat = self.reconstruct(np.reshape(x, 1))
-        return None if x_hat is None else float(np.abs(x_hat[0] - x) / x)
-
-    def scales(self) -> ScaleStats | None:
+    def scales(self) -> ScaleStats:
         """Summarize the scales, once every block has been quantized."""
-        first, *others = self._scales
-        for scales in others:
-            first |= scales
-        return first
+        return reduce(or_, self._scales)
 
     def params_json(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return the parameters where there is one block, and why some are null."""
@@ -194,20 +187,15 @@ class Blockwise:
         if self.n_scales == 1:
             fields = self.quantizer.chosen_params._asdict()
             own = {key: value[0].item() for key, value in fields.items()}
-        keys = "scale", "zero_point", "scale_replaced", "zero_point_clipped"
-        params = {key: own.get(key) for key in keys}
+        params = {key: own.get(key) for key in Params._fields}
         qmin, qmax = uniform.code_range(self.form.n_bits)
         reason = MANY_SCALES.format(n=self.n_scales) if self.n_scales > 1 else "the grid has none"
         reasons = {key: reason for key, value in params.items() if value is None}
         return params | {"qmin": qmin, "qmax": qmax}, reasons
 
 
-class FromFile:
-    """A tensor as a file or a library stores it: values without codes of ours."""
-
-    n_bits: int | None = None
-    step: float | None = None
-    grid: CompiledGrid | None = None
+class FromFile(TensorCodec):
+    """A tensor as a file or a library stores it: values by their position, no codes of ours."""
 
     def __init__(self, tensor: Tensor, stored: Reconstruction) -> None:
         self.tensor, self.stored, self.slow = tensor, stored, stored.slow
@@ -218,10 +206,6 @@ class FromFile:
     def block_quantizer(self) -> QuantizeBlock:
         """Return the function that reads blocks."""
         return lambda start, x: Quantized(None, self.read(start, start + x.size), None)
-
-    def block_params(self, start: int, stop: int) -> BlockLayoutParams:
-        """Raise NotImplementedError: there is no grid."""
-        raise NotImplementedError
 
     def read(self, start: int, stop: int) -> FloatArray:
         """Read elements `start` to `stop`, flat; raises ValueError where one is not finite."""
@@ -236,21 +220,9 @@ class FromFile:
             )
         return x_hat
 
-    def reconstruct(self, _: FloatArray) -> FloatArray | None:
-        """Return None: values are stored by their position."""
-        return None
-
-    def relative_error(self, _: np.float32) -> float | None:
-        """Return None: values are stored by their position."""
-        return None
-
-    def scales(self) -> ScaleStats | None:
-        """Return None: scales are the file's."""
-        return None
-
     def params_json(self) -> tuple[dict[str, Any], dict[str, str]]:
         """Return null for every parameter, and why."""
-        keys = "scale", "zero_point", "scale_replaced", "zero_point_clipped", "qmin", "qmax"
+        keys = *Params._fields, "qmin", "qmax"
         return dict.fromkeys(keys), dict.fromkeys(keys, self.why_no_step)
 
 
@@ -269,7 +241,7 @@ def open_codec(
     surveyed: Survey | None,
     threads: int,
     engine: NumpyEngine,
-) -> SingleScale | Blockwise | FromFile:
+) -> TensorCodec:
     """Return the codec of a tensor, the parameters chosen that have to be before the first block.
 
     `surveyed` may be None unless `needs_survey`.

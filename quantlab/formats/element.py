@@ -10,7 +10,7 @@ NumPy. To add a grid: a class with the attributes of `Element`, and a yaml in ``
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from enum import IntEnum
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -96,36 +96,26 @@ class CompiledGrid(NamedTuple):
     midpoints: FloatArray = NO_FLOATS
 
 
-class Element(Protocol):
-    """An element grid.
+class Element(ABC):
+    """An element grid of `n_bits`, by default one that is scaled to the magnitudes of a block.
 
-    Optional are ``scales_ends = True``, if the ends of the grid are multiples of the scale
-    (`range=mse` then gives up ranges early), and ``compiled_grid()``, see `compiled_grid_of`.
+    `symmetric` says that a range reaches as far below 0 as above, `accepts_range` that one can be
+    chosen, `needs_min_magnitude` that `fit` needs the smallest magnitude of a block that is not 0,
+    `scales_ends` that the ends of the grid are multiples of the scale: `range=mse` then gives up
+    ranges early. Optional is ``compiled_grid()``, see `compiled_grid_of`.
     """
 
-    @property
-    def n_bits(self) -> int:
-        """Width of a code."""
+    n_bits: int
+    symmetric: ClassVar[bool] = True
+    accepts_range: ClassVar[bool] = True
+    needs_min_magnitude: ClassVar[bool] = False
+    scales_ends: ClassVar[bool] = False
 
-    @property
-    def symmetric(self) -> bool:
-        """Whether a range reaches as far below 0 as above."""
-
-    @property
-    def accepts_range(self) -> bool:
-        """Whether a range can be chosen."""
-
-    @property
-    def needs_min_magnitude(self) -> bool:
-        """Whether `fit` needs the smallest magnitude of a block that is not 0."""
-
-    @property
-    def keeps_zero(self) -> bool:
-        """Whether 0 comes back as 0."""
-
+    @abstractmethod
     def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Choose the parameters of blocks from their bounds."""
 
+    @abstractmethod
     def round_trip(self, x: FloatArray, params: Any) -> Quantized:
         """Take values to codes and back; `params` broadcast to the shape of `x`.
 
@@ -134,36 +124,17 @@ class Element(Protocol):
 
     def reconstruct(self, x: FloatArray, params: Any) -> FloatArray:
         """Reconstruct values without their codes."""
+        return self.round_trip(x, params).x_hat
 
     def block_bits(self, scale_bits: int) -> int:
-        """Return the bits that a block stores beside its codes."""
+        """Return the bits that a block stores beside its codes: of a scale."""
+        return scale_bits
 
 
 class Scaled(NamedTuple):
     """The one parameter of a grid that is scaled to its block."""
 
     scale: FloatArray
-
-
-class ScaledGrid(ABC):
-    """A grid that is scaled to the largest magnitude of a block, and holds 0."""
-
-    symmetric: ClassVar[bool] = True
-    accepts_range: ClassVar[bool] = True
-    needs_min_magnitude: ClassVar[bool] = False
-    keeps_zero: ClassVar[bool] = True
-
-    @abstractmethod
-    def round_trip(self, x: FloatArray, params: Scaled) -> Quantized:
-        """Take values to codes and back."""
-
-    def reconstruct(self, x: FloatArray, params: Scaled) -> FloatArray:
-        """Reconstruct values."""
-        return self.round_trip(x, params).x_hat
-
-    def block_bits(self, scale_bits: int) -> int:
-        """Return the bits of a scale."""
-        return scale_bits
 
 
 def compiled_grid_of(element: Any) -> CompiledGrid | None:

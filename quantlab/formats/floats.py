@@ -20,12 +20,12 @@ from quantlab.formats.element import (
     BlockParams,
     Bounds,
     CompiledGrid,
+    Element,
     FloatArray,
     GridKind,
     Quantized,
     RoundScale,
     Scaled,
-    ScaledGrid,
     code_dtype,
     divide_by_scale,
     fit_scale,
@@ -57,7 +57,7 @@ def _decode_tables(dtype: Any, n_bits: int) -> tuple[Any, FloatArray]:
 
 
 @dataclass(frozen=True)
-class Float(ScaledGrid):
+class Float(Element):
     """A floating-point grid; ``scale = absmax / reach``.
 
     `largest` is its greatest number. `reach` is that too, unless it is given: OCP MX scales by the
@@ -154,7 +154,7 @@ class Float(ScaledGrid):
 
 
 @dataclass(frozen=True)
-class FixedPoint(ScaledGrid):
+class FixedPoint(Element):
     """Whole numbers of ``scale * 2^-fraction_bits``, as many below 0 as above (OCP MX, MXINT8)."""
 
     n_bits: int
@@ -223,7 +223,7 @@ HIGHEST = np.float32((3 * _EXACT[-1] - _EXACT[-2]) / 2)
 
 
 @dataclass(frozen=True)
-class NormalFloat4(ScaledGrid):
+class NormalFloat4(Element):
     """The 16 levels of NF4, of a scale that is the largest magnitude of the block.
 
     ``float32(x / scale)`` goes to the nearest level, at a midpoint to the lower. Codes count the

@@ -267,7 +267,6 @@ class CustomUniform(Uniform):
     """A uniform quantizer of one's own, whose parameters are chosen block by block."""
 
     symmetric = False
-    keeps_zero = False
 
     def __init__(self, quantizer: OwnQuantizer) -> None:
         self.quantizer = quantizer

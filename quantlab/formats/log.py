@@ -14,6 +14,7 @@ from quantlab.formats.element import (
     Bounds,
     Codes,
     ContradictionError,
+    Element,
     FloatArray,
     Quantized,
     RoundScale,
@@ -35,7 +36,7 @@ class LogParams(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Log:
+class Log(Element):
     """Magnitudes from the smallest to the largest of a block in steps of equal ratio.
 
     With ``a`` the largest and ``m`` the smallest magnitude that is not 0, K codes for magnitudes,
@@ -46,11 +47,8 @@ class Log:
     """
 
     n_bits: int
-
-    symmetric: ClassVar[bool] = True
     accepts_range: ClassVar[bool] = False
     needs_min_magnitude: ClassVar[bool] = True
-    keeps_zero: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Raise ValueError when `n_bits` is out of range."""
@@ -104,10 +102,6 @@ class Log:
         np.putmask(steps, zero, 0)
         steps += params.zero_point
         return steps.astype(code_dtype(self.n_bits))
-
-    def reconstruct(self, x: FloatArray, params: LogParams) -> FloatArray:
-        """Reconstruct values."""
-        return self.round_trip(x, params).x_hat
 
     def block_bits(self, scale_bits: int) -> int:  # noqa: ARG002 it stores its own two
         """Return the bits of two float32 numbers."""

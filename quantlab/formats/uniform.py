@@ -14,7 +14,6 @@ is float32 with a true division and halves rounded to even, so the codes equal t
 ``QuantizeLinear`` (opset 21) bit for bit. Its compiled twin is `stats.kernel.round_to_step`.
 """
 
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple
 
@@ -27,6 +26,7 @@ from quantlab.formats.element import (
     Bounds,
     Codes,
     CompiledGrid,
+    Element,
     FloatArray,
     GridKind,
     Quantized,
@@ -140,17 +140,11 @@ def scalar_params(params: Params) -> Params:
     return Params(np.float32(scale), int(zero_point), bool(replaced), bool(clipped))
 
 
-class Uniform(ABC):
-    """The affine map; subclasses choose its parameters."""
+class Uniform(Element):
+    """The affine map; subclasses choose its parameters.
 
-    n_bits: int
-    accepts_range: ClassVar[bool] = True
-    needs_min_magnitude: ClassVar[bool] = False
-    scales_ends: ClassVar[bool] = False
-
-    @abstractmethod
-    def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
-        """Choose the parameters of blocks; a step below float32's smallest normal becomes 1."""
+    A step below float32's smallest normal becomes 1.
+    """
 
     def choose(self, lo: float, hi: float) -> Params:
         """Choose the parameters of one block with the range [lo, hi]."""
@@ -179,8 +173,6 @@ class Symmetric(Uniform):
     """Zero point 0; the code ``qmin`` stays unused."""
 
     n_bits: int
-    symmetric: ClassVar[bool] = True
-    keeps_zero: ClassVar[bool] = True
     scales_ends: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -194,10 +186,6 @@ class Symmetric(Uniform):
         scale, replaced, stored = _store(absmax / qmax, absmax, store)
         zeros, never = np.zeros(np.shape(scale), np.int64), np.zeros(np.shape(scale), bool)
         return stored._replace(params=Params(stored.params, zeros, replaced, never))
-
-    def block_bits(self, scale_bits: int) -> int:
-        """Return the bits of a scale."""
-        return scale_bits
 
 
 @dataclass(frozen=True)
@@ -237,11 +225,6 @@ class Asymmetric(Uniform):
                 f"mode.zero_point must be widen, clip or wide_int, got {self.zero_point!r}"
             )
 
-    @property
-    def keeps_zero(self) -> bool:
-        """Whether 0 is always one of the values."""
-        return self.zero_point == "widen"
-
     def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Map each range onto all the codes.
 
@@ -251,7 +234,7 @@ class Asymmetric(Uniform):
         """
         qmin, qmax = code_range(self.n_bits)
         lo, hi = bounds.lo, bounds.hi
-        if self.keeps_zero:
+        if self.zero_point == "widen":
             lo, hi = np.minimum(lo, 0.0), np.maximum(hi, 0.0)
         scale, replaced, stored = _store((hi - lo) / (qmax - qmin), bounds.absmax, store)
         exact = np.where(replaced, 0, qmin) - np.rint(lo / scale)

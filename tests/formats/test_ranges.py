@@ -7,7 +7,7 @@ from scipy.stats import entropy
 
 from quantlab.formats import blocks, quantizer, ranges
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
-from quantlab.formats.element import Bounds, Quantized, ScaledGrid, fit_scale, per_value
+from quantlab.formats.element import Bounds, Element, Quantized, fit_scale, per_value
 from quantlab.formats.floats import Float
 from quantlab.formats.format import Format
 from quantlab.formats.ranges import (
@@ -244,7 +244,7 @@ def brute_force(x, element):
     return tried[np.argmin(losses, axis=0)] * absmax
 
 
-class Mixed(ScaledGrid):
+class Mixed(Element):
     """Even steps, fewer of them for blocks that reach far: its ends do not grow with the scale."""
 
     n_bits = 4

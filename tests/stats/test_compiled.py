@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
-from quantlab.formats.element import Quantized, ScaledGrid, compiled_grid_of, fit_scale
+from quantlab.formats.element import Element, Quantized, compiled_grid_of, fit_scale
 from quantlab.formats.floats import FixedPoint, Float, NormalFloat4
 from quantlab.formats.format import Format
 from quantlab.formats.log import Log
@@ -288,7 +288,7 @@ def test_a_grid_of_sixteen_bits_has_all_its_codes_in_both(monkeypatch):
 
 @pytest.mark.parametrize("size", [100, compiled.MAX_NUMPY_SIZE + 1])
 def test_codes_beyond_the_width_of_an_element_are_refused(size):
-    class Unsigned(ScaledGrid):
+    class Unsigned(Element):
         n_bits = 4
 
         def fit(self, bounds, store):

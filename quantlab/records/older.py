@@ -38,6 +38,7 @@ NAMES = (  # of a class, the oldest first and today's last
         "quantlab.sources.expected.Uniform",
         "quantlab.sources.source.ExpectedUniform",
     ),
+    ("quantlab.formats.log.Log", "quantlab.formats.floats.Log"),
     ("quantlab.quant.Asymmetric", "quantlab.formats.uniform.Asymmetric"),
     ("quantlab.quant.Symmetric", "quantlab.formats.uniform.Symmetric"),
     ("quantlab.sources.input_scaling.Awq", "quantlab.sources.calibration.Awq"),

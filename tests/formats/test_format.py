@@ -10,9 +10,8 @@ from hypothesis.extra.numpy import arrays
 from quantlab.formats import blocks, quantizer, ranges, scales
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import per_value
-from quantlab.formats.floats import FixedPoint, Float, NormalFloat4
+from quantlab.formats.floats import FixedPoint, Float, Log, NormalFloat4
 from quantlab.formats.format import Format, as_element
-from quantlab.formats.log import Log
 from quantlab.formats.ranges import AbsMax, Mse, Percentile
 from quantlab.formats.scales import PowerOfTwo, TwoLevel
 from quantlab.formats.uniform import Asymmetric, Symmetric, Uniform, code_range

@@ -13,9 +13,9 @@ import quantlab
 from quantlab.formats import rounding as module
 from quantlab.formats.blocks import Group, PerChannel, PerTensor, UnfitError
 from quantlab.formats.element import ContradictionError
+from quantlab.formats.floats import Log
 from quantlab.formats.format import Format, compose
 from quantlab.formats.gram import row_energies
-from quantlab.formats.log import Log
 from quantlab.formats.ranges import AbsMax, Mse, Percentile
 from quantlab.formats.rounding import ORDERS, Gptq
 from quantlab.formats.transform import Hadamard, multiply_hadamard

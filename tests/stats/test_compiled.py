@@ -12,9 +12,8 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import Element, Quantized, compiled_grid_of, fit_scale
-from quantlab.formats.floats import FixedPoint, Float, NormalFloat4
+from quantlab.formats.floats import FixedPoint, Float, Log, NormalFloat4
 from quantlab.formats.format import Format
-from quantlab.formats.log import Log
 from quantlab.formats.ranges import NUMPY, AbsMax, Mse, Percentile
 from quantlab.formats.scales import FLOAT32, PowerOfTwo, TwoLevel
 from quantlab.formats.transform import Hadamard, multiply_hadamard

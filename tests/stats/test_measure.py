@@ -9,8 +9,8 @@ from hypothesis.extra.numpy import arrays
 
 from quantlab.formats import uniform
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
+from quantlab.formats.floats import Log
 from quantlab.formats.format import Format
-from quantlab.formats.log import Log
 from quantlab.formats.uniform import Asymmetric, Symmetric
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, rank

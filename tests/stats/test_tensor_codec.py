@@ -10,9 +10,8 @@ from hypothesis.extra.numpy import array_shapes, arrays
 
 from quantlab.formats.blocks import Group, PerChannel, PerTensor
 from quantlab.formats.element import per_value
-from quantlab.formats.floats import FixedPoint, Float, NormalFloat4
+from quantlab.formats.floats import FixedPoint, Float, Log, NormalFloat4
 from quantlab.formats.format import Format
-from quantlab.formats.log import Log
 from quantlab.formats.ranges import AbsMax, BlockValues, Mse, Percentile, bounds
 from quantlab.formats.scales import PowerOfTwo, TwoLevel
 from quantlab.formats.transform import Hadamard, multiply_hadamard

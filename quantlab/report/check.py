@@ -69,16 +69,14 @@ class Check:
     def lines(self, texts: Texts) -> list[str]:
         """List what fails the check, or how it passed; the last line sums up."""
         criteria = " / ".join(criteria_text(bar, texts) for bar in self.bars)
-        words = {"n": len(self.choices), "criteria": criteria}
         if self.has_passed:
             judged = [output for output in self.outputs if output.is_judged]
-            passed = texts("check_passed", **words)
+            passed = texts("check_passed", n=len(self.choices), criteria=criteria)
             return [
                 *coverage_sentences(self.files, texts),
                 *answer_sentences(judged, texts),
                 passed,
             ]
-        failed = texts("check_failed", **words, missing=len(self.missing))
         return [
             *failure_sentences(self.failures, texts),
             *dict.fromkeys(self.incomplete.values()),
@@ -86,19 +84,23 @@ class Check:
             *(_tensor_text(choice, texts) for choice in self.missing),
             *(_output_text(output, texts) for output in self.changed),
             *(texts("check_unjudged", criterion=key) for key in self.unjudged),
-            "; ".join([failed, *self._sums(texts)]),
+            texts("check_failed", reasons="; ".join(self._sums(criteria, texts))),
         ]
 
-    def _sums(self, texts: Texts) -> list[str]:
-        """Count what fails the check beside tensors that miss the bar."""
+    def _sums(self, criteria: str, texts: Texts) -> list[str]:
+        """Count the tensors that miss the bar, if any do, and what else fails the check."""
         counts: dict[str, Sized] = {
             "check_uncovered": self.uncovered,
             "check_answers": self.changed,
             "check_unjudged_sum": self.unjudged,
-            "failures": self.failures,
+            "check_failures": self.failures,
             "check_unmeasured": self.unmeasured,
         }
-        return [texts(key, n=len(items)) for key, items in counts.items() if items]
+        sums = [texts(key, n=len(items)) for key, items in counts.items() if items]
+        words = {"n": len(self.choices), "criteria": criteria}
+        if self.missing:
+            return [texts("check_missing", **words, missing=len(self.missing)), *sums]
+        return [*sums, texts("check_none_missing", **words)] if self.choices else sums
 
 
 def _tensor_text(choice: TensorChoice, texts: Texts) -> str:

@@ -48,6 +48,7 @@ from quantlab.text import NULL, format_number, label
 LEVEL_CHARS, FORMAT_CHARS = 20, 48
 VERDICT_LINES = 20
 WORST_TENSORS = 3  # of a run, those that suffer most
+WORST_ROWS = 12  # of all runs: with more of them each names its worst alone, in the overview
 PREDICTED_COLUMNS = {key: PREDICTED[key] for key in ("scale", "mae", "sqnr_db")} | {
     "landmark_rel_err": ".1%"
 }
@@ -84,11 +85,7 @@ def _tables(findings: Findings, texts: Texts) -> Iterator[Table | str]:
         levels = [level for level in levels if level != "tensor"]
         runs = _rows_by_run(rows, levels)
         yield overview_table(runs, levels, texts)
-        yield texts("worst_tensors", n=WORST_TENSORS)
-        worst = [row for run in runs for row in run[:WORST_TENSORS]][:MAX_ROWS]
-        heads = [*_level_heads(levels), "tensor"]
-        cells = [[*_level_cells(row, levels), label(row["tensor"])] for row in worst]
-        yield ratio_table(heads, cells, worst, texts)
+        yield from _worst_tables(runs, levels, texts)
     else:
         yield from _figure_tables(rows, levels, texts)
     if findings.storage:
@@ -100,6 +97,20 @@ def _tables(findings: Findings, texts: Texts) -> Iterator[Table | str]:
         sentences = answer_sentences(outputs, texts)
         yield "\n".join(texts.first_few(sentences, VERDICT_LINES, "more_verdicts"))
     yield "\n".join(_verdicts(findings, texts))
+
+
+def _worst_tables(
+    runs: Sequence[list[Row]], levels: Sequence[str], texts: Texts
+) -> Iterator[Table | str]:
+    """Yield the figures of the worst tensors of each run, where the runs are few."""
+    n_worst = min(WORST_TENSORS, WORST_ROWS // len(runs))
+    if not n_worst:
+        return
+    yield texts("worst_tensors", n=n_worst)
+    worst = [row for run in runs for row in run[:n_worst]]
+    heads = [*_level_heads(levels), "tensor"]
+    cells = [[*_level_cells(row, levels), label(row["tensor"])] for row in worst]
+    yield ratio_table(heads, cells, worst, texts)
 
 
 def _figure_tables(

@@ -38,8 +38,20 @@ def test_a_run_that_failed_fails_the_check():
     failures = {"a": "no disk", "b": "no disk", "c": "no tensor"}
     lines = check(some(), failures=failures)
     assert lines[:2] == ["a and one more run failed: no disk", "c failed: no tensor"]
-    assert lines[-1].startswith("check failed: 0 of 1 tensors miss the bar (SQNR ≥ 30 dB); 3 runs")
-    assert check([], failures={"a": "no"})[-1].startswith("check failed")
+    failed = "3 runs failed or left no record that can be read"
+    met = "the tensor measured does not miss the bar (SQNR ≥ 30 dB)"
+    assert lines[-1] == f"check failed: {failed}; {met}"
+    failed = "one run failed or left no record that can be read"
+    assert check([], failures={"a": "no"})[-1] == f"check failed: {failed}"
+
+
+def test_tensors_that_were_not_measured_fail_the_check_before_those_that_meet_the_bar():
+    rows = [*some(), stored("nf4", 4, 4.5, 32.0, tensor="rich")]
+    check = Check(choices_of(rows, FORMAT_LEVELS, SQNR), [SQNR], unmeasured=["a", "b"])
+    assert check.lines(T)[-1] == (
+        "check failed: 2 tensors could not be measured; "
+        "none of the 2 tensors measured misses the bar (SQNR ≥ 30 dB)"
+    )
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)
@@ -73,8 +85,9 @@ def test_answers_that_no_format_keeps_fail_the_check():
     assert check.lines(T) == [
         "probs: no format tried meets the bar; in the nearest, sym 8 bits, the KL of the answers "
         "is 0.001 bits (limit 0.0001 bits)",
-        "check failed: 0 of 1 tensors miss the bar (SQNR ≥ 30 dB; KL of the answers ≤ 0.0001 bits; "
-        "first answers the same ≥ 95%); of one output no format tried keeps the answers",
+        "check failed: of one output no format tried keeps the answers; the tensor measured does "
+        "not miss the bar (SQNR ≥ 30 dB; KL of the answers ≤ 0.0001 bits; first answers the same "
+        "≥ 95%)",
     ]
 
 
@@ -84,7 +97,7 @@ def test_a_criterion_without_a_figure_never_passes(rows):
     assert not check.has_passed
     first, last = check.lines(T)
     assert first.startswith("report.bar.accuracy_drop judges the answers of a model, of which none")
-    assert last.endswith("; one criterion has nothing to judge")
+    assert last.startswith("check failed: one criterion has nothing to judge; ")
 
 
 @pytest.mark.parametrize("lang", LANGUAGES)

@@ -135,6 +135,24 @@ def test_of_many_tensors_too():
     assert "file/npz: 70 of 70 tensors have a format that meets the bar; the cheapest is" in shown
 
 
+@pytest.mark.parametrize(("runs", "of_each"), [(4, 3), (5, 2), (12, 1), (13, 0)])
+def test_many_runs_have_fewer_of_their_worst_tensors(runs, of_each):
+    rows = [
+        stored("symmetric", n_bits, n_bits, 40.0 + n_bits, tensor=f"t{n}", dist="file/npz")
+        for n_bits in range(2, 2 + runs)
+        for n in range(5)
+    ]
+    shown = sweep_summary(findings_of(rows, ["dist", "mode", "n_bits", "tensor"]), [], Texts("en"))
+    title = {0: None, 1: "the worst tensor of each run"}.get(
+        of_each, f"the {of_each} worst tensors of each run"
+    )
+    _, *tables = shown.split(f"\n{title}, by sqnr_db\n\n")
+    assert [len(table.split("\n\n")[0].splitlines()) - 1 for table in tables] == (
+        [runs * of_each] if of_each else []
+    )
+    assert ("of each run" in shown) == bool(of_each)
+
+
 def test_an_exact_round_trip_is_said_one_way():
     exact = row(8, sqnr_db=None, max_err=0.0)
     texts = Texts("en")

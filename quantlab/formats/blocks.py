@@ -3,11 +3,12 @@
 To add a way to share scales: a class with `layout` here, and a yaml in ``conf/block/``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from math import prod
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -184,28 +185,9 @@ class Layout:
                 yield self._piece(first, block, n, blocks, part, within)
 
 
-class Block(Protocol):
-    """A way to share scales; `scale` names the type they are stored in."""
-
-    @property
-    def name(self) -> str:
-        """Name of the option."""
-
-    @property
-    def scale(self) -> str:
-        """Name of the type that scales are stored in."""
-
-    @property
-    def block_size(self) -> int | None:
-        """Number of values in a block, if it is the same for every tensor."""
-
-    def layout(self, shape: Shape) -> Layout:
-        """Return the blocks of a tensor; raises UnfitError if it has none of this kind."""
-
-
 @dataclass(frozen=True)
-class ScaledBlock:
-    """What every block here has: the type that scales are stored in."""
+class Block(ABC):
+    """A way to share scales; `scale` names the type they are stored in."""
 
     scale: str = field(default="float32", kw_only=True)
     name: ClassVar[str]
@@ -215,8 +197,12 @@ class ScaledBlock:
         """Number of values in a block, if it is the same for every tensor."""
         return None
 
+    @abstractmethod
+    def layout(self, shape: Shape) -> Layout:
+        """Return the blocks of a tensor; raises UnfitError if it has none of this kind."""
 
-class PerTensor(ScaledBlock):
+
+class PerTensor(Block):
     """One scale a tensor."""
 
     name: ClassVar[str] = "tensor"
@@ -227,7 +213,7 @@ class PerTensor(ScaledBlock):
 
 
 @dataclass(frozen=True)
-class PerChannel(ScaledBlock):
+class PerChannel(Block):
     """One scale for each index of an axis; a tensor of fewer than two dimensions is one block."""
 
     axis: int = 0
@@ -250,7 +236,7 @@ class PerChannel(ScaledBlock):
 
 
 @dataclass(frozen=True)
-class Head(ScaledBlock):
+class Head(Block):
     """One scale for each of `heads` equal parts of the last axis, as of a cache of K or V.
 
     Of four axes the second is that of heads if it is as long, ``(batch, heads, tokens, dim)``, else
@@ -278,7 +264,7 @@ class Head(ScaledBlock):
 
 
 @dataclass(frozen=True)
-class Group(ScaledBlock):
+class Group(Block):
     """One scale for `size` consecutive values of a row, a tensor flattened from axis 1 on.
 
     With an `axis` a row is what lies along it, as of the tensor with this axis moved to the end.

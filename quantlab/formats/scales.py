@@ -4,8 +4,9 @@ The codes are computed with the scale that is stored. Beyond the largest value o
 saturates; where it rounds to 0 it has vanished, and its block comes back as 0.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -21,30 +22,23 @@ class RoundedScale(NamedTuple):
     vanished: NDArray[np.bool_]
 
 
-class ScaleType(Protocol):
+class ScaleType(ABC):
     """A type that scales are stored in.
 
     `bits` are those of one scale, `tensor_bits` those of what a tensor stores once.
     """
 
-    @property
-    def name(self) -> str:
-        """Name in configs and results."""
+    name: str
+    bits: int
+    tensor_bits: int = 0
 
-    @property
-    def bits(self) -> int:
-        """Bits of one scale."""
-
-    @property
-    def tensor_bits(self) -> int:
-        """Bits of what a tensor stores once."""
-
+    @abstractmethod
     def store(self, scale: ArrayLike, absmax: float) -> RoundedScale:
         """Round scales, of blocks of a tensor whose largest magnitude is `absmax`."""
 
 
 @dataclass(frozen=True)
-class FloatType:
+class FloatType(ScaleType):
     """A binary floating-point type: its bits, those of its mantissa, least exponent and maximum."""
 
     name: str
@@ -53,7 +47,6 @@ class FloatType:
     min_exponent: int  # of a normal number
     largest: float
     dtype: type[np.floating[Any]] | None = None  # that NumPy has of it
-    tensor_bits: ClassVar[int] = 0
 
     def store(self, scale: ArrayLike, absmax: float = 0.0) -> RoundedScale:  # noqa: ARG002 ScaleType
         """Round to nearest, ties to even, subnormal numbers included; saturate."""
@@ -82,7 +75,7 @@ SCALE_TYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
 
 
 @dataclass(frozen=True)
-class PowerOfTwo:
+class PowerOfTwo(ScaleType):
     """A power of two near the scale, from 2^-127 to 2^127 (E8M0), by one of the rules in use.
 
     floor   not above it; the largest values of a block may saturate (OCP MX 1.0)
@@ -96,9 +89,8 @@ class PowerOfTwo:
     rule: str = "floor"
     headroom: float = 1.0
     mantissa_bits: int = 0
-    name: ClassVar[str] = "e8m0"
-    bits: ClassVar[int] = 8
-    tensor_bits: ClassVar[int] = 0
+    name = "e8m0"
+    bits = 8
 
     def __post_init__(self) -> None:
         """Raise ValueError unless the rule is known."""
@@ -128,7 +120,7 @@ SCALE_RULES = ("floor", "rceil", "even")
 
 
 @dataclass(frozen=True)
-class TwoLevel:
+class TwoLevel(ScaleType):
     """A float8_e4m3 scale a block, in units of a float32 scale of the tensor (NVFP4).
 
     `element_max` is the largest value of the elements: 6 for e2m1. Block scales are at least
@@ -137,9 +129,9 @@ class TwoLevel:
 
     element_max: float = 6.0
     clamp: float | None = None
-    name: ClassVar[str] = "float8_e4m3"
-    bits: ClassVar[int] = 8
-    tensor_bits: ClassVar[int] = 32
+    name = "float8_e4m3"
+    bits = 8
+    tensor_bits = 32
 
     def __post_init__(self) -> None:
         """Raise ValueError unless `clamp` is a number that a block scale can be."""

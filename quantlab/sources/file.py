@@ -382,11 +382,6 @@ def readable(path: str, kind: str) -> Iterator[None]:
         ) from error
 
 
-def map_tensor(name: str, dtype: Any, shape: tuple[int, ...], path: str, offset: int) -> Tensor:
-    """Map values that lie as they are in a file."""
-    return map_values(name, dtype, shape, file_state(path), offset)
-
-
 def file_state(path: str) -> FileState:
     """Return path, size and time of change, which identify the content of a file."""
     expanded = expand_home(path)

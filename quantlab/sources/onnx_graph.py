@@ -18,13 +18,12 @@ from quantlab.sources import hub
 from quantlab.sources.file import (
     BadFileError,
     file_state,
-    map_tensor,
     require_unique,
 )
 from quantlab.sources.kinds.decoding import MisfitError
 from quantlab.sources.kinds.onnx import EIGHT_BIT_FLOATS, PACKED, Operand, Quantization, kind_bits
 from quantlab.sources.onnx_proto import MIN_MAPPED_BYTES, read_model
-from quantlab.sources.tensor import FileState, Tensor, expect_truncation
+from quantlab.sources.tensor import FileState, Tensor, expect_truncation, map_values
 
 VALUES = ("float16", "bfloat16", "float32", "float64", *EIGHT_BIT_FLOATS)
 UNKNOWN = "type "  # begins the name of a dtype that onnx does not have
@@ -154,7 +153,7 @@ class Constant:
             raise BadFileError(
                 f"needs {offset + size} bytes of {location} for {self.name}: it is cut"
             )
-        return map_tensor(self.name, *self._stored, str(location), offset)
+        return map_values(self.name, *self._stored, file_state(str(location)), offset)
 
     def values(self) -> Tensor:
         """Return the values as `open` does; raises MisfitError."""

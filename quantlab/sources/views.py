@@ -20,6 +20,7 @@ import numpy as np
 from quantlab.formats.blocks import Read, Shape
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
+    DecodeRows,
     RowIndex,
     StoredTensor,
     faulty_tensor,
@@ -48,17 +49,26 @@ def select_matrix(tensor: StoredTensor, n: int) -> StoredTensor:
 
 def select_rows(tensor: StoredTensor, first: int, count: int) -> StoredTensor:
     """Return `count` rows of a matrix, from `first` on."""
-    width = tensor.shape[-1]
+    width, read = tensor.shape[-1], tensor.reader()
 
     def read_elements(start: int, stop: int) -> FloatArray:
         return read(first * width + start, first * width + stop)
 
-    read = tensor.reader()
+    def decode_rows(index: RowIndex) -> FloatArray:
+        return tensor.decode_rows(index + first)
+
+    return _see(tensor, (count, width), decode_rows, read_elements)
+
+
+def _see(
+    tensor: StoredTensor, shape: Shape, decode_rows: DecodeRows, read_elements: Read | None = None
+) -> StoredTensor:
+    """Return values of a tensor in a shape, of which no other reading is known."""
     return replace(
         tensor,
-        shape=(count, width),
-        share=tensor.share * count / tensor.shape[0],
-        decode_rows=lambda index: tensor.decode_rows(index + first),
+        shape=shape,
+        share=tensor.share * prod(shape) / max(tensor.size, 1),
+        decode_rows=decode_rows,
         read_elements=read_elements,
         readings={},
         rearranged={},
@@ -84,40 +94,24 @@ def transpose(tensor: StoredTensor) -> StoredTensor:
     """Return a matrix with its axes exchanged; it is decoded as a whole."""
     rows, columns = tensor.shape
     matrix = _Matrix(tensor.reader(), rows, columns)
-    return replace(
+    return _see(
         tensor,
-        shape=(columns, rows),
-        decode_rows=lambda index: _decode_transposed(matrix)[index],
-        read_elements=lambda start, stop: _decode_transposed(matrix).reshape(-1)[start:stop],
-        readings={},
-        rearranged={},
+        (columns, rows),
+        lambda index: _decode_transposed(matrix)[index],
+        lambda start, stop: _decode_transposed(matrix).reshape(-1)[start:stop],
     )
 
 
 def reorder_rows(tensor: StoredTensor, order: RowIndex) -> StoredTensor:
     """Return the rows of a matrix that `order` names, in that order."""
-    return replace(
-        tensor,
-        shape=(order.size, tensor.shape[-1]),
-        share=tensor.share * order.size / tensor.shape[0],
-        decode_rows=lambda index: tensor.decode_rows(order[index]),
-        read_elements=None,
-        readings={},
-        rearranged={},
-    )
+    shape = order.size, tensor.shape[-1]
+    return _see(tensor, shape, lambda index: tensor.decode_rows(order[index]))
 
 
 def reshape(tensor: StoredTensor, shape: Shape) -> StoredTensor:
     """Return the values in another shape."""
     read = tensor.reader()
-    return replace(
-        tensor,
-        shape=shape,
-        decode_rows=rows_of(read, row_width(shape)),
-        read_elements=read,
-        readings={},
-        rearranged={},
-    )
+    return _see(tensor, shape, rows_of(read, row_width(shape)), read)
 
 
 def stack(name: str, matrices: Sequence[StoredTensor], shape: Shape) -> StoredTensor:

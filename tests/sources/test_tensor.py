@@ -50,9 +50,10 @@ truncates = pytest.mark.skipif(
 )
 READ = """
 import os, sys
-from quantlab.sources.file import map_tensor
+from quantlab.sources.file import file_state
+from quantlab.sources.tensor import map_values
 path = sys.argv[1]
-tensor = map_tensor("w", "<f4", (2**16,), path, 0)
+tensor = map_values("w", "<f4", (2**16,), file_state(path), 0)
 assert tensor.block(0, 4).sum() == 4
 os.truncate(path, 2**12)
 {read}
@@ -84,8 +85,9 @@ with open(sys.argv[1] + ".foreign", "w+b") as file:
     os.truncate(file.fileno(), 2**16)
     foreign = mmap.mmap(file.fileno(), 0)
     os.truncate(file.fileno(), 0)
-from quantlab.sources.file import map_tensor
-tensor = map_tensor("w", "<f4", (2**16,), sys.argv[1], 0)
+from quantlab.sources.file import file_state
+from quantlab.sources.tensor import map_values
+tensor = map_values("w", "<f4", (2**16,), file_state(sys.argv[1]), 0)
 foreign[0]
 """
 

@@ -126,6 +126,20 @@ def test_llama_cpp_takes_the_recipe_and_keeps_what_the_plan_promised(types, fold
     assert whole["bits_per_value"] <= 4.8
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(not TOOL.exists(), reason="llama-quantize is not built: make llama")
+def test_llama_cpp_joins_shards_into_a_file_of_the_size_that_the_plan_says(tmp_path):
+    tiny_llama.write_gguf(tmp_path / "tiny.gguf", shard_tensors=8)
+    first = tmp_path / "tiny-00001-of-00003.gguf"
+    source = ["dist=file/gguf", f"dist.path={first}", "mode=ggml/q4_0,ggml/q8_0"]
+    assert run("-m", *source, f"hydra.sweep.dir={tmp_path}/types").returncode == 0
+    done = command("plan", tmp_path / "types", "--bits", "6", "--recipe", "llama.cpp")
+    recipe, joined = tmp_path / "types" / "plan.llama.cpp.txt", tmp_path / "joined.gguf"
+    arguments = ["--tensor-type-file", str(recipe), str(first), str(joined), "q8_0"]
+    subprocess.run([str(TOOL), *arguments], check=True, capture_output=True)
+    assert f"({joined.stat().st_size:,} bytes)" in done.stdout
+
+
 def test_a_plan_is_verified_until_it_or_the_results_change(lab_sweep, tmp_path):
     copy = shutil.copytree(lab_sweep[0], tmp_path / "lab")
     assert command("plan", copy, "--bits", "10").returncode == 0

@@ -103,9 +103,9 @@ def write_hugging_face(directory, seed=0, dtype=ml_dtypes.bfloat16):
     return path
 
 
-def write_gguf(path, seed=0):
-    """Write the model as the F16 GGUF that llama-quantize takes."""
-    writer = gguf.GGUFWriter(path, "llama")
+def write_gguf(path, seed=0, shard_tensors=0):
+    """Write the model as the F16 GGUF that llama-quantize takes, in shards of so many tensors."""
+    writer = gguf.GGUFWriter(path, "llama", split_max_tensors=shard_tensors)
     writer.add_type("model")
     writer.add_name("Tiny Llama")
     writer.add_block_count(LAYERS)

@@ -303,16 +303,20 @@ class HeaderSize(NamedTuple):
 
 
 def read_header_size(path: str) -> HeaderSize:
-    """Return the sizes of the parts of a GGUF file."""
-    reader = open_reader(path)
+    """Return the sizes of the parts of a GGUF file, of one in shards as if it were not split."""
+    first, *others = (open_reader(shard) for shard in _find_shards(path))
     fields = {
         key: sum(part.nbytes for part in field.parts)
-        for key, field in reader.fields.items()
-        if not key.startswith("GGUF.")  # of the fixed part
+        for key, field in first.fields.items()
+        if not key.startswith(("GGUF.", "split."))  # of the fixed part, and of shards
     }
-    infos = sum(INFO_BYTES + len(info.name.encode()) + 8 * len(info.shape) for info in reader.infos)
+    infos = sum(
+        INFO_BYTES + len(info.name.encode()) + 8 * len(info.shape)
+        for reader in (first, *others)
+        for info in reader.infos
+    )
     tensors = {tensor.name: tensor.n_bytes for tensor in read_contents(path).tensors}
-    return HeaderSize(fields, infos, reader.alignment, tensors)
+    return HeaderSize(fields, infos, first.alignment, tensors)
 
 
 def field_bytes(key: str) -> int:

@@ -150,6 +150,36 @@ def test_gguf_keeps_its_fields(tmp_path):
     np.testing.assert_array_equal(stored["b.weight"], tensors["b.weight"])
 
 
+@pytest.mark.parametrize("small_first", [False, True])
+def test_gguf_in_shards_stays_in_shards(tmp_path, small_first):
+    tensors = weights(np.float16)
+    how = {"split_max_tensors": 2, "small_first_shard": small_first}
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama", **how)
+    for name, x in tensors.items():
+        writer.add_tensor(name, x)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file,
+                  writer.write_tensors_to_file, writer.close):  # fmt: skip
+        write()
+    shards = sorted(tmp_path.glob("*.gguf"))
+    assert len(shards) == 2 + small_first
+    write_plan(tmp_path, tensors, a=ASYM, c=SYM)
+    done = apply_plan(tmp_path, shards[-1], tmp_path / "out")
+    assert list(done.files) == [tmp_path / "out" / shard.name for shard in shards]
+    forms = {"a.weight": ASYM, "c.weight": SYM}
+    for number, (shard, written) in enumerate(zip(shards, done.files, strict=True)):
+        before, after = gguf.GGUFReader(shard), gguf.GGUFReader(written)
+        fields = [{k: f.contents() for k, f in each.fields.items()} for each in (before, after)]
+        assert fields[0] == fields[1]
+        about = [fields[1][f"split.{key}"] for key in ("no", "count", "tensors.count")]
+        assert about == [number, len(shards), len(tensors)]
+        for old, new in zip(before.tensors, after.tensors, strict=True):
+            described = [(t.name, t.shape.tolist(), t.tensor_type) for t in (old, new)]
+            assert described[0] == described[1]
+            form = forms.get(new.name)
+            x_hat = expected(tensors[new.name], form) if form else tensors[new.name]
+            assert new.data.tobytes() == x_hat.tobytes()
+
+
 @pytest.mark.parametrize("order", "CF")
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_arrays_of_numpy_keep_their_order(tmp_path, save, order):

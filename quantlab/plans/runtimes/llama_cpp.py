@@ -90,12 +90,11 @@ class LlamaCpp(Runtime):
     def file_bytes(self, assignments: Iterable[Assignment], path: str) -> int:
         """Return the size of what llama-quantize writes of a GGUF file, without ``--imatrix``.
 
-        It copies the metadata but those of a split, and adds two where they are missing.
+        It joins shards, copies the metadata, and adds two where they are missing.
         """
         header = read_header_size(path)
         planned = {part.tensor.name: part.bits // 8 for part in assignments}
-        fields = {key: n for key, n in header.fields.items() if not key.startswith("split.")}
-        fields |= {key: field_bytes(key) for key in ADDED_FIELDS}
+        fields = header.fields | {key: field_bytes(key) for key in ADDED_FIELDS}
         tensors = (planned.get(name, n_bytes) for name, n_bytes in header.tensors.items())
         return header.file_size(sum(fields.values()), tensors)
 

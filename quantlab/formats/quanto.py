@@ -11,12 +11,7 @@ Each step is rounded to the type of the tensor. Its qint8 is ``mode=sym block=ch
 import numpy as np
 
 from quantlab.formats.element import FloatArray
-from quantlab.formats.grouped import (
-    AffineGroups,
-    GroupValues,
-    group_ends,
-    round_to_type,
-)
+from quantlab.formats.grouped import AffineGroups, GroupValues, group_ends, round_to_type
 
 
 class QuantoQint(AffineGroups):

@@ -13,13 +13,7 @@ from quantlab.sources.file import file_state, readable, require_matches
 from quantlab.sources.onnx_graph import read_graph
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import Tensor
-from quantlab.text import (
-    Patterns,
-    format_size,
-    label,
-    matches,
-    require_patterns,
-)
+from quantlab.text import Patterns, format_size, label, matches, require_patterns
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.models.model import Arrays
-from quantlab.sources.file import (
-    existing_path,
-    expand_home,
-    file_sha256,
-    file_state,
-    readable,
-)
+from quantlab.sources.file import existing_path, expand_home, file_sha256, file_state, readable
 from quantlab.sources.onnx_graph import as_text, constant_protos, kind_name, model_files, read_graph
 from quantlab.sources.tensor import FileState
 from quantlab.stats.parallel import map_on_threads, usable_cores

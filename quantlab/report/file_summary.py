@@ -57,7 +57,7 @@ def _describe(path: str, file: DecodedFile) -> str:
     stored = file.stored
     bits = sum(tensor.bits for tensor in stored.tensors.values())
     size = sum(tensor.size for tensor in stored.tensors.values())
-    family = stored.architecture.name if stored.architecture else file.model_type
+    family = stored.architecture.name if stored.architecture else file.family.model_type
     of_family = f" of {label(family)}" if family else ""
     return (
         f"{path}: {stored.format}{of_family}, {count(len(stored.tensors), 'tensor')}, "

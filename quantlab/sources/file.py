@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from quantlab.sources import hub
-from quantlab.sources.names import Architecture
+from quantlab.sources.names import Family
 from quantlab.sources.source import Expected, Source
 from quantlab.sources.tensor import FileState, Tensor, dtype_name, map_values
 from quantlab.text import (
@@ -195,19 +195,9 @@ class File(Source, ABC):
         ]
 
     @property
-    def architecture(self) -> Architecture | None:
-        """The model's family, where the file names it."""
-        return None
-
-    @property
-    def model_type(self) -> str | None:
-        """The model's family as Hugging Face calls it, where the file is known to have one."""
-        return None
-
-    @property
-    def ties_embeddings(self) -> bool:
-        """False where the model is known to have an output layer that is not its embedding."""
-        return True
+    def family(self) -> Family:
+        """What the file says of its model."""
+        return Family()
 
     @cached_property
     def _part_of(self) -> dict[str, int]:

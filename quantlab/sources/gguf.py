@@ -20,7 +20,7 @@ from quantlab.sources.kinds.decoding import (
     row_width,
     rows_of,
 )
-from quantlab.sources.names import Architecture
+from quantlab.sources.names import Architecture, Family
 from quantlab.sources.pairing import StoredFile
 from quantlab.sources.tensor import FileState, Tensor, map_values
 
@@ -70,9 +70,9 @@ class Gguf(File):
     needs = ("gguf", "ml_dtypes")
 
     @property
-    def architecture(self) -> Architecture:
-        """The model's family."""
-        return read_contents(self.path).architecture
+    def family(self) -> Family:
+        """What the file says of its model."""
+        return Family(read_contents(self.path).architecture)
 
     def _entries(self) -> Iterator[FileEntry]:
         for tensor in read_contents(self.path).tensors:

@@ -18,12 +18,7 @@ from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Shape
 from quantlab.formats.element import FloatArray
-from quantlab.sources.file import (
-    BadFileError,
-    existing_path,
-    file_state,
-    readable,
-)
+from quantlab.sources.file import BadFileError, existing_path, file_state, readable
 from quantlab.sources.names import gguf_name
 from quantlab.text import label, require_packages
 

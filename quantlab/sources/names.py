@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,17 @@ class Architecture:
         """Return the number of heads of "q" or "k" in a block; 0 where it is not known."""
         counts = self.heads if projection == "q" else self.kv_heads or self.heads
         return counts[block % len(counts)] if len(counts) == 1 or block < len(counts) else 0
+
+
+class Family(NamedTuple):
+    """What a file says of its model; `model_type` is its family as Hugging Face calls it.
+
+    `ties_embeddings` is False where the model has an output layer that is not its embedding.
+    """
+
+    architecture: Architecture | None = None
+    model_type: str | None = None
+    ties_embeddings: bool = True
 
 
 @cache

@@ -15,11 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.sources import hub
-from quantlab.sources.file import (
-    BadFileError,
-    file_state,
-    require_unique,
-)
+from quantlab.sources.file import BadFileError, file_state, require_unique
 from quantlab.sources.kinds.decoding import MisfitError
 from quantlab.sources.kinds.onnx import EIGHT_BIT_FLOATS, PACKED, Operand, Quantization, kind_bits
 from quantlab.sources.onnx_proto import MIN_MAPPED_BYTES, read_model

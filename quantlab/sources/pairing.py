@@ -18,17 +18,13 @@ from quantlab.formats.blocks import Read, Shape, UnfitError
 from quantlab.formats.element import FloatArray, require_no_width
 from quantlab.formats.format import Codec, NamedTensor, Reconstruction
 from quantlab.sources import hub, views
-from quantlab.sources.file import (
-    File,
-    existing_path,
-    readable,
-    require_unique,
-)
+from quantlab.sources.file import File, existing_path, readable, require_unique
 from quantlab.sources.kinds.decoding import RowIndex, StoredTensor
 from quantlab.sources.names import (
     PERMUTED,
     SHIFTED_BY_MLX,
     Architecture,
+    Family,
     gguf_name,
     is_shifted_norm,
     norm_shift,
@@ -223,15 +219,12 @@ class Bound(Codec):
     def __init__(self, stored: StoredFile, source: Any) -> None:
         self.stored, self.n_bits = stored, None
         self._file = source if isinstance(source, File) else None  # others are seen when opened
+        self._family = self._file.family if self._file else Family()
         entries = self._file.entries if self._file else []
         self.pairs = self._pair({entry.name: entry.shape for entry in entries})
         self.tied = self._find_tied()
         self.pairs |= {name: Pair(stored.tensors[name]) for name in self.tied.values()}
         self._require_original()
-
-    @property
-    def _model_type(self) -> str | None:
-        return self._file.model_type if self._file else None
 
     def _require_original(self) -> None:
         """Raise ValueError where the source is quantized itself and the file is not."""
@@ -248,7 +241,7 @@ class Bound(Codec):
 
     def _find_tied(self) -> dict[str, str]:
         """Return the stored output layer of an embedding that is both in the original."""
-        if not self._file or not self._file.ties_embeddings:
+        if not self._file or not self._family.ties_embeddings:
             return {}
         shapes = {entry.name: entry.shape for entry in self._file.entries}
         if any(is_output_layer(name) for name in shapes):
@@ -309,7 +302,7 @@ class Bound(Codec):
     def _pair(self, shapes: Mapping[str, Shape]) -> dict[str, Pair]:
         """Pair by equal names, llama.cpp's, those of experts, suffixes, and common ends."""
         tensors = self.stored.tensors
-        is_shifted = self._model_type in SHIFTED_BY_MLX and self.stored.is_of_mlx
+        is_shifted = self._family.model_type in SHIFTED_BY_MLX and self.stored.is_of_mlx
         pairs = {name: Pair(tensors[name]) for name in shapes if name in tensors}
         if is_shifted:
             norms = filter(is_shifted_norm, pairs)
@@ -334,12 +327,9 @@ class Bound(Codec):
         used = {pair.tensor.name for pair in pairs.values()}
         tensors = self.stored.tensors
         free = {name: tensor for name, tensor in tensors.items() if name not in used}
-        source = self._file.architecture if self._file else None
-        stored = self.stored.architecture
+        source, stored = self._family.architecture, self.stored.architecture
         families = {family.name for family in (source, stored) if family}
-        if self._model_type:
-            families.add(self._model_type)
-        is_interleaved = bool(families & INTERLEAVED)
+        is_interleaved = bool((families | {self._family.model_type}) & INTERLEAVED)
         return Experts(
             free,
             original_interleaved=is_interleaved and not source,
@@ -349,7 +339,7 @@ class Bound(Codec):
     def _pair_translated(self, names: Sequence[str]) -> dict[str, Pair]:
         """Pair names of Hugging Face on one side with those of llama.cpp on the other."""
         tensors, stored = self.stored.tensors, self.stored.architecture
-        source = self._file.architecture if self._file else None
+        source = self._family.architecture
         if stored and not source:
             translated = {name: gguf_name(name, stored.name) for name in names}
             return {

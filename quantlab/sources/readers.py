@@ -17,7 +17,7 @@ from typing import Any
 from quantlab.sources import gguf, hub
 from quantlab.sources.file import SUFFIXES, File, FileEntry, existing_path, require_unpickled
 from quantlab.sources.gguf import Gguf, GgufFile, read_fields
-from quantlab.sources.names import Architecture
+from quantlab.sources.names import Family
 from quantlab.sources.numpy import Npy, Npz
 from quantlab.sources.onnx import Onnx, OnnxFile
 from quantlab.sources.pairing import StoredFile
@@ -78,23 +78,9 @@ class DecodedFile(File):
         return open_stored(self.path)
 
     @cached_property
-    def _plain(self) -> File:
-        return READERS[self.stored.format](self.path, select="all")
-
-    @property
-    def architecture(self) -> Architecture | None:
-        """The model's family, where the file names it."""
-        return self.stored.architecture
-
-    @property
-    def model_type(self) -> str | None:
-        """The model's family as Hugging Face calls it."""
-        return self._plain.model_type
-
-    @property
-    def ties_embeddings(self) -> bool:
-        """False where the model is known to have an output layer that is not its embedding."""
-        return self._plain.ties_embeddings
+    def family(self) -> Family:
+        """What the file says of its model."""
+        return READERS[self.stored.format](self.path, select="all").family
 
     def _entries(self) -> Iterator[FileEntry]:
         for tensor in self.stored.tensors.values():

@@ -16,6 +16,7 @@ from quantlab.sources import hub
 from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state, readable
 from quantlab.sources.kinds import bitsandbytes, fp4, mlx, packed, scaled, torchao
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
+from quantlab.sources.names import Family
 from quantlab.sources.pairing import Pair, StoredFile
 
 INTEGERS = {
@@ -53,19 +54,11 @@ class Safetensors(File):
     needs = ("safetensors", "ml_dtypes")
 
     @property
-    def model_type(self) -> str | None:
-        """The ``model_type`` of the config.json beside the file."""
-        name = self._model_config.get("model_type")
-        return name if isinstance(name, str) else None
-
-    @property
-    def ties_embeddings(self) -> bool:
-        """False where the config.json beside the file says so; many leave it out."""
-        return self._model_config.get("tie_word_embeddings") is not False
-
-    @property
-    def _model_config(self) -> Config:
-        return read_model_config(self.path)
+    def family(self) -> Family:
+        """What the config.json beside the file says of its model; many leave out the last."""
+        config = read_model_config(self.path)
+        name, ties = config.get("model_type"), config.get("tie_word_embeddings")
+        return Family(None, name if isinstance(name, str) else None, ties is not False)
 
     def _entries(self) -> Iterator[FileEntry]:
         arrays = list(read_arrays(self.path))

@@ -90,8 +90,8 @@ def test_a_config_beside_the_file_is_read(hub, files):
     config = {"model_type": "qwen2", "tie_word_embeddings": False}
     hub.commit(REPO, files | {"config.json": json.dumps(config).encode()})
     source = Safetensors("hf://org/model")
-    assert source.model_type == "qwen2"
-    assert not source.ties_embeddings
+    assert source.family.model_type == "qwen2"
+    assert not source.family.ties_embeddings
 
 
 @pytest.mark.parametrize(

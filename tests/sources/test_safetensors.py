@@ -213,10 +213,10 @@ def test_the_family_of_a_model_is_a_name_in_its_config(tmp_path):
     source = Safetensors(save(tmp_path, "awq-g32"))
     for content, family in (('{"model_type": "gpt_oss"}', "gpt_oss"), ('{"model_type": []}', None)):
         (tmp_path / "config.json").write_text(content)
-        assert source.model_type == family
+        assert source.family.model_type == family
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"model\.safetensors stands beside a config\.json"):
-        _ = source.model_type
+        _ = source.family.model_type
 
 
 METHOD = '{"quantization_config": {"quant_method": %s}}'

@@ -24,7 +24,7 @@ from quantlab.formats.format import (
     compose,
 )
 from quantlab.formats.ranges import AbsMax
-from quantlab.models.inputs import open_inputs
+from quantlab.models.activations import open_inputs
 from quantlab.records import disk
 from quantlab.sources.file import existing_path, file_sha256
 from quantlab.sources.imatrix import Imatrix

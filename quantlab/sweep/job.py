@@ -29,7 +29,7 @@ from quantlab.formats.ggml import Importance
 from quantlab.formats.gram import LayerInputs
 from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
-from quantlab.models.inputs import InputPowers, open_inputs
+from quantlab.models.activations import InputPowers, open_inputs
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
 from quantlab.records import record

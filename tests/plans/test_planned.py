@@ -9,7 +9,7 @@ from quantlab.conf import CONF
 from quantlab.formats.element import ContradictionError
 from quantlab.formats.format import FormatSpec
 from quantlab.formats.uniform import mode_name
-from quantlab.models.inputs import ModelInputs
+from quantlab.models.activations import ModelInputs
 from quantlab.plans.planned import Planned, build_format
 from quantlab.records.record import format_spec
 from quantlab.sources.onnx import Onnx

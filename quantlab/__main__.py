@@ -61,7 +61,7 @@ def _parse_arguments() -> argparse.Namespace:
     arguments, rest = parser.parse_known_args()
     are_settings = all("=" in text and not text.startswith("-") for text in rest)
     if rest and not ("settings" in arguments and are_settings):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        parser.error(f"unrecognized arguments: {' '.join(rest)}: see quantlab {sys.argv[1]} --help")
     if rest:
         arguments.settings = [*arguments.settings, *rest]
     return arguments
@@ -283,7 +283,8 @@ def _diff_files(before: str, after: str, *, as_json: bool) -> None:
     from quantlab.report.file_diff import diff_files, file_diff_summary
 
     compared = diff_files(before, after)
-    print(compared.to_json() if as_json else file_diff_summary(compared))
+    whole = not sys.stdout.isatty()
+    print(compared.to_json() if as_json else file_diff_summary(compared, whole=whole))
     if not compared.is_whole:
         raise SystemExit(1)
 
@@ -329,8 +330,11 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 def _look(arguments: argparse.Namespace) -> None:
     from quantlab.report.file_summary import summarize_file, summarize_loss
 
-    path, original = arguments.path, arguments.original
-    print(summarize_loss(path, original) if original else summarize_file(path))
+    path, original, whole = arguments.path, arguments.original, not sys.stdout.isatty()
+    if original:
+        print(summarize_loss(path, original, whole=whole))
+    else:
+        print(summarize_file(path, whole=whole))
 
 
 def _export(arguments: argparse.Namespace) -> None:

@@ -13,13 +13,13 @@ from typing import Any
 from tqdm import tqdm
 
 from quantlab.report.tables import MAX_ROWS, Table
-from quantlab.report.terminal import render
+from quantlab.report.terminal import lay_out
 from quantlab.sources.pairing import Bound, StoredFile
 from quantlab.sources.readers import DecodedFile, open_stored
 from quantlab.sources.tensor import Tensor
 from quantlab.stats.measure import measure
 from quantlab.stats.parallel import usable_cores
-from quantlab.text import count, first_few, format_number, format_size, label
+from quantlab.text import count, first_few, format_number, format_size, label, printable
 
 NAMED_TENSORS = 5  # of a list, in a sentence
 NAME_CHARS, TYPE_CHARS = 40, 24
@@ -120,14 +120,17 @@ def _compare(tensor: Tensor, bound: Bound, original: StoredFile) -> StoredPair:
     )
 
 
-def file_diff_summary(diff: FileDiff) -> str:
-    """Return one sentence where the values are equal, else a table and what it comes to."""
+def file_diff_summary(diff: FileDiff, *, whole: bool = False) -> str:
+    """Return one sentence where the values are equal, else a table and what it comes to.
+
+    With `whole` no name is cut and no line broken.
+    """
     if diff.is_equal:
         return _equal_sentence(diff)
-    rows = [_cells(pair) for pair in diff.pairs if not pair.is_equal]
-    more = [f"and {len(rows) - MAX_ROWS} more"] if len(rows) > MAX_ROWS else []
-    table = [Table(HEADS, rows[:MAX_ROWS], words=(1, 2))] if rows else []
-    return render(*table, *more, "\n".join(_sentences(diff)))
+    rows = [_cells(pair, whole) for pair in diff.pairs if not pair.is_equal]
+    more = f"and {len(rows) - MAX_ROWS} more" if len(rows) > MAX_ROWS else ""
+    table = lay_out(Table(HEADS, rows[:MAX_ROWS], words=(1, 2)), whole=whole) if rows else ""
+    return "\n\n".join(filter(None, [table, more, "\n".join(_sentences(diff))]))
 
 
 def _equal_sentence(diff: FileDiff) -> str:
@@ -141,11 +144,14 @@ def _equal_sentence(diff: FileDiff) -> str:
     )
 
 
-def _cells(pair: StoredPair) -> tuple[str, ...]:
-    dtypes = (label(dtype, TYPE_CHARS) for dtype in dict.fromkeys(pair.dtypes))
+def _cells(pair: StoredPair, whole: bool) -> tuple[str, ...]:
+    dtypes = (
+        printable(dtype) if whole else label(dtype, TYPE_CHARS)
+        for dtype in dict.fromkeys(pair.dtypes)
+    )
     bits = (format_number(bits, ".4g") for bits in dict.fromkeys(pair.bits_per_value))
     sqnr = format_number(pair.sqnr_db, ".2f")
-    name = label(pair.name, NAME_CHARS)
+    name = printable(pair.name) if whole else label(pair.name, NAME_CHARS)
     return name, " → ".join(dtypes), " → ".join(bits), f"{pair.n_elements:,}", sqnr
 
 
@@ -165,13 +171,17 @@ def total_sentence(diff: FileDiff) -> str:
     figures = [pair.sqnr_db for pair in diff.pairs if pair.sqnr_db is not None]
     equal = sum(pair.is_equal for pair in diff.pairs)
     sizes = " → ".join(format_size(n) for n in diff.n_bytes)
-    noise = (
-        f"; SQNR of the others {min(figures):.2f} dB at least, median {median(figures):.2f}"
-        if figures
-        else ""
-    )
+    noise = f"; {_noise_text(figures, equal)}" if figures else ""
     compared = f"{count(len(diff.pairs), 'tensor')} compared, {equal} equal; {sizes}"
     return f"{compared}{noise}"
+
+
+def _noise_text(figures: Sequence[float], n_equal: int) -> str:
+    """Say the SQNR of the tensors that differ, of which there may be one alone."""
+    is_one = len(figures) == 1
+    subject = f"SQNR of the other{'' if is_one else 's'}" if n_equal else "SQNR"
+    spread = "" if is_one else f" at least, median {median(figures):.2f}"
+    return f"{subject} {min(figures):.2f} dB{spread}"
 
 
 def _by_remark(pairs: Sequence[StoredPair]) -> dict[str, list[str]]:

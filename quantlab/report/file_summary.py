@@ -10,7 +10,7 @@ from statistics import median
 
 from quantlab.report.file_diff import FileDiff, StoredPair, diff_files, list_names, total_sentence
 from quantlab.report.tables import Table
-from quantlab.report.terminal import render
+from quantlab.report.terminal import lay_out, render
 from quantlab.sources.kinds.decoding import StoredTensor
 from quantlab.sources.pairing import StoredFile
 from quantlab.sources.readers import DecodedFile, without_values
@@ -18,28 +18,29 @@ from quantlab.text import as_setting, count, first_few, format_number, format_si
 
 MAX_TYPES = 6  # that have a line of their own
 WORST_TENSORS = 3
-TYPE_CHARS = 32
 HEADS = ("stored as", "tensors", "of the values", "bits per value")
 LOSS_HEADS = ("SQNR, dB: median", "least")
 
 
-def summarize_file(path: str) -> str:
+def summarize_file(path: str, *, whole: bool = False) -> str:
     """Say what a file is; of one of the hub the header alone is read.
 
-    Raises ValueError where it is no file of tensors that may be in codes.
+    With `whole` no line of the table is broken. Raises ValueError where it is no file of tensors
+    that may be in codes.
     """
     with without_values(path) as local:
         file = DecodedFile(str(local), select="all")
         tensors = list(file.stored.tensors.values())
-        table = Table(HEADS, [*_type_rows(tensors)])
+        table = lay_out(Table(HEADS, [*_type_rows(tensors)]), whole=whole)
         question = _next_question(path, file.stored)
         return render(_describe(path, file), table, "\n".join(_fault_sentences(tensors)), question)
 
 
-def summarize_loss(path: str, original: str) -> str:
+def summarize_loss(path: str, original: str, *, whole: bool = False) -> str:
     """Say what a file is, and what it lost beside its original.
 
-    Raises ValueError where one is no file of tensors that may be in codes, or no tensors pair.
+    With `whole` no line of the table is broken. Raises ValueError where one is no file of tensors
+    that may be in codes, or no tensors pair.
     """
     compared = diff_files(original, path)
     file = DecodedFile(path, select="all")
@@ -47,7 +48,7 @@ def summarize_loss(path: str, original: str) -> str:
     rows = [*_type_rows(tensors, compared.pairs)]
     return render(
         _describe(path, file),
-        Table((*HEADS, *LOSS_HEADS), rows),
+        lay_out(Table((*HEADS, *LOSS_HEADS), rows), whole=whole),
         "\n".join(_loss_sentences(compared)),
         "\n".join(_next_commands(compared)),
     )
@@ -76,7 +77,7 @@ def _type_rows(
     sizes = {dtype: sum(t.size for t in members) for dtype, members in by_type.items()}
     ordered = sorted(by_type, key=lambda dtype: -sizes[dtype])
     total = max(sum(sizes.values()), 1)
-    groups = [(label(dtype, TYPE_CHARS), [dtype]) for dtype in ordered[:MAX_TYPES]]
+    groups = [(label(dtype), [dtype]) for dtype in ordered[:MAX_TYPES]]
     if len(ordered) > MAX_TYPES:
         groups.append((f"{len(ordered) - MAX_TYPES} others", ordered[MAX_TYPES:]))
     for name, dtypes in groups:
@@ -108,7 +109,7 @@ def _loss_sentences(compared: FileDiff) -> Iterator[str]:
     yield total_sentence(compared)
     worst = [p for p in compared.pairs if p.sqnr_db is not None][:WORST_TENSORS]
     if worst:
-        listed = (f"{label(p.name)} {p.sqnr_db:.2f} dB ({label(p.dtypes[1], 24)})" for p in worst)
+        listed = (f"{label(p.name)} {p.sqnr_db:.2f} dB ({label(p.dtypes[1])})" for p in worst)
         yield f"worst: {', '.join(listed)}"
     if remarks := dict.fromkeys(pair.remark for pair in compared.pairs if pair.remark):
         yield "; ".join(first_few([*map(str, remarks)], 1, lambda n: f"and {n} more remarks"))

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from quantlab.report.tables import Table
-from quantlab.report.terminal import is_numeric, render
+from quantlab.report.terminal import lay_out
 from quantlab.sources.file import FileEntry
 from quantlab.sources.pairing import StoredFile
 from quantlab.text import count, format_number, format_size, label, printable
@@ -37,7 +37,7 @@ def listing(
     ]
     chosen = [entry for entry in entries if not entry.skip_reason]
     totals = f"{_totals_text(entries)}; chosen: {_totals_text(chosen)}"
-    parts = [_lay_out(Table(HEADS, rows), whole), totals]
+    parts = [lay_out(Table(HEADS, rows), whole=whole), totals]
     return "\n\n".join([*parts, *(_stored_parts(stored, path, whole) if stored else ())])
 
 
@@ -58,7 +58,7 @@ def _stored_parts(file: StoredFile, path: str, whole: bool) -> Iterator[str]:
         return
     bits, size = sum(tensor.bits for tensor in stored), sum(tensor.size for tensor in stored)
     yield f"quantized: compare it with mode=file/{file.format} mode.path={path}"
-    yield _lay_out(Table(STORED_HEADS, rows), whole)
+    yield lay_out(Table(STORED_HEADS, rows), whole=whole)
     yield (
         f"{len(stored)} tensors in all, {bits / max(size, 1):.4g} bits per value, "
         f"{format_size(bits / 8)}"
@@ -108,16 +108,3 @@ def _totals_text(entries: Sequence[FileEntry]) -> str:
     nouns = {"tensors": "tensor", "n_elements": "value"}
     counts = [count(totals[key], noun) for key, noun in nouns.items()]
     return ", ".join([*counts, format_size(totals["n_bytes"])])
-
-
-def _lay_out(table: Table, whole: bool) -> str:
-    """Align the columns of a table, in lines that are never broken, or as a terminal has them."""
-    if not whole:
-        return render(table)
-    columns = list(zip(table.heads, *table.rows, strict=True))
-    cells = [
-        [cell.rjust(width) if is_numeric(column[1:]) else cell.ljust(width) for cell in column]
-        for column in columns
-        for width in (max(map(len, column)),)
-    ]
-    return "\n".join(" ".join(line).rstrip() for line in zip(*cells, strict=True))

@@ -249,6 +249,19 @@ def render(*parts: Table | str) -> str:
     return re.sub(r" +$", "", captured.get().rstrip("\n"), flags=re.MULTILINE)
 
 
+def lay_out(table: Table, *, whole: bool) -> str:
+    """Align the columns of a table, in lines that are never broken, or as a terminal has them."""
+    if not whole:
+        return render(table)
+    columns = list(zip(table.heads, *table.rows, strict=True))
+    cells = [
+        [cell.rjust(width) if is_numeric(column[1:]) else cell.ljust(width) for cell in column]
+        for column in columns
+        for width in (max(map(len, column)),)
+    ]
+    return "\n".join(" ".join(line).rstrip() for line in zip(*cells, strict=True))
+
+
 def _grid(table: Table) -> Grid:
     """Align words to the left and numbers to the right; only words may be broken."""
     grid = Grid(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")

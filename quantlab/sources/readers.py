@@ -57,7 +57,8 @@ def open_stored(path: str) -> StoredFile:
     """Open a file whose tensors may be in codes; raises ValueError where its kind has none."""
     kind = reader_of(Path(path)).format
     if kind not in DECODERS:
-        raise ValueError(f"{path} is of {kind}: name a file of {', '.join(DECODERS)}")
+        kinds = " or ".join(DECODERS)
+        raise ValueError(f"{path} is an {kind} file, which holds no codes: name one of {kinds}")
     return DECODERS[kind](path)
 
 

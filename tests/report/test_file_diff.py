@@ -52,6 +52,33 @@ def test_a_quantized_file_beside_its_original(files):
     assert "2 tensors compared, 1 equal" in text
 
 
+@pytest.mark.parametrize(
+    ("names", "sentence"),
+    [
+        ("x", "1 tensor compared, 0 equal; 1.02 kB → 144 B; SQNR {x:.2f} dB"),
+        ("xy", "2 tensors compared, 0 equal; 2.05 kB → 288 B; SQNR {least:.2f} dB at least"),
+        ("xz", "2 tensors compared, 1 equal; 2.05 kB → 1.17 kB; SQNR of the other {x:.2f} dB"),
+    ],
+)
+def test_one_tensor_that_lost_something_has_an_sqnr_and_no_median(tmp_path, names, sentence):
+    stored = {"x": encode(X, Q4), "y": encode(Y, Q4), "z": (X, None)}
+    values = {"x": X, "y": Y, "z": X}
+    before = write_safetensors(tmp_path / "m.safetensors", **{name: values[name] for name in names})
+    after = write_gguf(tmp_path / "m.gguf", **{name: stored[name] for name in names})
+    x, y = (sqnr_db(each, decode(each, Q4)) for each in (X, Y))
+    assert sentence.format(x=x, least=min(x, y)) in file_diff_summary(diff_files(before, after))
+
+
+def test_names_and_types_are_whole_in_a_pipe(tmp_path):
+    name = "model.layers.10.mlp.experts.127.down_proj.weight" * 2
+    before = write_safetensors(tmp_path / "a.safetensors", **{name: X})
+    after = write_safetensors(tmp_path / "b.safetensors", **{name: X.astype(np.float16)})
+    assert name in run_quantlab("diff", before, after).stdout
+    compared = diff_files(before, after)
+    assert name in file_diff_summary(compared, whole=True)
+    assert name not in file_diff_summary(compared)
+
+
 def test_two_quantized_files_are_compared_as_they_are_decoded(files):
     _, q8, q4 = files
     (pair, _) = diff_files(q8, q4).pairs
@@ -114,7 +141,7 @@ def test_a_tensor_that_cannot_be_compared_costs_no_other(tmp_path):
     [
         (["{model}", "{missing}"], "missing.safetensors is not there"),
         (["{model}", "{other}"], "have no tensor in common: name files of one model"),
-        (["{model}", "{npy}"], "is of npy: name a file of gguf, safetensors, onnx"),
+        (["{model}", "{npy}"], "x.npy is an npy file, which holds no codes: name one of gguf or"),
         (["{model}", "{lab}"], "a diff is of two sweeps or of two files"),
         (["{lab}", "{lab}", "--json"], "--json is of two files"),
     ],

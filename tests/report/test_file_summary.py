@@ -4,8 +4,10 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+from onnx import helper, numpy_helper
 
 from tests.conftest import run, run_quantlab
+from tests.sources.onnx_samples import save
 from tests.sources.samples import write_gguf, write_safetensors
 
 X = np.random.default_rng(0).standard_normal((4, 64)).astype(np.float32)
@@ -64,6 +66,22 @@ def test_a_file_without_codes_asks_what_fewer_bits_cost(files, tmp_path):
     assert "no tensor is in codes" in text
     done = run(*last_command(text)[1:], f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 0, done.stderr
+
+
+def test_the_type_of_weights_that_a_model_quantizes_itself_is_whole(tmp_path):
+    scale, zero = np.float32(np.abs(X).max() / 127), np.int8(0)
+    original = save(tmp_path / "a.onnx", numpy_helper.from_array(X, "w"))
+    stored = [
+        numpy_helper.from_array(np.asarray(value), name)
+        for name, value in (("w", X), ("s", scale), ("z", zero))
+    ]
+    nodes = [
+        helper.make_node("QuantizeLinear", ["w", "s", "z"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "s", "z"], ["y"]),
+    ]
+    text = look(save(tmp_path / "b.onnx", *stored, nodes=nodes), original)
+    assert text.count("int8, one scale, stored as float32") == 2
+    assert "…" not in text
 
 
 def test_a_copy_has_lost_nothing(files):

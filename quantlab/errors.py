@@ -35,6 +35,7 @@ LAUNCHERS = {  # the package of each
     "submitit_local": "hydra-submitit-launcher",
     "ray": "hydra-ray-launcher",
 }
+FILE_GROUPS = {"dist": "a file", "mode": "a quantized file"}
 MAX_NESTED_OPTIONS = 5  # of a folder that a sentence lists by name
 DIVIDED = "the tensors of a file alone are divided into parts, those of a dist=file/..."
 AMBIGUOUS = "Ambiguous value for argument "
@@ -119,6 +120,8 @@ def options_hint(group: str, options: Sequence[str]) -> str:
 def _describe_missing_option(file: str, options: Sequence[str]) -> str:
     is_hydra = file.startswith("hydra/")  # its groups have slashes, of ours the options
     group, _, option = file.rpartition("/") if is_hydra else file.partition("/")
+    if group in FILE_GROUPS and (hint := _suggest_file(option, group)):
+        return f"{group}={option} does not exist: {hint}"
     if is_hydra and option in LAUNCHERS:
         return f"{group}={option} is not installed: pip install {LAUNCHERS[option]}"
     return f"{group}={option} does not exist: {options_hint(group, options)}"
@@ -145,13 +148,14 @@ def _suggest_option(typed: str) -> str | None:
     return (_suggest_file(value) if group == "dist" else None) or of_files
 
 
-def _suggest_file(path: str) -> str | None:
+def _suggest_file(path: str, group: str = "dist") -> str | None:
     """Format the overrides that measure a file of tensors; None if its suffix is of no such."""
     path = path.strip("'\"")
-    option = SUFFIXES.get(Path(path).suffix)
-    typed = as_setting("dist.path", path)
+    option = f"file/{SUFFIXES.get(Path(path).suffix)}"
+    typed = as_setting(f"{group}.path", path)
     setting = f'"{typed}"' if "'" in typed else typed
-    return f"to measure a file: dist=file/{option} {setting}" if option else None
+    known = option in option_names(group)
+    return f"to measure {FILE_GROUPS[group]}: {group}={option} {setting}" if known else None
 
 
 def _list_keys(error: ConfigAttributeError | ConfigKeyError) -> str:

@@ -33,6 +33,16 @@ pytestmark = pytest.mark.usefixtures("undrawn")
             "my file.npy is no setting: to measure a file: "
             "dist=file/npy \"dist.path='my file.npy'\"",
         ),
+        (
+            ["-m", "dist=sub/m.safetensors,n.npz"],
+            "dist=sub/m.safetensors does not exist: to measure a file: "
+            "dist=file/safetensors dist.path=sub/m.safetensors",
+        ),
+        (
+            ["mode=Q4_K_M.gguf"],
+            "mode=Q4_K_M.gguf does not exist: to measure a quantized file: "
+            "mode=file/gguf mode.path=Q4_K_M.gguf",
+        ),
         (["m.txt"], "m.txt is no setting: write m.txt=VALUE"),
         (
             ["dist.path=m.txt"],
@@ -103,6 +113,12 @@ def test_settings_are_not_required(arguments, names):
     done = run_quantlab(*arguments)
     assert done.returncode == 2
     assert done.stderr.endswith(f"the following arguments are required: {names}\n")
+
+
+def test_an_unknown_option_names_the_help_of_its_command():
+    done = run_quantlab("plan", "x", "--bits", "4", "--dry-run")
+    assert done.returncode == 2
+    assert done.stderr.endswith("unrecognized arguments: --dry-run: see quantlab plan --help\n")
 
 
 def test_a_directory_that_does_not_exist_is_named():

@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 
 import numpy as np
@@ -39,6 +40,14 @@ HAS = {
     ],
     "json": list(FORMATS),
 }  # fmt: skip
+
+
+@pytest.mark.parametrize("runtime", RUNTIMES.values(), ids=list(RUNTIMES))
+def test_what_to_sweep_is_shell_to_copy(runtime):
+    typed = subprocess.run(
+        ["sh", "-c", f"printf '%s\\n' {runtime.hint}"], capture_output=True, text=True, check=True
+    )
+    assert all(re.fullmatch(r"[\w.]+=[\w/*(),.]+", line) for line in typed.stdout.splitlines())
 
 
 def tensor(name, shape=(64, 64), dist="file/gguf", dtype="float16"):

@@ -41,7 +41,7 @@ class LlamaCpp(Runtime):
 
     name = "llama.cpp"
     file = "plan.llama.cpp.txt"
-    hint = "mode=glob(ggml/*)"
+    hint = "'mode=glob(ggml/*)'"
     scope = "a GGUF file with dist=file/gguf, whose matrices are named *.weight"
     # Its last argument is required and decides nothing.
     call = "llama-quantize --tensor-type-file {quoted} F16.gguf PLANNED.gguf q8_0"

@@ -25,7 +25,7 @@ class Mlx(Runtime):
 
     name = "mlx"
     file = "plan.mlx.json"
-    hint = "mode=glob(mlx/*) n_bits=4,8"
+    hint = "'mode=glob(mlx/*)' n_bits=4,8"
     scope = "a checkpoint of mlx_lm, whose layers have matrices named *.weight"
     call = (
         "plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, q_group_size=32, "

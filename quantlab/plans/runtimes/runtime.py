@@ -69,7 +69,7 @@ class Generic(Runtime):
 
     name = "json"
     file = "plan.recipe.json"
-    hint = "mode=glob(*)"
+    hint = "'mode=glob(*)'"
     scope = "any"
     call = "{path}"
     axes = None

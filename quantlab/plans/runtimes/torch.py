@@ -274,7 +274,7 @@ class Torchao(Runtime):
 
     name = "torchao"
     file = "plan.torchao.json"
-    hint = "mode=glob(torchao/*),fp8_e4m3 n_bits=3,4,8"
+    hint = "'mode=glob(torchao/*),fp8_e4m3' n_bits=3,4,8"
     scope = LINEAR_LAYERS
     call = "quantize_(model, config_from_dict(json.load(open({path!r}))), filter_fn=None)"
 

@@ -37,8 +37,7 @@ RUNTIME = "the terms of one runtime"
 READER = "one container, which its yaml names"
 APART = {  # modules with one user, one of their room, and why they stand alone
     **{
-        f"sources/kinds/{name}.py": KIND
-        for name in ("bitsandbytes", "fp4", "mlx", "packed", "scaled", "torchao")
+        f"sources/kinds/{name}.py": KIND for name in ("packed", "scaled", "small_floats", "torchao")
     },
     "sources/numpy.py": READER,
     **{

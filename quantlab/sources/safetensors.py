@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from quantlab.formats.format import NamedTensor, Reconstruction
 from quantlab.sources import hub
 from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state, readable
-from quantlab.sources.kinds import bitsandbytes, fp4, mlx, packed, scaled, torchao
+from quantlab.sources.kinds import packed, scaled, small_floats, torchao
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.names import Family
 from quantlab.sources.pairing import Pair, StoredFile
@@ -40,8 +40,8 @@ FUSED = (  # layers that runtimes join to one
     ("w1", "w3"),
 )
 
-# Each takes its tensors from those that are left: fp4 before words of the same names.
-MODULES = (fp4, torchao, packed, bitsandbytes, mlx, scaled)
+# Each takes its tensors from those that are left: small floats before words of the same names.
+MODULES = (small_floats, torchao, packed, scaled)
 
 
 class Safetensors(File):
@@ -178,8 +178,8 @@ def _decode_arrays(path: str, arrays: Sequence[MappedArray]) -> list[StoredTenso
             _read_metadata({array.file[0] for array in arrays})
         )
     tensors = {array.name: array.open() for array in arrays if array.dtype is not None}
-    typed = [array for array in arrays if array.kind in fp4.BITS]
-    tensors |= {array.name: fp4.PackedTensor.of(array) for array in typed}
+    typed = [array for array in arrays if array.kind in small_floats.BITS]
+    tensors |= {array.name: small_floats.PackedTensor.of(array) for array in typed}
     weights = []
     for kind in (kind for module in MODULES for kind in module.KINDS):
         found = list(kind.find(tensors, config))

@@ -1,4 +1,4 @@
-"""Integer codes packed into words, in groups of inputs: GPTQ, AWQ and compressed-tensors.
+"""Codes packed into words, in groups of inputs: GPTQ, AWQ, compressed-tensors and MLX.
 
 GPTQ packs along the inputs, lowest bits first: ``W[o, i] = (q[i, o] - z[g_idx[i], o]) *
 s[g_idx[i], o]``. Version 1 of the format, which is meant unless ``checkpoint_format`` is gptq_v2,
@@ -11,7 +11,11 @@ z[i // g, o]) * s[i // g, o]``; of the eight codes of a word the lowest bits are
 along the groups, of which there are more than the inputs need.
 
 compressed-tensors packs along the inputs codes plus half their range, lowest bits first: ``W = (q -
-2^(bits-1) - z) * scale``; without zero points z is 0. Its fp4 is in ``fp4.py``.
+2^(bits-1) - z) * scale``; without zero points z is 0. Its fp4 is in
+``small_floats.py``.
+
+MLX packs along the inputs, lowest bits first: ``W = q * scale + bias``, each step rounded. In its
+modes mxfp4, mxfp8 and nvfp4, without biases, codes are floats, and scales powers of two or fp8.
 
 Values are rounded to the type of the scale.
 """
@@ -25,7 +29,9 @@ from numpy.typing import NDArray
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources.kinds.decoding import (
+    BYTES,
     FLOATS,
+    FP4,
     INTEGERS,
     WORDS,
     Config,
@@ -45,11 +51,14 @@ from quantlab.sources.kinds.decoding import (
     slice_words,
     take_rows,
     unpack_codes,
+    unpack_nibbles,
 )
 
 V1, V2 = "with zero points stored less 1 (gptq_v1)", "with zero points as they are (gptq_v2)"
 AWQ_BITS = 4
 AWQ_PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])  # where in its word each output is
+MLX_BITS, MLX_GROUPS = (2, 3, 4, 5, 6, 8), (64, 32, 128)
+MLX_MODES = {"mxfp4": (4, 32), "mxfp8": (8, 32), "nvfp4": (4, 16)}  # bits and group size
 
 
 def _decode_gptq(parts: Parts) -> StoredTensor:
@@ -237,6 +246,82 @@ def _compressed_settings(config: Config) -> Config:
     return weights if isinstance(weights, dict) else {}
 
 
+def _mlx_settings(parts: Parts) -> Config:
+    """Return the settings of a layer of its own, or those of all."""
+    own = parts.config.get(parts.name.removesuffix(".weight"))
+    return own if isinstance(own, dict) else parts.config
+
+
+def _decode_mlx(parts: Parts) -> StoredTensor:
+    weight, scales, biases = parts["weight"], parts["scales"], parts["biases"]
+    if weight.ndim < 2 or scales.shape != biases.shape or scales.shape[:-1] != weight.shape[:-1]:
+        raise parts.misfit()
+    settings = _mlx_settings(parts)
+    bits, group = _bits_and_group(parts, settings)
+    inputs = scales.shape[-1] * group
+    flat = [array.reshape(-1, array.shape[-1]) for array in (weight, scales, biases)]
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        words, scale, bias = (take_rows(array, index) for array in flat)
+        codes = unpack_codes(words, bits, inputs).reshape(len(index), -1, group)
+        values = codes.astype(scale.dtype) * scale[..., None] + bias[..., None]
+        return values.reshape(len(index), inputs).astype(np.float32)
+
+    return parts.weight(
+        (*weight.shape[:-1], inputs),
+        f"MLX {bits} bits, group {group}",
+        decode_rows,
+        remark=config_contradiction(settings, bits=bits, group_size=group),
+    )
+
+
+def _bits_per_scale(parts: Parts) -> int:
+    words, groups = parts["weight"].shape[-1], parts["scales"].shape[-1]
+    return exact_ratio(32 * words, groups, parts.misfit())
+
+
+def _bits_and_group(parts: Parts, settings: Config) -> tuple[int, int]:
+    """Return bits and group size; shapes give their product alone, settings choose among equals."""
+    product = _bits_per_scale(parts)
+    options = [
+        (bits, group) for group in MLX_GROUPS for bits in MLX_BITS if bits * group == product
+    ]
+    if not options:
+        raise MisfitError(f"has {product} bits a scale, which no width and group size make")
+    stated = settings.get("bits"), settings.get("group_size")
+    return next((option for option in options if option == stated), options[0])
+
+
+def _decode_mlx_floats(parts: Parts) -> StoredTensor:
+    import ml_dtypes
+
+    weight, scales = parts["weight"], parts["scales"]
+    if weight.ndim < 2 or weight.shape[:-1] != scales.shape[:-1]:
+        raise parts.misfit()
+    product, stated = _bits_per_scale(parts), _mlx_settings(parts).get("mode")
+    fitting = [mode for mode, (bits, group) in MLX_MODES.items() if bits * group == product]
+    if not fitting:
+        raise parts.misfit()
+    mode = stated if stated in fitting else fitting[0]
+    bits, group = MLX_MODES[mode]
+    scale_dtype = ml_dtypes.float8_e4m3fn if mode == "nvfp4" else ml_dtypes.float8_e8m0fnu
+    inputs = scales.shape[-1] * group
+    words, flat_scales = (array.reshape(-1, array.shape[-1]) for array in (weight, scales))
+
+    def decode_rows(index: RowIndex) -> FloatArray:
+        octets = np.ascontiguousarray(take_rows(words, index)).view(np.uint8)
+        values = FP4[unpack_nibbles(octets)] if bits == 4 else octets.view(ml_dtypes.float8_e4m3fn)
+        scale = take_rows(flat_scales, index).view(scale_dtype).astype(np.float32)
+        grouped = values.astype(np.float32).reshape(len(index), -1, group)
+        return (grouped * scale[..., None]).reshape(len(index), inputs)
+
+    return parts.weight((*weight.shape[:-1], inputs), f"MLX {mode}", decode_rows)
+
+
+def _has_words(parts: Parts) -> bool:
+    return "weight" in parts and parts["weight"].dtype == np.uint32
+
+
 def _parts_of(words: tuple[str, ...], g_idx: tuple[str, ...] | None) -> Mapping[str, Part]:
     """Return the parts of GPTQ and AWQ, which have the same names."""
     return {
@@ -254,9 +339,22 @@ COMPRESSED = {
     "weight_shape": Part(".weight_shape", INTEGERS),
     "weight_g_idx": Part(".weight_g_idx", INTEGERS, is_optional=True),
 }
+MLX_FLOATS = {"weight": Part(".weight", WORDS), "scales": Part(".scales", BYTES)}
+MLX = {
+    "weight": Part(".weight", WORDS),
+    "scales": Part(".scales", FLOATS),
+    "biases": Part(".biases", FLOATS),
+}
 GPTQ_WORDS = (*WORDS, "int16", "uint8", "int8")  # GPTQModel packs into words of any size
 KINDS = (  # AWQ before GPTQ, which takes every qweight
     Kind(_parts_of(WORDS, None), "qweight", _decode_awq, _is_awq),
     Kind(_parts_of(GPTQ_WORDS, INTEGERS), "qweight", _decode_gptq),
     Kind(COMPRESSED, "weight_packed", _decode_compressed),
+    Kind(
+        MLX_FLOATS,
+        "scales",
+        _decode_mlx_floats,
+        lambda parts: _has_words(parts) and parts["scales"].dtype == np.uint8,
+    ),
+    Kind(MLX, "scales", _decode_mlx, _has_words),
 )

@@ -16,6 +16,9 @@ GPTQ = [
     "gptq-2-sym", "gptq-3-sym", "gptq-3-asym-v2", "gptq-4-sym", "gptq-4-asym-order", "gptq-4-v2",
     "gptq-8-sym",
 ]  # fmt: skip
+MLX = [f"mlx-{bits}-{kind}" for bits in (2, 3, 4, 5, 6, 8) for kind in ("float16", "bfloat16")]
+MLX_MODES = ["mlx-mxfp4", "mlx-mxfp8", "mlx-nvfp4"]
+EITHER = {"mlx-6-float16", "mlx-6-bfloat16"}  # in shapes of 3 bits too
 COMPRESSED = ["ct-pack-3-sym", "ct-pack-4-sym", "ct-pack-4-asym", "ct-pack-8-channel"]
 
 
@@ -142,12 +145,47 @@ BAD_COMPRESSED = {
     "scales of integers": ({"weight_scale": lambda s: s.view(np.int16)}, "int16"),
 }
 
+BAD_MLX = {
+    "no biases": ({"biases": None}, "has no biases"),
+    "biases of other groups": ({"biases": lambda b: b[:, :1]}, "which do not fit"),
+    "other rows": ({"weight": lambda w: w[:15]}, "which do not fit"),
+    "words of one dimension": ({"weight": np.ravel}, "which do not fit"),
+    "words of none": ({"weight": lambda w: w[0, 0]}, "which do not fit"),
+    "scales of none": (
+        {"scales": lambda s: s[0, 0], "biases": lambda b: b[0, 0]},
+        "which do not fit",
+    ),
+    "words of three": ({"weight": lambda w: w[None]}, "which do not fit"),
+    "no groups": (
+        {"scales": lambda s: s[:, :0], "biases": lambda b: b[:, :0]},
+        "do not fit",
+    ),
+    "no words a row": ({"weight": lambda w: w[:, :0]}, "do not fit"),
+    "a width there is not": ({"weight": lambda w: w[:, :14]}, "which no width and group size make"),
+    "scales of integers": (
+        {"scales": lambda s: s.view(np.int16), "biases": lambda b: b.view(np.int16)},
+        "int16",
+    ),
+}
+
+BAD_MLX_FLOATS = {
+    "other rows": ({"weight": lambda w: w[:15]}, "has weight of [15, 16] and scales of [16, 4]"),
+    "no groups": ({"scales": lambda s: s[:, :0]}, "do not fit"),
+    "no words a row": ({"weight": lambda w: w[:, :0]}, "do not fit"),
+    "words of none": ({"weight": lambda w: w[0, 0]}, "has weight of []"),
+    "scales of none": ({"scales": lambda s: s[0, 0]}, "scales of []"),
+    "groups of no mode": ({"scales": lambda s: s[:, :1]}, "and scales of [16, 1]"),
+    "scales of one dimension": ({"scales": np.ravel}, "and scales of [64]"),
+}
+
 BAD = [
     pytest.param(folder, *case, id=f"{folder}, {name}")
     for folder, cases in (
         ("awq-g32", BAD_AWQ),
         ("gptq-4-sym", BAD_GPTQ),
         ("ct-pack-4-sym", BAD_COMPRESSED),
+        ("mlx-4-float16", BAD_MLX),
+        ("mlx-mxfp4", BAD_MLX_FLOATS),
     )
     for name, case in cases.items()
 ]
@@ -158,26 +196,31 @@ def test_parts_that_make_no_tensor_are_a_fault(tmp_path, folder, changes, why):
     assert why in fault(save(tmp_path, folder, changes))
 
 
-@pytest.mark.parametrize("folder", [*AWQ, *GPTQ, *COMPRESSED])
+@pytest.mark.parametrize("folder", [*AWQ, *GPTQ, *COMPRESSED, *MLX, *MLX_MODES])
 def test_a_right_file_has_no_remark(tmp_path, folder):
     assert told(tmp_path, folder) is None
 
 
-@pytest.mark.parametrize("folder", [*AWQ, *COMPRESSED])
+@pytest.mark.parametrize("folder", [*AWQ, *COMPRESSED, *sorted({*MLX, *MLX_MODES} - EITHER)])
 def test_shapes_alone_tell_the_settings(tmp_path, folder):
     tensor = opened(save(tmp_path, folder, config=lambda _: None))
     np.testing.assert_array_equal(decoded(tensor), expected(folder)[1])
     assert tensor.remark is None
 
 
-@pytest.mark.parametrize(("folder", "group_size"), [("awq-g32", 64), ("gptq-4-sym", 128)])
-def test_tensors_win_where_the_config_says_something_else(tmp_path, folder, group_size):
-    config = quantization(bits=8, group_size=group_size)
+@pytest.mark.parametrize(
+    ("folder", "bits", "group_size", "own_size"),
+    [("awq-g32", 8, 64, 32), ("gptq-4-sym", 8, 128, 32), ("mlx-4-float16", 3, 32, 64)],
+)
+def test_tensors_win_where_the_config_says_something_else(
+    tmp_path, folder, bits, group_size, own_size
+):
+    config = quantization(bits=bits, group_size=group_size)
     tensor = opened(save(tmp_path, folder, config=config))
     np.testing.assert_array_equal(decoded(tensor), expected(folder)[1])
     assert tensor.remark == (
-        "config.json says bits 8, the tensors 4; "
-        f"config.json says group_size {group_size}, the tensors 32"
+        f"config.json says bits {bits}, the tensors 4; "
+        f"config.json says group_size {group_size}, the tensors {own_size}"
     )
 
 
@@ -287,3 +330,35 @@ def test_groups_of_a_config_may_be_anything(tmp_path, groups):
 
     tensor = opened(save(tmp_path, "ct-pack-4-sym", config=changed))
     np.testing.assert_array_equal(decoded(tensor), expected("ct-pack-4-sym")[1])
+
+
+def test_a_layer_may_have_settings_of_its_own(tmp_path):
+    own = {"model.layers.0.mlp.down_proj": {"bits": 2, "group_size": 32}}
+    config = quantization(bits=4, group_size=64, **own)
+    tensor = opened(save(tmp_path, "mlx-2-float16", config=config))
+    np.testing.assert_array_equal(decoded(tensor), expected("mlx-2-float16")[1])
+    assert tensor.remark is None
+
+
+@pytest.mark.parametrize("own", [True, None, [], "text", {"bits": [4]}, {"bits": {}}])
+def test_settings_of_a_layer_may_be_anything(tmp_path, own):
+    config = quantization(**{"model.layers.0.mlp.down_proj": own})
+    tensor = opened(save(tmp_path, "mlx-4-float16", config=config))
+    np.testing.assert_array_equal(decoded(tensor), expected("mlx-4-float16")[1])
+
+
+@pytest.mark.parametrize("axes", [(16, 1), (4, 4), (2, 2, 4)])
+def test_words_have_any_number_of_axes(tmp_path, axes):
+    def stacked(part):
+        return part.reshape(*axes, part.shape[-1])
+
+    for folder, parts in (("mlx-4-float16", ("scales", "biases")), ("mlx-nvfp4", ("scales",))):
+        tensor = opened(save(tmp_path, folder, dict.fromkeys(("weight", *parts), stacked)))
+        assert tensor.shape == (*axes, 128)
+        whole = decoded(tensor).reshape(16, 128)
+        np.testing.assert_array_equal(whole, expected(folder)[1])
+
+
+def test_a_scale_too_great_is_told(tmp_path):
+    said = "read with another scale it fits the original far better"
+    assert said in told(tmp_path, "mlx-mxfp4", {"scales": lambda s: s + 5})

@@ -153,16 +153,17 @@ def heat_table(findings: Findings, texts: Texts) -> Table:
     Grades are the shades of an SQNR, ``s0`` the darkest.
     """
     criteria = list(dict.fromkeys(key for bar in findings.bars for key in bar.criteria))
+    whole = [texts("heat_all")] if len(criteria) > 1 else []  # else it is that of the criterion
     heads = [
         row_head(findings, texts),
-        texts("heat_all"),
+        *whole,
         *criterion_heads(findings.bars, texts),
         *(texts("heat_width", bits=n_bits) for n_bits in findings.n_bits),
     ]
     rows = [
         [
             tensor.name,
-            _fewest(tensor, tensor.bar.criteria, texts),
+            *(_fewest(tensor, tensor.bar.criteria, texts) for _ in whole),
             *(_fewest(tensor, [key], texts) for key in criteria),
             *(_shaded(tensor.row_at(n_bits), texts) for n_bits in findings.n_bits),
         ]
@@ -255,12 +256,14 @@ def side_by_side(files: Sequence[StoredRows], texts: Texts) -> Table:
             tensors.setdefault(row["tensor"], {})[n] = row
     weighted = any(row.get("out_sqnr_db") is not None for file in files for row in file.rows)
     columns = ["stored_as", "storage_bits", "storage_sqnr", *(["stored_out"] if weighted else [])]
-    heads = [f"{printable(file.name)}: {texts(key)}" for file in files for key in columns]
+    names = [f"{printable(file.name)}: " for file in files] if len(files) > 1 else [""]
+    heads = [f"{name}{texts(key)}" for name in names for key in columns]
     rows = []
     for name in sorted(tensors, key=lambda name: _spread(list(tensors[name].values()))):
         of_files = (_stored_cells(tensors[name].get(n), columns, texts) for n in range(len(files)))
         rows.append([printable(name), *(cell for cells in of_files for cell in cells)])
-    return Table([texts("storage_tensor"), *heads], rows)
+    types = range(2, 2 + len(heads), len(columns))
+    return Table([texts("storage_tensor"), *heads], rows, words=(1, *types))
 
 
 def _spread(rows: Sequence[Row]) -> tuple[float, float]:

@@ -313,6 +313,12 @@ def test_a_sweep_without_a_model_says_nothing_of_answers():
     assert not [name for name in files if "kl_vs" in name]
 
 
+def test_where_nothing_was_predicted_there_is_no_section_of_it():
+    html, text, _ = written(findings_of(some()))
+    assert Texts("en")("section_bits") in html
+    assert Texts("en")("section_predicted") not in html + text
+
+
 def test_the_verdict_begins_with_the_cheapest_format():
     html, text, _ = written(findings_of(some()))
     said = "verb_probs: cheapest format that meets the bar: sym 8 bits (8.01 bits per value)"

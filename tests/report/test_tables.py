@@ -193,6 +193,12 @@ def test_a_figure_that_was_not_predicted_is_a_dash_and_no_mistake():
     assert tables.prediction_table([row(8), many], LEVELS, T)[0][1] == guesses
 
 
+def test_one_criterion_has_one_column():
+    table = tables.heat_table(findings_of([row(8), row(4, sqnr_db=9.0)], LEVELS, SQNR), T)
+    assert table.heads == ["tensor, mode", "SQNR ≥ 30 dB", "4 bits", "8 bits"]
+    assert table.rows == [["verb_probs, symmetric", "8", "9.0", "50.0"]]
+
+
 def test_a_criterion_that_a_bar_does_not_have_is_a_dash():
     rows = [*judged([row(8, tensor="a")]), *judged([row(8, tensor="b")], SQNR)]
     found = Findings(rows, [*LEVELS, "tensor"], [], [], {}, {}, [], {})
@@ -206,10 +212,9 @@ def test_names_of_files_can_play_no_tricks():
 
 
 def test_of_one_file_those_come_first_that_lost_most():
-    heads, rows, _ = side_by_side(files_of(FILE_ROWS), T)
-    assert [each.partition(": ")[2] for each in heads[1:]] == [
-        "stored as", T("storage_bits"), T("storage_sqnr"),
-    ]  # fmt: skip
+    heads, rows, words = side_by_side(files_of(FILE_ROWS), T)
+    assert heads[1:] == ["stored as", T("storage_bits"), T("storage_sqnr")]  # the page names it
+    assert words == (1, 2)
     assert rows == [
         ["b", "Q4_K", "4.5", "12.25"],
         ["a", "Q4_K", "4.5", "20.50"],
@@ -225,8 +230,11 @@ def test_of_two_files_those_come_first_that_differ_most():
         stored_tensor("c", 11.0, "IQ4_XS", "other.gguf"),
         stored_tensor("mine", 10.0, "IQ4_XS", "other.gguf"),
     ]
-    heads, rows, _ = side_by_side(files_of([*FILE_ROWS, *other]), T)
-    assert len(heads) == 7
+    heads, rows, words = side_by_side(files_of([*FILE_ROWS, *other]), T)
+    assert [each.partition(": ")[0] for each in heads[1:]] == ["m-Q4_K_M.gguf"] * 3 + [
+        "other.gguf"
+    ] * 3
+    assert words == (1, 2, 5)
     assert [each[0] for each in rows] == ["c", "b", "a", "mine", "norm"]
     assert rows[0][1:] == ["Q6_K", "6.562", "31.00", "IQ4_XS", "4.5", "11.00"]
     assert rows[3][1:] == ["–", "–", "–", "IQ4_XS", "4.5", "10.00"]

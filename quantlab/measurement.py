@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import product
 from numbers import Integral
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
@@ -371,6 +372,11 @@ def _answers(model: Model, form: Format | Codec, tensors: Iterable[Tensor]) -> l
 
 def as_array(x: Any, name: str = NAME) -> NDArray[Any]:
     """Convert real numbers to a NumPy array; raises ValueError, naming it, if they are none."""
+    if isinstance(x, str | PathLike):
+        raise ValueError(
+            f"{name} must be an array or a mapping of names to arrays, got {str(x)!r}: "
+            "quantlab.measure_grid takes a file"
+        )
     if np.ma.isMaskedArray(x):
         raise ValueError(
             f"{name} is a masked array: measure {name}.compressed(), or {name}.data to ignore the "

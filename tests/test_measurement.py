@@ -1,3 +1,4 @@
+from pathlib import Path
 from xml.etree import ElementTree
 
 import ml_dtypes
@@ -106,6 +107,8 @@ def test_whole_numbers_are_numbers():
         (X, {"scale": "int8"}, "block.scale must be one of float32, float16, bfloat16, got 'int8'"),
         (X, {"n_bits": 1}, "n_bits must be a whole number from 2 to 16, got 1"),
         (["a"], {}, "x must hold real numbers, got dtype <U1"),
+        ("m.npz", {}, "x must be an array or a mapping of names to arrays, got 'm.npz': quantlab."),
+        (Path("m.npz"), {}, "x must be an array or .*'m.npz': quantlab.measure_grid takes a file$"),
         (X + 1j, {}, "x must hold real numbers, got dtype complex64"),
         ([], {}, "tensor 'x' is empty"),
         (np.ma.array([1.0, 2.0], mask=[0, 1]), {}, "x is a masked array"),

@@ -165,9 +165,10 @@ def plan_within_budget(
             f"{bits / max(problem.n_values, 1):.6g} bits per value ({format_size(bits / 8)})"
             for bits in (smallest.total.bits, smallest.front[-1].bits)
         )
+        sizes = least if least == most else f"from {least} to {most}"
         raise ValueError(
-            f"{describe(problem.n_values)} is below what there is: plans of this sweep have from "
-            f"{least} to {most}{problem.describe_fixed()}"
+            f"{describe(problem.n_values)} is below what there is: plans of this sweep have "
+            f"{sizes}{problem.describe_fixed()}"
         )
     budget = min(budget, smallest.front[-1].bits)  # more buys nothing
     # By name, so that the order of the checkpoint does not decide between equal choices.

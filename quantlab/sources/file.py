@@ -18,6 +18,7 @@ from heapq import heapify, heapreplace
 from pathlib import Path
 from typing import Any, ClassVar
 
+import ml_dtypes
 import numpy as np
 
 from quantlab.sources import hub
@@ -42,6 +43,13 @@ SUFFIXES = {
     ".json": "safetensors",  # the index of a checkpoint in several files
     ".gguf": "gguf",
     ".onnx": "onnx",
+}
+PLAIN_DTYPES = {  # as GGUF and safetensors call them
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    **{f"I{8 * n}": np.dtype(f"<i{n}") for n in (1, 2, 4, 8)},
 }
 PICKLED = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
 SELECTIONS = ("weights", "all")

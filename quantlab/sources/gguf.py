@@ -12,7 +12,14 @@ import numpy as np
 
 from quantlab.formats.element import FloatArray
 from quantlab.sources import hub
-from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state
+from quantlab.sources.file import (
+    PLAIN_DTYPES,
+    BadFileError,
+    File,
+    FileEntry,
+    MappedArray,
+    file_state,
+)
 from quantlab.sources.kinds.decoding import (
     StoredTensor,
     dense_tensor,
@@ -24,7 +31,7 @@ from quantlab.sources.names import Architecture, Family
 from quantlab.sources.pairing import StoredFile
 from quantlab.sources.tensor import FileState, Tensor, map_values
 
-INTEGERS = {"I8": "<i1", "I16": "<i2", "I32": "<i4", "I64": "<i8"}
+INTEGERS = ("I8", "I16", "I32", "I64")
 UNDECODED = ("Q8_1", "Q8_K", "Q1_0")  # types of intermediate results, or too new for gguf
 MAX_FIELD_VALUES = 2**12  # of an array; a vocabulary is longer
 FIXED_BYTES, INFO_BYTES = 24, 24  # of a header; of a tensor's description, without name and shape
@@ -222,7 +229,6 @@ class TensorInfo(NamedTuple):
 
 def _describe(file: FileState, reader: Any, info: TensorInfo) -> GgufTensor:
     import gguf
-    import ml_dtypes
 
     name, shape, number, offset = info
     try:
@@ -230,14 +236,7 @@ def _describe(file: FileState, reader: Any, info: TensorInfo) -> GgufTensor:
     except ValueError:
         unknown = f"is of type {number}, which is not known"
         return GgufTensor(file, name, shape, f"type {number}", None, offset, 0, fault=unknown)
-    dtypes = {
-        "F64": np.dtype("<f8"),
-        "F32": np.dtype("<f4"),
-        "F16": np.dtype("<f2"),
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-        **{kind: np.dtype(dtype) for kind, dtype in INTEGERS.items()},
-    }
-    kind, dtype = ggml_type.name, dtypes.get(ggml_type.name)
+    kind, dtype = ggml_type.name, PLAIN_DTYPES.get(ggml_type.name)
     block, size = gguf.GGML_QUANT_SIZES[ggml_type]
     n_bytes = prod(shape) // block * size
     fault: str | None = None

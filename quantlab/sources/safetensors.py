@@ -4,25 +4,40 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.format import NamedTensor, Reconstruction
 from quantlab.sources import hub
-from quantlab.sources.file import BadFileError, File, FileEntry, MappedArray, file_state, readable
+from quantlab.sources.file import (
+    PLAIN_DTYPES,
+    BadFileError,
+    File,
+    FileEntry,
+    MappedArray,
+    file_state,
+    readable,
+)
 from quantlab.sources.kinds import packed, scaled, small_floats, torchao
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.names import Family
 from quantlab.sources.pairing import Pair, StoredFile
 
-INTEGERS = {
-    "I8": "<i1", "U8": "<u1", "I16": "<i2", "U16": "<u2", "I32": "<i4", "U32": "<u4", "I64": "<i8",
-    "U64": "<u8", "BOOL": "?",
-}  # fmt: skip
+DTYPES = PLAIN_DTYPES | {
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
+    "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),  # of scales alone
+    "BOOL": np.dtype(bool),
+    **{f"U{8 * n}": np.dtype(f"<u{n}") for n in (1, 2, 4, 8)},
+}
+INTEGERS = {kind for kind, dtype in DTYPES.items() if dtype.kind in "iub"}
 PLAIN = ("F64", "F32", "F16", "BF16")
 MAX_CONFIG_BYTES = 2**24
 # Scales of activations and of KV caches, and a mark that a file has them.
@@ -230,7 +245,7 @@ def _read_file(path: str) -> Iterator[MappedArray]:
             start, stop = about["data_offsets"]
             kind, shape = about["dtype"], tuple(about["shape"])
             offset = 8 + length + start
-            yield MappedArray(file, name, shape, kind, _dtypes().get(kind), offset, stop - start)
+            yield MappedArray(file, name, shape, kind, DTYPES.get(kind), offset, stop - start)
 
 
 def _read_header(path: str) -> tuple[int, dict[str, Any]]:
@@ -248,24 +263,6 @@ def _read_metadata(paths: Iterable[str]) -> dict[str, Any]:
         stated = header.get("__metadata__")
         metadata |= stated if isinstance(stated, dict) else {}
     return metadata
-
-
-@cache
-def _dtypes() -> dict[str, np.dtype[Any]]:
-    import ml_dtypes
-
-    return {
-        "F64": np.dtype("<f8"),
-        "F32": np.dtype("<f4"),
-        "F16": np.dtype("<f2"),
-        "BF16": np.dtype(ml_dtypes.bfloat16),
-        "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-        "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-        "F8_E4M3FNUZ": np.dtype(ml_dtypes.float8_e4m3fnuz),
-        "F8_E5M2FNUZ": np.dtype(ml_dtypes.float8_e5m2fnuz),
-        "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),  # of scales alone
-        **{kind: np.dtype(dtype) for kind, dtype in INTEGERS.items()},
-    }
 
 
 def list_shards(index: str) -> dict[str, list[str]]:

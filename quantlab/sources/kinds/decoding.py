@@ -11,6 +11,7 @@ from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -368,17 +369,12 @@ def take_rows(array: NDArray[Any], index: RowIndex) -> NDArray[Any]:
 
 def as_scales(stored: NDArray[Any]) -> NDArray[Any]:
     """Return scales as numbers: exponents of a byte each are powers of two."""
-    import ml_dtypes
-
     return stored.view(ml_dtypes.float8_e8m0fnu) if stored.dtype == np.uint8 else stored
 
 
 def compute_dtype(name: Any) -> np.dtype[Any]:
     """Return the dtype of a name, float32 of any but those of 16 bits."""
-    import ml_dtypes
-
-    dtypes = {"float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
-    return np.dtype(dtypes.get(str(name), np.float32))
+    return np.dtype(name if name in ("float16", "bfloat16") else "float32")
 
 
 def multiply(steps: NDArray[Any], scales: NDArray[Any]) -> FloatArray:
@@ -514,6 +510,4 @@ def unpack_nibbles(octets: NDArray[np.uint8], *, high_first: bool = False) -> ND
     return np.stack(pair, axis=-1).reshape(*octets.shape[:-1], -1)
 
 
-FP4 = np.array(  # e2m1, by its code; OCP MX 1.0, table 5
-    [0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32
-)
+FP4 = np.arange(16, dtype=np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)  # by code

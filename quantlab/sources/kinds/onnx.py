@@ -13,6 +13,7 @@ from functools import cached_property
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -192,8 +193,6 @@ def _integer_rounder(kind: str) -> Callable[[NDArray[Any], Any], NDArray[Any]]:
 
 
 def _float_rounder(kind: str) -> Callable[[NDArray[Any], Any], NDArray[Any]]:
-    import ml_dtypes
-
     dtype = np.dtype(kind)
     info: Any = ml_dtypes.finfo
     largest = float(info(dtype).max)

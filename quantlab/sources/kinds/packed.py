@@ -24,6 +24,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -293,8 +294,6 @@ def _bits_and_group(parts: Parts, settings: Config) -> tuple[int, int]:
 
 
 def _decode_mlx_floats(parts: Parts) -> StoredTensor:
-    import ml_dtypes
-
     weight, scales = parts["weight"], parts["scales"]
     if weight.ndim < 2 or weight.shape[:-1] != scales.shape[:-1]:
         raise parts.misfit()

@@ -21,10 +21,10 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cache
 from math import prod
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
@@ -57,14 +57,17 @@ from quantlab.text import label
 FP8 = ("float8_e4m3fn",)
 EXPERT_GROUP = 32  # of gpt-oss
 BITS = {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}  # of the types of safetensors
+VALUES = {  # of their codes
+    "F4": FP4,
+    "F6_E2M3": np.arange(64, dtype=np.uint8).view(ml_dtypes.float6_e2m3fn).astype(np.float32),
+    "F6_E3M2": np.arange(64, dtype=np.uint8).view(ml_dtypes.float6_e3m2fn).astype(np.float32),
+}
 CODES_A_STRIDE = 4  # the fewest whose bits fill bytes
 MAX_STATE_BYTES = 2**16  # of bitsandbytes
 BlockMagnitudes = Callable[[RowIndex], NDArray[np.float32]]  # by the numbers of blocks
 
 
 def _decode(parts: Parts) -> StoredTensor:
-    import ml_dtypes
-
     packed, scale = parts["weight"].view(np.uint8), parts["weight_scale"]
     inputs = 2 * packed.shape[-1]
     if packed.ndim < 2 or scale.shape[:-1] != packed.shape[:-1]:
@@ -115,8 +118,6 @@ def _is_packed(parts: Parts) -> bool:
 
 
 def _decode_experts(parts: Parts) -> StoredTensor:
-    import ml_dtypes
-
     blocks, scales = parts["blocks"], parts["scales"]
     if (
         blocks.ndim != 4
@@ -172,7 +173,7 @@ def _has_typed(parts: Parts) -> bool:
 def _decode_typed(parts: Parts) -> StoredTensor:
     weight = parts.tensors["weight"]
     assert isinstance(weight, PackedTensor)
-    shape, levels, bits = weight.value_shape, _levels(weight.kind), BITS[weight.kind]
+    shape, levels, bits = weight.value_shape, VALUES[weight.kind], BITS[weight.kind]
     octets, size = weight.array, prod(shape)
     width = row_width(shape)
     scale, group = _group_scales(parts, shape)
@@ -206,17 +207,6 @@ def _group_scales(parts: Parts, shape: Shape) -> tuple[NDArray[Any] | None, int]
     if scale.size > 1 and row_width(shape) % group:
         raise misfit
     return scale.reshape(-1), group
-
-
-@cache
-def _levels(kind: str) -> FloatArray:
-    """Return the value of each code of a type."""
-    import ml_dtypes
-
-    if kind == "F4":
-        return FP4
-    dtypes = {"F6_E2M3": ml_dtypes.float6_e2m3fn, "F6_E3M2": ml_dtypes.float6_e3m2fn}
-    return np.arange(64, dtype=np.uint8).view(dtypes[kind]).astype(np.float32)
 
 
 def _read_state(parts: Parts) -> dict[str, Any]:

@@ -272,10 +272,6 @@ class CustomUniform(Uniform):
         self.quantizer = quantizer
         self.n_bits = quantizer.n_bits
 
-    def choose(self, lo: float, hi: float) -> Params:
-        """Choose as the quantizer does."""
-        return self.quantizer.choose(lo, hi)
-
     def fit(self, bounds: Bounds, store: RoundScale) -> BlockParams:
         """Choose for one block after the other, then round the scales to their type."""
         ends = zip(np.ravel(bounds.lo), np.ravel(bounds.hi), strict=True)

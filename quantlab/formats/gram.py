@@ -5,7 +5,6 @@ energy ``tr(E H E^T)``. Everything is float64. BLAS divides large products among
 bits depend on how many there are; products of tiles of 64 are computed by one, always alike.
 """
 
-from dataclasses import dataclass
 from math import prod
 from typing import Protocol
 
@@ -38,41 +37,6 @@ class LayerInputs(Protocol):
 
     def identity(self, tensor: NamedTensor) -> str | None:
         """Return a sha256 of the inputs of a weight; None where unknown."""
-
-
-@dataclass(frozen=True)
-class TransformedInputs:
-    """The inputs of layers as rows of weights meet them after a transform.
-
-    To undo it, stretches of those rows are multiplied by a `matrix` B: H becomes B H B^T.
-    """
-
-    inputs: LayerInputs
-    matrix: Array64
-
-    @property
-    def name(self) -> str:
-        """Name of the file."""
-        return self.inputs.name
-
-    def width(self, tensor: NamedTensor) -> int | None:
-        """Return the number of inputs of a weight; None where unknown."""
-        return self.inputs.width(tensor)
-
-    def gram(self, tensor: NamedTensor) -> Array64 | None:
-        """Compute the Gram matrix of the inputs of a weight, ``(in, in)``; None where unknown."""
-        gram = self.inputs.gram(tensor)
-        return None if gram is None else self._multiply_rows(self._multiply_rows(gram))
-
-    def _multiply_rows(self, matrix: Array64) -> Array64:
-        """Multiply each stretch of rows by B; return all of it transposed."""
-        stretches = matrix.reshape(-1, len(self.matrix), matrix.shape[1])
-        products = [multiply(self.matrix, rows) for rows in stretches]
-        return np.ascontiguousarray(np.concatenate(products).T)
-
-    def identity(self, tensor: NamedTensor) -> str | None:
-        """Return a sha256 of the inputs of a weight; None where unknown."""
-        return self.inputs.identity(tensor)
 
 
 def require_inputs(width: int, tensor: NamedTensor, file: str) -> None:
@@ -113,6 +77,18 @@ def multiply(a: Array64, b: Array64) -> Array64:
     product = np.zeros((len(a) + -len(a) % TILE, b.shape[1] + -b.shape[1] % TILE))
     _add_product(product, _pad(a), _pad(b))
     return product[: len(a), : b.shape[1]]
+
+
+def transform_gram(gram: Array64, matrix: Array64) -> Array64:
+    """Return ``B H B^T`` for a Gram matrix H and a `matrix` B that repeats along the diagonal.
+
+    It is the Gram matrix of inputs as rows of weights meet them after a transform, which is undone
+    by multiplying stretches of those rows by B.
+    """
+    for _ in range(2):  # each stretch of rows by B, then all of it transposed
+        products = [multiply(matrix, rows) for rows in gram.reshape(-1, len(matrix), len(gram))]
+        gram = np.ascontiguousarray(np.concatenate(products).T)
+    return gram
 
 
 def row_energies(rows: Array64, gram: Array64) -> Array64:

@@ -62,10 +62,6 @@ class OnnxMatMulNBits(GroupCodec):
         bits = self._column_bits(inputs, blocks.groups.dtype) * rows * columns
         return Reconstruction(blocks.read, self.label, bits)
 
-    def count_bits(self, groups: Groups) -> int:
-        """Return the size of the blocks of one row."""
-        return self._column_bits(groups.size, groups.dtype)
-
     def _column_bits(self, inputs: int, dtype: FloatType) -> int:
         """Return the size of the blocks of one output: whole ones, and whole bytes of zeros."""
         n = -(-inputs // int(self.group_size or 1))

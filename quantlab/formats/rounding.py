@@ -11,7 +11,7 @@ way: a class with the methods of `format.Rounding` here, and a yaml in ``conf/ro
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,11 +22,11 @@ from quantlab.formats.element import ContradictionError, FloatArray, select_para
 from quantlab.formats.format import NamedTensor, Rounded
 from quantlab.formats.gram import (
     LayerInputs,
-    TransformedInputs,
     factor_upper,
     invert_upper,
     multiply,
     row_energies,
+    transform_gram,
 )
 from quantlab.formats.quantizer import BlockQuantizer, MapFn
 from quantlab.formats.scales import Array64
@@ -61,6 +61,7 @@ class Gptq:
     order: str = ORDERS[0]
     static_groups: bool = False
     width: int = 0  # of a row of the tensor that it is opened for
+    matrix: Array64 | None = field(default=None, compare=False)  # of `transform`
     name: ClassVar[str] = "gptq"
 
     def __post_init__(self) -> None:
@@ -103,7 +104,7 @@ class Gptq:
 
     def transform(self, matrix: Array64) -> "Gptq":
         """Return the rounding of rows whose stretches are multiplied by a matrix afterwards."""
-        return replace(self, inputs=TransformedInputs(self.inputs, matrix))
+        return replace(self, matrix=matrix)
 
     def identity(self, tensor: NamedTensor) -> str | None:
         """Return the sha256 of the inputs of a tensor."""
@@ -119,6 +120,8 @@ class Gptq:
         gram = self.inputs.gram(tensor)
         if gram is None:
             raise self._no_inputs_error()
+        if self.matrix is not None:
+            gram = transform_gram(gram, self.matrix)
         rows = _Rows(quantizer, gram, self)
         stretches = map_fn(rows.round_stretch, [*range(0, rows.count, rows.step)])
         x_hat, energies = (np.concatenate(parts) for parts in zip(*stretches, strict=True))

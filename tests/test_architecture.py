@@ -42,14 +42,9 @@ APART = {  # modules with one user, one of their room, and why they stand alone
     "sources/numpy.py": READER,
     **{
         f"plans/runtimes/{name}.py": RUNTIME
-        for name in (
-            "mlx",
-            "onnxruntime",
-            "torch",
-        )
+        for name in ("llama_cpp", "mlx", "onnxruntime", "torch")
     },
     "sources/views.py": "what is put together of stored tensors; pairing says which is which",
-    "sources/onnx_proto.py": "how protobuf writes a message, whatever ONNX says in it",
     "plans/page.py": "matplotlib, which quantlab.plan in Python does without",
     "sweep/jobs.py": "the runs of a sweep before any starts; launch is what happens to them",
 }

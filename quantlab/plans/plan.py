@@ -11,7 +11,6 @@ from quantlab.plans.mixture import Plan, plan_for_bar, plan_within_budget, small
 from quantlab.plans.options import Assignment
 from quantlab.plans.problem import KL, Request, build_problem
 from quantlab.plans.runtimes import RUNTIMES
-from quantlab.plans.runtimes.llama_cpp import GGUF_SUFFIX, LlamaCpp
 from quantlab.plans.runtimes.runtime import FORMAT_COLUMNS, Runtime
 from quantlab.records import disk
 from quantlab.records.answers import NAME as ANSWERS
@@ -184,10 +183,10 @@ def _file_remarks(plan: Plan, source: str, context: int | None, texts: Texts) ->
     """
     runtime = plan.problem.runtime
     path = _find_checkpoint(source, is_needed=context is not None)
-    if isinstance(runtime, LlamaCpp) and path.endswith(GGUF_SUFFIX):
-        n_bytes = runtime.file_bytes(plan.assignments, path)
-        size = format_size(n_bytes)
-        yield texts("plan_file", runtime=runtime.name, size=size, bytes=f"{n_bytes:,}")
+    size = runtime.file_size(plan.assignments, path) if runtime and path else None
+    if runtime and size:
+        about = {"size": format_size(size.n_bytes), "bytes": f"{size.n_bytes:,}"}
+        yield texts(f"plan_file{'' if size.is_exact else '_about'}", runtime=runtime.name, **about)
     if context is None:
         return
     if context < 1:

@@ -38,7 +38,7 @@ def read_model(path: str, min_mapped_bytes: int = MIN_MAPPED_BYTES) -> Any:
 
     if not Path(path).stat().st_size:  # which cannot be mapped
         return onnx.ModelProto()
-    location = Path(path).resolve().name  # a cache has links to files of other names
+    location = own_location(path)
     with Path(path).open("rb") as file, mmap(file.fileno(), 0, access=ACCESS_READ) as content:
         try:
             values = _Values(location, min_mapped_bytes)
@@ -81,6 +81,62 @@ def _without_values(
             copied = end
         position = end
     return [*pieces, content[copied:stop]]
+
+
+def count_bytes(message: Any, path: str, kind: str = "model") -> int:
+    """Return the size that a message of `read_model` of a path has once its values are in it."""
+    if kind == "tensor":
+        return _count_tensor_bytes(message, path)
+    size = int(message.ByteSize())
+    for field, value in message.ListFields():
+        if inner_kind := FIELDS[kind].get(field.number):
+            for inner in [value] if hasattr(value, "ByteSize") else value:
+                size -= _field_bytes(inner.ByteSize())
+                size += _field_bytes(count_bytes(inner, path, inner_kind))
+    return size
+
+
+def _count_tensor_bytes(tensor: Any, path: str) -> int:
+    """Return the size of a tensor with its values, as onnx.load leaves one of external data."""
+    from onnx import TensorProto
+
+    if tensor.data_location != TensorProto.EXTERNAL:
+        return int(tensor.ByteSize())
+    about = {entry.key: entry.value for entry in tensor.external_data}
+    whole = TensorProto()
+    whole.CopyFrom(tensor)
+    whole.ClearField("external_data")
+    whole.ClearField("data_location")
+    if about["location"] != own_location(path):
+        whole.data_location = TensorProto.DEFAULT  # which it writes
+    length = about.get("length") or _length_behind(Path(path).parent / about["location"], about)
+    return int(whole.ByteSize()) + _field_bytes(int(length))
+
+
+def _length_behind(file: Path, about: dict[str, str]) -> int:
+    """Return how many bytes a file has from the offset of a tensor that states no length."""
+    return file.stat().st_size - int(about.get("offset", 0))
+
+
+def _field_bytes(length: int) -> int:
+    """Return the size of a field of bytes, or of a message; all numbers here are below 16."""
+    return 1 + len(_varint(length)) + length
+
+
+def own_location(path: str) -> str:
+    """Return the name by which a model would find data in its own file."""
+    return Path(path).resolve().name  # a cache has links to files of other names
+
+
+def make_placeholder(
+    path: str, name: str, data_type: int, dims: Sequence[int], n_bytes: int
+) -> Any:
+    """Return a tensor without its values, as `read_model` has those of a path."""
+    from onnx import TensorProto
+
+    tensor = TensorProto(name=name, data_type=data_type, dims=dims)
+    tensor.MergeFromString(_external_data(own_location(path), 0, n_bytes))
+    return tensor
 
 
 def _external_data(location: str, offset: int, length: int) -> bytes:

@@ -1,8 +1,11 @@
 import json
 import re
 import subprocess
+import sys
 
+import ml_dtypes
 import numpy as np
+import onnx
 import pytest
 import yaml
 
@@ -314,7 +317,7 @@ def test_a_gguf_file_has_the_size_that_is_said(tmp_path, n_added):
     source = write(tmp_path / "s.gguf", [*added[:n_added], "split.count"], x)
     part = assigned(row("w", "ggml/q8_0", 8.5, 40, size=256), tensor("w.weight", (4, 64)))
     runtime = RUNTIMES["llama.cpp"]
-    assert runtime.file_bytes([part], str(source)) == whole.stat().st_size
+    assert runtime.file_size([part], str(source)) == (whole.stat().st_size, True)
 
 
 LAYER = "model.layers.0.{}.weight"
@@ -352,10 +355,28 @@ def test_the_packages_read_their_recipes():
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(not PACKAGES.exists(), reason="the packages are not installed: make recipes")
+def onnx_parts(settings, weights):
+    """Weights in bits, blocks and symmetric or not of MatMulNBits, None as they are stored."""
+    return [
+        assigned(
+            change and row("w", "mx/fp4", 4, 20, 8192, mode="onnx/matmulnbits", n_bits=change[0],
+                           block_size=change[1], scale_dtype=None, range=None,
+                           settings=json.dumps({"mode.symmetric": change[2]})),
+            tensor(name, weights[name].shape, "file/onnx", weights[name].dtype.name),
+        )
+        for name, change in settings.items()
+    ]  # fmt: skip
+
+
+def run_script(parts, path, out, *form):
+    """Quantize a model with the recipe of ONNX Runtime, and return what it warns of."""
+    script = path.with_name("plan.py")
+    script.write_bytes(RUNTIMES["onnxruntime"].recipe(parts))
+    command = [sys.executable, script, path, out, *form]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stderr
+
+
 def test_onnx_runtime_quantizes_as_planned(tmp_path):
-    onnx = pytest.importorskip("onnx")
     rng = np.random.default_rng(0)
     weights = {name: rng.standard_normal((128, 64)).astype(np.float32) for name in "abcd"}
     nodes = [onnx.helper.make_node("MatMul", ["x", name], [f"y_{name}"]) for name in "abc"]
@@ -368,22 +389,11 @@ def test_onnx_runtime_quantizes_as_planned(tmp_path):
     )  # fmt: skip
     onnx.save(onnx.helper.make_model(graph), tmp_path / "model.onnx")
     settings = {"a": (4, 32, False), "b": (8, 64, True), "c": None, "d": (4, 32, False)}
-    parts = [
-        assigned(
-            change and row("w", "mx/fp4", 4, 20, 8192, mode="onnx/matmulnbits", n_bits=change[0],
-                           block_size=change[1], scale_dtype=None, range=None,
-                           settings=json.dumps({"mode.symmetric": change[2]})),
-            tensor(name, (128, 64), "file/onnx", "float32"),
-        )
-        for name, change in settings.items()
-    ]  # fmt: skip
-    script = tmp_path / "plan.py"
-    script.write_bytes(RUNTIMES["onnxruntime"].recipe(parts))
+    parts = onnx_parts(settings, weights)
     for form in ([], ["QDQ"]):
         out = tmp_path / f"out{len(form)}.onnx"
-        command = [PACKAGES, script, tmp_path / "model.onnx", out, *form]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        assert "no MatMul multiplies by d, which stays as it is" in done.stderr
+        warned = run_script(parts, tmp_path / "model.onnx", out, *form)
+        assert "no MatMul multiplies by d, which stays as it is" in warned
         source = Onnx(str(tmp_path / "model.onnx"))
         stored = OnnxFile(str(out)).bind(source)
         originals = {each.name: each for each in source.tensors()}
@@ -394,6 +404,64 @@ def test_onnx_runtime_quantizes_as_planned(tmp_path):
             np.testing.assert_array_equal(stored.open(originals[name]).read(0, 8192), x_hat)
         values = stored.open(originals["c"]).read(0, 8192)
         np.testing.assert_array_equal(values, weights["c"].reshape(-1))
+
+
+def many_layers(kind):
+    """A model of matrices that are shared, small, unused, or of bodies; and its matrices."""
+    rng, make = np.random.default_rng(0), onnx.helper
+    shapes = dict.fromkeys("abcdef", (100, 300)) | {"small": (8, 5)}
+    weights = {name: rng.standard_normal(shape).astype(kind) for name, shape in shapes.items()}
+    data_type = make.np_dtype_to_tensor_dtype(np.dtype(kind))
+
+    def value(name):
+        return make.make_tensor_value_info(name, data_type, [None, None])
+
+    def body(name):
+        node = make.make_node("MatMul", ["x", name], ["y"])
+        return make.make_graph([node], f"body of {name}", [], [value("y")])
+
+    constant = onnx.numpy_helper.from_array(rng.standard_normal(5000), "values")
+    layers = [make.make_node("MatMul", ["x", n], [f"y_{n}"], name=f"layer/{n}") for n in "abc"]
+    nodes = [
+        *layers,
+        make.make_node("MatMul", ["x", "small"], ["y_small"]),
+        make.make_node("MatMul", ["x", "a"], ["y_again"], doc_string="shares a"),
+        make.make_node("Gemm", ["x", "b"], ["y_gemm"]),
+        make.make_node("Constant", [], ["constant"], value=constant),
+        make.make_node("If", ["is"], ["y_if"], doc_string="x" * 200,
+                       then_branch=body("e"), else_branch=body("f")),
+    ]  # fmt: skip
+    tensors = [onnx.numpy_helper.from_array(x, name) for name, x in weights.items()]
+    inputs = [value("x"), value("a"), make.make_tensor_value_info("is", 9, [])]
+    graph = make.make_graph(nodes, "g", inputs, [value("y_a"), value("y_if")], tensors)
+    return make.make_model(graph, opset_imports=[make.make_opsetid("", 21)]), weights
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float16, ml_dtypes.bfloat16])
+@pytest.mark.parametrize("external", [False, True])
+def test_the_model_of_onnx_runtime_has_the_size_that_is_said(tmp_path, kind, external):
+    model, weights = many_layers(kind)
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    how = {"save_as_external_data": external, "location": "model.data", "size_threshold": 0}
+    onnx.save(model, path, **how)
+    settings = {"a": (4, 32, False), "b": (8, 64, True), "c": None, "d": (4, 16, False),
+                "e": (2, 16, False), "f": None, "small": (4, 128, False)}  # fmt: skip
+    parts = onnx_parts(settings, weights)
+    run_script(parts, path, out)
+    assert RUNTIMES["onnxruntime"].file_size(parts, str(path)) == (out.stat().st_size, True)
+    names = {each.name for each in onnx.load(out).graph.initializer}
+    assert names == {"a_Q4", "a_scales", "a_zero_points", "b", "b_Q8", "b_scales", "c", "e_Q2",
+                     "e_scales", "e_zero_points", "f", "small_Q4", "small_scales",
+                     "small_zero_points"}  # fmt: skip
+
+
+def test_a_model_that_nothing_is_quantized_of_has_the_size_that_is_said(tmp_path):
+    model, weights = many_layers(np.float32)
+    path, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
+    onnx.save(model, path)
+    parts = onnx_parts(dict.fromkeys(weights), weights)
+    run_script(parts, path, out)
+    assert RUNTIMES["onnxruntime"].file_size(parts, str(path)) == (out.stat().st_size, True)
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from quantlab.formats.ggml import NUMBERS
 from quantlab.plans.options import Assignment, Original
-from quantlab.plans.runtimes.runtime import Runtime
+from quantlab.plans.runtimes.runtime import FileSize, Runtime
 from quantlab.sources.gguf import field_bytes, read_header_size
 from quantlab.sources.names import gguf_name
 from quantlab.text import label
@@ -87,16 +87,18 @@ class LlamaCpp(Runtime):
         kind = self.config(assignment) or AS_STORED[tensor.dtype]
         return f"^{_pattern(str(_tensor_name(tensor)))}$={kind}"
 
-    def file_bytes(self, assignments: Iterable[Assignment], path: str) -> int:
+    def file_size(self, assignments: Iterable[Assignment], path: str) -> FileSize | None:
         """Return the size of what llama-quantize writes of a GGUF file, without ``--imatrix``.
 
         It joins shards, copies the metadata, and adds two where they are missing.
         """
+        if not path.endswith(GGUF_SUFFIX):
+            return None
         header = read_header_size(path)
         planned = {part.tensor.name: part.bits // 8 for part in assignments}
         fields = header.fields | {key: field_bytes(key) for key in ADDED_FIELDS}
         tensors = (planned.get(name, n_bytes) for name, n_bytes in header.tensors.items())
-        return header.file_size(sum(fields.values()), tensors)
+        return FileSize(header.file_size(sum(fields.values()), tensors))
 
 
 def _pattern(name: str) -> str:

@@ -5,13 +5,18 @@ inputs of MatMulNBits in blocks along K, the inputs of a layer; with a third arg
 4 bits become inputs of DequantizeLinear, which other runtimes read.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from typing import Any
 
 from quantlab.conf import load_option
 from quantlab.formats.matmul_nbits import OnnxMatMulNBits
 from quantlab.plans.options import Assignment, Original
-from quantlab.plans.runtimes.runtime import Runtime, own_spec
+from quantlab.plans.runtimes.runtime import FileSize, Runtime, own_spec
+from quantlab.sources.file import readable
+from quantlab.sources.onnx_graph import as_text, input_name
+from quantlab.sources.onnx_proto import count_bytes, make_placeholder, read_model
 
 SCRIPT = '''"""Quantize an ONNX model as planned: python {file} MODEL.onnx OUT.onnx [QDQ]."""
 import sys
@@ -23,10 +28,21 @@ from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 WEIGHTS = {{  # bits, block size, symmetric
 {weights}}}
 
+
+def find_nodes(graph):
+    """Yield the nodes of a graph, and of the bodies of If, Loop and Scan in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for body in [attribute.g, *attribute.graphs]:
+                yield from find_nodes(body)
+
+
 path, out, *form = sys.argv[1:]
 model = onnx.load(path)
-matmuls = [node for node in model.graph.node if node.op_type == "MatMul"]
-for number, node in enumerate(model.graph.node):
+nodes = list(find_nodes(model.graph))
+matmuls = [node for node in nodes if node.op_type == "MatMul"]
+for number, node in enumerate(nodes):
     node.name = node.name or f"node_{{number}}"
 for name in set(WEIGHTS) - {{node.input[1] for node in matmuls}}:
     print(f"no MatMul multiplies by {{name}}, which stays as it is", file=sys.stderr)
@@ -42,6 +58,9 @@ for settings in set(WEIGHTS.values()):
 onnx.save(model, out, save_as_external_data=model.ByteSize() >= 2**31)
 '''
 MATRIX_AXES = 2
+ONNX_SUFFIX = ".onnx"
+OPERATORS = "com.microsoft"  # domain of MatMulNBits
+MAX_MESSAGE_BYTES = 2**31  # of protobuf: the values of a larger model are saved beside it
 
 
 class OnnxRuntime(Runtime):
@@ -70,14 +89,151 @@ class OnnxRuntime(Runtime):
 
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the script."""
+        lines = [
+            f"    {name!r}: {tuple(config.values())},\n"
+            for name, config in self._configs(assignments).items()
+        ]
+        return SCRIPT.format(file=self.file, weights="".join(lines)).encode()
+
+    def file_size(self, assignments: Iterable[Assignment], path: str) -> FileSize | None:
+        """Return the size of what the script writes of an ONNX model, without ``QDQ``.
+
+        Of 2 GiB or more it is that of two files, whose names count a few bytes.
+        """
+        if not path.endswith(ONNX_SUFFIX):
+            return None
+        with readable(path, "onnx"):
+            model = read_model(path)
+            _Rewriting(path, self._configs(assignments)).rewrite(model)
+            n_bytes = count_bytes(model, path)
+        return FileSize(n_bytes, n_bytes < MAX_MESSAGE_BYTES)
+
+    def _configs(self, assignments: Iterable[Assignment]) -> dict[str, dict[str, Any]]:
+        """Return the arguments of the quantizer, by the weights that it takes."""
         configs = {
             part.tensor.name: self.config(part)
             for part in assignments
             if self.refuse_tensor(part.tensor) is None
         }
-        lines = [
-            f"    {name!r}: {tuple(config.values())},\n"
-            for name, config in configs.items()
-            if config
-        ]
-        return SCRIPT.format(file=self.file, weights="".join(lines)).encode()
+        return {name: config for name, config in configs.items() if config}
+
+
+@dataclass(frozen=True)
+class _Rewriting:
+    """What the script makes of a model without its values, which `configs` name weights of."""
+
+    path: str
+    configs: Mapping[str, Mapping[str, Any]]
+
+    def rewrite(self, model: Any) -> None:
+        """Name nodes, put MatMulNBits in place of MatMul, and drop what no node takes."""
+        for number, node in enumerate(_find_nodes(model.graph)):
+            node.name = node.name or f"node_{number}"
+        if self.configs:
+            if all(opset.domain != OPERATORS for opset in model.opset_import):
+                model.opset_import.add(domain=OPERATORS, version=1)
+            self._replace(model.graph, ())
+            _drop_unused(model.graph)
+
+    def _replace(self, graph: Any, around: Sequence[Any]) -> None:
+        """Replace nodes of a graph, and of the bodies in it."""
+        owners = (graph, *around)
+        nodes = []
+        for node in graph.node:
+            bodies = list(_bodies(node))
+            for body in bodies:
+                self._replace(body, owners)
+            nodes.append(_copy_node(node) if bodies else self._quantize(node, owners))
+        del graph.node[:]
+        graph.node.extend(nodes)
+
+    def _quantize(self, node: Any, owners: Sequence[Any]) -> Any:
+        """Return the node in place of one; it stays unless it multiplies by a weight to be."""
+        name = input_name(node, 1)
+        config = self.configs.get(name) if node.op_type == "MatMul" else None
+        found = ((owner, each) for owner in owners for each in owner.initializer)
+        owner, weight = next(
+            (pair for pair in found if as_text(pair[1].name) == name), (None, None)
+        )
+        if config is None or owner is None or weight is None:
+            return node
+        parts = list(self._parts(weight, **config))
+        owner.initializer.extend(parts)
+        return _make_matmul(node, weight, [part.name for part in parts], config)
+
+    def _parts(self, weight: Any, bits: int, block_size: int, is_symmetric: bool) -> Iterator[Any]:
+        """Yield the codes of a weight, its scales, and zero points where it has them."""
+        from onnx import TensorProto, helper
+
+        rows, columns = weight.dims
+        n_blocks = -(-rows // block_size)
+        octet, kind = TensorProto.UINT8, weight.data_type
+        width = helper.tensor_dtype_to_np_dtype(kind).itemsize
+        shape = columns, n_blocks, block_size * bits // 8
+        yield self._placeholder(weight, f"_Q{bits}", octet, shape, 1)
+        yield self._placeholder(weight, "_scales", kind, (columns, n_blocks), width)
+        if not is_symmetric:
+            packed = -(-n_blocks * bits // 8)
+            yield self._placeholder(weight, "_zero_points", octet, (columns, packed), 1)
+
+    def _placeholder(
+        self, weight: Any, suffix: str, kind: int, shape: Sequence[int], width: int
+    ) -> Any:
+        name = as_text(weight.name) + suffix
+        return make_placeholder(self.path, name, kind, shape, width * prod(shape))
+
+
+def _make_matmul(node: Any, weight: Any, parts: Sequence[str], config: Mapping[str, Any]) -> Any:
+    """Return the MatMulNBits that computes what a MatMul does."""
+    from onnx import helper
+
+    rows, columns = weight.dims
+    bits, block_size = config["bits"], config["block_size"]
+    return helper.make_node(
+        "MatMulNBits", [node.input[0], *parts], [node.output[0]],
+        name=f"{as_text(node.name)}_Q{bits}", domain=OPERATORS,
+        K=rows, N=columns, bits=bits, block_size=block_size,
+    )  # fmt: skip
+
+
+def _find_nodes(graph: Any) -> Iterator[Any]:
+    """Yield the nodes of a graph, and of the bodies in it, as the script does."""
+    for node in graph.node:
+        yield node
+        for body in _bodies(node):
+            yield from _find_nodes(body)
+
+
+def _bodies(node: Any) -> Iterator[Any]:
+    """Yield the graphs of If, Loop and Scan."""
+    for attribute in node.attribute:
+        if attribute.HasField("g"):
+            yield attribute.g
+        yield from attribute.graphs
+
+
+def _copy_node(node: Any) -> Any:
+    """Return a node with bodies as the quantizer makes it again, without its documentation."""
+    from onnx import helper
+
+    copy = helper.make_node(node.op_type, node.input, node.output, name=node.name)
+    copy.attribute.extend(node.attribute)
+    return copy
+
+
+def _drop_unused(graph: Any) -> set[str]:
+    """Drop the initializers that no node takes; return the names that come from around a graph."""
+    taken = {name for node in graph.node for name in node.input if name}
+    taken |= {output.name for output in graph.output}
+    taken = taken.union(*(_drop_unused(body) for node in graph.node for body in _bodies(node)))
+    taken -= {name for node in graph.node for name in node.output}
+    kept: dict[str, Any] = {}
+    for tensor in graph.initializer:
+        if tensor.name in taken:
+            kept.setdefault(tensor.name, tensor)
+    dropped = {tensor.name for tensor in graph.initializer} - kept.keys()
+    inputs = [value for value in graph.input if value.name not in dropped]
+    for field, values in ((graph.initializer, list(kept.values())), (graph.input, inputs)):
+        del field[:]
+        field.extend(values)
+    return taken - kept.keys() - {value.name for value in inputs}

@@ -3,7 +3,7 @@
 import shlex
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from quantlab.formats.format import FormatSpec
 from quantlab.plans.options import Assignment, Original
@@ -13,6 +13,13 @@ from quantlab.records.record import Row
 FORMAT_COLUMNS = (  # of results.csv, that say how a tensor is stored
     "mode", "n_bits", "block", "block_size", "scale_dtype", "range", "stored_dtype",
 )  # fmt: skip
+
+
+class FileSize(NamedTuple):
+    """The size of the file that a runtime makes, to the byte if it is exact."""
+
+    n_bytes: int
+    is_exact: bool = True
 
 
 class Runtime(ABC):
@@ -46,6 +53,14 @@ class Runtime(ABC):
     def stored_bits(self, assignment: Assignment) -> int:
         """Return the size of a tensor as the runtime stores it."""
         return assignment.bits
+
+    def file_size(self, assignments: Iterable[Assignment], path: str) -> FileSize | None:
+        """Return the size of the file that the runtime makes of a checkpoint, None if unknown.
+
+        Raises ValueError where the checkpoint cannot be read.
+        """
+        del assignments, path
+        return None
 
     def module_configs(self, assignments: Iterable[Assignment]) -> dict[str, Any]:
         """Map the modules whose weights are quantized to their formats, None as they are stored."""

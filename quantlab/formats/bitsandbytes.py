@@ -16,7 +16,7 @@ from math import prod
 import numpy as np
 
 from quantlab.formats.blocks import Shape
-from quantlab.formats.element import FloatArray, require_width
+from quantlab.formats.element import FloatArray
 from quantlab.formats.floats import NF4
 from quantlab.formats.grouped import (
     GroupCodec,
@@ -28,7 +28,7 @@ from quantlab.formats.grouped import (
 )
 from quantlab.formats.scales import FLOAT16, FLOAT32
 
-FOUR_BITS, BLOCKS = 4, (32, 64, 128, 256, 512, 1024, 2048, 4096)
+BLOCKS = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 MIN_ABSMAX = np.float32(1e-38)
 FP4_MAGNITUDES = np.array([0.0625, 2, 3, 4, 6, 8, 12], np.float32) / np.float32(12)
 LEVELS = {
@@ -37,7 +37,7 @@ LEVELS = {
 }
 NESTED_BITS, NESTED_BLOCK = 8, 256  # of the magnitudes of blocks
 DYNAMIC_DECADES = 7
-INT8_BITS, INT8_MAX = 8, np.float32(127)
+INT8_MAX = np.float32(127)
 
 
 class BitsandbytesLevels(GroupCodec):
@@ -46,14 +46,14 @@ class BitsandbytesLevels(GroupCodec):
     `levels` is nf4 or fp4.
     """
 
-    runtime, group_bits = "bitsandbytes", FLOAT32.bits
+    runtime, widths, group_bits = "bitsandbytes", (4,), FLOAT32.bits
 
     def __init__(self, n_bits: int, levels: str, group_size: int, nested: bool) -> None:
         self.mode = f"bnb/{levels}"
-        require_width(n_bits, [FOUR_BITS], f"mode={self.mode}")
+        super().__init__(n_bits)
         require_option("mode.group_size", group_size, BLOCKS, self.mode)
         require_option("mode.nested", nested, (False, True), self.mode)
-        self.n_bits, self.group_size, self.nested = n_bits, group_size, nested
+        self.group_size, self.nested = group_size, nested
         self.levels = LEVELS[levels]
         self.midpoints = (self.levels[1:] + self.levels[:-1]) / np.float32(2)
 
@@ -131,11 +131,8 @@ def dynamic_map() -> FloatArray:
 class BitsandbytesInt8(GroupCodec):
     """A float32 scale a row of float16, symmetric; LLM.int8 without columns of outliers."""
 
-    runtime, mode, dtype, group_bits = "bitsandbytes", "bnb/int8", FLOAT16.name, FLOAT32.bits
-
-    def __init__(self, n_bits: int) -> None:
-        require_width(n_bits, [INT8_BITS], f"mode={self.mode}")
-        self.n_bits = n_bits
+    runtime, mode, widths = "bitsandbytes", "bnb/int8", (8,)
+    dtype, group_bits = FLOAT16.name, FLOAT32.bits
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct rows; one of zeros comes back as zeros."""

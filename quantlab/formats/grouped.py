@@ -80,16 +80,22 @@ class Groups:
 class GroupCodec(Codec):
     """Stores groups of `group_size` values of a row, None for a whole row, by a runtime's rule.
 
-    `runtime` is its name in sentences and `mode` that of the option. A group stores `group_bits`
-    beside its codes; None is a scale and a zero point, or a bias, of the type of the tensor.
+    `runtime` is its name in sentences and `mode` that of the option, `widths` are those of codes. A
+    group stores `group_bits` beside its codes; None is a scale and a zero point, or a bias, of the
+    type of the tensor.
     """
 
     runtime: ClassVar[str]
+    widths: ClassVar[Sequence[int]]
     group_bits: ClassVar[int | None] = None
     mode: str
     n_bits: int
     group_size: int | None = None
     dtype: str | None = None
+
+    def __init__(self, n_bits: int) -> None:
+        require_width(n_bits, self.widths, f"mode={self.mode}")
+        self.n_bits = n_bits
 
     @abstractmethod
     def reconstruct(self, groups: GroupValues) -> FloatArray:
@@ -147,14 +153,13 @@ class AffineGroups(GroupCodec):
     Raises ValueError where the runtime has no such width, group size or type.
     """
 
-    widths: ClassVar[Sequence[int]]
     sizes: ClassVar[Sequence[int]]  # of groups
 
     def __init__(self, n_bits: int, group_size: int, dtype: str | None = None) -> None:
-        require_width(n_bits, self.widths, f"mode={self.mode}")
+        super().__init__(n_bits)
         require_option("mode.group_size", group_size, self.sizes, self.mode)
         require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
-        self.n_bits, self.group_size, self.dtype = n_bits, group_size, dtype
+        self.group_size, self.dtype = group_size, dtype
 
 
 class _GroupReader:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from quantlab.formats.blocks import Shape, UnfitError
-from quantlab.formats.element import FloatArray, require_width
+from quantlab.formats.element import FloatArray
 from quantlab.formats.grouped import (
     FLOAT_TYPES,
     GroupCodec,
@@ -31,7 +31,6 @@ from quantlab.formats.grouped import (
 )
 from quantlab.formats.scales import Array64
 
-WIDTHS = (1, 2, 3, 4, 5, 6, 8)
 GROUP_FACTOR = 8  # of a group's size
 MAX_SCALE, MIN_RANGE = np.float32(2e4), np.float32(1e-4)
 ITERATIONS, LP_NORM, BETA = 20, 0.7, 10
@@ -43,18 +42,17 @@ BYTE_BITS, WORD_BITS, CODES_PER_WORD = 8, 32, 10  # 5 and 6 bits take bytes, of 
 class HalfQuadratic(GroupCodec):
     """Groups of the flat tensor with a scale and a zero point of `dtype`, the compute_dtype."""
 
-    runtime, mode = "HQQ", "hqq/affine"
+    runtime, mode, widths = "HQQ", "hqq/affine", (1, 2, 3, 4, 5, 6, 8)
 
     def __init__(self, n_bits: int, group_size: int, dtype: str) -> None:
-        require_width(n_bits, WIDTHS, f"mode={self.mode}")
+        super().__init__(n_bits)
         require_option("mode.dtype", dtype, tuple(FLOAT_TYPES), self.mode)
         if type(group_size) is not int or group_size < 1 or group_size % GROUP_FACTOR:
             raise ValueError(
                 f"mode.group_size of mode={self.mode} must be a multiple of {GROUP_FACTOR}, "
                 f"got {group_size!r}"
             )
-        self.n_bits, self.group_size = n_bits, group_size
-        self.stored = FLOAT_TYPES[dtype]
+        self.group_size, self.stored = group_size, FLOAT_TYPES[dtype]
 
     def group_width(self, shape: Shape) -> int:
         """Return the size of a group; raises UnfitError unless groups divide the flat tensor."""

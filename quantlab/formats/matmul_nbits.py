@@ -16,12 +16,11 @@ from threading import Lock
 import numpy as np
 
 from quantlab.formats.blocks import INPUT, Group, Shape, UnfitError, find_axis
-from quantlab.formats.element import FloatArray, require_width
+from quantlab.formats.element import FloatArray
 from quantlab.formats.format import NamedTensor, Reconstruction
 from quantlab.formats.grouped import (
     CHUNK_VALUES,
-    FLOAT_TYPES,
-    GroupCodec,
+    AffineGroups,
     Groups,
     GroupValues,
     group_ends,
@@ -31,28 +30,24 @@ from quantlab.formats.grouped import (
 )
 from quantlab.formats.scales import BFLOAT16, FloatType
 
-WIDTHS, BLOCKS = (2, 4, 8), (16, 32, 64, 128, 256)
 HALF = np.float32(0.5)
 
 
-class OnnxMatMulNBits(GroupCodec):
+class OnnxMatMulNBits(AffineGroups):
     """Blocks with a scale of the type of the tensor, or of `dtype`; asymmetric with a zero point.
 
     Raises ValueError where ONNX Runtime has no such width, block or type.
     """
 
     runtime, mode = "ONNX Runtime", "onnx/matmulnbits"
+    widths, sizes = (2, 4, 8), (16, 32, 64, 128, 256)
 
     def __init__(
         self, n_bits: int, group_size: int, symmetric: bool, dtype: str | None = None
     ) -> None:
-        require_width(n_bits, WIDTHS, f"mode={self.mode}")
-        require_option("mode.group_size", group_size, BLOCKS, self.mode)
+        super().__init__(n_bits, group_size, dtype)
         require_option("mode.symmetric", symmetric, (False, True), self.mode)
-        require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
-        self.n_bits, self.group_size, self.symmetric, self.dtype = (
-            n_bits, group_size, symmetric, dtype,
-        )  # fmt: skip
+        self.symmetric = symmetric
         self.block = Group(group_size, INPUT)  # figures depend on the axis of the inputs
 
     def open(self, tensor: NamedTensor) -> Reconstruction:

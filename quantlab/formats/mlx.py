@@ -17,7 +17,7 @@ way between two is the smaller of them. OCP MX rounds the scale down and ties to
 
 import numpy as np
 
-from quantlab.formats.element import FloatArray, require_width
+from quantlab.formats.element import FloatArray
 from quantlab.formats.grouped import (
     AffineGroups,
     GroupCodec,
@@ -28,7 +28,7 @@ from quantlab.formats.grouped import (
 )
 
 MIN_SCALE = np.float32(1e-7)
-FP4_BITS, FP4_MAX, EXPONENT_BITS, MIN_EXPONENT = 4, np.float32(6), 8, -127
+FP4_MAX, EXPONENT_BITS, MIN_EXPONENT = np.float32(6), 8, -127
 
 
 class MlxAffine(AffineGroups):
@@ -67,11 +67,7 @@ def _choose_affine(x: FloatArray, steps: np.float32) -> tuple[FloatArray, FloatA
 class MlxFp4(GroupCodec):
     """Groups of 32 with a power of two, in which a group of zeros has 1."""
 
-    runtime, mode, group_size, group_bits = "MLX", "mlx/mxfp4", 32, EXPONENT_BITS
-
-    def __init__(self, n_bits: int) -> None:
-        require_width(n_bits, [FP4_BITS], f"mode={self.mode}")
-        self.n_bits = n_bits
+    runtime, mode, widths, group_size, group_bits = "MLX", "mlx/mxfp4", (4,), 32, EXPONENT_BITS
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups."""

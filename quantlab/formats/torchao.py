@@ -18,7 +18,7 @@ from math import ldexp
 
 import numpy as np
 
-from quantlab.formats.element import FloatArray, require_width
+from quantlab.formats.element import FloatArray
 from quantlab.formats.grouped import (
     FLOAT_TYPES,
     GroupCodec,
@@ -32,27 +32,26 @@ from quantlab.formats.grouped import (
 from quantlab.formats.scales import BFLOAT16, FLOAT32, FloatType
 from quantlab.formats.uniform import code_range
 
-INT4_BITS, INT4_GROUPS, INT4_MIDDLE = 4, (32, 64, 128, 256), np.float32(8)
-INT8_BITS, INT8_MIN_SCALE = 8, np.float32(2.0**-23)
-INTX_BITS = range(2, 9)
+INT4_GROUPS, INT4_MIDDLE = (32, 64, 128, 256), np.float32(8)
+INT8_MIN_SCALE = np.float32(2.0**-23)
 SYMMETRIC, ASYMMETRIC = MAPPINGS = "symmetric", "asymmetric"
 
 
 class TorchaoInt4(GroupCodec):
     """Groups with a scale and a float zero point, all of it in bfloat16, as tinygemm takes it."""
 
-    runtime, mode, dtype = "torchao", "torchao/int4", BFLOAT16.name
+    runtime, mode, widths, dtype = "torchao", "torchao/int4", (4,), BFLOAT16.name
 
     def __init__(self, n_bits: int, group_size: int) -> None:
-        require_width(n_bits, [INT4_BITS], f"mode={self.mode}")
+        super().__init__(n_bits)
         require_option("mode.group_size", group_size, INT4_GROUPS, self.mode)
-        self.n_bits, self.group_size = n_bits, group_size
+        self.group_size = group_size
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct groups."""
         x, dtype = groups.x, groups.dtype
         lo, hi = group_ends(x)
-        qmax = np.float32(2**INT4_BITS - 1)
+        qmax = np.float32(2**self.n_bits - 1)
         scale = _round_scale(round_to_type(hi - lo, dtype) / qmax, dtype)
         zero = round_to_type(lo + scale * INT4_MIDDLE, dtype)
         q = x - round_to_type(zero - scale * INT4_MIDDLE, dtype)
@@ -70,16 +69,12 @@ class TorchaoInt4(GroupCodec):
 class TorchaoInt8(GroupCodec):
     """A float32 scale a row, symmetric; the weights of ``Int8WeightOnlyConfig``."""
 
-    runtime, mode, group_bits = "torchao", "torchao/int8", FLOAT32.bits
-
-    def __init__(self, n_bits: int) -> None:
-        require_width(n_bits, [INT8_BITS], f"mode={self.mode}")
-        self.n_bits = n_bits
+    runtime, mode, widths, group_bits = "torchao", "torchao/int8", (8,), FLOAT32.bits
 
     def reconstruct(self, groups: GroupValues) -> FloatArray:
         """Reconstruct rows."""
         x, dtype = groups.x, groups.dtype
-        qmin, qmax = code_range(INT8_BITS)
+        qmin, qmax = code_range(self.n_bits)
         scale = round_to_type(group_absmax(x) / np.float32((qmax - qmin) / 2), dtype)
         scale = np.maximum(scale, INT8_MIN_SCALE)
         q = x * (np.float32(1) / scale)
@@ -95,12 +90,12 @@ class TorchaoIntx(GroupCodec):
     `mapping` is symmetric or asymmetric; scales are of the type of the tensor, or of `dtype`.
     """
 
-    runtime, mode = "torchao", "torchao/intx"
+    runtime, mode, widths = "torchao", "torchao/intx", range(2, 9)
 
     def __init__(
         self, n_bits: int, mapping: str, group_size: int | None, dtype: str | None = None
     ) -> None:
-        require_width(n_bits, INTX_BITS, f"mode={self.mode}")
+        super().__init__(n_bits)
         require_option("mode.mapping", mapping, MAPPINGS, self.mode)
         require_option("mode.dtype", dtype, (None, *FLOAT_TYPES), self.mode)
         is_size = group_size is None or (type(group_size) is int and group_size > 0)
@@ -109,7 +104,7 @@ class TorchaoIntx(GroupCodec):
                 f"mode.group_size of mode={self.mode} must be a whole number above 0, or null for "
                 f"rows, got {group_size!r}"
             )
-        self.n_bits, self.mapping, self.group_size, self.dtype = n_bits, mapping, group_size, dtype
+        self.mapping, self.group_size, self.dtype = mapping, group_size, dtype
 
     def count_bits(self, groups: Groups) -> int:
         """Return the size of codes, scales, and zero points of asymmetric ones."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.element import ContradictionError
-from quantlab.formats.matmul_nbits import BLOCKS, WIDTHS, OnnxMatMulNBits
+from quantlab.formats.matmul_nbits import OnnxMatMulNBits
 from tests.formats import oracle
 
 VECTORS = oracle.vectors("onnxruntime")
@@ -41,7 +41,7 @@ def test_nothing_depends_on_how_a_matrix_is_cut(shape, axis, data):
     np.testing.assert_array_equal(read(start, stop), whole[start:stop])
 
 
-@given(st.sampled_from(WIDTHS), st.booleans(), st.integers(0, 2**32))
+@given(st.sampled_from(OnnxMatMulNBits.widths), st.booleans(), st.integers(0, 2**32))
 def test_an_error_is_half_a_step_but_for_the_end_of_a_symmetric_block(n_bits, symmetric, seed):
     x = np.random.default_rng(seed).standard_normal((8, 64)).astype(np.float32)
     x_hat = oracle.reconstruct(OnnxMatMulNBits(n_bits, 64, symmetric), x)
@@ -74,7 +74,9 @@ def test_what_is_no_matrix_is_left_out():
 def test_what_onnx_runtime_has_not_is_refused():
     with pytest.raises(ContradictionError, match="2, 4 or 8, the widths of mode=onnx/matmulnbits"):
         OnnxMatMulNBits(5, 32, symmetric=True)
-    with pytest.raises(ValueError, match=f"must be one of {', '.join(map(str, BLOCKS))}, got 48"):
+    with pytest.raises(
+        ValueError, match=f"must be one of {', '.join(map(str, OnnxMatMulNBits.sizes))}, got 48"
+    ):
         OnnxMatMulNBits(4, 48, symmetric=True)
     with pytest.raises(ValueError, match="must be one of False, True, got 1"):
         OnnxMatMulNBits(4, 32, symmetric=1)

@@ -15,7 +15,7 @@ from quantlab.conf import load_option
 from quantlab.formats.floats import float_width
 from quantlab.formats.format import FormatSpec
 from quantlab.formats.rounding import INDEX_BITS
-from quantlab.formats.torchao import INTX_BITS, TorchaoInt4, TorchaoInt8, TorchaoIntx
+from quantlab.formats.torchao import TorchaoInt4, TorchaoInt8, TorchaoIntx
 from quantlab.plans.options import Assignment, Original
 from quantlab.plans.runtimes.runtime import Runtime, own_spec, standard_spec
 from quantlab.records import disk
@@ -292,7 +292,7 @@ class Torchao(Runtime):
                 "granularity": _granularity(spec, "PerRow", {"dim": -1}),
             }
             return _typed("Float8WeightOnlyConfig", data, version=2)
-        if _integer_spec(assignment, INTX_BITS, INTEGER_BLOCKS) is None:
+        if _integer_spec(assignment, TorchaoIntx.widths, INTEGER_BLOCKS) is None:
             return None
         return _intx_config(spec, TORCHAO_MAPPINGS[spec.mode], spec.scale_dtype)
 

@@ -9,11 +9,14 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
+from onnx import helper
 
 import quantlab
 from quantlab import __main__ as program
+from quantlab.text import format_size
 from tests import tiny_llama
 from tests.conftest import ROOT, run, run_quantlab
+from tests.models.samples import save_model
 from tests.sources.published import draw, scaled_fp8, write_safetensors
 
 TOOL = ROOT / ".venv/llama/llama-quantize"
@@ -138,6 +141,31 @@ def test_llama_cpp_joins_shards_into_a_file_of_the_size_that_the_plan_says(tmp_p
     arguments = ["--tensor-type-file", str(recipe), str(first), str(joined), "q8_0"]
     subprocess.run([str(TOOL), *arguments], check=True, capture_output=True)
     assert f"({joined.stat().st_size:,} bytes)" in done.stdout
+
+
+def test_a_plan_says_the_size_of_the_model_that_its_script_writes(tmp_path):
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("Relu", ["h"], ["y"])]
+    values = {"w": draw(64, 80, seed=1)}
+    path = save_model(tmp_path / "m.onnx", nodes, values, {"x": [1, 64]}, {"y": [1, 80]})
+    sweep = ["dist=file/onnx", f"dist.path={path}", "mode=onnx/matmulnbits", "n_bits=4,8"]
+    assert run("-m", *sweep, "mode.group_size=32", f"hydra.sweep.dir={tmp_path}/s").returncode == 0
+    done = command("plan", tmp_path / "s", "--bits", "6", "--recipe", "onnxruntime")
+    assert done.returncode == 0, done.stderr
+    usage = done.stdout.splitlines()[-1]
+    usage = usage.replace("MODEL.onnx", str(path)).replace("OUT.onnx", f"{tmp_path}/out.onnx")
+    subprocess.run([sys.executable, *usage.split()[1:]], check=True, capture_output=True)
+    n_bytes = (tmp_path / "out.onnx").stat().st_size
+    assert f"onnxruntime writes has {format_size(n_bytes)} ({n_bytes:,} bytes)" in done.stdout
+
+
+def test_a_plan_for_mlx_says_about_what_it_will_weigh(folder, tmp_path):
+    source = ["dist=file/safetensors", f"dist.path={folder}/model.safetensors", "mode=mlx/affine"]
+    assert run("-m", *source, "n_bits=4,8", f"hydra.sweep.dir={tmp_path}").returncode == 0
+    done = command("plan", tmp_path, "--bits", "6", "--recipe", "mlx")
+    assert done.returncode == 0, done.stderr
+    size = re.search(r"The files that mlx writes have about (.*) MB\.", done.stdout)[1]
+    values = json.loads((tmp_path / "plan.json").read_bytes())["n_bytes"]
+    assert float(size) == pytest.approx(values / 1e6, rel=0.01)
 
 
 def test_a_plan_is_verified_until_it_or_the_results_change(lab_sweep, tmp_path):

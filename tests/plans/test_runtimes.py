@@ -320,6 +320,26 @@ def test_a_gguf_file_has_the_size_that_is_said(tmp_path, n_added):
     assert runtime.file_size([part], str(source)) == (whole.stat().st_size, True)
 
 
+STORED_BY_MLX = ROOT / "tests/data/stored"  # save_safetensors of MLX has written them
+
+
+@pytest.mark.parametrize("folder", sorted(STORED_BY_MLX.glob("mlx-[!n]*")), ids=lambda p: p.name)
+def test_a_file_of_mlx_has_about_the_size_that_is_said(folder):
+    how = json.loads((folder / "config.json").read_bytes())["quantization"]
+    dtype = "float16" if folder.name.endswith("-float16") else "bfloat16"
+    change = {"mxfp4": {"mode": "mlx/mxfp4"}, "mxfp8": {"mode": "mx/fp8_e4m3"}}
+    change = change.get(how.get("mode"), {"mode": "mlx/affine"})
+    form = row(
+        "w", "mx/fp4", 4, 20, 2048, n_bits=how["bits"], block_size=how["group_size"], **change
+    )
+    matrix = tensor("model.layers.0.mlp.down_proj.weight", (16, 128), "file/safetensors", dtype)
+    path = folder / "model.safetensors"
+    size = RUNTIMES["mlx"].file_size([assigned(form, matrix)], str(path))
+    digits = 12  # of four offsets between three arrays, each of one to four
+    assert size.n_bytes == pytest.approx(path.stat().st_size, abs=digits)
+    assert not size.is_exact
+
+
 LAYER = "model.layers.0.{}.weight"
 PLANNED = {  # a format, or None as it is stored, of each matrix of load_recipes.py
     "model.embed_tokens.weight": None,

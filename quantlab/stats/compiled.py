@@ -34,8 +34,9 @@ from quantlab.stats.reference import (
     CHUNK_SUMS,
     ERROR_BINS,
     MOMENTS,
+    NUMPY_ENGINE,
     ChunkSums,
-    ErrorHistogram,
+    ErrorPlaces,
     MeasureOptions,
     NumpyEngine,
     Table,
@@ -151,9 +152,11 @@ class CompiledEngine(NumpyEngine):
         self._loops.multiply_hadamard(_plain(x), out)
         return out
 
-    def histogram(self, errors: FloatArray, upper: float) -> ErrorHistogram:
-        """Return the histogram of errors over [0, upper]."""
-        return _CompiledHistogram(errors, upper, self._loops)
+    def place_in_bins(self, errors: FloatArray, upper: float) -> ErrorPlaces:
+        """Return the bin of each error over [0, upper], and the number of errors in each bin."""
+        bins, counts = np.empty(errors.size, np.uint8), np.zeros(ERROR_BINS + 1, np.int64)
+        self._loops.place_in_bins(errors, upper / ERROR_BINS, upper, bins, counts)
+        return bins, counts
 
     def _bounds(self, x: FloatArray, needs_min_magnitude: bool) -> Bounds:
         out = np.empty((3 if needs_min_magnitude else 2, x[..., 0].size), np.float32)
@@ -197,20 +200,6 @@ class CompiledEngine(NumpyEngine):
         return sums
 
 
-class _CompiledHistogram(ErrorHistogram):
-    """A histogram whose errors are counted by the loops."""
-
-    def __init__(self, errors: FloatArray, upper: float, loops: Any) -> None:
-        self._loops = loops
-        super().__init__(errors, upper)
-
-    def _count(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        bins, counts = np.empty(self._errors.size, np.uint8), np.zeros(ERROR_BINS + 1, np.int64)
-        width = self.upper / ERROR_BINS
-        self._loops.place_in_bins(self._errors, width, self.upper, bins, counts)
-        return bins, counts
-
-
 def _scales(params: Any, choices: int = 1) -> tuple[FloatArray, FloatArray]:
     """Return scales and zero points, ``(choices, blocks)``; of a choice one where all are 0."""
     scales = np.array(params.scale, np.float32).reshape(choices, -1)
@@ -236,7 +225,7 @@ def _typed(grid: CompiledGrid) -> CompiledGrid:
 
 def engine_for(size: int) -> NumpyEngine:
     """Return the compiled engine where it pays and is installed, else NumPy's."""
-    return (_load() if size > MAX_NUMPY_SIZE else None) or NumpyEngine()
+    return (_load() if size > MAX_NUMPY_SIZE else None) or NUMPY_ENGINE
 
 
 def versions(size: int) -> dict[str, str]:

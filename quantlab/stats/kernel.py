@@ -665,7 +665,7 @@ def squared_errors(x: Any, grid: Any, scales: Any, zero_points: Any, out: Any) -
 
 @entry(f32[::1], f64, f64, numba.uint8[::1], i64[::1])
 def place_in_bins(errors: Any, width: Any, upper: Any, bins: Any, counts: Any) -> Any:
-    """Write the bin of each error and count them, as `ErrorHistogram`."""
+    """Write the bin of each error and count them, as `NumpyEngine.place_in_bins`."""
     for i in range(errors.size):
         error = f64(errors[i])
         place = np.uint8(min(error / width, f64(ERROR_BINS)))

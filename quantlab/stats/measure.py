@@ -29,6 +29,7 @@ from quantlab.stats.reference import (
     CHUNK,
     ChunkSums,
     CodeCounts,
+    ErrorHistogram,
     MeasureOptions,
     NumpyEngine,
     combine_sums,
@@ -365,7 +366,7 @@ class _RoundTrip:
             sq_x_hat = float((times * np.square(values, dtype=np.float64)).sum())
         return Evidence(
             sums=sums,
-            errors=self.engine.histogram(self.options.errors, upper),
+            errors=ErrorHistogram(self.options.errors, upper, self.engine),
             counts=self.counts,
             sq_x_hat=sq_x_hat,
             clipped=sums.clipped if self.counts else None,

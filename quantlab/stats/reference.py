@@ -30,6 +30,7 @@ ERROR_BINS = 64  # and one more for errors beyond the last
 SMALL_SAMPLE = 2**12  # errors that are cheap to sort
 ChunkSums = NDArray[np.void]  # of the type CHUNK_SUMS or MOMENTS, one entry a chunk
 Table = NDArray[np.int64]  # how often each code occurs
+ErrorPlaces = tuple[NDArray[np.uint8], NDArray[np.int64]]  # bins of errors, and counts of bins
 
 # Named columns: the compiled loops write them by name, and their order is known nowhere else.
 MOMENTS = np.dtype([("zeros", np.int64), ("x", np.float64), ("sq_x", np.float64)])
@@ -169,9 +170,16 @@ class NumpyEngine:
         """Multiply rows by Sylvester's matrix."""
         return transform.multiply_hadamard(x)
 
-    def histogram(self, errors: FloatArray, upper: float) -> "ErrorHistogram":
-        """Return the histogram of errors over [0, upper]."""
-        return ErrorHistogram(errors, upper)
+    def place_in_bins(self, errors: FloatArray, upper: float) -> ErrorPlaces:
+        """Return the bin of each error over [0, upper], and the number of errors in each bin."""
+        # The float64 quotient of two float32 values rounds to a whole number only if it is one.
+        quotients = errors / np.float64(upper / ERROR_BINS)
+        bins = np.minimum(quotients, ERROR_BINS).astype(np.uint8)
+        bins[errors == upper] = ERROR_BINS - 1  # the end itself is within
+        return bins, np.bincount(bins, minlength=ERROR_BINS + 1)
+
+
+NUMPY_ENGINE = NumpyEngine()
 
 
 def chunk_slices(size: int) -> list[slice]:
@@ -301,19 +309,13 @@ def to_bins(counted: CodeCounts, n_bits: int) -> dict[str, Any]:
 class ErrorHistogram:
     """Magnitudes of errors in equal bins over [0, upper], and one more for those beyond."""
 
-    def __init__(self, errors: FloatArray, upper: float) -> None:
+    def __init__(
+        self, errors: FloatArray, upper: float, engine: NumpyEngine = NUMPY_ENGINE
+    ) -> None:
         """Sort `errors`, flat and not negative, into bins up to `upper`, which is above 0."""
         self.upper = upper
         self._errors = errors
-        self._bins, self._counts = self._count()
-
-    def _count(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-        """Return the bin of each error, and the number of errors in each bin."""
-        # The float64 quotient of two float32 values rounds to a whole number only if it is one.
-        quotients = self._errors / np.float64(self.upper / ERROR_BINS)
-        bins = np.minimum(quotients, ERROR_BINS).astype(np.uint8)
-        bins[self._errors == self.upper] = ERROR_BINS - 1  # the end itself is within
-        return bins, np.bincount(bins, minlength=ERROR_BINS + 1)
+        self._bins, self._counts = engine.place_in_bins(errors, upper)
 
     def quantile(self, share: float) -> float:
         """Return the magnitude below which a share of the errors lies, interpolated linearly."""

@@ -13,7 +13,7 @@ from quantlab.formats.format import FormatSpec
 from quantlab.formats.ggml import NUMBERS
 from quantlab.formats.matmul_nbits import OnnxMatMulNBits
 from quantlab.plans.options import Assignment, Original, float_width
-from quantlab.plans.runtimes import RUNTIMES, find_runtime
+from quantlab.plans.runtimes import RUNTIMES, find_runtime, onnxruntime
 from quantlab.plans.runtimes.runtime import table_bits
 from quantlab.report.choices import FormatResult
 from quantlab.sources.onnx import Onnx, OnnxFile
@@ -482,6 +482,21 @@ def test_a_model_that_nothing_is_quantized_of_has_the_size_that_is_said(tmp_path
     parts = onnx_parts(dict.fromkeys(weights), weights)
     run_script(parts, path, out)
     assert RUNTIMES["onnxruntime"].file_size(parts, str(path)) == (out.stat().st_size, True)
+
+
+def test_a_model_beyond_what_protobuf_writes_is_two_files(tmp_path, monkeypatch):
+    """ModelProto.ByteSize, which the script asked, raises EncodeError from 2 GiB on."""
+    monkeypatch.setattr(onnxruntime, "MAX_BYTES", 10_000)
+    model, weights = many_layers(np.float32)
+    path, folder = tmp_path / "model.onnx", tmp_path / "out"
+    folder.mkdir()
+    onnx.save(model, path)
+    parts = onnx_parts({"a": (4, 32, False)}, weights)
+    run_script(parts, path, folder / "out.onnx")
+    files = sum(file.stat().st_size for file in folder.iterdir())
+    assert len(list(folder.iterdir())) == 2
+    size = RUNTIMES["onnxruntime"].file_size(parts, str(path))
+    assert size == (pytest.approx(files, rel=0.01), False)
 
 
 @pytest.mark.parametrize(

@@ -55,12 +55,13 @@ for settings in set(WEIGHTS.values()):
     )
     quantizer.process()
     model = quantizer.model.model
-onnx.save(model, out, save_as_external_data=model.ByteSize() >= 2**31)
+n_bytes = sum(tensor.ByteSize() for tensor in model.graph.initializer)
+onnx.save(model, out, save_as_external_data=n_bytes >= {max_bytes})  # protobuf writes 2 GiB at most
 '''
 MATRIX_AXES = 2
 ONNX_SUFFIX = ".onnx"
 OPERATORS = "com.microsoft"  # domain of MatMulNBits
-MAX_MESSAGE_BYTES = 2**31  # of protobuf: the values of a larger model are saved beside it
+MAX_BYTES = 2**31 - 2**24  # protobuf writes 2 GiB at most, and nodes come on top of tensors
 
 
 class OnnxRuntime(Runtime):
@@ -93,12 +94,13 @@ class OnnxRuntime(Runtime):
             f"    {name!r}: {tuple(config.values())},\n"
             for name, config in self._configs(assignments).items()
         ]
-        return SCRIPT.format(file=self.file, weights="".join(lines)).encode()
+        about = {"file": self.file, "weights": "".join(lines), "max_bytes": MAX_BYTES}
+        return SCRIPT.format(**about).encode()
 
     def file_size(self, assignments: Iterable[Assignment], path: str) -> FileSize | None:
         """Return the size of what the script writes of an ONNX model, without ``QDQ``.
 
-        Of 2 GiB or more it is that of two files, whose names count a few bytes.
+        Of almost 2 GiB or more it is about that of two files.
         """
         if not path.endswith(ONNX_SUFFIX):
             return None
@@ -106,7 +108,7 @@ class OnnxRuntime(Runtime):
             model = read_model(path)
             _Rewriting(path, self._configs(assignments)).rewrite(model)
             n_bytes = count_bytes(model, path)
-        return FileSize(n_bytes, n_bytes < MAX_MESSAGE_BYTES)
+        return FileSize(n_bytes, n_bytes < MAX_BYTES)
 
     def _configs(self, assignments: Iterable[Assignment]) -> dict[str, dict[str, Any]]:
         """Return the arguments of the quantizer, by the weights that it takes."""

@@ -143,20 +143,18 @@ class StoredFile(Codec):
         if pair.other_order:
             name, order = pair.other_order
             rearranged[name] = stored.reader(order=order)
+        read, restore = stored.reader(order=pair.order), pair.restore
+        is_left = stored.is_dense and self._leaves_experts and parse_name(stored.members[0])
         return Reconstruction(
-            read=_restore_values(stored.reader(order=pair.order), pair.restore),
+            read=read if restore is None else lambda start, stop: restore(read(start, stop)),
             dtype=stored.dtype,
             bits=stored.bits,
             sha256=stored.sha256(),
             source=self.file_name,
             readings=readers(stored.readings),
             rearranged=rearranged,
-            remark=stored.remark or (LEFT_EXPERTS if self._leaves_out(stored) else pair.remark),
+            remark=stored.remark or (LEFT_EXPERTS if is_left else pair.remark),
         )
-
-    def _leaves_out(self, tensor: StoredTensor) -> bool:
-        """Test for experts that are stored as they are in a file of quantized weights."""
-        return tensor.is_dense and self._leaves_experts and bool(parse_name(tensor.members[0]))
 
     @cached_property
     def _leaves_experts(self) -> bool:
@@ -200,13 +198,6 @@ def _in_shape(stored: StoredTensor, shape: Shape) -> StoredTensor | None:
     if len(shape) == 2 and stored.shape == shape[::-1]:
         return views.transpose(stored)
     return None
-
-
-def _restore_values(read: Read, restore: Callable[[FloatArray], FloatArray] | None) -> Read:
-    """Return a reader of the values that `restore` computes."""
-    if restore is None:
-        return read
-    return lambda start, stop: restore(read(start, stop))
 
 
 def _add(shift: float) -> Callable[[FloatArray], FloatArray]:

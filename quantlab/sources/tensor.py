@@ -109,7 +109,8 @@ class Tensor:
             raise empty_error(label(self.name), self.shape)
         starts = range(0, self.size, CHUNK_ELEMENTS)
         chunks = [
-            start + _not_finite(self.block(start, start + CHUNK_ELEMENTS)) for start in starts
+            start + np.flatnonzero(~np.isfinite(self.block(start, start + CHUNK_ELEMENTS)))
+            for start in starts
         ]
         places = np.concatenate(chunks)
         if not places.size:
@@ -206,10 +207,6 @@ class MovedAxis(Tensor):
 def dtype_name(dtype: np.dtype[Any]) -> str:
     """Return the name of a dtype, e.g. bfloat16."""
     return dtype.name
-
-
-def _not_finite(block: FloatArray) -> NDArray[np.intp]:
-    return np.flatnonzero(~np.isfinite(block))
 
 
 def map_values(

@@ -245,7 +245,8 @@ def _new_options(
     size: int, codec: TensorCodec, rel_threshold: float, row_powers: RowPowers
 ) -> MeasureOptions:
     """Return the settings of a measurement, with room for what blocks write."""
-    stride = _sample_stride(size)
+    # Between sampled errors: odd, as rows of matrices are often powers of two.
+    stride = 1 if size <= SAMPLE else -(-size // SAMPLE) | 1
     row_width, maxima = new_maxima(size)
     return MeasureOptions(
         round_down(rel_threshold),
@@ -256,11 +257,6 @@ def _new_options(
         row_powers.width,
         row_powers.squares,
     )
-
-
-def _sample_stride(size: int) -> int:
-    """Return the step between sampled errors: odd, as rows of matrices are often powers of two."""
-    return 1 if size <= SAMPLE else -(-size // SAMPLE) | 1
 
 
 class Accumulator:

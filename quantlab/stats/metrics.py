@@ -321,13 +321,10 @@ class ColumnImportance:
         return [self._power(start + chunk.start, x[chunk], x_hat[chunk]) for chunk in chunks]
 
     def _power(self, start: int, x: FloatArray, x_hat: FloatArray) -> OutputPower:
-        weights, w = self._weights(start, start + x.size), x.astype(np.float64)
-        err = (x_hat - x).astype(np.float64)
+        places = np.arange(start, start + x.size)
+        weights = self._importance[places // self._matrix, places % self._importance.shape[1]]
+        w, err = x.astype(np.float64), (x_hat - x).astype(np.float64)
         return OutputPower(float((weights * w * w).sum()), float((weights * err * err).sum()))
-
-    def _weights(self, start: int, stop: int) -> NDArray[np.float64]:
-        places = np.arange(start, stop)
-        return self._importance[places // self._matrix, places % self._importance.shape[1]]
 
 
 def captured_power(x: FloatArray, x_hat: FloatArray, gram: Array64) -> OutputPower:

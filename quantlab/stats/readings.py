@@ -52,7 +52,9 @@ def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
         Better(name, _sqnr_db(x, _sample(read, spans)), declared)
         for name, read in stored.readings.items()
     ]
-    scaled = _sqnr_db(x, x_hat * _factor(x, x_hat))
+    power = float((x_hat * x_hat).sum())
+    factor = float((x * x_hat).sum()) / power if power else 1.0  # that leaves the least error
+    scaled = _sqnr_db(x, x_hat * factor)
     by_column = _column_scaled(x, x_hat, spans, tensor.shape[-1] if tensor.shape else 1)
     if by_column is not None and _sqnr_db(x, by_column) > scaled + MIN_GAIN_DB:
         better.append(Better(COLUMN_SCALED, _sqnr_db(x, by_column), declared))
@@ -66,7 +68,8 @@ def better_reading(tensor: Tensor, stored: Reconstruction) -> Better | None:
         others |= {
             name: _sqnr_db(x, _sample(read, spans)) for name, read in stored.rearranged.items()
         }
-        if _is_square(tensor):
+        shape = tensor.array.shape
+        if len(shape) == 2 and shape[0] == shape[1]:  # a square matrix that lies in memory
             transposed = Tensor(tensor.name, tensor.array.T)
             others["transposed"] = _sqnr_db(_sample(transposed.block, spans), x_hat)
     far = (Better(name, sqnr_db, declared) for name, sqnr_db in others.items())
@@ -93,12 +96,6 @@ def _column_scaled(
     return x_hat * np.divide(product, power, out=np.ones(columns), where=power > 0)[of]
 
 
-def _is_square(tensor: Tensor) -> bool:
-    """Test for a square matrix that lies in memory."""
-    shape = tensor.array.shape
-    return len(shape) == 2 and shape[0] == shape[1]
-
-
 def _spans(size: int) -> Iterator[tuple[int, int]]:
     """Yield stretches that are evenly spread, the whole of a small tensor."""
     if size <= STRETCHES * LENGTH:
@@ -111,12 +108,6 @@ def _spans(size: int) -> Iterator[tuple[int, int]]:
 
 def _sample(read: Read, spans: list[tuple[int, int]]) -> Array64:
     return np.concatenate([read(*span) for span in spans]).astype(np.float64)
-
-
-def _factor(x: Array64, x_hat: Array64) -> float:
-    """Return the factor of x_hat that leaves the least error."""
-    power = float((x_hat * x_hat).sum())
-    return float((x * x_hat).sum()) / power if power else 1.0
 
 
 def _sqnr_db(x: Array64, x_hat: Array64) -> float:

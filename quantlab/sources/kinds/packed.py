@@ -110,24 +110,16 @@ def _unpack_gptq_zeros(
     return (unpack_codes(words, bits, n).T[index - first] + zero_shift) % 2**bits
 
 
-def _is_awq(parts: Parts) -> bool:
-    # GPTQ names its parts alike, but packs inputs: its words have a column an output.
-    if "g_idx" in parts:
-        return False
-    if _is_gemv(parts):
-        return True
-    if "scales" not in parts:
-        return parts.config.get("quant_method") == "awq"
+# GPTQ names its parts as AWQ does, but packs inputs: its words have a column an output.
+def _is_gemm(parts: Parts) -> bool:
+    if "g_idx" in parts or "scales" not in parts:
+        return "g_idx" not in parts and parts.config.get("quant_method") == "awq"
     return parts["qweight"].shape[-1:] != parts["scales"].shape[-1:]
 
 
 def _is_gemv(parts: Parts) -> bool:
     rows = [parts[key].shape[:1] for key in ("qweight", "qzeros", "scales") if key in parts]
-    return len(rows) == 3 and len(set(rows)) == 1
-
-
-def _decode_awq(parts: Parts) -> StoredTensor:
-    return _decode_gemv(parts) if _is_gemv(parts) else _decode_gemm(parts)
+    return "g_idx" not in parts and len(rows) == 3 and len(set(rows)) == 1
 
 
 def _decode_gemv(parts: Parts) -> StoredTensor:
@@ -346,7 +338,8 @@ MLX = {
 }
 GPTQ_WORDS = (*WORDS, "int16", "uint8", "int8")  # GPTQModel packs into words of any size
 KINDS = (  # AWQ before GPTQ, which takes every qweight
-    Kind(_parts_of(WORDS, None), "qweight", _decode_awq, _is_awq),
+    Kind(_parts_of(WORDS, None), "qweight", _decode_gemv, _is_gemv),
+    Kind(_parts_of(WORDS, None), "qweight", _decode_gemm, _is_gemm),
     Kind(_parts_of(GPTQ_WORDS, INTEGERS), "qweight", _decode_gptq),
     Kind(COMPRESSED, "weight_packed", _decode_compressed),
     Kind(

@@ -74,7 +74,9 @@ def _decode(parts: Parts) -> StoredTensor:
         raise parts.misfit("weight", "weight_scale")
     group = exact_ratio(inputs, scale.shape[-1], parts.misfit("weight", "weight_scale"))
     is_rounded = "weight_global_scale" in parts
-    key, rows = _tensor_scale_key(parts), prod(packed.shape[:-1])
+    # Of the tensor, or of each expert; MXFP4 has none.
+    key = next((k for k in ("weight_global_scale", "weight_scale_2") if k in parts), None)
+    rows = prod(packed.shape[:-1])
     if key is None and parts.dtype("weight_scale") in FP8:
         raise MisfitError("has no weight_global_scale and no weight_scale_2")
     if key and parts[key].size not in (1, packed.shape[0]):
@@ -97,12 +99,6 @@ def _decode(parts: Parts) -> StoredTensor:
 
     name = "nvfp4" if parts.dtype("weight_scale") in FP8 else "mxfp4"
     return parts.weight((*packed.shape[:-1], inputs), f"{name}, group {group}", decode_rows)
-
-
-def _tensor_scale_key(parts: Parts) -> str | None:
-    """Return the part that is a scale of the tensor, or of each expert; MXFP4 has none."""
-    keys = ("weight_global_scale", "weight_scale_2")
-    return next((key for key in keys if key in parts), None)
 
 
 def _is_packed(parts: Parts) -> bool:

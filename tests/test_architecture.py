@@ -36,9 +36,7 @@ KIND = "kinds of checkpoints whose codes are stored alike, with their formulas"
 RUNTIME = "the terms of one runtime"
 READER = "one container, which its yaml names"
 APART = {  # modules with one user, one of their room, and why they stand alone
-    **{
-        f"sources/kinds/{name}.py": KIND for name in ("packed", "scaled", "small_floats", "torchao")
-    },
+    **{f"sources/kinds/{name}.py": KIND for name in ("packed", "scaled", "small_floats")},
     "sources/numpy.py": READER,
     **{
         f"plans/runtimes/{name}.py": RUNTIME

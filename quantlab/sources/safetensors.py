@@ -23,7 +23,7 @@ from quantlab.sources.file import (
     file_state,
     readable,
 )
-from quantlab.sources.kinds import packed, scaled, small_floats, torchao
+from quantlab.sources.kinds import packed, scaled, small_floats
 from quantlab.sources.kinds.decoding import Config, StoredTensor, dense_tensor
 from quantlab.sources.names import Family
 from quantlab.sources.pairing import Pair, StoredFile
@@ -56,7 +56,7 @@ FUSED = (  # layers that runtimes join to one
 )
 
 # Each takes its tensors from those that are left: small floats before words of the same names.
-MODULES = (small_floats, torchao, packed, scaled)
+MODULES = (small_floats, packed, scaled)
 
 
 class Safetensors(File):
@@ -188,8 +188,8 @@ def _decode_arrays(path: str, arrays: Sequence[MappedArray]) -> list[StoredTenso
     if all(array.kind in PLAIN for array in arrays):
         return []
     config = dict(_read_config(Path(path).with_name("config.json")))
-    if any(array.name.endswith(torchao.CODES) for array in arrays):
-        config["torchao"] = torchao.parse_metadata(
+    if any(array.name.endswith(scaled.TORCHAO_CODES) for array in arrays):
+        config["torchao"] = scaled.parse_torchao_metadata(
             _read_metadata({array.file[0] for array in arrays})
         )
     tensors = {array.name: array.open() for array in arrays if array.dtype is not None}

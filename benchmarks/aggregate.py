@@ -23,7 +23,7 @@ from quantlab.experiment import Experiment
 from quantlab.formats.format import Format, FormatSpec
 from quantlab.formats.uniform import Symmetric
 from quantlab.records.record import NAME, run_and_write
-from quantlab.sources.lab import VerbProbs
+from quantlab.sources.source import VerbProbs
 
 N_FORMATS, N_TENSORS = 2_500, 400
 FORMATS = (

@@ -208,9 +208,9 @@ def test_no_value_of_the_lab_lies_on_a_half_step():
     import numpy as np
 
     from quantlab.formats import uniform
-    from quantlab.sources import lab
+    from quantlab.sources.source import Hidden, TenseLogits, VerbProbs
 
-    sources = lab.TenseLogits(42, None), lab.VerbProbs(42, 600, 1.5), lab.Hidden(42, 1024, 600)
+    sources = TenseLogits(42, None), VerbProbs(42, 600, 1.5), Hidden(42, 1024, 600)
     for source in sources:
         x = next(source.tensors()).array
         for quantizer in (uniform.Symmetric(8), uniform.Asymmetric(8)):

@@ -14,9 +14,17 @@ from typing import Any, cast
 from quantlab.formats.format import PLAIN
 
 NAMES = (  # of a class, the oldest first and today's last
-    ("quantlab.dist.Hidden", "quantlab.sources.lab.Hidden"),
-    ("quantlab.dist.TenseLogits", "quantlab.sources.lab.TenseLogits"),
-    ("quantlab.dist.VerbProbs", "quantlab.sources.lab.VerbProbs"),
+    ("quantlab.dist.Hidden", "quantlab.sources.lab.Hidden", "quantlab.sources.source.Hidden"),
+    (
+        "quantlab.dist.TenseLogits",
+        "quantlab.sources.lab.TenseLogits",
+        "quantlab.sources.source.TenseLogits",
+    ),
+    (
+        "quantlab.dist.VerbProbs",
+        "quantlab.sources.lab.VerbProbs",
+        "quantlab.sources.source.VerbProbs",
+    ),
     ("quantlab.files.Gguf", "quantlab.sources.gguf.Gguf"),
     ("quantlab.files.Npy", "quantlab.sources.npy.Npy", "quantlab.sources.numpy.Npy"),
     ("quantlab.files.Npz", "quantlab.sources.npz.Npz", "quantlab.sources.numpy.Npz"),

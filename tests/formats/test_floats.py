@@ -16,7 +16,7 @@ from quantlab.formats.floats import NF4, FixedPoint, Float, Log, NormalFloat4
 from quantlab.formats.format import Format
 from quantlab.formats.scales import PowerOfTwo, TwoLevel
 from quantlab.formats.uniform import code_range
-from quantlab.sources.lab import VerbProbs
+from quantlab.sources.source import VerbProbs
 from tests.formats import oracle
 
 DTYPES = {

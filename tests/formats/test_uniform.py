@@ -14,7 +14,7 @@ from quantlab.formats.uniform import (
     unclipped_codes,
     value_range,
 )
-from quantlab.sources.lab import Hidden, TenseLogits, VerbProbs
+from quantlab.sources.source import Hidden, TenseLogits, VerbProbs
 
 FLOAT32 = np.finfo(np.float32)
 EXTREMES = [FLOAT32.max, FLOAT32.min, FLOAT32.tiny, FLOAT32.smallest_subnormal, 0.0, -0.0]

@@ -9,7 +9,7 @@ from quantlab.formats.uniform import Symmetric
 from quantlab.models import model as module
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
-from quantlab.sources.lab import TenseLogits
+from quantlab.sources.source import TenseLogits
 from tests.models.samples import answer_two_layers, draw, two_layers
 from tests.models.test_figures import compare
 

@@ -22,7 +22,7 @@ from quantlab.records.parts import (
 )
 from quantlab.records.record import Outcome
 from quantlab.records.table import collect
-from quantlab.sources.lab import Hidden
+from quantlab.sources.source import Hidden
 from tests.conftest import aggregate, printed
 from tests.report.test_aggregate import keep
 

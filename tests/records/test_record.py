@@ -7,7 +7,7 @@ from quantlab.formats.format import PLAIN, Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import disk, record
 from quantlab.records.record import Outcome
-from quantlab.sources.lab import Hidden
+from quantlab.sources.source import Hidden
 
 ENTRY = Experiment(Hidden(1, 50, 0), Format(Symmetric(8)), 10, 1e-8, 1).run().tensors["hidden"]
 ASKED = {"dist": "d", "mode": "symmetric", "n_bits": 8, "job": 0, "overrides": []}

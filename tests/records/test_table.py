@@ -16,7 +16,7 @@ from quantlab.records import table as table_module
 from quantlab.records.record import Outcome
 from quantlab.records.table import collect, load, read_aggregate
 from quantlab.report.bar import MISSED
-from quantlab.sources.lab import Hidden
+from quantlab.sources.source import Hidden
 from tests.conftest import ROOT, aggregate, measure, run
 from tests.report.test_aggregate import keep
 from tests.report.test_page import many

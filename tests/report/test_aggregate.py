@@ -13,7 +13,7 @@ from quantlab.formats.format import Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import disk, record
 from quantlab.report.aggregate import choose_details, choose_histogram
-from quantlab.sources.lab import Hidden
+from quantlab.sources.source import Hidden
 from tests.conftest import aggregate, printed, run, run_quantlab, run_without_privileges
 
 LEVELS = ["dist", "mode", "n_bits", "tensor"]

@@ -15,7 +15,7 @@ from quantlab.formats.floats import Float
 from quantlab.formats.format import Format
 from quantlab.formats.scales import TwoLevel
 from quantlab.formats.uniform import Asymmetric, Symmetric, dequantize, quantize, value_range
-from quantlab.sources.lab import Hidden, TenseLogits, VerbProbs
+from quantlab.sources.source import Hidden, TenseLogits, VerbProbs
 from quantlab.stats.metrics import (
     METRICS,
     ColumnImportance,

@@ -9,7 +9,7 @@ from quantlab.formats.floats import Float
 from quantlab.formats.format import Format
 from quantlab.formats.quantizer import BlockQuantizer
 from quantlab.formats.uniform import Asymmetric, Symmetric, dequantize, quantize, value_range
-from quantlab.sources.lab import VerbProbs
+from quantlab.sources.source import VerbProbs
 from quantlab.sources.tensor import Tensor
 from quantlab.stats import compiled, rank, survey
 from quantlab.stats import measure as module

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from math import prod
 
 import ml_dtypes
 import numpy as np
@@ -17,6 +18,7 @@ from quantlab.plans.runtimes import RUNTIMES, find_runtime, onnxruntime
 from quantlab.plans.runtimes.runtime import table_bits
 from quantlab.report.choices import FormatResult
 from quantlab.sources.onnx import Onnx, OnnxFile
+from quantlab.sources.safetensors import read_arrays
 from tests.conftest import ROOT
 from tests.plans.samples import FORMATS, row
 
@@ -320,24 +322,54 @@ def test_a_gguf_file_has_the_size_that_is_said(tmp_path, n_added):
     assert runtime.file_size([part], str(source)) == (whole.stat().st_size, True)
 
 
-STORED_BY_MLX = ROOT / "tests/data/stored"  # save_safetensors of MLX has written them
+STORED = ROOT / "tests/data/stored"  # written by the packages themselves
+STORED_FORMATS = {
+    **{
+        folder.name: ("mlx", {"mode": "mlx/affine", "n_bits": int(folder.name.split("-")[1])})
+        for folder in STORED.glob("mlx-[0-9]*")
+    },
+    "mlx-mxfp4": ("mlx", {"mode": "mlx/mxfp4", "n_bits": 4}),
+    "mlx-mxfp8": ("mlx", {"mode": "mx/fp8_e4m3", "n_bits": 8}),
+    "ct-pack-3-sym": ("llm-compressor", {"mode": "sym", "n_bits": 3}),
+    "ct-pack-4-sym": ("llm-compressor", {"mode": "sym", "n_bits": 4}),
+    "ct-pack-4-asym": ("llm-compressor", {"mode": "asym", "n_bits": 4}),
+    "ct-pack-8-channel": ("llm-compressor", {"mode": "sym", "n_bits": 8}),
+    "ct-fp8-channel": ("llm-compressor", {"mode": "fp8_e4m3", "n_bits": 8}),
+    "ct-fp8-tensor": ("llm-compressor", {"mode": "fp8_e4m3", "n_bits": 8, "block": "tensor"}),
+    "ct-nvfp4": ("llm-compressor", {"mode": "nv/fp4", "n_bits": 4, "block_size": 16}),
+    "gptq-2-sym": ("gptqmodel", {"mode": "sym", "n_bits": 2}),
+    "gptq-3-sym": ("gptqmodel", {"mode": "sym", "n_bits": 3}),
+    "gptq-4-asym-order": ("gptqmodel", {"mode": "asym", "n_bits": 4}),
+    "gptq-8-sym": ("gptqmodel", {"mode": "sym", "n_bits": 8}),
+}
 
 
-@pytest.mark.parametrize("folder", sorted(STORED_BY_MLX.glob("mlx-[!n]*")), ids=lambda p: p.name)
-def test_a_file_of_mlx_has_about_the_size_that_is_said(folder):
-    how = json.loads((folder / "config.json").read_bytes())["quantization"]
-    dtype = "float16" if folder.name.endswith("-float16") else "bfloat16"
-    change = {"mxfp4": {"mode": "mlx/mxfp4"}, "mxfp8": {"mode": "mx/fp8_e4m3"}}
-    change = change.get(how.get("mode"), {"mode": "mlx/affine"})
-    form = row(
-        "w", "mx/fp4", 4, 20, 2048, n_bits=how["bits"], block_size=how["group_size"], **change
-    )
-    matrix = tensor("model.layers.0.mlp.down_proj.weight", (16, 128), "file/safetensors", dtype)
-    path = folder / "model.safetensors"
-    size = RUNTIMES["mlx"].file_size([assigned(form, matrix)], str(path))
-    digits = 12  # of four offsets between three arrays, each of one to four
-    assert size.n_bytes == pytest.approx(path.stat().st_size, abs=digits)
+@pytest.mark.parametrize("name", sorted(STORED_FORMATS))
+def test_a_file_of_a_package_has_about_the_size_that_is_said(name):
+    runtime, change = STORED_FORMATS[name]
+    path = STORED / name / "model.safetensors"
+    arrays = {array.name.rpartition(".")[2]: array for array in read_arrays(str(path))}
+    scales = arrays.get("weight_scale") or arrays["scales"]
+    shape = (16 if runtime == "mlx" else 32, 128)
+    n_groups = scales.shape[0 if runtime == "gptqmodel" else -1]
+    block = {"block": "group", "block_size": 128 // n_groups}
+    if n_groups == 1 and runtime != "mlx":
+        block = {"block": "channel"}
+    form = row("w", "mx/fp4", 4, 20, prod(shape), **{**block, **change})
+    dtype = {"F16": "float16"}.get(scales.kind, "bfloat16")
+    matrix = tensor("model.layers.0.mlp.down_proj.weight", shape, "file/safetensors", dtype)
+    size = RUNTIMES[runtime].file_size([assigned(form, matrix)], str(path))
     assert not size.is_exact
+    # Of each offset a digit or two by the order of the arrays, and up to 7 bytes of padding.
+    assert size.n_bytes == pytest.approx(path.stat().st_size, abs=12)
+
+
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float4 of a package"])
+def test_weights_in_codes_have_a_size_too(dtype):
+    matrix = Original("file/safetensors", "a.weight", dtype, (64, 64), 8 * 4096)
+    form = row("w", "sym 4 bits, group 32", 4, 20, 4096)
+    size = RUNTIMES["llm-compressor"].file_size([assigned(form, matrix)], "m.safetensors")
+    assert size.n_bytes > 4096 / 2 + 128 * 2
 
 
 LAYER = "model.layers.0.{}.weight"

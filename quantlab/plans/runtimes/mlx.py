@@ -6,35 +6,27 @@ where that has a zero point of `n_bits`: a plan counts the bias, in the type of 
 `q_group_size` is 32 as mlx_lm leaves rows as they are that are no multiple of it.
 """
 
-import json
 from collections.abc import Iterable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from quantlab.formats.floats import float_width
 from quantlab.formats.format import FormatSpec
 from quantlab.formats.mlx import MlxAffine, MlxFp4
 from quantlab.plans.options import Assignment
-from quantlab.plans.runtimes.runtime import FileSize, Runtime, own_spec, standard_spec
+from quantlab.plans.runtimes.runtime import own_spec, standard_spec
+from quantlab.plans.runtimes.safetensors_file import (
+    SafetensorsRuntime,
+    StoredArray,
+    scale_kind,
+    word_count,
+)
 from quantlab.records import disk
-from quantlab.sources.safetensors import DTYPES
 
-DTYPE_NAMES = {dtype.name: kind for kind, dtype in DTYPES.items()}
-LENGTH_BYTES = 8  # before the header of a safetensors file
-SAFETENSORS_SUFFIXES = (".safetensors", ".safetensors.index.json")
 OWN_MODES = {MlxAffine.mode: "affine", MlxFp4.mode: "mxfp4"}
 PRESETS = {"mx/fp4": "mxfp4", "mx/fp8_e4m3": "mxfp8"}
 
 
-class _Array(NamedTuple):
-    """An array of a safetensors file."""
-
-    name: str
-    kind: str
-    shape: tuple[int, ...]
-    n_bytes: int
-
-
-class Mlx(Runtime):
+class Mlx(SafetensorsRuntime):
     """MLX's quantized layers, as mlx_lm makes them."""
 
     name = "mlx"
@@ -45,6 +37,7 @@ class Mlx(Runtime):
         "plan = json.load(open({path!r})); mlx_lm.convert(MODEL, quantize=True, q_group_size=32, "
         "quant_predicate=lambda path, module: plan.get(path, False))"
     )
+    framework = "mlx"
     axes = range(2, 9)  # stacked experts included
 
     def config(self, assignment: Assignment) -> dict[str, Any] | None:
@@ -72,43 +65,17 @@ class Mlx(Runtime):
         per_group = 2 * float_width(str(spec.scale_dtype))
         return (spec.n_bits or 0) * size + per_group * (size // (spec.block_size or size))
 
-    def file_size(self, assignments: Iterable[Assignment], path: str) -> FileSize | None:
-        """Return the size of the weights that mlx_lm writes, about: layers may have other names.
-
-        MLX also lists tensors in no order that is known, so that offsets take a digit more or less.
-        """
-        if not path.endswith(SAFETENSORS_SUFFIXES):
-            return None
-        header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
-        end = 0
-        for part in assignments:
-            for name, kind, shape, n_bytes in self._arrays(part):
-                start, end = end, end + n_bytes
-                header[name] = {"data_offsets": [start, end], "dtype": kind, "shape": shape}
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False)
-        length = len(text.encode(errors="replace"))
-        return FileSize(LENGTH_BYTES + length + end, is_exact=False)
-
-    def _arrays(self, assignment: Assignment) -> Iterator[_Array]:
-        """Yield the arrays that a tensor is stored in."""
-        tensor = assignment.tensor
-        kind = DTYPE_NAMES.get(tensor.dtype, tensor.dtype)
-        if (config := self.config(assignment)) is None:
-            yield _Array(tensor.name, kind, tensor.shape, -(-assignment.bits // 8))
-            return
-        *rows, width = tensor.shape
-        n_bytes = tensor.size * config["bits"] // 8
-        yield _Array(tensor.name, "U32", (*rows, width * config["bits"] // 32), n_bytes)
-        shape, n_groups = (
-            (*rows, width // config["group_size"]),
-            tensor.size // config["group_size"],
-        )
-        module = tensor.name.removesuffix(".weight")
-        if config["mode"] != "affine":
-            yield _Array(f"{module}.scales", "U8", shape, n_groups)
-            return
-        for name in ("scales", "biases"):
-            yield _Array(f"{module}.{name}", kind, shape, n_groups * float_width(tensor.dtype) // 8)
+    def quantized_arrays(
+        self, assignment: Assignment, config: dict[str, Any]
+    ) -> Iterator[StoredArray]:
+        """Yield words of codes, and the scales and biases of groups."""
+        *rows, width = assignment.tensor.shape
+        groups = (*rows, width // config["group_size"])
+        yield StoredArray("weight", "U32", (*rows, word_count(width, config["bits"])))
+        is_affine = config["mode"] == "affine"
+        yield StoredArray("scales", scale_kind(assignment) if is_affine else "U8", groups)
+        if is_affine:
+            yield StoredArray("biases", scale_kind(assignment), groups)
 
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the mapping from modules to their arguments; false leaves one as it is stored."""

@@ -5,7 +5,7 @@ which formats are such. To add a tool: a subclass of `Runtime` here, and its ins
 """
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -18,6 +18,12 @@ from quantlab.formats.rounding import INDEX_BITS
 from quantlab.formats.torchao import TorchaoInt4, TorchaoInt8, TorchaoIntx
 from quantlab.plans.options import Assignment, Original
 from quantlab.plans.runtimes.runtime import Runtime, own_spec, standard_spec
+from quantlab.plans.runtimes.safetensors_file import (
+    SafetensorsRuntime,
+    StoredArray,
+    scale_kind,
+    word_count,
+)
 from quantlab.records import disk
 
 LINEAR_LAYERS = "a checkpoint of torch, whose linear layers have matrices named *.weight"
@@ -102,7 +108,7 @@ class AutoRound(Runtime):
         )
 
 
-class CompressedTensors(Runtime):
+class CompressedTensors(SafetensorsRuntime):
     """llm-compressor's weight-only schemes of integers, fp8, MXFP4 and NVFP4: a recipe, as YAML.
 
     Its ``config_groups`` are schemes of compressed-tensors. Symmetric integers take half the width
@@ -133,6 +139,32 @@ class CompressedTensors(Runtime):
         spec = assignment.spec
         return _integer_bits(assignment, has_zero_points=spec is not None and spec.mode == "asym")
 
+    def quantized_arrays(
+        self, assignment: Assignment, config: dict[str, Any]
+    ) -> Iterator[StoredArray]:
+        """Yield the arrays of ``pack-quantized``, ``naive-quantized`` and the formats of fp4."""
+        rows, width = assignment.tensor.shape
+        kind, n_bits = scale_kind(assignment), config["num_bits"]
+        groups = rows, width // config.get("group_size", width)
+        if config["type"] == "int":
+            yield StoredArray("weight_shape", "I64", (2,))
+            yield StoredArray("weight_packed", "I32", (rows, word_count(width, n_bits)))
+            yield StoredArray("weight_scale", kind, groups)
+            if not config["symmetric"]:
+                words = word_count(rows, n_bits), groups[1]
+                yield StoredArray("weight_zero_point", "I32", words)
+        elif "group_size" not in config:
+            yield StoredArray("weight", "F8_E4M3", (rows, width))
+            yield StoredArray(
+                "weight_scale", kind, (1,) if config["strategy"] == "tensor" else groups
+            )
+        else:
+            yield StoredArray("weight_packed", "U8", (rows, width // 2))
+            is_global = config["strategy"] == "tensor_group"
+            yield StoredArray("weight_scale", "F8_E4M3" if is_global else "U8", groups)
+            if is_global:
+                yield StoredArray("weight_global_scale", "F32", (1,))
+
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the recipe, of one group for each format; modules in no group stay."""
         groups: dict[str, dict[str, Any]] = {}
@@ -153,7 +185,7 @@ def _compressed_integers(spec: FormatSpec) -> dict[str, Any]:
     }  # fmt: skip
 
 
-class GptqModel(Runtime):
+class GptqModel(SafetensorsRuntime):
     """GPTQModel's integers: a ``QuantizeConfig`` with a pattern a module in its ``dynamic``.
 
     GPTQ rounds with regard to the inputs that it is calibrated with, so that its error is another:
@@ -189,6 +221,18 @@ class GptqModel(Runtime):
             return assignment.bits
         bits = _integer_bits(assignment, has_zero_points=True)
         return bits + INDEX_BITS * assignment.tensor.shape[-1]
+
+    def quantized_arrays(
+        self, assignment: Assignment, config: dict[str, Any]
+    ) -> Iterator[StoredArray]:
+        """Yield codes with those of an output in a column, and the group of each input."""
+        columns, inputs = assignment.tensor.shape
+        size = inputs if config["group_size"] < 0 else config["group_size"]
+        n_groups, n_bits = -(-inputs // size), config["bits"]
+        yield StoredArray("qweight", "I32", (word_count(inputs, n_bits), columns))
+        yield StoredArray("qzeros", "I32", (n_groups, word_count(columns, n_bits)))
+        yield StoredArray("scales", "F16", (n_groups, columns))
+        yield StoredArray("g_idx", "I32", (inputs,))
 
     def recipe(self, assignments: Iterable[Assignment]) -> bytes:
         """Return the arguments; a pattern after ``-:`` leaves a module as it is."""

@@ -10,8 +10,8 @@ Blocks lie along the inputs of a layer, axis 0 of the weight of a MatMul; the la
 ``round`` takes halves away from 0. A float16 scale counts as it is stored, but for z.
 """
 
+from functools import lru_cache
 from math import prod
-from threading import Lock
 
 import numpy as np
 
@@ -131,8 +131,7 @@ class _Blocks:
         dtype = codec.dtype or held_type(tensor)
         self.groups = Groups(tensor, self._width, dtype)
         self._band = self._width * columns if columns > 1 else inputs
-        self._lock = Lock()
-        self._recent: dict[int, FloatArray] = {}
+        self._read_band = lru_cache(maxsize=2)(self._reconstruct_band)  # two threads may read
 
     def read(self, start: int, stop: int) -> FloatArray:
         """Reconstruct elements `start` to `stop`."""
@@ -165,23 +164,16 @@ class _Blocks:
         bands = [self._read_band(number) for number in range(first, last)]
         return np.concatenate(bands)[start - first * self._band : stop - first * self._band]
 
-    def _read_band(self, number: int) -> FloatArray:
+    def _reconstruct_band(self, number: int) -> FloatArray:
         """Reconstruct the rows that hold one block of each column."""
-        with self._lock:
-            if number not in self._recent:
-                stop = min((number + 1) * self._band, self.groups.size)
-                x = self.groups.read_values(number * self._band, stop)
-                rows = x.reshape(-1, self._columns)
-                x_hat = np.empty(rows.shape, np.float32)
-                at_once = max(1, CHUNK_VALUES // self._width)
-                for column in range(0, self._columns, at_once):
-                    part = slice(column, column + at_once)
-                    blocks = np.ascontiguousarray(rows[:, part].T)
-                    x_hat[:, part] = self._reconstruct(blocks).T
-                while len(self._recent) > 1:  # two threads may be in two of them
-                    self._recent.pop(min(self._recent))
-                self._recent[number] = x_hat.reshape(-1)
-            return self._recent[number]
+        stop = min((number + 1) * self._band, self.groups.size)
+        rows = self.groups.read_values(number * self._band, stop).reshape(-1, self._columns)
+        x_hat = np.empty(rows.shape, np.float32)
+        at_once = max(1, CHUNK_VALUES // self._width)
+        for column in range(0, self._columns, at_once):
+            part = slice(column, column + at_once)
+            x_hat[:, part] = self._reconstruct(np.ascontiguousarray(rows[:, part].T)).T
+        return x_hat.reshape(-1)
 
     def _reconstruct(self, x: FloatArray) -> FloatArray:
         return self._codec.reconstruct(GroupValues(x, self.groups.dtype, constants=None))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import is_zipfile
@@ -94,9 +95,7 @@ class OnnxModel:
         with Session(str(self.path), weights) as session:
             threads = self.threads or usable_cores()
             batches = self.batches(session.inputs)
-            while window := [
-                feed for _, feed in zip(range(BATCHES_A_THREAD * threads), batches, strict=False)
-            ]:
+            while window := list(islice(batches, BATCHES_A_THREAD * threads)):
                 yield from map_on_threads(session.run, window, threads)
 
     def compute_edges(self, names: Sequence[str]) -> Iterator[tuple["Batch", Arrays]]:
@@ -107,7 +106,7 @@ class OnnxModel:
         threads = self.threads or usable_cores()
         with Session(str(self.path), {}, names) as session:
             batches = self.batches(session.inputs)
-            while window := [batch for _, batch in zip(range(threads), batches, strict=False)]:
+            while window := list(islice(batches, threads)):
                 compute = partial(session.compute, names)
                 yield from zip(window, map_on_threads(compute, window, threads), strict=True)
 

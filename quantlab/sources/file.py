@@ -109,17 +109,10 @@ class MappedArray:
 
     def entry(self, skip_reason: str | None, *, is_quantized: bool = False) -> FileEntry:
         """Return the entry of the array in the list of its file."""
-        numpy_dtype = dtype_name(self.dtype) if self.dtype else None
-        dtype = self.kind if skip_reason or not numpy_dtype else numpy_dtype
+        known = dtype_name(self.dtype) if self.dtype else None
+        dtype = self.kind if skip_reason or not known else known
         return FileEntry(
-            self.name,
-            self.shape,
-            dtype,
-            self.open,
-            skip_reason,
-            self.n_bytes,
-            is_quantized,
-            numpy_dtype,
+            self.name, self.shape, dtype, self.open, skip_reason, self.n_bytes, is_quantized, known
         )
 
 

@@ -62,7 +62,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return self.array.size
+        return math.prod(self.shape)
 
     @property
     def n_bytes(self) -> int:

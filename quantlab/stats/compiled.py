@@ -100,8 +100,11 @@ class CompiledEngine(NumpyEngine):
             NO_CODES if codes is None else codes.astype(np.int16, copy=False),
             NO_MASK if clipped is None else clipped,
         )
-        grid = _typed(CompiledGrid(GridKind.GIVEN, table.shape[1].bit_length() - 1))
-        return self._gather(start, x, grid, self._no_blocks, given, options, table)
+        sums = np.zeros(-(-x.size // CHUNK), CHUNK_SUMS)
+        no_grid = CompiledGrid(GridKind.GIVEN, table.shape[1].bit_length() - 1)
+        through = _typed(no_grid), self._no_blocks
+        self._loops.gather(start, _plain(x), *through, *given, options, sums, table)
+        return sums
 
     def gather_through(
         self,
@@ -113,9 +116,10 @@ class CompiledEngine(NumpyEngine):
         table: Table,
     ) -> ChunkSums:
         """Take a block through a grid, and sum it up as `gather` does."""
-        given = NO_FLOATS, NO_CODES, NO_MASK
-        grid_blocks = self._grid_blocks(blocks)
-        return self._gather(start, x, _typed(grid), grid_blocks, given, options, table)
+        sums, given = np.zeros(-(-x.size // CHUNK), CHUNK_SUMS), (NO_FLOATS, NO_CODES, NO_MASK)
+        through = _typed(grid), self._grid_blocks(blocks)
+        self._loops.gather(start, _plain(x), *through, *given, options, sums, table)
+        return sums
 
     def _grid_blocks(self, blocks: BlockLayoutParams) -> Any:
         layout, first, params = blocks.layout, blocks.first, blocks.params
@@ -123,20 +127,6 @@ class CompiledEngine(NumpyEngine):
         return self._loops.GridBlocks(
             layout.row, layout.width, layout.per_row, int(layout.shared), first, scales, zero_points
         )
-
-    def _gather(
-        self,
-        start: int,
-        x: FloatArray,
-        grid: CompiledGrid,
-        blocks: Any,
-        given: tuple[NDArray[Any], ...],
-        options: MeasureOptions,
-        table: Table,
-    ) -> ChunkSums:
-        sums = np.zeros(-(-x.size // CHUNK), CHUNK_SUMS)
-        self._loops.gather(start, _plain(x), grid, blocks, *given, options, sums, table)
-        return sums
 
     def reconstruct(
         self, start: int, x: FloatArray, grid: CompiledGrid, blocks: BlockLayoutParams

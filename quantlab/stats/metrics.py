@@ -206,24 +206,9 @@ def divergence(x: FloatArray, x_hat: FloatArray) -> float:
 
 Metric = Callable[[Evidence], float]
 METRICS: tuple[Metric, ...] = (
-    mae,
-    max_err,
-    rel_err,
-    cos_sim,
-    n_codes,
-    rmse,
-    sqnr_db,
-    bias,
-    err_p50,
-    err_p95,
-    zeroed,
-    clipped,
-    code_entropy,
-    rmse_over_scale,
-    bound_ratio,
-    one_minus_cos,
-    kl,
-)
+    mae, max_err, rel_err, cos_sim, n_codes, rmse, sqnr_db, bias, err_p50, err_p95, zeroed, clipped,
+    code_entropy, rmse_over_scale, bound_ratio, one_minus_cos, kl,
+)  # fmt: skip
 
 
 def figures(

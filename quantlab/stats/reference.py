@@ -32,26 +32,6 @@ ChunkSums = NDArray[np.void]  # of the type CHUNK_SUMS or MOMENTS, one entry a c
 Table = NDArray[np.int64]  # how often each code occurs
 ErrorPlaces = tuple[NDArray[np.uint8], NDArray[np.int64]]  # bins of errors, and counts of bins
 
-# Named columns: the compiled loops write them by name, and their order is known nowhere else.
-MOMENTS = np.dtype([("zeros", np.int64), ("x", np.float64), ("sq_x", np.float64)])
-CHUNK_SUMS = np.dtype(
-    [
-        ("zeroed", np.int64),
-        ("rel_count", np.int64),
-        ("clipped", np.int64),
-        ("max_err", np.float64),
-        ("err", np.float64),
-        ("abs_err", np.float64),
-        ("sq_err", np.float64),
-        ("rel_err", np.float64),
-        ("x_err", np.float64),
-        ("dot", np.float64),
-        ("sq_x_hat", np.float64),
-        ("zero_sq_err", np.float64),
-        ("clip_sq_err", np.float64),
-    ]
-)
-
 
 class Moments(NamedTuple):
     """The moments of a tensor; powers are in its own unit."""
@@ -82,6 +62,15 @@ class Sums(NamedTuple):
     sq_x_hat: float
     zero_sq_err: float  # of values that came back as 0
     clip_sq_err: float  # of values beyond the grid
+
+
+def _columns(sums: type[Any], *others: str) -> np.dtype[np.void]:
+    """Return the type of an entry with all fields but some: the compiled loops write it by name."""
+    fields = [field for field in sums.__annotations__.items() if field[0] not in others]
+    return np.dtype([(name, np.int64 if kind is int else np.float64) for name, kind in fields])
+
+
+MOMENTS, CHUNK_SUMS = _columns(Moments, "n"), _columns(Sums, *Moments._fields)
 
 
 class MeasureOptions(NamedTuple):

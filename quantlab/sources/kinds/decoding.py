@@ -6,7 +6,7 @@ A `Kind` lists the parts of a weight by their suffixes and dtypes; `Parts` are t
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from math import prod
 from typing import Any
@@ -108,16 +108,9 @@ class StoredTensor:
 
     def entry(self) -> FileEntry:
         """Return the entry of the weight in the list of its file."""
-        return FileEntry(
-            self.name,
-            self.shape,
-            self.dtype,
-            self.open,
-            self.fault,
-            self.bits // 8,
-            is_quantized=True,
-            numpy_dtype=self.dtype,
-        )
+        n_bytes = self.bits // 8
+        entry = FileEntry(self.name, self.shape, self.dtype, self.open, self.fault, n_bytes)
+        return replace(entry, is_quantized=True, numpy_dtype=self.dtype)
 
     def sha256(self) -> str:
         """Return the sha256 of all parts as stored."""
@@ -172,11 +165,6 @@ class DecodedTensor(Tensor):
     def dtype(self) -> str:
         """What the values are stored in."""
         return self.weight.dtype
-
-    @property
-    def size(self) -> int:
-        """Number of values."""
-        return self.weight.size
 
     @property
     def n_bytes(self) -> int:

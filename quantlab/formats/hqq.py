@@ -14,7 +14,7 @@ the package, ``optimize_weights_proximal_legacy`` on a CPU, which leaves ``kappa
 """
 
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +77,8 @@ class HalfQuadratic(GroupCodec):
         """Return the number of iterations until the mean error of the tensor does not fall."""
         sums = np.zeros(ITERATIONS)
         for span in groups.chunks():
-            sums += self._solve(groups.read(*span), ITERATIONS).errors
+            *_, errors = self._solve(groups.read(*span), ITERATIONS)
+            sums += errors
         means = (sums / groups.size).astype(np.float32)
         rises = np.flatnonzero(means[1:] >= means[:-1])
         return int(rises[0]) + 2 if rises.size else ITERATIONS
@@ -90,8 +91,13 @@ class HalfQuadratic(GroupCodec):
         x_hat *= round_to_type(np.float32(1) / scale, self.stored)
         return round_to_type(np.ascontiguousarray(x_hat.T), self.stored)
 
-    def _solve(self, x: FloatArray, iterations: int) -> "_Solution":
-        """Iterate on some groups, transposed: what belongs to a group then adds up quickly."""
+    def _solve(
+        self, x: FloatArray, iterations: int
+    ) -> tuple[FloatArray, FloatArray, FloatArray, Array64]:
+        """Iterate on some groups, transposed: what belongs to a group then adds up quickly.
+
+        Return codes ``(width, groups)``, scales and zeros of groups, sums of errors by iteration.
+        """
         qmax = np.float32(2**self.n_bits - 1)
         lo, hi = (ends[:, 0] for ends in group_ends(x))
         wide = hi - lo > MIN_RANGE
@@ -111,16 +117,7 @@ class HalfQuadratic(GroupCodec):
             np.abs(distance, out=distance)
             errors[number] = (distance.sum(axis=0) / scale).sum(dtype=np.float64)
             zero = ((codes.sum(axis=0) - total + shrunk) / len(codes)).astype(np.float32)
-        return _Solution(_quantize(scaled, zero, qmax)[0], scale, zero, errors)
-
-
-class _Solution(NamedTuple):
-    """Codes ``(width, groups)``, scales and zeros of groups, sums of errors by iteration."""
-
-    codes: FloatArray
-    scale: FloatArray
-    zero: FloatArray
-    errors: Array64
+        return _quantize(scaled, zero, qmax)[0], scale, zero, errors
 
 
 def _quantize(

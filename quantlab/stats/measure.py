@@ -94,7 +94,7 @@ def measure(
     engine = engine_for(tensor.size)
     needed = needs_survey(tensor, form)
     surveyed = survey(tensor, threads, engine) if needed else cached_survey(tensor)
-    codec = open_codec(tensor, form, surveyed, threads, engine)
+    codec = open_codec(tensor, form, threads, engine, surveyed)
     layout = form.block.layout(tensor.shape) if isinstance(form, Format) else None
     row_powers = RowPowers(tensor.shape, layout)
     options = _new_options(tensor.size, codec, rel_threshold, row_powers)
@@ -156,8 +156,7 @@ def reconstruct_into(
         moved = MovedAxis.of(tensor, axis)
         return reconstruct_into(moved, rows, np.moveaxis(out, axis, -1), threads)
     engine = engine_for(tensor.size)
-    surveyed = survey(tensor, threads, engine) if needs_survey(tensor, form) else None
-    codec = open_codec(tensor, form, surveyed, threads, engine)
+    codec = open_codec(tensor, form, threads, engine)
     flat = out.reshape(-1) if out.flags.c_contiguous else None
 
     def write(start: int) -> bool:

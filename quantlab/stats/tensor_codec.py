@@ -238,13 +238,13 @@ def needs_survey(tensor: Tensor, form: Format | Reconstruction) -> bool:
 def open_codec(
     tensor: Tensor,
     form: Format | Reconstruction,
-    surveyed: Survey | None,
     threads: int,
     engine: NumpyEngine,
+    surveyed: Survey | None = None,
 ) -> TensorCodec:
     """Return the codec of a tensor, the parameters chosen that have to be before the first block.
 
-    `surveyed` may be None unless `needs_survey`.
+    The tensor is surveyed where it has not been and `needs_survey` says so.
     """
     if isinstance(form, Reconstruction):
         return FromFile(tensor, form)
@@ -255,7 +255,7 @@ def open_codec(
     static = None
     if isinstance(form.range, CalibratedRange):
         static = _choose_static(form.range.tensor, form, threads, engine)
-    quantizer = _new_quantizer(tensor, form, surveyed, threads, engine, static)
+    quantizer = _new_quantizer(tensor, form, threads, engine, surveyed, static)
     even = isinstance(form.element, Uniform) and quantizer.layout.n_blocks == 1
     # A scale that vanished is no step to count in.
     if even and quantizer.chosen_scales.smallest:
@@ -266,11 +266,13 @@ def open_codec(
 def _new_quantizer(
     tensor: Tensor,
     form: Format,
-    surveyed: Survey | None,
     threads: int,
     engine: NumpyEngine,
+    surveyed: Survey | None = None,
     static: BlockParams | None = None,
 ) -> BlockQuantizer:
+    if surveyed is None and needs_survey(tensor, form):
+        surveyed = survey(tensor, threads, engine)
     return BlockQuantizer(
         form,
         form.block.layout(tensor.shape),
@@ -293,9 +295,7 @@ def _choose_static(
     """Choose the parameters of the blocks of a calibration tensor."""
     if not calibration.size:
         calibration.require_finite()
-    surveyed = survey(calibration, threads, engine)
-    quantizer = _new_quantizer(calibration, form, surveyed, threads, engine)
-    return quantizer.choose_all(_map_on(threads))
+    return _new_quantizer(calibration, form, threads, engine).choose_all(_map_on(threads))
 
 
 def reconstruct_block(
@@ -383,9 +383,7 @@ def _open_transformed(
         identity = np.eye(width, dtype=np.float32)
         matrix = transform.backward(identity, engine.multiply_hadamard).astype(np.float64)
         plain = replace(plain, rounding=plain.rounding.transform(matrix))
-    is_surveyed = needs_survey(transformed, plain)
-    surveyed = survey(transformed, threads, engine) if is_surveyed else None
-    codec = open_codec(transformed, plain, surveyed, threads, engine)
+    codec = open_codec(transformed, plain, threads, engine)
 
     def read(start: int, stop: int) -> FloatArray:
         first, last = transformed.whole(start, stop)
@@ -416,7 +414,7 @@ def _fit_transform(
 
     def measure_noise(candidate: Transform) -> float:
         form_of_candidate = replace(form, transform=candidate, rounding=None)
-        x_hat = open_codec(original, form_of_candidate, None, threads, engine).read
+        x_hat = open_codec(original, form_of_candidate, threads, engine).read
 
         def measure_rows(start: int) -> float:
             x, rows = read_rows(tensor.block, start), read_rows(x_hat, start)
@@ -437,9 +435,8 @@ def _open_rounded(
     plain, rows = replace(form, rounding=None), moved or tensor
     if isinstance(plain.block, PerChannel) and moved:  # of a matrix, whose outputs come first now
         plain = replace(plain, block=replace(plain.block, axis=0))
-    surveyed = survey(rows, threads, engine) if needs_survey(rows, plain) else None
     try:
-        quantizer = _new_quantizer(rows, plain, surveyed, threads, engine)
+        quantizer = _new_quantizer(rows, plain, threads, engine)
         rounded = rounding.round_rows(rows, quantizer, _map_on(threads))
     except NotFiniteError:
         tensor.require_finite()

@@ -62,7 +62,7 @@ class Tensor:
     @property
     def size(self) -> int:
         """Number of elements."""
-        return math.prod(self.shape)
+        return self.array.size
 
     @property
     def n_bytes(self) -> int:

@@ -167,6 +167,11 @@ class DecodedTensor(Tensor):
         return self.weight.dtype
 
     @property
+    def size(self) -> int:
+        """Number of values."""
+        return self.weight.size
+
+    @property
     def n_bytes(self) -> int:
         """Number of bytes as stored, of all parts."""
         return self.weight.bits // 8

@@ -25,7 +25,7 @@ from quantlab.formats.scales import Array64
 from quantlab.models.onnx import OnnxModel
 from quantlab.sources.calibration import CapturedInputs
 from quantlab.sources.file import file_state, readable, require_matches
-from quantlab.sources.onnx import find_input_axes
+from quantlab.sources.onnx import find_input_axes, input_axis
 from quantlab.sources.onnx_graph import Constant, input_name, read_attributes, read_graph
 from quantlab.sources.source import Source
 from quantlab.sources.tensor import FileState, Tensor
@@ -337,16 +337,8 @@ def _find_edge_axis(node: Any, place: int, weight: Constant, axis: int | None) -
 
     `axis` is that of the weight, None where layers that share it differ.
     """
-    attributes = read_attributes(node)
-    if len(weight.shape) != 2 or axis is None:
-        return None
-    if node.op_type == "MatMul":
-        return (-2, -1)[place]
-    if node.op_type == "Gemm":
-        # Of A the inputs lie along axis 1, of B along axis 0, unless they are transposed.
-        of_edge = attributes.get("transA", 0) == 0 if place else attributes.get("transB", 0) != 0
-        return int(of_edge)
-    return None
+    is_linear = node.op_type in ("MatMul", "Gemm") and len(weight.shape) == 2 and axis is not None
+    return input_axis(node, 1 - place) if is_linear else None
 
 
 def _choose_sums(

@@ -153,12 +153,16 @@ class _Use(NamedTuple):
     node: Any
     place: int
 
-    def input_axis(self) -> int | None:
-        """Return the axis of the tensor along which the inputs of a layer lie, if it is one."""
-        if self.node.op_type == "Gemm" and self.place < 2:
-            is_transposed = read_attributes(self.node).get(("transA", "transB")[self.place], 0)
-            return int(bool(is_transposed) == bool(self.place))
-        return INPUT_AXES.get((self.node.op_type, self.place))
+
+def input_axis(node: Any, place: int) -> int | None:
+    """Return the axis of what a node takes at a place along which the inputs of a layer lie.
+
+    None where it is no layer.
+    """
+    if node.op_type == "Gemm" and place < 2:
+        is_transposed = read_attributes(node).get(("transA", "transB")[place], 0)
+        return int(bool(is_transposed) == bool(place))
+    return INPUT_AXES.get((node.op_type, place))
 
 
 def _input_axes(
@@ -166,7 +170,7 @@ def _input_axes(
 ) -> Iterator[int]:
     """Yield the axes of a tensor of `n` axes along which inputs lie, in any layer that takes it."""
     for use in uses.get((id(scope), name), []) if depth < MAX_DEPTH and n > 1 else []:
-        axis, operator = use.input_axis(), use.node.op_type
+        axis, operator = input_axis(use.node, use.place), use.node.op_type
         if axis is not None and -n <= axis < n:
             yield axis % n
         elif use.place == 0 and use.node.output and operator in SAME_AXES:

@@ -17,11 +17,10 @@ import numpy as np
 from quantlab.formats.blocks import Shape, UnfitError
 from quantlab.formats.element import FloatArray, NotFiniteError, require_width
 from quantlab.formats.format import PLAIN, Codec, NamedTensor, Reconstruction
-from quantlab.formats.scales import BFLOAT16, FLOAT16, FLOAT32, FloatType
+from quantlab.formats.scales import BFLOAT16, FLOAT32, FLOAT_TYPES, FloatType
 
 CHUNK_VALUES = 2**15  # read and reconstructed at once, so that what is computed stays in the cache
 MIN_REDUCED_WIDTH = 128  # of groups whose least and greatest value NumPy finds quickly by itself
-FLOAT_TYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
 
 
 class GroupValues(NamedTuple):

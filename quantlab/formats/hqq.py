@@ -21,7 +21,6 @@ import numpy as np
 from quantlab.formats.blocks import Shape, UnfitError
 from quantlab.formats.element import FloatArray
 from quantlab.formats.grouped import (
-    FLOAT_TYPES,
     GroupCodec,
     Groups,
     GroupValues,
@@ -29,7 +28,7 @@ from quantlab.formats.grouped import (
     require_option,
     round_to_type,
 )
-from quantlab.formats.scales import Array64
+from quantlab.formats.scales import FLOAT_TYPES, Array64
 
 GROUP_FACTOR = 8  # of a group's size
 MAX_SCALE, MIN_RANGE = np.float32(2e4), np.float32(1e-4)

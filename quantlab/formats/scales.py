@@ -71,7 +71,7 @@ FLOAT32 = FloatType("float32", 32, 23, -126, float(np.finfo(np.float32).max), np
 FLOAT16 = FloatType("float16", 16, 10, -14, 65504.0, np.float16)
 BFLOAT16 = FloatType("bfloat16", 16, 7, -126, 2.0**127 * (2 - 2.0**-7))
 FLOAT8_E4M3 = FloatType("float8_e4m3", 8, 3, -6, 448.0)
-SCALE_TYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
+FLOAT_TYPES = {dtype.name: dtype for dtype in (FLOAT32, FLOAT16, BFLOAT16)}
 
 
 @dataclass(frozen=True)
@@ -156,6 +156,6 @@ class TwoLevel(ScaleType):
 
 def scale_type(name: str) -> ScaleType:
     """Return a type by its name; raises ValueError where there is none."""
-    if name not in SCALE_TYPES:
-        raise ValueError(f"block.scale must be one of {', '.join(SCALE_TYPES)}, got {name!r}")
-    return SCALE_TYPES[name]
+    if name not in FLOAT_TYPES:
+        raise ValueError(f"block.scale must be one of {', '.join(FLOAT_TYPES)}, got {name!r}")
+    return FLOAT_TYPES[name]

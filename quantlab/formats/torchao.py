@@ -20,7 +20,6 @@ import numpy as np
 
 from quantlab.formats.element import FloatArray
 from quantlab.formats.grouped import (
-    FLOAT_TYPES,
     GroupCodec,
     Groups,
     GroupValues,
@@ -29,7 +28,7 @@ from quantlab.formats.grouped import (
     require_option,
     round_to_type,
 )
-from quantlab.formats.scales import BFLOAT16, FLOAT32, FloatType
+from quantlab.formats.scales import BFLOAT16, FLOAT32, FLOAT_TYPES, FloatType
 from quantlab.formats.uniform import code_range
 
 INT4_GROUPS, INT4_MIDDLE = (32, 64, 128, 256), np.float32(8)

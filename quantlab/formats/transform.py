@@ -13,11 +13,10 @@ import numpy as np
 
 from quantlab.formats.blocks import UnfitError
 from quantlab.formats.element import FloatArray
-from quantlab.formats.scales import Array64
+from quantlab.formats.scales import FLOAT16, Array64
 
 MAX_SIZE = 2**9  # that is chosen where none is given: so many rows of it fit the first cache
-COLUMN_BITS = 16  # of the scale of a column
-LEAST_SCALE, FLOAT16_MAX = 1e-5, 65504.0  # of a column
+LEAST_SCALE = 1e-5  # of a column, in float16
 CACHED_VALUES = 2**15  # that are transformed at once: columns of them fit the cache
 
 
@@ -54,7 +53,7 @@ class ColumnScales:
     @classmethod
     def of(cls, name: str, scales: Array64) -> "ColumnScales":
         """Round the scales of columns, which are positive, to float16."""
-        return cls(name, np.clip(scales, LEAST_SCALE, FLOAT16_MAX).astype(np.float16).tobytes())
+        return cls(name, np.clip(scales, LEAST_SCALE, FLOAT16.largest).astype(np.float16).tobytes())
 
     @cached_property
     def scales(self) -> FloatArray:
@@ -77,7 +76,7 @@ class ColumnScales:
 
     def tensor_bits(self, row: int) -> int:
         """Return the bits of a float16 a column."""
-        return COLUMN_BITS * row
+        return FLOAT16.bits * row
 
 
 class FittedTransform(ABC):
@@ -111,7 +110,7 @@ class FittedTransform(ABC):
 
     def tensor_bits(self, row: int) -> int:
         """Return the bits of a float16 a column, as `ColumnScales` has."""
-        return COLUMN_BITS * row
+        return FLOAT16.bits * row
 
 
 @dataclass(frozen=True)

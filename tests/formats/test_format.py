@@ -531,5 +531,5 @@ def test_a_quantizer_that_only_chooses_is_an_element(scale):
             own, oracle.round_trip(Format(Asymmetric(6), block), x), strict=True
         ):
             assert np.array_equal(ours, theirs)
-    stored = scales.SCALE_TYPES[scale].store(own[3].largest).scale
+    stored = scales.FLOAT_TYPES[scale].store(own[3].largest).scale
     assert stored == own[3].largest

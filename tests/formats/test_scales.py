@@ -9,7 +9,7 @@ from quantlab.formats.scales import (
     FLOAT8_E4M3,
     FLOAT16,
     FLOAT32,
-    SCALE_TYPES,
+    FLOAT_TYPES,
     PowerOfTwo,
     TwoLevel,
     scale_type,
@@ -65,7 +65,7 @@ def casts():
 )
 def test_a_scale_is_what_a_cast_makes_of_it(name, dtype):
     x = casts()  # float32: from float64, ml_dtypes rounds twice
-    stored = SCALE_TYPES[name].store(x)
+    stored = FLOAT_TYPES[name].store(x)
     with np.errstate(over="ignore"):
         theirs = x.astype(dtype).astype(np.float32)
     assert np.array_equal(stored.saturated, np.isinf(theirs))
@@ -141,7 +141,7 @@ def test_a_tensor_too_small_for_a_unit_of_its_own_vanishes(absmax):
 
 
 def test_the_bits_of_each_type():
-    assert {name: kind.bits for name, kind in SCALE_TYPES.items()} == {
+    assert {name: kind.bits for name, kind in FLOAT_TYPES.items()} == {
         "float32": 32,
         "float16": 16,
         "bfloat16": 16,

@@ -20,6 +20,7 @@ from quantlab.records.record import Row
 from quantlab.report.bar import Bar
 from quantlab.report.choices import TensorChoice, Widths, format_points, storage_front
 from quantlab.report.texts import Texts
+from quantlab.stats.metrics import DB_A_BIT
 from quantlab.text import label
 
 Entry = dict[str, Any]  # what a record says of one tensor
@@ -31,7 +32,6 @@ INK, PAPER = "#222222", "#ffffff"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
 BARS, MARK = COLOURS[:2]
 MARKERS, DASHES = ("o", "s", "^", "D", "v", "P", "X", "p"), ("-", (0, (4, 1.5)))
-DB_A_BIT = 20 * math.log10(2)
 UNIFORM_RMSE = 1 / math.sqrt(12)  # rmse in steps, of errors spread evenly over a step
 MAX_BOUND_RATIO = 1.001  # what float32 may add to half a step
 END_RATIO = 0.9  # of half a step: errors that end there end at it

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantlab.formats.blocks import Group, Read, read_flat
-from quantlab.formats.element import FloatArray, NotFiniteError
+from quantlab.formats.element import NO_FLOATS, FloatArray, NotFiniteError
 from quantlab.formats.format import Format, Reconstruction
 from quantlab.formats.scales import Array64
 from quantlab.sources.tensor import MovedAxis, Tensor
@@ -57,7 +57,6 @@ from quantlab.text import label
 
 OUTPUT_BYTES = 2**22  # of rows in float64 whose outputs are computed at once
 SAMPLE = 2**18  # errors that quantiles are taken of, at most; a longer tensor is strided
-NO_MAXIMA = np.empty(0, np.float32)
 
 Advance = Callable[[int], object]
 
@@ -250,7 +249,7 @@ def _new_options(
     return MeasureOptions(
         round_down(rel_threshold),
         row_width,
-        NO_MAXIMA if isinstance(codec, SingleScale) else maxima,
+        NO_FLOATS if isinstance(codec, SingleScale) else maxima,
         stride,
         np.empty(-(-size // stride), np.float32),
         row_powers.width,

@@ -84,20 +84,18 @@ class Ggml(Codec):
 
     def open(self, tensor: NamedTensor) -> Reconstruction:
         """Return a tensor as the library gives it back; raises UnfitError as llama.cpp does."""
-        if self._falls_back(tensor.shape):
+        shape, block = tensor.shape, self._traits.block
+        if len(shape) > 1 and self.type in FALLBACKS and shape[-1] % block:
             return self._open_fallback(tensor)
-        self._require_rows(tensor.shape)
-        importance = self.imatrix.of(tensor.name, tensor.shape) if self.imatrix else None
+        self._require_rows(shape)
+        importance = self.imatrix.of(tensor.name, shape) if self.imatrix else None
         if self.imatrix and importance is None and self._takes_imatrix:
             raise UnfitError(
                 f"{self.imatrix.name} has no importance of it, which ggml/{self.type} takes"
             )
-        blocks = prod(tensor.shape) // self._traits.block
+        bits = 8 * prod(shape) // block * self._traits.size
         rows = _Rows(self, tensor, importance)
-        return Reconstruction(rows.read, self.type, 8 * blocks * self._traits.size, slow=True)
-
-    def _falls_back(self, shape: Shape) -> bool:
-        return len(shape) > 1 and self.type in FALLBACKS and bool(shape[-1] % self._traits.block)
+        return Reconstruction(rows.read, self.type, bits, slow=True)
 
     def _open_fallback(self, tensor: NamedTensor) -> Reconstruction:
         """Return a tensor in the type that llama-quantize takes for rows of its length."""

@@ -67,12 +67,12 @@ class _NoisyTensor:
         with self._lock:
             if math.isnan(self._sigma):
                 starts = range(0, self._size, CHUNK_VALUES)
-                power = math.fsum(self._square_sum(start) for start in starts) / self._size
+                blocks = (
+                    self._tensor.block(at, min(at + CHUNK_VALUES, self._size)) for at in starts
+                )
+                sums = (float(np.square(x, dtype=np.float64).sum()) for x in blocks)
+                power = math.fsum(sums) / self._size
                 if not math.isfinite(power):
                     raise NotFiniteError(f"tensor '{self._tensor.name}' holds NaN or Inf")
                 self._sigma = math.sqrt(power) * 10 ** (-self._sqnr_db / 20)
             return self._sigma
-
-    def _square_sum(self, start: int) -> float:
-        stop = min(start + CHUNK_VALUES, self._size)
-        return float(np.square(self._tensor.block(start, stop), dtype=np.float64).sum())

@@ -184,21 +184,17 @@ class Evaluation:
             )
 
 
-def _require_outputs(batch: Any) -> None:
-    """Raise ValueError unless a batch of answers is a mapping of names to arrays."""
-    is_mapping = isinstance(batch, Mapping) and bool(batch)
-    if not is_mapping or not all(isinstance(a, np.ndarray) and a.ndim for a in batch.values()):
-        raise ValueError(f"{MAPPINGS}, got {type(batch).__name__}")
-
-
 def _join_batches(batches: Iterable[Arrays]) -> Iterator[Arrays]:
     """Join batches to chunks of `CHUNK_ANSWERS` or more, unless their shapes differ.
 
-    Where batches are small, most of the time of a comparison would be that of calls.
+    Where batches are small, most of the time of a comparison would be that of calls. Raises
+    ValueError unless a batch is a mapping of names to arrays.
     """
     chunk: list[Arrays] = []
     for batch in batches:
-        _require_outputs(batch)
+        is_mapping = isinstance(batch, Mapping) and bool(batch)
+        if not is_mapping or not all(isinstance(a, np.ndarray) and a.ndim for a in batch.values()):
+            raise ValueError(f"{MAPPINGS}, got {type(batch).__name__}")
         if chunk and _row_shapes(batch) != _row_shapes(chunk[0]):
             yield _join(chunk)
             chunk = []

@@ -141,19 +141,14 @@ def _normalize(path: str | Path) -> str:
 def _resolve(key: str, suffixes: Sequence[str]) -> tuple[str, str]:
     """Return the commit of an id, or its revision where that is not known yet, and its file."""
     repo, revision, name = parse_id(key)
-    commit = _find_commit(repo, revision)
+    commits = (f.commit for f in _located.values() if (f.repo, f.revision) == (repo, revision))
+    commit = next(commits, revision)
     return commit, name or _choose_file(key, _list_files(repo, commit), suffixes)
 
 
 def find_located(key: str) -> list[HubFile]:
     """List the files of one commit that this process has resolved an id to."""
     return [file for (located, *_), file in _located.items() if located == key]
-
-
-def _find_commit(repo: str, revision: str) -> str:
-    """Return the commit that a revision is in this process, the revision where it is not known."""
-    commits = (f.commit for f in _located.values() if (f.repo, f.revision) == (repo, revision))
-    return next(commits, revision)
 
 
 def has_located() -> bool:
@@ -302,7 +297,7 @@ def explained(key: str) -> Iterator[None]:
     require_packages((PACKAGE,), f"reading {key}")
     from huggingface_hub import constants, errors
 
-    repo, revision, _ = parse_id(key)
+    repo, revision, name = parse_id(key)
     try:
         yield
     except errors.GatedRepoError:
@@ -313,7 +308,7 @@ def explained(key: str) -> Iterator[None]:
     except errors.RevisionNotFoundError:
         reason = f"has no revision {revision}: name a branch, a tag or a commit"
     except errors.RemoteEntryNotFoundError:
-        reason = f"has no such file: {_suggest_name(key)}"
+        reason = f"has no such file: {near_misses(name or '', _list_files(repo, revision))}"
     except errors.HfHubHTTPError as error:
         reason = f"cannot be had, the hub answers {error.response.status_code}: try again later"
     except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled) as error:
@@ -335,11 +330,6 @@ def _describe_unreachable(error: Exception) -> str:
         return "is not in the cache, and HF_HUB_OFFLINE is set: unset it, or download the file once"
     cause = " ".join(str(error.__cause__ or error).split())
     return f"cannot be reached ({cause}), and the file is not in the cache: check the network"
-
-
-def _suggest_name(key: str) -> str:
-    repo, revision, name = parse_id(key)
-    return near_misses(name or "", _list_files(repo, revision))
 
 
 def is_offline() -> bool:

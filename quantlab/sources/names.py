@@ -111,7 +111,10 @@ def pair_names(names: Iterable[str], stored_names: Iterable[str]) -> Mapping[str
     """
     names, stored = list(names), set(stored_names)
     pairs = {
-        name: spelling for name in names for spelling in _spellings(name) if spelling in stored
+        name: spelling
+        for name in names
+        for spelling in (name.removesuffix(".weight"), f"{name}.weight", name)  # its own wins
+        if spelling in stored
     }
     free = stored - set(pairs.values())
     by_ending: dict[str, list[str]] = {}
@@ -162,11 +165,6 @@ def _unique_ends(shapes: Mapping[str, Shape], n_parts: int) -> dict[tuple[str, S
             end = ".".join(parts[-n_parts:]), shape
             ends[end] = None if end in ends else name
     return {end: name for end, name in ends.items() if name}
-
-
-def _spellings(name: str) -> list[str]:
-    """Return the names that a tensor may have, its own last."""
-    return [name.removesuffix(".weight"), f"{name}.weight", name]
 
 
 def _endings(path: str) -> list[str]:

@@ -137,7 +137,9 @@ class _Blocks:
         """Reconstruct elements `start` to `stop`."""
         with np.errstate(all="ignore"):
             if self._columns > 1:
-                return self._read_bands(start, stop)
+                first, last = start // self._band, -(-stop // self._band)
+                bands = np.concatenate([self._read_band(n) for n in range(first, last)])
+                return bands[start - first * self._band : stop - first * self._band]
             first, last = start // self._inputs, -(-stop // self._inputs)
             at_once = max(1, CHUNK_VALUES // self._inputs)
             parts = [
@@ -158,11 +160,6 @@ class _Blocks:
             if width:
                 x_hat[:, part] = self._reconstruct(values.reshape(-1, width)).reshape(values.shape)
         return x_hat.reshape(-1)
-
-    def _read_bands(self, start: int, stop: int) -> FloatArray:
-        first, last = start // self._band, -(-stop // self._band)
-        bands = [self._read_band(number) for number in range(first, last)]
-        return np.concatenate(bands)[start - first * self._band : stop - first * self._band]
 
     def _reconstruct_band(self, number: int) -> FloatArray:
         """Reconstruct the rows that hold one block of each column."""

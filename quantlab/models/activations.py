@@ -324,21 +324,15 @@ def _find_layers(path: str) -> Iterator[_Layer]:
             edge = input_name(node, 1 - place)
             if weight and not scope.find_constant(edge):
                 axis = axes.get(weight.name)
-                edge_axis = _find_edge_axis(node, place, weight, axis)
+                # None where it is no linear layer, or layers that share the weight differ.
+                is_linear = node.op_type in ("MatMul", "Gemm") and len(weight.shape) == 2
+                known = is_linear and axis is not None
+                edge_axis = input_axis(node, 1 - place) if known else None
                 sum_squares = _choose_sums(node, place, weight, axis, edge_axis)
                 if sum_squares:
                     is_computed = scope.find_producer(edge) is not None
                     width = weight.shape[axis or 0]
                     yield _Layer(weight.name, edge, is_computed, sum_squares, edge_axis, width)
-
-
-def _find_edge_axis(node: Any, place: int, weight: Constant, axis: int | None) -> int | None:
-    """Return the axis of an edge along which the inputs of a linear layer lie; None of others.
-
-    `axis` is that of the weight, None where layers that share it differ.
-    """
-    is_linear = node.op_type in ("MatMul", "Gemm") and len(weight.shape) == 2 and axis is not None
-    return input_axis(node, 1 - place) if is_linear else None
 
 
 def _choose_sums(

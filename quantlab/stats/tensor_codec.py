@@ -254,7 +254,10 @@ def open_codec(
         return FromFile(tensor, _open_rounded(tensor, form, form.rounding, threads, engine))
     static = None
     if isinstance(form.range, CalibratedRange):
-        static = _choose_static(form.range.tensor, form, threads, engine)
+        calibration = form.range.tensor
+        if not calibration.size:
+            calibration.require_finite()
+        static = _new_quantizer(calibration, form, threads, engine).choose_all(_map_on(threads))
     quantizer = _new_quantizer(tensor, form, threads, engine, surveyed, static)
     even = isinstance(form.element, Uniform) and quantizer.layout.n_blocks == 1
     # A scale that vanished is no step to count in.
@@ -287,15 +290,6 @@ def _new_quantizer(
 
 def _map_on(threads: int) -> MapFn:
     return lambda function, items: parallel.map_on_threads(function, items, threads)
-
-
-def _choose_static(
-    calibration: Tensor, form: Format, threads: int, engine: NumpyEngine
-) -> BlockParams:
-    """Choose the parameters of the blocks of a calibration tensor."""
-    if not calibration.size:
-        calibration.require_finite()
-    return _new_quantizer(calibration, form, threads, engine).choose_all(_map_on(threads))
 
 
 def reconstruct_block(

@@ -243,8 +243,8 @@ def _check(arguments: argparse.Namespace) -> None:
     from quantlab.records.answers import read_rows
     from quantlab.records.table import read_aggregate
     from quantlab.report.answers import find_outputs
-    from quantlab.report.check import Check
     from quantlab.report.choices import find_choices, stored_rows
+    from quantlab.report.verdict import Check
 
     sweep = read_aggregate(arguments.directory)
     settings = read_settings(arguments.directory, arguments.settings)

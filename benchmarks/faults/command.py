@@ -23,7 +23,7 @@ RUN = ROOT / "run.py"
 QUANTLAB = ROOT / "quantlab" / "__main__.py"
 IMPORTS = (
     "quantlab.__main__", "quantlab.plans.page", "quantlab.plans.plan", "quantlab.report.aggregate",
-    "quantlab.report.check", "quantlab.sources.numpy", "quantlab.verify",
+    "quantlab.report.verdict", "quantlab.sources.numpy", "quantlab.verify",
 )  # fmt: skip
 MARKER = "QUANTLAB_CHAOS"  # in the environment of all that a command starts
 LIMIT_SECONDS = 60.0  # of a command, which takes 2 s of a processor, or 10 with joblib

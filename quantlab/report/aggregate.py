@@ -96,13 +96,14 @@ def aggregate(directory: Path, settings: ReportSettings) -> Aggregate:
 
 
 def _verdict(findings: Findings) -> bytes:
-    return verdict.verdict_json(
+    check = verdict.Check(
         findings.choices,
         findings.bars,
         {**findings.failures, **findings.incomplete},
         findings.stored,
-        find_outputs(findings.answers),
+        outputs=find_outputs(findings.answers),
     )
+    return verdict.verdict_json(check)
 
 
 def _unfinished(runs: Sequence[Run]) -> tuple[list[list[str]], dict[tuple[str, ...], str]]:

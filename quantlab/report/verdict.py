@@ -1,7 +1,12 @@
-"""verdict.json: whether each tensor of a sweep meets the bar in some format of those tried."""
+"""The verdict of a sweep: whether each tensor meets the bar, as a check says it and as a file.
+
+A `Check` lists what fails it, a line each, and its last line sums up.
+"""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Sized
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +15,21 @@ import pandas as pd
 from quantlab.records import disk
 from quantlab.records.manifest import read_artefact, read_artefact_hashes
 from quantlab.records.table import require_directory
-from quantlab.report.answers import OutputChoice
+from quantlab.report.answers import (
+    OutputChoice,
+    answer_sentences,
+    missed_answers_text,
+    unjudged_criteria,
+)
 from quantlab.report.bar import Bar
-from quantlab.report.check import Check
 from quantlab.report.choices import StoredRows, TensorChoice
+from quantlab.report.sentences import (
+    coverage_sentences,
+    criteria_text,
+    failure_sentences,
+    missed_text,
+)
+from quantlab.report.texts import Texts
 
 NAME = "verdict.json"
 SCHEMA = 1
@@ -36,6 +52,99 @@ TYPES = {
 }
 
 
+@dataclass(frozen=True)
+class Check:
+    """A sweep as a check sees it.
+
+    A run that failed fails the check: its tensors have no figures. So do tensors that could not be
+    measured, a stored file of whose original too little was compared, and an output whose answers
+    no format keeps. A criterion that no answer has the figure of cannot pass either.
+    """
+
+    choices: Sequence[TensorChoice]
+    bars: Sequence[Bar]
+    failures: Mapping[str, str] = field(default_factory=dict)
+    files: Sequence[StoredRows] = ()
+    incomplete: Mapping[str, str] = field(default_factory=dict)
+    unmeasured: Sequence[str] = ()
+    outputs: Sequence[OutputChoice] = ()
+
+    @cached_property
+    def uncovered(self) -> list[StoredRows]:
+        """The stored files of whose originals too little was compared."""
+        return [
+            file for file in self.files if not Bar.from_row(file.rows[0]).is_covered(file.rows[0])
+        ]
+
+    @cached_property
+    def missing(self) -> list[TensorChoice]:
+        """The tensors that meet the bar in no format."""
+        return [choice for choice in self.choices if not choice.meets]
+
+    @cached_property
+    def changed(self) -> list[OutputChoice]:
+        """The outputs whose answers meet the bar in no format."""
+        return [output for output in self.outputs if not output.meets]
+
+    @cached_property
+    def unjudged(self) -> list[str]:
+        """The criteria of the bar of which no answer has the figure."""
+        return list(unjudged_criteria(self.outputs, self.bars))
+
+    @property
+    def has_passed(self) -> bool:
+        """True if nothing fails the check."""
+        gaps = self.failures, self.incomplete, self.unmeasured, self.uncovered, self.unjudged
+        return not any((*gaps, self.missing, self.changed))
+
+    def lines(self, texts: Texts) -> list[str]:
+        """List what fails the check, or how it passed; the last line sums up."""
+        criteria = " / ".join(criteria_text(bar, texts) for bar in self.bars)
+        if self.has_passed:
+            judged = [output for output in self.outputs if output.is_judged]
+            passed = texts("check_passed", n=len(self.choices), criteria=criteria)
+            return [
+                *coverage_sentences(self.files, texts),
+                *answer_sentences(judged, texts),
+                passed,
+            ]
+        return [
+            *failure_sentences(self.failures, texts),
+            *dict.fromkeys(self.incomplete.values()),
+            *coverage_sentences(self.uncovered, texts),
+            *(_tensor_text(choice, texts) for choice in self.missing),
+            *(_output_text(output, texts) for output in self.changed),
+            *(texts("check_unjudged", criterion=key) for key in self.unjudged),
+            texts("check_failed", reasons="; ".join(self._sums(criteria, texts))),
+        ]
+
+    def _sums(self, criteria: str, texts: Texts) -> list[str]:
+        """Count the tensors that miss the bar, if any do, and what else fails the check."""
+        counts: dict[str, Sized] = {
+            "check_uncovered": self.uncovered,
+            "check_answers": self.changed,
+            "check_unjudged_sum": self.unjudged,
+            "check_failures": self.failures,
+            "check_unmeasured": self.unmeasured,
+        }
+        sums = [texts(key, n=len(items)) for key, items in counts.items() if items]
+        words = {"n": len(self.choices), "criteria": criteria}
+        if self.missing:
+            return [texts("check_missing", **words, missing=len(self.missing)), *sums]
+        return [*sums, texts("check_none_missing", **words)] if self.choices else sums
+
+
+def _tensor_text(choice: TensorChoice, texts: Texts) -> str:
+    row = choice.best.row
+    missed = missed_text(row, Bar.from_row(row), texts)
+    return texts("check_missed", name=choice.name, format=choice.best.name, missed=missed)
+
+
+def _output_text(output: OutputChoice, texts: Texts) -> str:
+    missed = missed_answers_text(output.best, texts)
+    return texts("check_missed", name=output.name, format=output.best.name, missed=missed)
+
+
 def verdict(directory: str | Path) -> pd.DataFrame:
     """Load the verdict of a sweep from its verdict.json, one row a tensor.
 
@@ -54,23 +163,17 @@ def verdict(directory: str | Path) -> pd.DataFrame:
     return table.astype(TYPES)
 
 
-def verdict_json(
-    choices: Sequence[TensorChoice],
-    bars: Sequence[Bar],
-    failures: Mapping[str, str],
-    files: Sequence[StoredRows] = (),
-    outputs: Sequence[OutputChoice] = (),
-) -> bytes:
+def verdict_json(check: Check) -> bytes:
     """Write verdict.json: the bars, whether all tensors meet theirs, each of them, failed runs.
 
     `bar` is null where runs have different bars; each tensor then has its own. Of stored files
     there is the `coverage` of each, of models the `answers`, each output.
     """
-    check = Check(choices, bars, failures, files, outputs=outputs)
-    tensors = [_tensor_json(choice, own_bar=len(bars) > 1) for choice in choices]
+    bars, outputs = check.bars, check.outputs
+    tensors = [_tensor_json(choice, own_bar=len(bars) > 1) for choice in check.choices]
     coverage = [
         {"file": file.name, **{key: file.rows[0][key] for key in COVERAGE_KEYS}}
-        for file in files
+        for file in check.files
         if file.rows[0].get("coverage") is not None
     ]
     return disk.to_json(
@@ -81,7 +184,7 @@ def verdict_json(
             **({"coverage": coverage} if coverage else {}),
             **({"answers": [_output_json(output) for output in outputs]} if outputs else {}),
             "tensors": tensors,
-            "failures": dict(failures),
+            "failures": dict(check.failures),
         }
     )
 

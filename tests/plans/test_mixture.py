@@ -18,9 +18,9 @@ from quantlab.plans.mixture import (
 from quantlab.plans.options import Option, total_bits
 from quantlab.plans.problem import Request, build_problem
 from quantlab.report.bar import Bar
-from quantlab.report.check import Check
 from quantlab.report.choices import find_choices
 from quantlab.report.texts import Texts
+from quantlab.report.verdict import Check
 from tests.plans.samples import FORMATS, LEVELS, chosen, make, original, row, sweep, two
 
 FIGURES = st.tuples(

@@ -280,7 +280,7 @@ def _diff(arguments: argparse.Namespace) -> None:
 
 
 def _diff_files(before: str, after: str, *, as_json: bool) -> None:
-    from quantlab.report.file_diff import diff_files, file_diff_summary
+    from quantlab.report.files import diff_files, file_diff_summary
 
     compared = diff_files(before, after)
     whole = not sys.stdout.isatty()
@@ -328,7 +328,7 @@ def _reproduce(arguments: argparse.Namespace) -> None:
 
 
 def _look(arguments: argparse.Namespace) -> None:
-    from quantlab.report.file_summary import summarize_file, summarize_loss
+    from quantlab.report.files import summarize_file, summarize_loss
 
     path, original, whole = arguments.path, arguments.original, not sys.stdout.isatty()
     if original:

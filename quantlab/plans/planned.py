@@ -127,38 +127,28 @@ def _read_spec(row: Mapping[str, Any]) -> FormatSpec | None:
 
 
 def build_format(spec: FormatSpec, model: str | None = None) -> Format | Codec:
-    """Make the format that a spec identifies, from the options that it names.
+    """Make the format that a spec identifies, from the options that it names, as `make_format`.
 
-    With the path of an ONNX `model` a rounding takes the inputs that its layers have there. Raises
-    ValueError where there is no such option.
+    Raises ValueError where there is no such option.
     """
-    mode = _build_option(spec, "mode", spec.mode, {"imatrix": Imatrix}, n_bits=spec.n_bits)
-    transform, rounding = (
-        _build_option(spec, group, name, files) if (name := spec.setting(group)) else None
-        for group, files in (
-            ("transform", {}),
-            ("rounding", {"inputs": partial(open_inputs, model=model)}),
-        )
-    )
-    if isinstance(mode, Format | Codec):
-        return compose(mode, PerTensor(), AbsMax(), transform, rounding)
-    size = {} if spec.block_size is None else {"size": spec.block_size}
-    block = _build_option(spec, "block", spec.block, {}, scale=spec.scale_dtype, **size)
-    range_ = _build_option(spec, "range", spec.range, {}) if spec.range else AbsMax()
-    return compose(mode, block, range_, transform, rounding)
+    options = {
+        group: _option_config(spec, group, name)
+        for group in ("transform", "rounding")
+        if (name := spec.setting(group))
+    }
+    mode = _make_option("mode", _option_config(spec, "mode", spec.mode, n_bits=spec.n_bits))
+    if not isinstance(mode, Format | Codec):  # which fix their blocks and ranges
+        size = {} if spec.block_size is None else {"size": spec.block_size}
+        options["block"] = _option_config(spec, "block", spec.block, scale=spec.scale_dtype, **size)
+        if spec.range:
+            options["range"] = _option_config(spec, "range", spec.range)
+    return make_format({"mode": mode, **options}, model)
 
 
-def _build_option(
-    spec: FormatSpec,
-    group: str,
-    option: str | None,
-    readers: Mapping[str, Callable[[str], Any]],
-    **settings: Any,
-) -> Any:
-    """Instantiate an option of a config group with the settings of a spec.
-
-    Files that settings name are opened by `readers`.
-    """
+def _option_config(
+    spec: FormatSpec, group: str, option: str | None, **settings: Any
+) -> dict[str, Any]:
+    """Return the config of an option of a group, with the settings of a spec."""
     config = load_option(group, option) if option else None
     if config is None:
         raise ValueError(
@@ -170,9 +160,7 @@ def _build_option(
         node, *keys = key.split(".")
         if node == group and keys:  # without keys it is the name of the option
             _set_nested(own, keys, value)
-    own = own_settings(group, own)
-    files = {key: read(own[key]) for key, read in readers.items() if own.get(key)}
-    return instantiate_with(own, **files)
+    return own
 
 
 def _set_nested(config: dict[str, Any], keys: list[str], value: Any) -> None:
@@ -180,6 +168,30 @@ def _set_nested(config: dict[str, Any], keys: list[str], value: Any) -> None:
     for node in nodes:
         config = config.setdefault(node, {})
     config[last] = value
+
+
+def make_format(options: Mapping[str, Any], model: str | None = None) -> Format | Codec:
+    """Make the format of options of config groups, which are configs or made already.
+
+    Without a block there is one scale a tensor, without a range all of it is covered. With the path
+    of an ONNX `model` a rounding takes the inputs that its layers have there.
+    """
+    made = {group: _make_option(group, option, model) for group, option in options.items()}
+    defaults: dict[str, Any] = {"block": PerTensor(), "range": AbsMax()}
+    return compose(**(defaults | made))
+
+
+def _make_option(group: str, option: Any, model: str | None = None) -> Any:
+    """Instantiate an option of a config group, and open the file that says what inputs count."""
+    if not isinstance(option, Mapping):
+        return option
+    own = own_settings(group, option)
+    readers: dict[str, tuple[str, Callable[[str], Any]]] = {
+        "mode": ("imatrix", Imatrix),
+        "rounding": ("inputs", partial(open_inputs, model=model)),
+    }
+    key, read = readers.get(group, ("", str))
+    return instantiate_with(own, **({key: read(own[key])} if own.get(key) else {}))
 
 
 class _Quantized:

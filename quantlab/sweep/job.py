@@ -21,17 +21,16 @@ from hydra.core.utils import env_override
 from hydra.utils import get_class, instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from quantlab.conf import add_folder, instantiate_with, own_settings
+from quantlab.conf import add_folder, own_settings
 from quantlab.experiment import Experiment
-from quantlab.formats.blocks import PerTensor
-from quantlab.formats.format import CHOICES, Codec, Format, Rounding, compose
+from quantlab.formats.format import CHOICES, Codec, Format
 from quantlab.formats.ggml import Importance
 from quantlab.formats.gram import LayerInputs
-from quantlab.formats.ranges import AbsMax
 from quantlab.formats.uniform import mode_name
 from quantlab.models.activations import InputPowers, open_inputs
 from quantlab.models.model import Evaluation
 from quantlab.models.onnx import OnnxModel
+from quantlab.plans.planned import make_format
 from quantlab.records import record
 from quantlab.records.journal import Journal, remove_journal
 from quantlab.records.older import current_name, with_current_names
@@ -143,46 +142,17 @@ def _build_format(config: Mapping[str, Any]) -> Format | Codec:
     """
     choices = {key: config[key] for key in CHOICES if config.get(key)}
     choices["mode"] = {**choices["mode"], "n_bits": config["n_bits"]}
+    if "_target_" not in choices.get("rounding", {}):  # which is to the nearest
+        choices.pop("rounding", None)
     files = [option[key] for option in choices.values() for key in FILE_KEYS if option.get(key)]
     states = [file_state(file) for file in files if expand_home(file).is_file()]
-    rounding = choices.pop("rounding", {})
-    model = _model_path(config) if rounding else None
-    key = json.dumps([choices, rounding, states, model], default=str)
+    model = _model_path(config) if "rounding" in choices else None
+    key = json.dumps([choices, states, model], default=str)
     if key not in _formats:
         if len(_formats) == MAX_FORMATS:
             _formats.clear()
-        _formats[key] = _make_format(**choices, rounding=_build_rounding(config, rounding))
+        _formats[key] = make_format(choices, model)
     return _formats[key]
-
-
-def _make_format(
-    mode: dict[str, Any],
-    block: Any = None,
-    range: Any = None,
-    transform: Any = None,
-    rounding: Rounding | None = None,
-) -> Format | Codec:
-    """Make a format; one recorded before there were blocks has one float32 scale a tensor."""
-    imatrix = {"imatrix": Imatrix(mode["imatrix"])} if mode.get("imatrix") else {}
-    transform = own_settings("transform", transform) if transform else None
-    return compose(
-        instantiate_with(mode, **imatrix),
-        instantiate(own_settings("block", block)) if block else PerTensor(),
-        instantiate(own_settings("range", range)) if range else AbsMax(),
-        instantiate(transform) if transform else None,
-        rounding,
-    )
-
-
-def _build_rounding(config: Mapping[str, Any], option: Mapping[str, Any]) -> Rounding | None:
-    """Build the rounding of an option, with the inputs that it takes; None to nearest."""
-    own = own_settings("rounding", option)
-    if "_target_" not in own:
-        return None
-    path = own.get("inputs")
-    inputs = {"inputs": open_inputs(path, _model_path(config))} if path else {}
-    rounding: Rounding = instantiate_with(own, **inputs)
-    return rounding
 
 
 @contextmanager

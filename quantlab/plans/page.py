@@ -12,9 +12,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from quantlab.plans.mixture import Plan, relaxed_noise, undominated
-from quantlab.plans.options import Assignment, Option
+from quantlab.plans.options import MAX_RATIO, Assignment, Option, Sensitivity
 from quantlab.plans.problem import KL
-from quantlab.plans.weights import MAX_RATIO, Sensitivity
 from quantlab.records.older import UNKNOWN
 from quantlab.report import plots
 from quantlab.report.page import template

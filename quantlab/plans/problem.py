@@ -13,17 +13,20 @@ from typing import Any
 
 from quantlab.formats.format import FormatSpec
 from quantlab.plans.options import (
+    NOISE,
     Assignment,
     Option,
     Original,
+    Sensitivity,
     Slot,
+    parse_weights,
     read_originals,
+    read_sensitivity,
     relative_error,
     slot_name,
 )
 from quantlab.plans.runtimes import find_runtime
 from quantlab.plans.runtimes.runtime import Runtime, table_bits
-from quantlab.plans.weights import NOISE, Sensitivity, parse_weights, read_sensitivity
 from quantlab.records.answers import ANSWER_KL, with_answer_kl
 from quantlab.records.record import Row
 from quantlab.records.table import Aggregated

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any, Protocol, overload
 
 import numpy as np
@@ -173,10 +173,9 @@ def encode(values: Sequence[Any]) -> Column:
 
 
 def _encode(values: Sequence[Any], keys: Sequence[Hashable]) -> Coded:
-    numbers: dict[Hashable, int] = {}
-    codes = np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int32)
     distinct = dict(zip(keys, values, strict=True))
-    return Coded(codes, list(distinct.values()))
+    numbers = {key: number for number, key in enumerate(distinct)}
+    return Coded(np.fromiter(map(numbers.__getitem__, keys), np.int32), list(distinct.values()))
 
 
 def _identity(value: Any) -> Hashable:
@@ -249,7 +248,7 @@ class Rows(Sequence[Row]):
     @classmethod
     def of(cls, rows: Sequence[Row]) -> "Rows":
         """Make columns of rows; what a row does not have is None."""
-        keys = dict.fromkeys(key for row in rows for key in row)
+        keys = dict.fromkeys(chain.from_iterable(rows))
         return cls({key: encode([row.get(key) for row in rows]) for key in keys}, len(rows))
 
     @overload

@@ -6,9 +6,10 @@ That of a record is generated from its type, `quantlab.records.record.RecordFile
 import json
 import math
 import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from importlib.resources import files
+from itertools import chain
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import fastjsonschema
@@ -21,7 +22,7 @@ PYTHON_TYPES: dict[str, set[type]] = {
     "array": {list},
     "object": {dict},
 }
-Test = Callable[[Any], bool]
+ColumnTest = Callable[[Sequence[Any]], bool]
 
 STRICT = "http://json-schema.org/draft-04/schema#"  # to later drafts 1e300 is an integer
 
@@ -50,12 +51,12 @@ def _validator(schema: str | type) -> Callable[[Any], Any]:
 
 
 @cache
-def _quick_test(kind: type) -> Test:
+def _quick_test(kind: type) -> Callable[[Any], bool]:
     return compile_test(from_type(kind))
 
 
-# fastjsonschema looks at each count of a histogram by itself, and takes ten times as long.
-def compile_test(schema: Mapping[str, Any]) -> Test:
+# fastjsonschema looks at each value by itself, and takes twenty times as long.
+def compile_test(schema: Mapping[str, Any]) -> Callable[[Any], bool]:
     """Compile a quick test that passes nothing but what follows a schema.
 
     It may fail what follows it all the same. Keywords that it does not know are fastjsonschema's.
@@ -64,19 +65,24 @@ def compile_test(schema: Mapping[str, Any]) -> Test:
     >>> test([1, 2]), test([1, True])
     (True, False)
     """
+    test = _column_test(schema)
+    return lambda value: test([value])
+
+
+def _column_test(schema: Mapping[str, Any]) -> ColumnTest:
+    """Compile a test of all values that stand in one place, such as a figure of each tensor."""
     kinds, keywords = _python_types(schema), schema.keys() - {"type", "description"}
     if kinds == {dict} and keywords <= {"properties", "required", "additionalProperties"}:
-        return _object_test(schema)
+        return _objects_test(schema)
     if kinds == {list} and keywords <= {"items", "minItems", "maxItems"}:
-        return _array_test(schema)
+        return _arrays_test(schema)
     if kinds == {int} and keywords == {"minimum"}:
         least = schema["minimum"]
-        return lambda value: type(value) is int and value >= least
+        return lambda values: {*map(type, values)} <= kinds and min(values, default=least) >= least
     if keywords == {"anyOf"}:
-        options = [compile_test(option) for option in schema["anyOf"]]
-        return lambda value: any(test(value) for test in options)
+        return _options_test(schema["anyOf"])
     if not keywords:
-        return lambda value: not kinds or type(value) in kinds
+        return lambda values: not kinds or kinds.issuperset(map(type, values))
     return _validity_test(schema)
 
 
@@ -87,12 +93,13 @@ def _python_types(schema: Mapping[str, Any]) -> set[type]:
     }
 
 
-def _validity_test(schema: Mapping[str, Any]) -> Test:
+def _validity_test(schema: Mapping[str, Any]) -> ColumnTest:
     validate = fastjsonschema.compile({"$schema": STRICT} | dict(schema))
 
-    def test(value: Any) -> bool:
+    def test(values: Sequence[Any]) -> bool:
         try:
-            validate(value)
+            for value in values:
+                validate(value)
         except fastjsonschema.JsonSchemaValueException:
             return False
         return True
@@ -100,46 +107,53 @@ def _validity_test(schema: Mapping[str, Any]) -> Test:
     return test
 
 
-def _object_test(schema: Mapping[str, Any]) -> Test:
+def _options_test(options: Sequence[Mapping[str, Any]]) -> ColumnTest:
+    tests = [_column_test(option) for option in options]
+
+    def test(values: Sequence[Any]) -> bool:
+        if any(test_all(values) for test_all in tests):
+            return True
+        return all(any(test_all([value]) for test_all in tests) for value in values)
+
+    return test
+
+
+def _objects_test(schema: Mapping[str, Any]) -> ColumnTest:
     children, other = schema.get("properties", {}), schema.get("additionalProperties", {})
     required = frozenset(schema.get("required", ()))
-    kinds = _scalar_types(other) if other and "minimum" not in other else set()
-    tests = {key: compile_test(child) for key, child in children.items()}
-    test_other = compile_test(other) if other is not False else lambda _: False
+    tests = {key: _column_test(child) for key, child in children.items()}
+    test_other = _column_test(other) if other is not False else lambda _: False
+    required_others = required - tests.keys()
 
-    def test(value: Any) -> bool:
-        if type(value) is not dict or not required <= value.keys():
+    def test(values: Sequence[Any]) -> bool:
+        if not {dict}.issuperset(map(type, values)):
             return False
-        if kinds:  # those of all keys at once
-            keys = tests.keys() & value.keys()
-            has_types = kinds.issuperset(map(type, value.values()))
-            return has_types and all(tests[key](value[key]) for key in keys)
-        return all(tests.get(key, test_other)(child) for key, child in value.items())
+        n_other = sum(map(len, values))
+        for key, test_key in tests.items():
+            column = [value[key] for value in values if key in value]
+            if (key in required and len(column) < len(values)) or not test_key(column):
+                return False
+            n_other -= len(column)
+        if not all(required_others <= value.keys() for value in values):
+            return False
+        return not n_other or test_other(
+            [child for value in values for key, child in value.items() if key not in tests]
+        )
 
     return test
 
 
-def _array_test(schema: Mapping[str, Any]) -> Test:
-    items = schema.get("items", {})
+def _arrays_test(schema: Mapping[str, Any]) -> ColumnTest:
     least, most = schema.get("minItems", 0), schema.get("maxItems", math.inf)
-    kinds, minimum, test_item = _scalar_types(items), items.get("minimum"), compile_test(items)
+    test_items = _column_test(schema.get("items", {}))
 
-    def test(value: Any) -> bool:
-        if type(value) is not list or not least <= len(value) <= most:
+    def test(values: Sequence[Any]) -> bool:
+        if not {list}.issuperset(map(type, values)):
             return False
-        if kinds:
-            has_types = kinds.issuperset(map(type, value))
-            return has_types and (minimum is None or not value or min(value) >= minimum)
-        return all(map(test_item, value))
+        has_sizes = all(least <= len(value) <= most for value in values)
+        return has_sizes and test_items([*chain.from_iterable(values)])
 
     return test
-
-
-def _scalar_types(schema: Mapping[str, Any]) -> set[type]:
-    """Collect the types of a schema that demands no more than them, or a minimum of integers."""
-    kinds, keywords = _python_types(schema), schema.keys() - {"type"}
-    is_plain = not keywords or (kinds == {int} and keywords == {"minimum"})
-    return kinds if is_plain and not kinds & {dict, list} else set()
 
 
 def from_type(kind: Any) -> dict[str, Any]:

@@ -200,8 +200,8 @@ def _take_file(command: argparse.ArgumentParser) -> None:
 
 
 def _aggregate(arguments: argparse.Namespace) -> None:
+    from quantlab.records.collection import require_records
     from quantlab.records.manifest import require_one_sweep
-    from quantlab.records.table import require_records
     from quantlab.report.aggregate import aggregate  # pandas, matplotlib: no other command's
 
     directory = arguments.directory

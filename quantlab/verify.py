@@ -8,9 +8,10 @@ from typing import Any
 from quantlab.plans.plan import plan_faults, plan_files
 from quantlab.records import disk, record, schema
 from quantlab.records import manifest as manifests
+from quantlab.records.collection import collect, require_directory
 from quantlab.records.manifest import from_directory
 from quantlab.records.older import common_figures, without_new
-from quantlab.records.table import TABLES, collect, require_directory, results_json, tabulate
+from quantlab.records.table import TABLES, results_json, tabulate
 from quantlab.sources.hub import pin_ids
 from quantlab.sweep.job import add_import_path, build
 

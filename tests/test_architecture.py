@@ -166,7 +166,7 @@ def test_a_run_needs_neither_pandas_nor_matplotlib():
         f"    assert not {heavy} & set(sys.modules), name"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert not done.stderr
+    assert not done.returncode, done.stderr
 
 
 def test_a_single_run_imports_neither_pandas_nor_matplotlib(tmp_path):

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from quantlab.models.figures import FIGURES
+from quantlab.records.collection import require_directory
 from quantlab.records.manifest import read_artefact, read_artefact_hashes
 from quantlab.records.record import BAR_PREFIX, CHANGES, Record, Row, Run, answer_figures
 from quantlab.records.rows import Rows
@@ -17,7 +18,6 @@ from quantlab.records.table import (
     bar_columns,
     file_names,
     format_columns,
-    require_directory,
     setting,
     swept_axes,
 )

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from quantlab.records import disk, manifest, parts, record
 from quantlab.records.answers import NAME as ANSWERS
 from quantlab.records.answers import answer_rows, answers_csv
+from quantlab.records.collection import collect
 from quantlab.records.record import Record, Row, Run
 from quantlab.records.rows import Column, column_of, group_rows
 from quantlab.records.table import (
     PARQUET,
     TABLES,
-    collect,
     has_parquet,
     results_csv,
     results_json,

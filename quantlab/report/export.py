@@ -16,12 +16,13 @@ import yaml
 
 from quantlab.records import disk
 from quantlab.records.answers import read_rows
+from quantlab.records.collection import collect
 from quantlab.records.manifest import NAME as MANIFEST
 from quantlab.records.manifest import find_source, read_manifest
 from quantlab.records.record import NAME as RECORD
 from quantlab.records.record import Record, Run
 from quantlab.records.rows import Rows
-from quantlab.records.table import Aggregated, collect, load, read_aggregate
+from quantlab.records.table import Aggregated, load, read_aggregate
 from quantlab.report.answers import answer_table, find_outputs
 from quantlab.report.bar import read_settings
 from quantlab.report.choices import FormatResult, find_choices, group_by, stored_rows

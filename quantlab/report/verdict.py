@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from quantlab.records import disk
+from quantlab.records.collection import require_directory
 from quantlab.records.manifest import read_artefact, read_artefact_hashes
-from quantlab.records.table import require_directory
 from quantlab.report.answers import (
     OutputChoice,
     answer_sentences,

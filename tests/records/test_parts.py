@@ -7,6 +7,7 @@ import pytest
 from quantlab.experiment import Experiment
 from quantlab.formats.format import PLAIN, Format
 from quantlab.formats.uniform import Symmetric
+from quantlab.records.collection import collect
 from quantlab.records.parts import (
     WHOLE,
     Division,
@@ -21,7 +22,6 @@ from quantlab.records.parts import (
     without_part_overrides,
 )
 from quantlab.records.record import Outcome
-from quantlab.records.table import collect
 from quantlab.sources.source import Hidden
 from tests.conftest import aggregate, printed
 from tests.report.test_aggregate import keep

@@ -2,7 +2,6 @@ import csv
 import json
 import re
 import shutil
-import sys
 
 import numpy as np
 import pandas as pd
@@ -14,7 +13,7 @@ from quantlab.formats.format import PLAIN, Format
 from quantlab.formats.uniform import Symmetric
 from quantlab.records import table as table_module
 from quantlab.records.record import Outcome
-from quantlab.records.table import collect, load, read_aggregate
+from quantlab.records.table import load, read_aggregate
 from quantlab.report.bar import MISSED
 from quantlab.sources.source import Hidden
 from tests.conftest import ROOT, aggregate, measure, run
@@ -248,50 +247,6 @@ def test_what_is_no_directory_is_named(tmp_path):
     ):
         with pytest.raises(ValueError, match=f"{fault}: give the directory of a sweep"):
             read_aggregate(path)
-
-
-@pytest.fixture
-def read_alone(lab_sweep, monkeypatch):
-    """A sweep and what this process reads of it, before others read even the smallest."""
-    directory, _ = lab_sweep
-    alone = collect(directory)
-    monkeypatch.setattr(table_module, "MAX_BATCH_BYTES", 1)
-    monkeypatch.setattr(table_module, "MIN_SHARED_BYTES", 0)
-    monkeypatch.setattr(table_module, "usable_cores", lambda: 2)
-    return directory, alone
-
-
-def test_processes_read_what_one_reads(read_alone, monkeypatch):
-    directory, alone = read_alone
-    monkeypatch.setattr(table_module, "_read_runs", None)  # of this process
-    shared = collect(directory)
-    assert shared.runs == alone.runs
-    assert [*shared.figures] == [*alone.figures]
-
-
-def test_records_are_read_where_no_process_starts(read_alone, monkeypatch):
-    directory, alone = read_alone
-    monkeypatch.setattr(table_module, "WORKER_PROGRAM", "raise SystemExit(1)")
-    assert collect(directory).runs == alone.runs
-    for python in ("/dev/null/python", "", None):
-        monkeypatch.setattr(sys, "executable", python)
-        assert collect(directory).runs == alone.runs
-
-
-def test_readers_import_nothing_from_the_current_directory(read_alone, tmp_path, monkeypatch):
-    directory, alone = read_alone
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "pickle.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
-    assert collect(directory.resolve()).runs == alone.runs
-    assert not (tmp_path / "ran").exists()
-
-
-def test_what_modules_print_is_no_result(read_alone, monkeypatch):
-    directory, alone = read_alone
-    program = table_module.WORKER_PROGRAM.replace("import pickle", "print('Info'); import pickle")
-    monkeypatch.setattr(table_module, "WORKER_PROGRAM", program)
-    monkeypatch.setattr(table_module, "_read_runs", None)  # of this process
-    assert collect(directory).runs == alone.runs
 
 
 def test_a_large_table_is_parquet_as_well(lab_sweep, tmp_path, monkeypatch):

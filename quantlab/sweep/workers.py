@@ -10,10 +10,12 @@ when the thread ends that started a worker, and some launchers start them in a t
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime
 from functools import cache
@@ -105,7 +107,7 @@ def _inheritors(sessions: tuple[str, str]) -> list[int]:
     """List the other processes that have the name of the pipe in their environment.
 
     The title that a process of Ray's takes overwrites its environment: those of the cluster of a
-    sweep are also known by their standard output, in the folder of a session between two times.
+    sweep are also known by a file that they write, in the logs of a session between two times.
     """
     pipe = os.environ[VARIABLE]
     mark = f"{VARIABLE}={pipe}".encode()
@@ -114,10 +116,20 @@ def _inheritors(sessions: tuple[str, str]) -> list[int]:
     for folder in PROC.glob("[0-9]*"):
         with suppress(OSError):  # it has ended, or is somebody else's
             environment = (folder / "environ").read_bytes().split(b"\0")
-            session = log.search(str((folder / "fd/1").readlink()))
-            if mark in environment or (session and sessions[0] <= session[1] <= sessions[1]):
+            if mark in environment or any(
+                sessions[0] <= start <= sessions[1]
+                for file in _written_files(folder)
+                for start in log.findall(file)
+            ):
                 processes.append(int(folder.name))
     return [process for process in processes if process != os.getpid()]
+
+
+def _written_files(process: Path) -> Iterator[str]:
+    """Yield the files that a process has open to write; one that follows a log reads it."""
+    for link in (process / "fd").iterdir():
+        if link.lstat().st_mode & stat.S_IWUSR:
+            yield str(link.readlink())
 
 
 def end_with_sweep() -> None:

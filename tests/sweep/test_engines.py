@@ -10,7 +10,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -111,6 +111,13 @@ def marked(folder, name=b""):
     return processes
 
 
+def parents(processes):
+    """Yield the parents of those processes that have not ended."""
+    for process in processes:
+        with suppress(OSError):
+            yield Path(f"/proc/{process}/stat").read_text().split()[3]
+
+
 @pytest.mark.slow
 def test_a_worker_killed_on_one_of_two_nodes_costs_its_run_alone(tmp_path):
     if not RAY.exists():
@@ -126,10 +133,12 @@ def test_a_worker_killed_on_one_of_two_nodes_costs_its_run_alone(tmp_path):
         command = [RAY, "run.py", *sweep, *parts, f"hydra.sweep.dir={tmp_path}/parts"]
         how = {"cwd": ROOT, "env": env, "stdout": subprocess.PIPE, "text": True}
         with subprocess.Popen(command, **how) as process:
-            while not list(tmp_path.glob("parts/*/record.json")):
+            workers, nodes = [], set()
+            while process.poll() is None and not (workers and len(nodes) == 2):
                 time.sleep(0.02)
-            workers = marked(env["RAY_TMPDIR"], b"ray::_run_job")
-            nodes = {Path(f"/proc/{n}/stat").read_text().split()[3] for n in workers}
+                if list(tmp_path.glob("parts/*/record.json")):
+                    workers = marked(env["RAY_TMPDIR"], b"ray::_run_job")
+                    nodes.update(parents(workers))
             os.kill(workers[0], signal.SIGKILL)
             output = process.communicate()[0]
     assert (process.returncode, len(nodes)) == (0, 2)

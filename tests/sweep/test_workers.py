@@ -120,6 +120,8 @@ LATE = f"exec env -u {VARIABLE} name=${VARIABLE} sh -c 'sleep 0.4; {VARIABLE}=$n
 
 LOG = "session_2026-11-28_12-00-00_000001_$NUMBER/logs/agent.out"
 TITLED = f"mkdir -p $(dirname {LOG}); exec env -u {VARIABLE} sleep 60 > {LOG}"
+PIPED = TITLED.replace(">", "3>")  # whose output Ray takes through a pipe
+READING = TITLED.replace("exec", f"touch {LOG}; exec").replace(">", "<")
 
 
 def reap_beside(command, started):
@@ -138,9 +140,14 @@ def reap_beside(command, started):
 
 
 @pytest.mark.usefixtures("hurried")
-@pytest.mark.parametrize("command", ["exec sleep 60", LATE, TITLED])
+@pytest.mark.parametrize("command", ["exec sleep 60", LATE, TITLED, PIPED])
 def test_what_a_cluster_leaves_or_still_starts_is_ended(command):
     assert reap_beside(command, "2026-11-28_11-59-59_999999") == -signal.SIGKILL
+
+
+@pytest.mark.usefixtures("hurried")
+def test_one_that_reads_the_log_of_a_cluster_is_left():
+    assert reap_beside(READING, "2026-11-28_11-59-59_999999") is None
 
 
 @pytest.mark.usefixtures("hurried")
